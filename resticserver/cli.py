@@ -1,0 +1,59 @@
+"""
+The drop-in C{rest-server} command: in the foreground, its lines on stderr, no pid file, status 0 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
+from zope.interface import provider
+
+from .errors import StartError
+from .options import Options
+
+
+def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
+    """
+    An observer that writes one bare line an event to stderr: our own diagnostics, and from others what went wrong.
+
+    @param debug: also what is only of use for finding faults.
+    """
+    lowest = LogLevel.debug if debug else LogLevel.info
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        level = event.get("log_level") or LogLevel.info
+        ours = str(event.get("log_namespace", "")).startswith("resticserver.")
+        if level >= (lowest if ours else LogLevel.warn):
+            text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    return observe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the server.
+
+    @param arguments: the command line without the program's name.
+    @return: the exit status.
+    """
+    options = Options()
+    options.parseOptions(sys.argv[1:] if arguments is None else arguments)
+    globalLogBeginner.beginLoggingTo([stderr_observer(options.settings.debug)], redirectStandardIO=False)
+
+    from twisted.internet import reactor
+
+    from .tap import makeService
+
+    service = makeService(options)
+    try:
+        service.startService()
+    except StartError:
+        return 1  # the reason has been logged
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+    return 0

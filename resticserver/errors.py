@@ -1,0 +1,103 @@
+"""
+What can go wrong, in words of the domain.
+
+Every layer raises these; only L{resticserver.web.replies} knows which HTTP status each one is.
+A message is one line for the person who runs the client: what was refused and why, no paths of
+the server and no secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ServerError(Exception):
+    """Base of everything that is an answer to the client and not a fault of the server."""
+
+    default = "request failed"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or self.default)
+
+    @property
+    def message(self) -> str:
+        """One line that says what was refused and why."""
+        return str(self.args[0])
+
+
+class NotFound(ServerError):
+    """No such object, list or repository, or a path that names none."""
+
+    default = "not found"
+
+
+class BadRequest(ServerError):
+    """The request cannot be understood or its body is not what it says."""
+
+    default = "bad request"
+
+
+class HashMismatch(BadRequest):
+    """The body's SHA-256 is not the name it was sent under."""
+
+    default = "the hash of the content does not match the name"
+
+
+class Unauthorized(ServerError):
+    """No credentials, or credentials that are not known."""
+
+    default = "authentication required"
+
+
+class Forbidden(ServerError):
+    """Known, but not allowed."""
+
+    default = "not allowed"
+
+
+class MethodNotAllowed(ServerError):
+    """
+    The path is there and does not take this method.
+
+    @ivar allowed: the methods that it takes, in the order for the C{Allow} header.
+    """
+
+    default = "method not allowed"
+
+    def __init__(self, allowed: Iterable[bytes]) -> None:
+        super().__init__()
+        self.allowed = tuple(allowed)
+
+
+class RangeNotSatisfiable(ServerError):
+    """
+    A range that starts at or past the end.
+
+    @ivar size_bytes: the size of the whole object.
+    """
+
+    default = "the range starts past the end of the object"
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__()
+        self.size_bytes = size_bytes
+
+
+class InsufficientStorage(ServerError):
+    """The disk or a quota is full."""
+
+    default = "no space left on the server's disk"
+
+
+class HeaderTooLarge(BadRequest):
+    """The request line or the header fields exceed the limit."""
+
+    default = "request header too large"
+
+
+class StartError(Exception):
+    """
+    The server cannot start: a bad setting, a file it cannot read, an address it cannot have.
+
+    The message is the one line that the person at the terminal sees.
+    """

@@ -1,0 +1,328 @@
+"""
+Where the server listens: from an address as the user gives it to an endpoint.
+
+rest-server's own forms come first (C{:8000}, C{host:port}, C{[::1]:port}, C{unix:/path}), then Twisted's endpoint strings
+with a known prefix. Sockets are opened here and handed to the reactor, so that a port is never anything but what was asked
+for: Twisted's own unix ports make their socket writable to everyone and remove sockets that are not theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet import tcp, unix
+from twisted.internet.defer import Deferred, execute, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .errors import StartError
+from .web.site import RepositorySite
+
+#: Endpoint strings are told from host:port by these; Twisted would take any word as a plugin's name.
+ENDPOINT_PREFIXES = ("tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "fd")
+
+#: Endpoints that bring TLS of their own, and what opts a listener out of --tls.
+_OWN_TLS = ("ssl:", "tls:", "haproxy:ssl:", "haproxy:tls:")
+_PLAIN_SUFFIX = ":plain=yes"
+
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
+
+_UNIX_MODE = 0o660
+_BACKLOG = 128
+
+#: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
+_FIRST_INHERITED = 3
+
+
+_log = Logger()
+
+
+class Listeners(Service):
+    """
+    All sockets that the server listens on, and the connections that came from them.
+
+    @param addresses: the values of C{--listen}; inherited sockets take their place.
+    @param make_site: makes the HTTP factory when the service starts.
+    @param connection_creator: for TLS, or C{None}.
+    @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        addresses: tuple[str, ...],
+        make_site: Callable[[], RepositorySite],
+        connection_creator: Any,
+        shutdown_timeout_s: float,
+    ) -> None:
+        self._reactor = reactor
+        self._addresses = addresses
+        self._make_site = make_site
+        self._connection_creator = connection_creator
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._ports: list[IListeningPort] = []
+        self._site: RepositorySite | None = None
+        self.setName("listeners")
+
+    def startService(self) -> None:
+        """
+        Listen everywhere.
+
+        @raise StartError: an address is none or cannot be had.
+        """
+        super().startService()
+        inherited = inherited_sockets(os.environ, os.getpid())
+        endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
+        site = self._site = self._make_site()
+        if inherited:
+            _log.info("systemd socket activation mode")
+            for listening in inherited:
+                self._listen(SocketEndpoint(self._reactor, lambda s=listening: s), site, tls=True)
+            return
+        for address, endpoint in endpoints:
+            port = self._listen(endpoint, site, tls=wants_tls(address))
+            _log.info("start server on {address}", address=bound_address(port))
+
+    def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
+        if tls and self._connection_creator is not None:
+            from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
+
+            factory = TLSMemoryBIOFactory(self._connection_creator, False, factory)
+        outcome: list[Any] = []
+        endpoint.listen(factory).addBoth(outcome.append)
+        # Every endpoint that parse_address lets through listens at once or fails at once.
+        if isinstance(outcome[0], Failure):
+            error = outcome[0].value
+            raise error if isinstance(error, StartError) else StartError(f"cannot listen: {error}")
+        port: IListeningPort = outcome[0]
+        self._ports.append(port)
+        return port
+
+    def stopService(self) -> Deferred[None]:
+        """Accept no more, give transfers their time, then end them."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for port in self._ports:
+            await maybeDeferred(port.stopListening)
+        if self._site is not None:
+            late = self._reactor.callLater(self._shutdown_timeout_s, self.abort)
+            await self._site.drain()
+            if late.active():
+                late.cancel()
+
+    def abort(self) -> None:
+        """End all connections now."""
+        if self._site is not None:
+            self._site.abort_all()
+
+
+class SocketEndpoint:
+    """
+    An endpoint over a socket that a function opens when asked.
+
+    @param open_socket: returns a socket that listens.
+    @param unlink: the path to remove when the port closes, for unix sockets that are ours.
+    """
+
+    def __init__(self, reactor: Any, open_socket: Callable[[], socket.socket], unlink: str | None = None) -> None:
+        self._reactor = reactor
+        self._open_socket = open_socket
+        self._unlink = unlink
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Open the socket and accept connections from it; fails with L{StartError}."""
+        return execute(self._listen, factory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        listening = self._open_socket()
+        listening.setblocking(False)
+        with listening:
+            if listening.family == socket.AF_UNIX:
+                port: Any = UnixPort.adopt(self._reactor, listening.fileno(), factory, self._unlink)
+            else:
+                port = tcp.Port._fromListeningDescriptor(
+                    self._reactor, listening.fileno(), listening.family, factory
+                )
+            port.startListening()
+        return port  # type: ignore[no-any-return]
+
+
+class UnixPort(unix.Port):
+    """
+    A unix port over a socket that listens already: leaves its mode alone, removes its file only if it is ours.
+    """
+
+    _unlink: str | None = None
+
+    @classmethod
+    def adopt(cls, reactor: Any, fd: int, factory: IProtocolFactory, unlink: str | None) -> UnixPort:
+        """A port over a duplicate of C{fd}."""
+        port = cls._fromListeningDescriptor(reactor, fd, factory)
+        port._unlink = unlink
+        assert isinstance(port, UnixPort)
+        return port
+
+    def startListening(self) -> None:
+        """Accept connections; the parent's would chmod the socket to 0666."""
+        self.factory.doStart()
+        assert self._preexistingSocket is not None
+        self.socket, self._preexistingSocket = self._preexistingSocket, None
+        self.connected = True
+        self.fileno = self.socket.fileno
+        self.numberAccepts = 100
+        self.startReading()
+
+    def connectionLost(self, reason: Any) -> None:
+        """The port closes; the parent's would remove the file of an inherited socket."""
+        if self._unlink is not None:
+            try:
+                os.unlink(self._unlink)
+            except FileNotFoundError:
+                pass
+        tcp.Port.connectionLost(self, reason)
+
+
+def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socket.socket]:
+    """
+    The sockets that systemd handed over (sd_listen_fds(3)), with the family that the descriptor really has.
+
+    The variables are removed, so that no child takes them for its own.
+    """
+    if environ.pop("LISTEN_PID", None) != str(pid):
+        return []
+    environ.pop("LISTEN_FDNAMES", None)
+    count = int(environ.pop("LISTEN_FDS", "0"))
+    sockets = []
+    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + count):
+        os.set_inheritable(fd, False)
+        sockets.append(socket.socket(fileno=fd))
+    return sockets
+
+
+def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketEndpoint:
+    """
+    The endpoint of a C{--listen} value.
+
+    @raise StartError: it is none.
+    """
+    address = address.removesuffix(_PLAIN_SUFFIX)
+    match = _HOST_PORT.match(address)
+    if match is not None:
+        if int(match["port"]) > 65535:
+            raise StartError(f"--listen {address}: no such port")
+        host, port = match["v6"] or match["host"], int(match["port"])
+        return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
+    prefix, colon, rest = address.partition(":")
+    if prefix == "unix" and rest.startswith("/") and ":" not in rest:
+        return SocketEndpoint(reactor, lambda: unix_socket(rest), unlink=rest)
+    if colon and prefix in ENDPOINT_PREFIXES:
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
+        except Exception as error:
+            raise StartError(f"--listen {address}: {error}") from error
+        return endpoint
+    raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
+
+
+def wants_tls(address: str) -> bool:
+    """Whether C{--tls} wraps this listener."""
+    return not (address.startswith(_OWN_TLS) or address.endswith(_PLAIN_SUFFIX))
+
+
+def tcp_socket(host: str, port: int) -> socket.socket:
+    """
+    A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6.
+
+    @raise StartError: the address cannot be had.
+    """
+    try:
+        if not host:
+            try:
+                return _bound(socket.AF_INET6, ("::", port), dual=True)
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                return _bound(socket.AF_INET, ("0.0.0.0", port))
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+        return _bound(found[0][0], found[0][4])
+    except OSError as error:
+        raise StartError(f"cannot listen on {_joined(host, port)}: {error.strerror}") from error
+
+
+def _bound(family: int, address: Any, dual: bool = False) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def unix_socket(path: str) -> socket.socket:
+    """
+    A listening unix socket with mode 0660; one that a killed server left behind is replaced.
+
+    @raise StartError: a live server answers there, something else than a socket is there, or it cannot be made.
+    """
+    try:
+        _remove_stale(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(path)
+            # Before listen(2): nobody can connect as long as the mode is the umask's.
+            os.chmod(path, _UNIX_MODE)
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+    except OSError as error:
+        raise StartError(f"cannot listen on unix:{path}: {error.strerror or error}") from error
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise StartError(f"cannot listen on unix:{path}: something that is no socket is there")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full, so somebody listens
+    raise StartError(f"cannot listen on unix:{path}: a server answers there already")
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bound_address(port: IListeningPort) -> str:
+    """Where a port really listens, as rest-server prints it: C{[::]:8000}, C{127.0.0.1:8000} or a socket's path."""
+    address: Any = port.getHost()
+    name = getattr(address, "name", None)
+    if name is not None:
+        return os.fsdecode(name)
+    return _joined(address.host, address.port)

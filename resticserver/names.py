@@ -1,0 +1,139 @@
+"""
+Names and paths: what a repository, an object and a user may be called, and the one canonical form of a request's path.
+
+Pure rules, no I/O. A path is judged here once; access rules and files both use the L{Target} that comes out and never
+the raw bytes, so that no spelling can mean one thing to the policy and another to the disk.
+
+Source: restic's REST backend document and rest-server's routes (the first reserved segment ends the folder part).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import unquote_to_bytes
+
+from .errors import NotFound
+
+#: The object types that restic stores, in the order of its documentation.
+TYPES = ("data", "index", "keys", "locks", "snapshots")
+CONFIG = "config"
+
+#: Segments that end the folder part of a path, so never a repository's or a user's name.
+RESERVED = frozenset((*TYPES, CONFIG))
+
+#: Folders of the server's own; 404 for everyone, and refused as users.
+OWN_FOLDERS = frozenset(("-", ".trash", ".rest-server", ".tmp", ".htpasswd"))
+
+#: The longest file name that the usual file systems take, in bytes.
+MAX_NAME_BYTES = 255
+
+_ID = re.compile(r"[0-9a-f]{64}\Z")
+_USER = re.compile(r"[\w@.\-]+\Z")
+
+
+class Kind(Enum):
+    """What a path names."""
+
+    REPOSITORY = "repository"
+    CONFIG = "config"
+    LIST = "list"
+    OBJECT = "object"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """
+    The canonical form of a request's path.
+
+    @ivar repository: folder names from the data directory down; empty for the repository at the root.
+    @ivar kind: what is named inside that repository.
+    @ivar type: one of L{TYPES}, C{"config"} for the config, C{""} for the repository itself.
+    @ivar name: the object's id, C{"config"}, or C{""}.
+    """
+
+    repository: tuple[str, ...]
+    kind: Kind
+    type: str = ""
+    name: str = ""
+
+    @property
+    def route(self) -> str:
+        """The path inside the repository, as the API's routes spell it."""
+        if self.kind is Kind.REPOSITORY:
+            return ""
+        if self.kind is Kind.CONFIG:
+            return CONFIG
+        return f"{self.type}/{self.name}"
+
+
+def is_object_id(name: str) -> bool:
+    """Whether C{name} is the lower-case hex form of a SHA-256, which is what restic calls its objects."""
+    return _ID.match(name) is not None
+
+
+def is_folder_name(name: str) -> bool:
+    """
+    Whether a decoded path segment may be a folder of a repository.
+
+    Control characters and both slashes are refused: they are of no use in a name and of much use in a trick.
+    """
+    return (
+        name not in ("", ".", "..")
+        and name not in RESERVED
+        and name not in OWN_FOLDERS
+        and not any(c in "/\\" or ord(c) < 32 or ord(c) == 127 for c in name)
+        and len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+    )
+
+
+def is_user_name(name: str) -> bool:
+    """Whether C{name} may be a user: letters of any script, digits, C{@ . _ -}, and never a name that is taken."""
+    return _USER.match(name) is not None and is_folder_name(name)
+
+
+def parse_target(path: bytes, max_depth: int = 2) -> Target:
+    """
+    The canonical form of a request's path.
+
+    @param path: the raw path of the request target, still percent-encoded, without the query. The absolute form of
+        RFC 9112 section 3.2.2 is taken too; its authority is not looked at.
+    @param max_depth: how many folders a repository may be deep.
+    @raise NotFound: for every path that names nothing, whatever the reason.
+    """
+    if not path.startswith(b"/"):
+        scheme, _, rest = path.partition(b"://")
+        if scheme.lower() not in (b"http", b"https"):
+            raise NotFound()
+        path = b"/" + rest.partition(b"/")[2]
+    segments = [_segment(raw) for raw in path[1:].split(b"/")]
+    last = len(segments) - 1
+    depth = 0
+    while depth < last and segments[depth] not in RESERVED:
+        if depth == max_depth or not is_folder_name(segments[depth]):
+            raise NotFound()
+        depth += 1
+    repository, rest_ = tuple(segments[:depth]), segments[depth:]
+    match rest_:
+        case [""]:
+            return Target(repository, Kind.REPOSITORY)
+        case ["config"]:
+            return Target(repository, Kind.CONFIG, CONFIG, CONFIG)
+        case [kind, ""] if kind in TYPES:
+            return Target(repository, Kind.LIST, kind)
+        case [kind, name] if kind in TYPES and is_object_id(name):
+            return Target(repository, Kind.OBJECT, kind, name)
+    raise NotFound()
+
+
+def _segment(raw: bytes) -> str:
+    """One decoded segment; a slash that appears by decoding, or bytes that are no UTF-8, make the path name nothing."""
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+        if b"/" in raw:
+            raise NotFound()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NotFound() from None

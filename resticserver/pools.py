@@ -1,0 +1,64 @@
+"""
+Thread pools of our own, so that disks, passwords and the reactor's name look-ups never wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+T = TypeVar("T")
+
+
+class JobPool(Service):
+    """
+    A pool of threads as a service; threads come as they are needed.
+
+    @param size: how many jobs may run at once.
+    """
+
+    def __init__(self, reactor: IReactorFromThreads, name: str, size: int) -> None:
+        self._reactor = reactor
+        self._threads = ThreadPool(minthreads=0, maxthreads=size, name=name)
+        self._running = 0
+        self._idle: list[Deferred[None]] = []
+        self.setName(name)
+
+    def startService(self) -> None:
+        """Take jobs from now on."""
+        super().startService()
+        self._threads.start()
+
+    def stopService(self) -> Deferred[None]:
+        """Let all jobs end, then the threads."""
+        super().stopService()
+        return self._idle_now().addCallback(lambda _: self._threads.stop())
+
+    def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
+        """Run C{job(*args)} in a thread; the Deferred fires with its result in the reactor's thread."""
+        self._running += 1
+        result: Deferred[T] = deferToThreadPool(self._reactor, self._threads, job, *args)
+        return result.addBoth(self._ended)
+
+    def _ended(self, result: Any) -> Any:
+        self._running -= 1
+        if not self._running:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+        return result
+
+    def _idle_now(self) -> Deferred[None]:
+        """Fires when no job is there."""
+        waiting: Deferred[None] = Deferred()
+        if self._running:
+            self._idle.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting

@@ -1,0 +1,163 @@
+"""
+What a repository store can do, one ability each, and what an upload, a stored object and a list are.
+
+Everything here blocks and is called from a pool. A repository is named by its folders (L{resticserver.names.Target}),
+which have been judged already: a store does not look at names again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+
+class Outcome(Enum):
+    """How an upload ended."""
+
+    STORED = "stored"
+    #: The same bytes were there already; they stay and are on disk.
+    UNCHANGED = "unchanged"
+    #: Other bytes stood under the name that these bytes have earned; they were replaced.
+    HEALED = "healed"
+
+
+class Entry(NamedTuple):
+    """One line of a list. C{size_bytes} is 0 where sizes were not asked for."""
+
+    name: str
+    size_bytes: int
+
+
+class Upload(Protocol):
+    """
+    One object on its way in.
+
+    C{open}, then C{write} any number of times, then C{commit} or C{abort}; one call at a time, from any thread.
+    Nothing is visible before C{commit} returns. C{commit} and C{abort} are idempotent, and C{abort} after C{commit}
+    does nothing, so that every failure path may call it.
+    """
+
+    def open(self) -> None:
+        """
+        Take the place that the bytes go to.
+
+        @raise NotFound: the repository is not there.
+        @raise InsufficientStorage: the disk is full.
+        """
+
+    def write(self, chunks: Sequence[bytes]) -> None:
+        """
+        Store and hash the next bytes.
+
+        @raise InsufficientStorage: the disk is full.
+        """
+
+    def commit(self) -> Outcome:
+        """
+        Verify, make durable, make visible, make the visibility durable; in that order.
+
+        @raise HashMismatch: the name is free and is not the hash of the bytes.
+        @raise Forbidden: the name is taken and the bytes are not what it promises.
+        @raise InsufficientStorage: the disk is full.
+        """
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+
+
+class Stored(Protocol):
+    """
+    A stored object for reading: C{open} first, C{close} in any case. It stays whole for its reader whatever happens to
+    its name meanwhile.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """The size when it was opened."""
+
+    def open(self) -> None:
+        """
+        Open it.
+
+        @raise NotFound: there is none of that name.
+        """
+
+    def fileno(self) -> int:
+        """The file's descriptor, for sendfile; -1 where there is none."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to C{length} bytes from C{offset}; empty only at the end."""
+
+    def close(self) -> None:
+        """Give the object back; idempotent."""
+
+
+class Listing(Protocol):
+    """The objects of one type: C{open} first, C{close} in any case; the entries are read as they are asked for."""
+
+    def open(self) -> None:
+        """
+        Open it.
+
+        @raise NotFound: the type's directory is not there (never because an entry vanished).
+        """
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Each object that was there all the time, once; one that comes or goes meanwhile may or may not appear."""
+
+    def close(self) -> None:
+        """Give the directory back; idempotent."""
+
+
+class Creates(Protocol):
+    """Can make repositories."""
+
+    def create_repository(self, repository: tuple[str, ...]) -> None:
+        """Make the directories of a repository, as far as they are missing."""
+
+
+class Saves(Protocol):
+    """Can take objects in."""
+
+    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
+        """A new upload; does no I/O yet."""
+
+
+class Loads(Protocol):
+    """Can give objects out."""
+
+    def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
+        """An object to be opened; does no I/O yet."""
+
+    def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
+        """
+        An object's size in bytes.
+
+        @raise NotFound: there is none of that name.
+        """
+
+
+class Lists(Protocol):
+    """Can say what is there."""
+
+    def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
+        """The objects of a type; does no I/O yet."""
+
+
+class Removes(Protocol):
+    """Can remove objects."""
+
+    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
+        """Remove an object for good; whether there was one."""
+
+
+class RepositoryStore(Creates, Saves, Loads, Lists, Removes, Protocol):
+    """All that the API needs."""
+
+    def prepare(self) -> None:
+        """
+        Make the place ready: called once, before anything else.
+
+        @raise StartError: it cannot be used.
+        """

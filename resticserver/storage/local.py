@@ -1,0 +1,414 @@
+"""
+Repositories as files on disk, in the layout of restic's own local backend, so that both may use them at once.
+
+C{config}, C{keys/ID}, C{locks/ID}, C{snapshots/ID}, C{index/ID}, C{data/ab/ID}. An object is on disk, verified and
+durable before anyone can see it; see L{resticserver.storage.publish} for how.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from twisted.logger import Logger
+
+from ..errors import Forbidden, HashMismatch, InsufficientStorage, NotFound, StartError
+from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES
+from .interface import Listing, Outcome, Stored, Upload
+from .listing import DirectoryListing
+from .publish import Mechanisms, Publisher, TemporaryFile, space_errors, sweep
+
+#: writev(2) takes this many buffers at most (IOV_MAX on Linux).
+_MOST_BUFFERS = 1024
+_READ_BYTES = 1 << 20
+
+_log = Logger()
+
+
+class LocalStore:
+    """
+    A L{resticserver.storage.interface.RepositoryStore} of files below one directory.
+
+    @param path: the data directory.
+    @param verify: whether a body's hash must be its name. A name conflict is always decided by hash.
+    @param group_accessible: files 0660 and directories 0770 instead of 0600 and 0700, whatever the umask.
+    @param max_depth: how many folders deep repositories may lie, for the sweep at the start.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        verify: bool = True,
+        group_accessible: bool = False,
+        max_depth: int = 2,
+        mechanisms: Mechanisms | None = None,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self.verify = verify
+        self.max_depth = max_depth
+        file_mode, directory_mode = (0o660, 0o770) if group_accessible else (0o600, 0o700)
+        self.publisher = Publisher(file_mode, directory_mode, mechanisms)
+
+    def prepare(self) -> None:
+        """
+        Make the data directory if it is missing, see that it can be written, remove what a killed server left.
+
+        @raise StartError: it cannot be made or written.
+        """
+        try:
+            self._make_directories(self.path)
+            self._try_to_write()
+        except OSError as error:
+            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
+        left = sum(sweep(path) for path in self._possible_repositories(self.path, self.max_depth))
+        if left:
+            _log.info("removed {left} unfinished uploads of an earlier run", left=left)
+
+    def _try_to_write(self) -> None:
+        directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.publisher.temporary(self.path, directory_fd, self.path).discard()
+        except InsufficientStorage:
+            _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
+        finally:
+            os.close(directory_fd)
+
+    def _possible_repositories(self, path: str, depth: int) -> Iterator[str]:
+        yield path
+        if depth == 0:
+            return
+        try:
+            with os.scandir(path) as entries:
+                folders = [e.path for e in entries if e.name not in RESERVED | OWN_FOLDERS and e.is_dir()]
+        except OSError:
+            return
+        for folder in folders:
+            yield from self._possible_repositories(folder, depth - 1)
+
+    def _make_directories(self, path: str) -> None:
+        missing = []
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for directory in reversed(missing):
+            self.publisher.make_directory(directory)
+
+    def repository_path(self, repository: tuple[str, ...]) -> str:
+        """Where a repository's directory is or would be."""
+        return os.path.join(self.path, *repository)
+
+    def _directory(self, repository: tuple[str, ...], kind: str, name: str) -> str:
+        path = self.repository_path(repository)
+        if kind == CONFIG:
+            return path
+        if kind == "data":
+            return f"{path}/data/{name[:2]}"
+        return f"{path}/{kind}"
+
+    def _object_path(self, repository: tuple[str, ...], kind: str, name: str) -> str:
+        return f"{self._directory(repository, kind, name)}/{name}"
+
+    def create_repository(self, repository: tuple[str, ...]) -> None:
+        """
+        Make the directories of a repository, as far as they are missing; those of C{data} as restic makes them.
+
+        @raise InsufficientStorage: the disk is full.
+        """
+        path = self.repository_path(repository)
+        _log.info("Creating repository directories in {path}", path=ascii(path)[1:-1])
+        with space_errors():
+            self._make_directories(path)
+            for kind in TYPES:
+                self.publisher.make_directory(os.path.join(path, kind))
+            data = os.path.join(path, "data")
+            made = False
+            for number in range(256):
+                directory = os.path.join(data, f"{number:02x}")
+                with suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                    os.chmod(directory, self.publisher.directory_mode)
+                    made = True
+            if made:
+                self.publisher.fsync_directory(data)
+
+    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
+        """A new upload; does no I/O yet."""
+        return LocalUpload(self, repository, kind, name)
+
+    def open_object_directory(self, repository: tuple[str, ...], kind: str, name: str) -> int:
+        """
+        An open descriptor of the directory that an object goes to; made if it is missing and its repository is not.
+
+        @raise NotFound: the repository's directory is not there.
+        """
+        directory = self._directory(repository, kind, name)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            return os.open(directory, flags)
+        except (FileNotFoundError, NotADirectoryError):
+            if not os.path.isdir(self.repository_path(repository)):
+                raise NotFound("no such repository") from None
+        self._make_directories(directory)
+        return os.open(directory, flags)
+
+    def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
+        """An object to be opened; does no I/O yet."""
+        return LocalObject(self._object_path(repository, kind, name))
+
+    def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
+        """
+        An object's size in bytes.
+
+        @raise NotFound: there is no file of that name.
+        """
+        try:
+            status = os.stat(self._object_path(repository, kind, name))
+        except OSError as error:
+            raise _as_missing(error) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound()
+        return status.st_size
+
+    def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
+        """The objects of a type; does no I/O yet."""
+        path = os.path.join(self.repository_path(repository), kind)
+        return DirectoryListing(path, two_levels=kind == "data", with_sizes=with_sizes)
+
+    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
+        """
+        Remove an object; whether there was one.
+
+        The removal is made durable: restic removes an index before the packs that it names, and after a power cut the
+        index must not come back without them.
+        """
+        path = self._object_path(repository, kind, name)
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        self.publisher.fsync_directory(os.path.dirname(path))
+        return True
+
+
+class LocalObject:
+    """
+    A stored file.
+
+    @ivar size_bytes: its size when it was opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self.size_bytes = 0
+
+    def open(self) -> None:
+        """
+        Open the file.
+
+        @raise NotFound: there is no file of that name.
+        """
+        self._fd, self.size_bytes = _open_file(self._path)
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to C{length} bytes from C{offset}."""
+        return os.pread(self._fd, length, offset)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalUpload:
+    """
+    One object on its way to disk.
+
+    @ivar size_bytes: how much has been written.
+    """
+
+    def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
+        self._store = store
+        self._publisher = store.publisher
+        self._repository = repository
+        self._kind = kind
+        self._name = name
+        self._hash = hashlib.sha256() if store.verify and kind != CONFIG else None
+        self._directory_fd = -1
+        self._file: TemporaryFile | None = None
+        self._outcome: Outcome | None = None
+        self.size_bytes = 0
+
+    def open(self) -> None:
+        """
+        Open the directory and a temporary file in it.
+
+        @raise NotFound: the repository is not there.
+        @raise InsufficientStorage: the disk is full.
+        """
+        store = self._store
+        with space_errors():
+            self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
+        self._file = self._publisher.temporary(
+            store._directory(self._repository, self._kind, self._name),
+            self._directory_fd,
+            store.repository_path(self._repository),
+        )
+
+    def write(self, chunks: Sequence[bytes]) -> None:
+        """
+        Hash and write the next bytes.
+
+        @raise InsufficientStorage: the disk is full.
+        """
+        assert self._file is not None
+        if self._hash is not None:
+            for chunk in chunks:
+                self._hash.update(chunk)
+        with space_errors():
+            for first in range(0, len(chunks), _MOST_BUFFERS):
+                self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
+
+    def commit(self) -> Outcome:
+        """
+        Verify, fsync, publish without replacing, fsync the directory.
+
+        @raise HashMismatch: the name is free and is not the hash of the bytes.
+        @raise Forbidden: the name is taken and the bytes are not what it promises.
+        @raise InsufficientStorage: the disk is full.
+        """
+        if self._outcome is None:
+            with space_errors():
+                self._outcome = self._commit()
+            self._close()
+        return self._outcome
+
+    def _commit(self) -> Outcome:
+        assert self._file is not None
+        if self._hash is not None and self._hash.hexdigest() != self._name:
+            if os.path.lexists(os.path.join(self._file.directory, self._name)):
+                raise Forbidden(f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it")
+            raise HashMismatch()
+        self._publisher.fsync(self._file.fd)
+        outcome = self._publish()
+        self._publisher.fsync(self._directory_fd)
+        return outcome
+
+    def _publish(self) -> Outcome:
+        assert self._file is not None
+        attempts = 8
+        while True:
+            attempts -= 1
+            try:
+                self._publisher.publish(self._file, self._name)
+                return Outcome.STORED
+            except FileExistsError:
+                try:
+                    return self._meet_the_stored()
+                except NotFound:
+                    # Removed between our attempt and our look, so the name is free again; unless what has the name
+                    # is no file at all (a directory, a dangling link), which is for the administrator to see.
+                    if not attempts:
+                        raise FileExistsError(errno.EEXIST, "no regular file has this name", self._name) from None
+
+    def _meet_the_stored(self) -> Outcome:
+        """The name is taken: equal bytes stay, a damaged object is healed, anything else is refused."""
+        assert self._file is not None
+        path = os.path.join(self._file.directory, self._name)
+        stored_fd, _ = _open_file(path)
+        try:
+            if self._kind == CONFIG:
+                if not _same_bytes(self._file.fd, stored_fd):
+                    raise Forbidden("the repository has a config already")
+            else:
+                if self._hash is None and _hash_of(self._file.fd) != self._name:
+                    raise Forbidden(f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it")
+                if _hash_of(stored_fd) != self._name:
+                    _log.warn("{path} was damaged; replaced by a verified upload", path=path)
+                    self._publisher.replace(self._file, self._name)
+                    return Outcome.HEALED
+            # Another upload may have linked it without having come to the fsync.
+            self._publisher.fsync(stored_fd)
+            return Outcome.UNCHANGED
+        finally:
+            os.close(stored_fd)
+
+    def abort(self) -> None:
+        """Leave nothing behind; after a commit, do nothing."""
+        self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.discard()
+        fd, self._directory_fd = self._directory_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_file(path: str) -> tuple[int, int]:
+    """
+    A regular file's descriptor for reading, and its size.
+
+    @raise NotFound: there is no regular file of that name.
+    """
+    # O_NONBLOCK: opening a FIFO of that name must not wait for a writer.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _as_missing(error) from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise NotFound()
+    return fd, status.st_size
+
+
+def _as_missing(error: OSError) -> Exception:
+    """What a failed look means: missing is missing, everything else stays a fault of the server."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound()
+    return error
+
+
+def _write_all(fd: int, chunks: Sequence[bytes]) -> int:
+    """Write all buffers; C{writev} may write short. How many bytes that were."""
+    total = sum(map(len, chunks))
+    written = os.writev(fd, chunks)
+    if written < total:
+        rest = memoryview(b"".join(chunks))[written:]
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    return total
+
+
+def _hash_of(fd: int) -> str:
+    """The SHA-256 of a whole file, in hex."""
+    digest = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(fd, _READ_BYTES, offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    return digest.hexdigest()
+
+
+def _same_bytes(one: int, other: int) -> bool:
+    """Whether two files have the same content."""
+    offset = 0
+    while True:
+        left, right = os.pread(one, _READ_BYTES, offset), os.pread(other, _READ_BYTES, offset)
+        if left != right:
+            return False
+        if not left:
+            return True
+        offset += len(left)

@@ -1,0 +1,334 @@
+"""
+How bytes become a file: written where nobody sees them, then given their name in one step that never replaces.
+
+The first of these that the file system takes is used; what it refuses once is not tried again:
+
+ 1. an unnamed file (O_TMPFILE) in the target's directory, published by C{linkat} through C{/proc/self/fd}: nothing to
+    clean up after a crash;
+ 2. a file in the repository's C{.tmp}, published by C{link} and C{unlink};
+ 3. the same, published by C{renameat2(RENAME_NOREPLACE)} (file systems without hard links);
+ 4. the same, by a plain rename under a lock per name (exFAT, some FUSE and SMB): safe among the threads of this process.
+
+A file in C{.tmp} is locked (C{flock}) while its upload lives, so that the sweep at the start of another server on the
+same directory leaves it alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from twisted.logger import Logger
+
+from ..errors import InsufficientStorage
+
+#: Where named temporary files live, inside each repository: the same file system as its objects.
+TEMPORARY_FOLDER = ".tmp"
+
+_O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
+_RENAME_NOREPLACE = 1
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EISDIR, errno.EMLINK)
+
+_log = Logger()
+
+
+@dataclass(frozen=True)
+class Mechanisms:
+    """
+    Which ways a file system may be asked for; each can be switched off.
+
+    @ivar unnamed: unnamed temporary files.
+    @ivar hard_links: C{link}.
+    @ivar rename_noreplace: C{renameat2} with RENAME_NOREPLACE.
+    """
+
+    unnamed: bool = bool(_O_TMPFILE) and os.path.isdir("/proc/self/fd")
+    hard_links: bool = True
+    rename_noreplace: bool = sys.platform == "linux"
+
+
+class Publisher:
+    """
+    Makes temporary files and gives them their names.
+
+    @ivar mechanisms: what is still believed to work here; shrinks as the file system refuses.
+    """
+
+    def __init__(self, file_mode: int, directory_mode: int, mechanisms: Mechanisms | None = None) -> None:
+        self.file_mode = file_mode
+        self.directory_mode = directory_mode
+        self.mechanisms = mechanisms if mechanisms is not None else Mechanisms()
+        self._names = _NameLocks()
+        self._fsync_works = True
+
+    def temporary(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
+        """
+        A new empty file that nobody sees, to be published in C{directory}.
+
+        @raise InsufficientStorage: the disk is full.
+        """
+        with space_errors():
+            if self.mechanisms.unnamed:
+                try:
+                    fd = os.open(".", _O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+                except OSError as error:
+                    if error.errno not in _UNSUPPORTED:
+                        raise
+                    self._without(unnamed=False)
+                else:
+                    return self._adopt(TemporaryFile(self, fd, None, directory, directory_fd, repository_path))
+            return self._named(directory, directory_fd, repository_path)
+
+    def _named(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
+        path = self._temporary_name(repository_path)
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            self.make_directory(os.path.dirname(path))
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self._adopt(TemporaryFile(self, fd, path, directory, directory_fd, repository_path))
+
+    def _adopt(self, file: TemporaryFile) -> TemporaryFile:
+        try:
+            os.fchmod(file.fd, self.file_mode)
+        except BaseException:
+            file.discard()
+            raise
+        return file
+
+    @staticmethod
+    def _temporary_name(repository_path: str) -> str:
+        return os.path.join(repository_path, TEMPORARY_FOLDER, f"{secrets.token_hex(16)}.upload")
+
+    def link_name(self, file: TemporaryFile, name: str) -> None:
+        """
+        Give an unnamed file its name.
+
+        @raise FileExistsError: the name is taken.
+        """
+        os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=file.directory_fd, follow_symlinks=True)
+
+    def publish(self, file: TemporaryFile, name: str) -> None:
+        """
+        Give the file its name unless the name is taken. The file's bytes are durable already; its name is not yet.
+
+        @raise FileExistsError: the name is taken; the file is as it was.
+        """
+        if file.path is None:
+            try:
+                self.link_name(file, name)
+                return
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED and error.errno != errno.EXDEV:
+                    raise
+                self._without(unnamed=False)
+                self._become_named(file)
+        assert file.path is not None
+        target = os.path.join(file.directory, name)
+        if self.mechanisms.hard_links:
+            try:
+                os.link(file.path, target)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                self._without(hard_links=False)
+            else:
+                os.unlink(file.path)
+                file.path = None
+                return
+        self._rename(file, target)
+
+    def replace(self, file: TemporaryFile, name: str) -> None:
+        """Give the file its name and take it from whatever had it, in one step."""
+        if file.path is None:
+            path = self._temporary_name(file.repository_path)
+            self.make_directory(os.path.dirname(path))
+            try:
+                os.link(f"/proc/self/fd/{file.fd}", path, follow_symlinks=True)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED and error.errno != errno.EXDEV:
+                    raise
+                self._become_named(file)
+            else:
+                file.path = path
+        assert file.path is not None
+        os.rename(file.path, os.path.join(file.directory, name))
+        file.path = None
+
+    def _rename(self, file: TemporaryFile, target: str) -> None:
+        assert file.path is not None
+        if self.mechanisms.rename_noreplace:
+            try:
+                _rename_noreplace(file.path, target)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                self._without(rename_noreplace=False)
+            else:
+                file.path = None
+                return
+        with self._names.held(target):
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            os.rename(file.path, target)
+            file.path = None
+
+    def _become_named(self, file: TemporaryFile) -> None:
+        """Copy an unnamed file that cannot be linked into one that can be renamed."""
+        named = self._named(file.directory, file.directory_fd, file.repository_path)
+        try:
+            offset = 0
+            while chunk := os.pread(file.fd, 1 << 20, offset):
+                written = os.write(named.fd, chunk)
+                offset += written
+            self.fsync(named.fd)
+        except BaseException:
+            named.discard()
+            raise
+        os.close(file.fd)
+        file.fd, file.path = named.fd, named.path
+
+    def make_directory(self, path: str) -> bool:
+        """Make a directory with the server's mode and make it durable in its parent; whether it was missing."""
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            return False
+        os.chmod(path, self.directory_mode)
+        self.fsync_directory(os.path.dirname(path))
+        return True
+
+    def fsync(self, fd: int) -> None:
+        """Make a file or directory durable; where the file system cannot, say so once and go on."""
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
+                raise
+            if self._fsync_works:
+                self._fsync_works = False
+                _log.warn("this file system does not support fsync ({error}): a power cut may lose what was just stored", error=error)
+
+    def fsync_directory(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _without(self, **off: bool) -> None:
+        self.mechanisms = replace(self.mechanisms, **off)
+        _log.info("this file system does not take {off}; going on without", off=", ".join(off))
+
+
+@dataclass(slots=True)
+class TemporaryFile:
+    """
+    A file that nobody sees yet.
+
+    @ivar fd: open for reading and writing; -1 once discarded.
+    @ivar path: its name in C{.tmp}, or C{None} while it has none.
+    @ivar directory: where it will be published, and C{directory_fd} the same, open (not owned).
+    """
+
+    publisher: Publisher
+    fd: int
+    path: str | None
+    directory: str
+    directory_fd: int
+    repository_path: str
+
+    def discard(self) -> None:
+        """Close it; remove it if it still has a temporary name. Idempotent."""
+        fd, self.fd = self.fd, -1
+        path, self.path = self.path, None
+        if path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        if fd >= 0:
+            os.close(fd)
+
+
+def sweep(repository_path: str) -> int:
+    """Remove what uploads of a killed server left in C{.tmp}; how many files that were. Those still in use stay."""
+    folder = os.path.join(repository_path, TEMPORARY_FOLDER)
+    removed = 0
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+            removed += 1
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    with suppress(OSError):
+        os.rmdir(folder)
+    return removed
+
+
+@contextmanager
+def space_errors() -> Iterator[None]:
+    """Turn a full disk or an exceeded disk quota into the domain's word for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientStorage() from error
+        raise
+
+
+class _NameLocks:
+    """A lock per name, kept only while somebody holds or waits for it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        with self._guard:
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks[name]
+                if users == 1:
+                    del self._locks[name]
+                else:
+                    self._locks[name] = (lock, users - 1)
+
+
+def _rename_noreplace(source: str, target: str) -> None:
+    """Linux's C{renameat2(2)}, which Python's C{os} does not have."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    at_cwd = -100
+    if renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), _RENAME_NOREPLACE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)

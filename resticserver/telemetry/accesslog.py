@@ -1,0 +1,162 @@
+"""
+The access log in Apache's combined format: a log observer, and the file that it writes.
+
+Source: the C{LogFormat} "combined" of Apache's mod_log_config documentation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TextIO
+
+from twisted.application.service import Service
+from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher
+from zope.interface import implementer
+
+from .record import Record
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_log = Logger()
+
+#: What may not stand in a quoted field as it is.
+_ESCAPES = {byte: f"\\x{byte:02x}" for byte in (*range(32), *range(127, 256))} | {0x22: '\\"', 0x5C: "\\\\"}
+
+
+def _quoted(value: bytes | None) -> str:
+    return '"-"' if not value else '"' + value.decode("latin-1").translate(_ESCAPES) + '"'
+
+
+def _user(name: str | None) -> str:
+    # Names hold no white space or quotes (names.is_user_name), so letters of any script may stand as they are.
+    return name or "-"
+
+
+def combined_line(record: Record) -> str:
+    """One line of the combined format, without its end."""
+    at = time.localtime(record.started)
+    offset = at.tm_gmtoff
+    sign = "-" if offset < 0 else "+"
+    stamp = (
+        f"{at.tm_mday:02d}/{_MONTHS[at.tm_mon - 1]}/{at.tm_year}:{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+        f" {sign}{abs(offset) // 3600:02d}{abs(offset) // 60 % 60:02d}"
+    )
+    request = b" ".join((record.method, record.uri, record.version))
+    return (
+        f"{record.address} - {_user(record.user)} [{stamp}] {_quoted(request)} {record.status} "
+        f"{record.sent_bytes or '-'} {_quoted(record.referer)} {_quoted(record.user_agent)}"
+    )
+
+
+class AccessLog:
+    """
+    Publishes every record as an event with the key C{record}, for observers that want it.
+
+    Kept apart from Twisted's global log so that a request costs nothing where nobody looks.
+    """
+
+    def __init__(self) -> None:
+        self.publisher = LogPublisher()
+        self._log = Logger(namespace="resticserver.access", observer=self.publisher)
+        self._observers: list[ILogObserver] = []
+
+    def add(self, observer: ILogObserver) -> None:
+        """From now on tell this observer."""
+        self._observers.append(observer)
+        self.publisher.addObserver(observer)
+
+    def remove(self, observer: ILogObserver) -> None:
+        """Tell this observer no more."""
+        self._observers.remove(observer)
+        self.publisher.removeObserver(observer)
+
+    def __call__(self, record: Record) -> None:
+        """Take a record (a L{resticserver.telemetry.record.Recorder})."""
+        if self._observers:
+            self._log.info("{record}", record=record)
+
+
+@implementer(ILogObserver)
+class CombinedLogService(Service):
+    """
+    A log observer that writes the combined format to a file, as a service: the file is open while it runs.
+
+    Lines are gathered and written by a pool, in order, one job at a time, so that a slow disk stops no request.
+
+    @param path: the file, or C{"-"} for stdout.
+    @param run: runs a callable in the pool; its result is not looked at.
+    """
+
+    def __init__(self, path: str, access_log: AccessLog, run: Callable[[Callable[[], None]], object]) -> None:
+        self._path = path
+        self._access_log = access_log
+        self._run = run
+        self._lines: deque[str] = deque()
+        self._scheduled = False
+        self._lock = threading.Lock()
+        self._file: TextIO | None = None
+        self._complained = False
+        self.setName("access log")
+
+    def startService(self) -> None:
+        """
+        Open the file and listen.
+
+        @raise OSError: the file cannot be opened.
+        """
+        self._file = self._open()
+        super().startService()
+        self._access_log.add(self)
+
+    def stopService(self) -> None:
+        """Write what is left and close the file."""
+        super().stopService()
+        self._access_log.remove(self)
+        self._write(reopen=False)
+        self._close()
+
+    def reopen(self) -> None:
+        """Open the file anew by its name, after it was rotated."""
+        self._run(lambda: self._write(reopen=True))
+
+    def __call__(self, event: LogEvent) -> None:
+        """Take an event (L{ILogObserver})."""
+        self._lines.append(combined_line(event["record"]))
+        if not self._scheduled:
+            self._scheduled = True
+            self._run(lambda: self._write(reopen=False))
+
+    def _write(self, reopen: bool) -> None:
+        """In the pool, or at the end in the reactor's thread: write all that has been gathered."""
+        with self._lock:
+            # Before the lines are taken: one that comes after asks for a job of its own.
+            self._scheduled = False
+            lines = [self._lines.popleft() + "\n" for _ in range(len(self._lines))]
+            try:
+                if reopen:
+                    self._close()
+                    self._file = self._open()
+                if lines and self._file is not None:
+                    self._file.write("".join(lines))
+                    self._file.flush()
+                self._complained = False
+            except OSError as error:
+                if not self._complained:
+                    self._complained = True
+                    _log.error("cannot write the access log {path}: {error}", path=self._path, error=error)
+
+    def _open(self) -> TextIO:
+        if self._path == "-":
+            return sys.stdout
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return open(fd, "a", encoding="utf-8", newline="\n")
+
+    def _close(self) -> None:
+        if self._file is not None and self._file is not sys.stdout:
+            self._file.close()
+        self._file = None

@@ -1,0 +1,66 @@
+"""
+The one record that every request leaves, whatever its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from ..names import Target
+
+
+class Ending(Enum):
+    """How a request ended; each ends in exactly one of these."""
+
+    #: Answered with success.
+    DONE = "done"
+    #: Answered with an error that the client caused (4xx, 507).
+    REFUSED = "refused"
+    #: Answered with a fault of the server (5xx).
+    FAILED = "failed"
+    #: The client went away before an answer began.
+    LOST = "lost"
+    #: The answer began and did not come to its end.
+    TRUNCATED = "truncated"
+
+
+#: What the log shows for a client that went away before its answer; there is no HTTP status for it (nginx's custom).
+STATUS_CLIENT_CLOSED = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    One request.
+
+    @ivar started: seconds since the epoch when its header was complete.
+    @ivar duration_s: from then to its end.
+    @ivar address: the client's address, C{"-"} for a unix socket.
+    @ivar user: the authenticated user, or C{None}.
+    @ivar method: as sent; C{uri} and C{version} likewise.
+    @ivar target: what it named, or C{None} where it named nothing.
+    @ivar status: of the answer; L{STATUS_CLIENT_CLOSED} where there was none.
+    @ivar sent_bytes: of the answer's body.
+    @ivar received_bytes: of the request's body.
+    """
+
+    started: float
+    duration_s: float
+    address: str
+    user: str | None
+    method: bytes
+    uri: bytes
+    version: bytes
+    target: Target | None
+    status: int
+    sent_bytes: int
+    received_bytes: int
+    referer: bytes | None
+    user_agent: bytes | None
+    ending: Ending
+
+
+#: Whoever wants to know of every request.
+Recorder = Callable[[Record], None]

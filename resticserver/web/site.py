@@ -1,0 +1,92 @@
+"""
+The HTTP server factory: which channel and request it uses, its limits, and the end of its connections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from ..telemetry.record import Record, Recorder
+from .channel import StreamingChannel
+from .request import StreamingRequest
+
+#: restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
+IDLE_TIMEOUT_S = 180.0
+
+
+class RepositorySite(Site):
+    """
+    Serves one resource over HTTP/1.1.
+
+    @ivar channels: all connections.
+    """
+
+    protocol = StreamingChannel  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(self, resource: IResource, reactor: IReactorTime, recorder: Recorder, max_depth: int = 2) -> None:
+        super().__init__(
+            resource,
+            StreamingRequest,
+            reactor=reactor,
+            timeout=IDLE_TIMEOUT_S,
+            parsePOSTFormSubmission=False,
+        )
+        self.max_depth = max_depth
+        self.channels: set[StreamingChannel] = set()
+        self._recorder = recorder
+        self._stopping = False
+        self._drained: Deferred[None] | None = None
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 alone: restic's client takes it by ALPN, and it is faster than HTTP/2 from most servers."""
+        return [b"http/1.1"]
+
+    def startFactory(self) -> None:
+        """Twisted's call; the parent opens a log file and starts a timer for its dates, which nobody needs here."""
+
+    def stopFactory(self) -> None:
+        """Twisted's call."""
+
+    def log(self, request: Any) -> None:
+        """Twisted's call when an answer is complete (a lost request records itself)."""
+        request.record_end()
+
+    def record(self, record: Record) -> None:
+        """A request came to its end."""
+        self._recorder(record)
+
+    def connection_made(self, channel: StreamingChannel) -> None:
+        """A channel has its connection."""
+        self.channels.add(channel)
+        if self._stopping:
+            channel.finish_and_close()
+
+    def connection_lost(self, channel: StreamingChannel) -> None:
+        """A channel lost its connection."""
+        self.channels.discard(channel)
+        if self._drained is not None and not self.channels:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Close idle connections now and each other one after its answer; fires when none is left."""
+        self._stopping = True
+        for channel in tuple(self.channels):
+            channel.finish_and_close()
+        drained: Deferred[None] = Deferred()
+        if self.channels:
+            self._drained = drained
+        else:
+            drained.callback(None)
+        return drained
+
+    def abort_all(self) -> None:
+        """End every connection."""
+        for channel in tuple(self.channels):
+            channel.abort()

@@ -1,0 +1,50 @@
+"""
+Packages are listed by hand: C{twisted.plugins} is a directory of Twisted's that we add one file to, so it must never get an
+C{__init__.py} of ours and find_packages cannot be used.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "resticserver/__init__.py").read_text(), re.M).group(1)
+
+setup(
+    name="resticserver",
+    version=VERSION,
+    description="A repository server for restic backups, on Twisted: a drop-in for rest-server",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-2-Clause",
+    python_requires=">=3.11",
+    package_dir={"": "."},
+    packages=[
+        "resticserver",
+        "resticserver.access",
+        "resticserver.storage",
+        "resticserver.telemetry",
+        "resticserver.web",
+        "twisted.plugins",
+    ],
+    package_data={"resticserver": ["py.typed"]},
+    install_requires=[
+        "Twisted >= 24.7",
+        "klein >= 24.8",
+        "pyOpenSSL >= 24.0",
+        "service-identity >= 23.1",
+        "bcrypt >= 4.0",
+    ],
+    extras_require={
+        "dev": ["build", "coverage", "hypothesis", "mypy", "mypy-zope", "ruff", "setuptools", "types-setuptools", "wheel"],
+    },
+    entry_points={"console_scripts": ["rest-server = resticserver.cli:main"]},
+    classifiers=[
+        "Framework :: Twisted",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: System :: Archiving :: Backup",
+    ],
+    zip_safe=False,
+)
