@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger
 
+from . import allocator
 from .access.htpasswd import Htpasswd
 from .access.policy import Policy
 from .errors import StartError
@@ -122,6 +123,7 @@ class ResticServer(MultiService):
 
         @raise StartError: something cannot be opened. Under twistd this ends the process with one line on stderr.
         """
+        allocator.keep_large_blocks()
         try:
             self._announce()
             self.store.prepare()
