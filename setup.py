@@ -37,7 +37,17 @@ setup(
         "bcrypt >= 4.0",
     ],
     extras_require={
-        "dev": ["build", "coverage", "hypothesis", "mypy", "mypy-zope", "ruff", "setuptools", "types-setuptools", "wheel"],
+        "dev": [
+            "build",
+            "coverage",
+            "hypothesis",
+            "mypy",
+            "mypy-zope",
+            "ruff",
+            "setuptools",
+            "types-setuptools",
+            "wheel",
+        ],
     },
     entry_points={"console_scripts": ["rest-server = resticserver.cli:main"]},
     classifiers=[

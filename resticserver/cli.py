@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
-from zope.interface import provider
+from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
 
 from .errors import StartError
 from .options import Options
@@ -22,7 +22,6 @@ def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
     """
     lowest = LogLevel.debug if debug else LogLevel.info
 
-    @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
         level = event.get("log_level") or LogLevel.info
         ours = str(event.get("log_namespace", "")).startswith("resticserver.")
@@ -43,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = Options()
     options.parseOptions(sys.argv[1:] if arguments is None else arguments)
-    globalLogBeginner.beginLoggingTo([stderr_observer(options.settings.debug)], redirectStandardIO=False)
+    observer: Any = stderr_observer(options.settings.debug)
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
     from twisted.internet import reactor
 

@@ -14,6 +14,7 @@ import re
 import socket
 import stat
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -86,7 +87,7 @@ class Listeners(Service):
         if inherited:
             _log.info("systemd socket activation mode")
             for listening in inherited:
-                self._listen(SocketEndpoint(self._reactor, lambda s=listening: s), site, tls=True)
+                self._listen(SocketEndpoint(self._reactor, partial(_same, listening)), site, tls=True)
             return
         for address, endpoint in endpoints:
             port = self._listen(endpoint, site, tls=wants_tls(address))
@@ -151,9 +152,7 @@ class SocketEndpoint:
             if listening.family == socket.AF_UNIX:
                 port: Any = UnixPort.adopt(self._reactor, listening.fileno(), factory, self._unlink)
             else:
-                port = tcp.Port._fromListeningDescriptor(
-                    self._reactor, listening.fileno(), listening.family, factory
-                )
+                port = tcp.Port._fromListeningDescriptor(self._reactor, listening.fileno(), listening.family, factory)
             port.startListening()
         return port  # type: ignore[no-any-return]
 
@@ -175,11 +174,11 @@ class UnixPort(unix.Port):
 
     def startListening(self) -> None:
         """Accept connections; the parent's would chmod the socket to 0666."""
+        assert self.factory is not None and self._preexistingSocket is not None
         self.factory.doStart()
-        assert self._preexistingSocket is not None
         self.socket, self._preexistingSocket = self._preexistingSocket, None
         self.connected = True
-        self.fileno = self.socket.fileno
+        self.fileno = self.socket.fileno  # type: ignore[method-assign]
         self.numberAccepts = 100
         self.startReading()
 
@@ -191,6 +190,10 @@ class UnixPort(unix.Port):
             except FileNotFoundError:
                 pass
         tcp.Port.connectionLost(self, reason)
+
+
+def _same(listening: socket.socket) -> socket.socket:
+    return listening
 
 
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socket.socket]:

@@ -28,7 +28,9 @@ class Options(usage.Options):
     """
 
     synopsis = "[options]"
-    longdesc = "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them."
+    longdesc = (
+        "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them."
+    )
 
     optFlags = [
         ["no-auth", None, "disable authentication"],
@@ -159,8 +161,9 @@ class Options(usage.Options):
 
 def version_line() -> str:
     """This server's version and those that matter for a report."""
-    import twisted
     from OpenSSL import SSL
+
+    import twisted
 
     openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
     return (

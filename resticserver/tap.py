@@ -103,9 +103,7 @@ class ResticServer(MultiService):
         from .tls import ConnectionCreator, server_context  # OpenSSL takes its time to import
 
         settings = self.settings
-        return ConnectionCreator(
-            server_context(settings.certificate_path, settings.key_path, settings.tls_min_ver)
-        )
+        return ConnectionCreator(server_context(settings.certificate_path, settings.key_path, settings.tls_min_ver))
 
     def _site(self, access_log: AccessLog) -> RepositorySite:
         """The HTTP server factory with everything behind it."""

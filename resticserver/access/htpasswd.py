@@ -119,9 +119,7 @@ class Htpasswd:
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise StartError(
-                f"cannot load {self.path} (use --no-auth to disable authentication): {reason}"
-            ) from error
+            raise StartError(f"cannot load {self.path} (use --no-auth to disable authentication): {reason}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; the old users stay if that fails. Whether it was read."""

@@ -332,7 +332,9 @@ class LocalUpload:
                     raise Forbidden("the repository has a config already")
             else:
                 if self._hash is None and _hash_of(self._file.fd) != self._name:
-                    raise Forbidden(f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it")
+                    raise Forbidden(
+                        f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it"
+                    )
                 if _hash_of(stored_fd) != self._name:
                     _log.warn("{path} was damaged; replaced by a verified upload", path=path)
                     self._publisher.replace(self._file, self._name)

@@ -217,7 +217,10 @@ class Publisher:
                 raise
             if self._fsync_works:
                 self._fsync_works = False
-                _log.warn("this file system does not support fsync ({error}): a power cut may lose what was just stored", error=error)
+                _log.warn(
+                    "this file system does not support fsync ({error}): a power cut may lose what was just stored",
+                    error=error,
+                )
 
     def fsync_directory(self, path: str) -> None:
         """Make the names in a directory durable."""

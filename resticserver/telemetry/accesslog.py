@@ -53,6 +53,10 @@ def combined_line(record: Record) -> str:
     )
 
 
+#: What ILogObserver is for a type checker.
+Observer = Callable[[LogEvent], None]
+
+
 class AccessLog:
     """
     Publishes every record as an event with the key C{record}, for observers that want it.
@@ -63,14 +67,14 @@ class AccessLog:
     def __init__(self) -> None:
         self.publisher = LogPublisher()
         self._log = Logger(namespace="resticserver.access", observer=self.publisher)
-        self._observers: list[ILogObserver] = []
+        self._observers: list[Observer] = []
 
-    def add(self, observer: ILogObserver) -> None:
+    def add(self, observer: Observer) -> None:
         """From now on tell this observer."""
         self._observers.append(observer)
-        self.publisher.addObserver(observer)
+        self.publisher.addObserver(observer)  # type: ignore[arg-type]
 
-    def remove(self, observer: ILogObserver) -> None:
+    def remove(self, observer: Observer) -> None:
         """Tell this observer no more."""
         self._observers.remove(observer)
         self.publisher.removeObserver(observer)

@@ -31,6 +31,9 @@ class Source(Protocol):
     def release_body(self) -> None:
         """Read on."""
 
+    def body_ended(self, body: Body) -> None:
+        """All of a body came."""
+
 
 class Body:
     """
@@ -80,6 +83,7 @@ class Body:
         """All of it came."""
         self.ended = True
         self._pump()
+        self._source.body_ended(self)
 
     def fail(self, error: ServerError) -> None:
         """The rest will never be understood; whoever takes the body is told."""
@@ -93,8 +97,8 @@ class Body:
         Hand the body to a taker.
 
         @param write: takes the next chunks and fires when it is done with them; it is called again only then.
-        @return: fires when everything was taken; fails with the taker's error, or with L{resticserver.errors.BadRequest} if the body
-            cannot be understood to its end. Cancelling it stops the delivery.
+        @return: fires when everything was taken; fails with the taker's error, or with
+            L{resticserver.errors.BadRequest} if the body cannot be understood to its end. Cancelling it stops the delivery.
         """
         assert self._write is None
         self._write = write

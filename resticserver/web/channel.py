@@ -27,6 +27,7 @@ from twisted.web.http import HTTPChannel, _MalformedChunkedDataError
 from ..errors import BadRequest, HeaderTooLarge, ServerError
 
 if TYPE_CHECKING:
+    from .body import Body
     from .request import StreamingRequest
     from .site import RepositorySite
 
@@ -185,8 +186,7 @@ class StreamingChannel(HTTPChannel):
         if name.lower() == b"content-length" and len(value.strip(b" \t")) > 18:
             self._refuse(BadRequest("Content-Length out of bounds"))
             return False
-        good: bool = super().headerReceived(line)
-        return good
+        return bool(super().headerReceived(line))
 
     def allHeadersReceived(self) -> None:
         """Twisted's call: the header is whole. The parent's is not called: it would send C{100 Continue} by itself."""
@@ -343,9 +343,10 @@ class StreamingChannel(HTTPChannel):
         self._closing_call = self.callLater(self.swallow_timeout_s, self._linger)
         request.body.discard(self._swallow_limit(request), self._linger)
 
-    def body_ended(self, request: StreamingRequest) -> None:
+    def body_ended(self, body: Body) -> None:
         """The end of a body came: if its request was answered before, the connection is free for the next."""
-        if self._swallowing is request and not self._deaf:
+        request = self._swallowing
+        if request is not None and request.body is body and not self._deaf:
             self._swallowing = None
             self._cancel("_closing_call")
             super().requestDone(request)
@@ -356,8 +357,7 @@ class StreamingChannel(HTTPChannel):
         self._cancel("_closing_call")
         self.setTimeout(None)
         self.gate.open()
-        transport = self.transport
-        assert transport is not None
+        transport: Any = self.transport
         transport.unregisterProducer()
         transport.loseWriteConnection()
         self._closing_call = self.callLater(self.linger_s, self.abort)

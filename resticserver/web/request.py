@@ -111,9 +111,6 @@ class StreamingRequest(Request):
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Twisted's call: the body is whole (the request began long before)."""
         self.body.end()
-        channel = self.channel_or_none()
-        if channel is not None:
-            channel.body_ended(self)
 
     def refuse(self, error: ServerError) -> None:
         """Answer a request that cannot be parsed and so has no route."""
@@ -179,7 +176,7 @@ class StreamingRequest(Request):
 
     def processingFailed(self, reason: Failure) -> Any:
         """Klein's last resort; ours says no more to the client than 500."""
-        replies.send_error(self, reason.value)
+        replies.send_error(self, reason.value or RuntimeError())
         if not self.finished and not self._disconnected:
             self.finish()
         return reason

@@ -182,7 +182,9 @@ class SendfileTransfer:
     It is its own write descriptor for the reactor, over the duplicate.
     """
 
-    def __init__(self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part) -> None:
+    def __init__(
+        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+    ) -> None:
         transport: Any = request.channel.transport
         self._request = request
         self._jobs = jobs

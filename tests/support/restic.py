@@ -1,0 +1,137 @@
+"""
+The real restic, and something for it to back up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .scratch import Cleans
+
+#: Where the tests look for restic; C{None} where it is not installed.
+RESTIC = shutil.which("restic")
+#: What a test case's C{skip} is set to.
+SKIP_WITHOUT_RESTIC = None if RESTIC else "restic is not installed (Debian and Ubuntu: apt-get install restic)"
+
+#: restic 0.14 repeats a refused request for about 45 s before it gives up.
+_LONGEST_S = 240.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run of restic ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Restic:
+    """
+    Runs restic against one repository, with a cache and a home of its own.
+
+    @param url: the repository's address without C{rest:}.
+    @param directory: for the cache and the home.
+    @param flags: for every run.
+    """
+
+    def __init__(self, test: Cleans, url: str, directory: Path, *flags: str) -> None:
+        self._test = test
+        self._url = url
+        self._directory = directory
+        self._flags = flags
+
+    def run(self, *arguments: str) -> Finished:
+        """Run a command to its end."""
+        assert RESTIC is not None
+        home = self._directory / "home"
+        home.mkdir(exist_ok=True)
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RESTIC_")},
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "RESTIC_PASSWORD": "the password of the tests",
+            "RESTIC_CACHE_DIR": str(self._directory / "cache"),
+        }
+        with subprocess.Popen(
+            [RESTIC, "--repo", f"rest:{self._url}", *self._flags, *arguments],
+            cwd=self._directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=_LONGEST_S)
+            except BaseException:
+                process.kill()
+                raise
+        return Finished(process.returncode, out, err)
+
+    def succeed(self, *arguments: str) -> str:
+        """
+        Run a command that must succeed; its output.
+
+        @raise AssertionError: it failed.
+        """
+        finished = self.run(*arguments)
+        assert finished.status == 0, f"restic {' '.join(arguments)}: {finished}"
+        return finished.out
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The repository's snapshots, oldest first."""
+        listed: list[dict[str, Any]] = json.loads(self.succeed("snapshots", "--json"))
+        return sorted(listed, key=lambda snapshot: str(snapshot["time"]))
+
+
+def make_tree(directory: Path, seed: int, size_bytes: int) -> None:
+    """
+    Mixed files of about C{size_bytes} together, the same for the same seed: half of it in big files of random bytes, a
+    quarter compressible, a quarter in many small files of all sizes, and some odd names and an empty file.
+    """
+    source = random.Random(seed)
+    for number in range(4):
+        _write(directory / "big" / f"{number}.bin", source.randbytes(size_bytes // 8))
+    words = [b"%x" % source.getrandbits(source.randrange(4, 32)) for _ in range(2000)]
+    text = b" ".join(source.choices(words, k=size_bytes // 40))
+    for number in range(4):
+        _write(directory / "text" / f"{number}.log", (text[number * 1000 :] + text)[: size_bytes // 16])
+    left = size_bytes // 4
+    number = 0
+    while left > 0:
+        # Many of a few bytes and few of many: 1 byte to 256 KiB, evenly by magnitude.
+        body = source.randbytes(min(left, int(2 ** source.uniform(0, 18))))
+        _write(directory / "small" / f"{number % 50:02d}" / f"{number}.dat", body)
+        left -= len(body)
+        number += 1
+    _write(directory / "odd" / "empty", b"")
+    _write(directory / "odd" / "grün und \N{SNOWMAN}.txt", b"odd name\n")
+    (directory / "odd" / "link").symlink_to("empty")
+
+
+def change_tree(directory: Path, seed: int) -> None:
+    """Some days later: files are new, gone, changed, grown and renamed."""
+    source = random.Random(seed)
+    with (directory / "big" / "0.bin").open("r+b") as file:
+        file.seek(source.randrange(file.seek(0, os.SEEK_END)))
+        file.write(source.randbytes(100_000))
+    with (directory / "text" / "1.log").open("ab") as file:
+        file.write(b"one more line\n" * 10_000)
+    os.rename(directory / "big" / "2.bin", directory / "big" / "renamed.bin")
+    for path in sorted((directory / "small").rglob("*.dat"))[::7]:
+        path.unlink()
+    for number in range(200):
+        _write(directory / "new" / f"{number}.dat", source.randbytes(source.randrange(20_000)))
+
+
+def _write(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)

@@ -1,0 +1,212 @@
+"""
+Real server processes for tests: both front doors, on a port of the system's choice, always stopped after the test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from .client import Client
+from .scratch import Cleans, scratch_directory
+from .waiting import PATIENCE_S, wait_until
+
+#: The two front doors.
+REST_SERVER = "rest-server"
+TWISTD = "twistd"
+
+#: rest-server prints the bare line; twistd's log has a time stamp and the logger's name before it.
+LISTENING = re.compile(r"\bstart server on (\S+)$")
+ACTIVATED = re.compile(r"systemd socket activation mode$")
+
+
+def installed(command: str) -> str:
+    """The path of a command of the environment that runs the tests."""
+    beside = Path(sys.executable).parent / command
+    found = str(beside) if beside.exists() else shutil.which(command)
+    if found is None:
+        raise AssertionError(f"{command} is not installed; the tests want the package installed (make does that)")
+    return found
+
+
+def command_line(door: str, flags: Sequence[str]) -> list[str]:
+    """How to start a server through one of the front doors."""
+    if door == REST_SERVER:
+        return [installed("rest-server"), *flags]
+    return [installed("twistd"), "--nodaemon", "--pidfile=", "restic-rest", *flags]
+
+
+def server_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a server: the tests' own, without what a systemd around the tests may have set."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LISTEN_")}
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.update(extra or {})
+    return environment
+
+
+class ServerProcess:
+    """
+    A running server.
+
+    @ivar process: the process; its output is drained all the time.
+    @ivar out: the lines of stdout so far, and C{err} those of stderr.
+    """
+
+    def __init__(self, command: Sequence[str], cwd: Path, extra: Mapping[str, str] | None = None, stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
+        self.process = subprocess.Popen(
+            command,
+            # Not the checkout: what is tested is the installed package.
+            cwd=cwd,
+            env=server_environment(extra),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.out: list[str] = []
+        self.err: list[str] = []
+        assert self.process.stdout is not None and self.process.stderr is not None
+        self._drains = [
+            threading.Thread(target=_drain, args=(pipe, lines), daemon=True)
+            for pipe, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for drain in self._drains:
+            drain.start()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self.process.pid
+
+    def said(self, pattern: str | re.Pattern[str]) -> re.Match[str] | None:
+        """The first line so far that matches."""
+        for line in [*self.err, *self.out]:
+            match = re.search(pattern, line)
+            if match is not None:
+                return match
+        return None
+
+    def wait_for_line(self, pattern: str | re.Pattern[str], timeout_s: float = PATIENCE_S) -> re.Match[str]:
+        """
+        Wait for a line of output.
+
+        @raise AssertionError: none came, or the server ended without it.
+        """
+
+        def found() -> re.Match[str] | None:
+            match = self.said(pattern)
+            if match is None and self.process.poll() is not None:
+                self._join()
+                match = self.said(pattern)
+                if match is None:
+                    raise AssertionError(f"the server ended ({self.process.returncode}): {self.out + self.err}")
+            return match
+
+        return wait_until(found, timeout_s, f"{pattern} in {self.out} {self.err}")  # type: ignore[return-value]
+
+    @property
+    def address(self) -> str:
+        """Where it says it listens (the first address); waits for that."""
+        return self.wait_for_line(LISTENING)[1]
+
+    @property
+    def port(self) -> int:
+        """The TCP port of L{address}."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        """For clients on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, user: str | None = None, password: str = "") -> Client:
+        """A new connection; the caller closes it (C{with})."""
+        return Client(("127.0.0.1", self.port), user, password)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait for its end and for the last of its output; the exit status, negative for a signal."""
+        status = self.process.wait(timeout_s)
+        self._join()
+        return status
+
+    def stop(self) -> int:
+        """SIGTERM, and wait."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+
+    def _join(self) -> None:
+        for drain in self._drains:
+            drain.join(PATIENCE_S)
+
+    def clean_up(self) -> None:
+        """After a test: ended, whatever state it was in."""
+        self.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def peak_memory_bytes(self) -> int:
+        """The most resident memory that it ever had (Linux)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert match is not None
+        return int(match[1]) << 10
+
+    def open_files_below(self, directory: Path) -> list[str]:
+        """
+        What it has open below a directory at this moment, unnamed files included, directories not (Linux).
+        """
+        opened = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{self.pid}/fd/{fd}")
+            except FileNotFoundError:
+                continue
+            if target.startswith(f"{directory}/") and not os.path.isdir(target):
+                opened.append(target)
+        return opened
+
+
+def _drain(pipe: IO[bytes], lines: list[str]) -> None:
+    for line in pipe:
+        lines.append(line.decode("utf-8", "replace").rstrip("\n"))
+
+
+def start_server(test: Cleans, data: Path, *flags: str, door: str = REST_SERVER, wait: bool = True, extra: Mapping[str, str] | None = None) -> ServerProcess:
+    """
+    Start a server on a free port of 127.0.0.1, without authentication unless C{flags} name an htpasswd file.
+
+    @param data: the data directory.
+    @param flags: what else to say; a C{--listen} among them replaces the address.
+    @param wait: whether to wait until it listens.
+    @param extra: for its environment.
+    """
+    given = {flag.partition("=")[0] for flag in flags}
+    defaults = ["--path", str(data)]
+    if "--listen" not in given:
+        defaults += ["--listen", "127.0.0.1:0"]
+    if not given & {"--htpasswd-file", "--no-auth"}:
+        defaults += ["--no-auth"]
+    server = ServerProcess(command_line(door, [*defaults, *flags]), scratch_directory(test), extra)
+    test.addCleanup(server.clean_up)
+    if wait:
+        server.wait_for_line(LISTENING)
+    return server

@@ -1,0 +1,337 @@
+"""
+The access log: lines of the combined format, and the file that they go to.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import LogEvent, capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.telemetry.accesslog import AccessLog, CombinedLogService, combined_line
+from resticserver.telemetry.record import Ending, Record
+
+#: 2026-03-01 12:00:05 UTC
+NOON = 1772366405.75
+
+PLAIN = Record(
+    started=NOON,
+    duration_s=0.25,
+    address="192.0.2.7",
+    user="alice",
+    method=b"GET",
+    uri=b"/alice/locks/?x=1",
+    version=b"HTTP/1.1",
+    target=None,
+    status=200,
+    sent_bytes=1234,
+    received_bytes=0,
+    referer=None,
+    user_agent=b"Go-http-client/1.1",
+    ending=Ending.DONE,
+)
+
+_HEAD = "192.0.2.7 - alice [01/Mar/2026:12:00:05 +0000]"
+_TAIL = '"-" "Go-http-client/1.1"'
+
+#: what is different from PLAIN -> the line
+LINES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({}, f'{_HEAD} "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 {_TAIL}'),
+    ({"user": None}, f'192.0.2.7 - - [01/Mar/2026:12:00:05 +0000] "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 {_TAIL}'),
+    (
+        {"user": "müller@example.org"},
+        "192.0.2.7 - müller@example.org [01/Mar/2026:12:00:05 +0000]"
+        f' "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 {_TAIL}',
+    ),
+    ({"address": "-"}, f'- - alice [01/Mar/2026:12:00:05 +0000] "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 {_TAIL}'),
+    (
+        {"address": "2001:db8::1"},
+        f'2001:db8::1 - alice [01/Mar/2026:12:00:05 +0000] "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 {_TAIL}',
+    ),
+    ({"sent_bytes": 0, "status": 404}, f'{_HEAD} "GET /alice/locks/?x=1 HTTP/1.1" 404 - {_TAIL}'),
+    (
+        {"method": b"POST", "sent_bytes": 0, "status": 499, "ending": Ending.LOST, "received_bytes": 5},
+        f'{_HEAD} "POST /alice/locks/?x=1 HTTP/1.1" 499 - {_TAIL}',
+    ),
+    (
+        {"referer": b"http://example.org/", "user_agent": None},
+        f'{_HEAD} "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 "http://example.org/" "-"',
+    ),
+    ({"user_agent": b""}, f'{_HEAD} "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 "-" "-"'),
+    (
+        {"uri": b'/a"b\\c'},
+        f'{_HEAD} "GET /a\\"b\\\\c HTTP/1.1" 200 1234 {_TAIL}',
+    ),
+    (
+        {"uri": b"/\r\n\t\x00\x1b[31m\x7f\xe9\xff"},
+        f'{_HEAD} "GET /\\x0d\\x0a\\x09\\x00\\x1b[31m\\x7f\\xe9\\xff HTTP/1.1" 200 1234 {_TAIL}',
+    ),
+    (
+        {"user_agent": b'a" 200 1 "b\n', "referer": b"caf\xc3\xa9"},
+        f'{_HEAD} "GET /alice/locks/?x=1 HTTP/1.1" 200 1234 "caf\\xc3\\xa9" "a\\" 200 1 \\"b\\x0a"',
+    ),
+    ({"method": b"-", "uri": b"-"}, f'{_HEAD} "- - HTTP/1.1" 200 1234 {_TAIL}'),
+)
+
+#: a POSIX time zone -> the stamp of NOON
+ZONES = (
+    ("UTC0", "01/Mar/2026:12:00:05 +0000"),
+    ("CET-1", "01/Mar/2026:13:00:05 +0100"),
+    ("EST5", "01/Mar/2026:07:00:05 -0500"),
+    ("IST-5:30", "01/Mar/2026:17:30:05 +0530"),
+    ("NST3:30", "01/Mar/2026:08:30:05 -0330"),
+    ("LINT-14", "02/Mar/2026:02:00:05 +1400"),
+    ("XXX12:15", "28/Feb/2026:23:45:05 -1215"),
+)
+
+
+def in_zone(test: SynchronousTestCase, zone: str) -> None:
+    """Set the time zone of the process until the end of the test."""
+
+    def put(value: str | None) -> None:
+        if value is None:
+            os.environ.pop("TZ", None)
+        else:
+            os.environ["TZ"] = value
+        time.tzset()
+
+    test.addCleanup(put, os.environ.get("TZ"))
+    put(zone)
+
+
+def at_once(job: Callable[[], None]) -> None:
+    """A pool that has done its job when it returns."""
+    job()
+
+
+class LineTests(SynchronousTestCase):
+    """L{combined_line}."""
+
+    def test_table(self) -> None:
+        """Each record is exactly this line: nothing that a client sends ends it or closes a field."""
+        in_zone(self, "UTC0")
+        for changes, line in LINES:
+            self.assertEqual(line, combined_line(replace(PLAIN, **changes)))
+
+    def test_zones(self) -> None:
+        """The time is the local one, with its offset from UTC."""
+        for zone, stamp in ZONES:
+            in_zone(self, zone)
+            self.assertIn(f" [{stamp}] ", combined_line(PLAIN))
+
+    def test_one_printable_line(self) -> None:
+        """Whatever bytes a client sends, a line is one line of printable ASCII (but for the name of a known user)."""
+        everything = bytes(range(256))
+        record = replace(PLAIN, method=everything, uri=everything, referer=everything, user_agent=everything)
+        line = combined_line(record)
+        self.assertTrue(line.isascii() and line.isprintable())
+
+
+class AccessLogTests(SynchronousTestCase):
+    """L{AccessLog}: records to observers."""
+
+    def test_observers(self) -> None:
+        """Each observer gets each record while it is there."""
+        log = AccessLog()
+        seen: list[LogEvent] = []
+        log(PLAIN)
+        log.add(seen.append)
+        log(PLAIN)
+        log.remove(seen.append)
+        log(PLAIN)
+        self.assertEqual([PLAIN], [event["record"] for event in seen])
+
+    def test_apart_from_the_diagnostics(self) -> None:
+        """Requests are no diagnostics: the global log does not get them."""
+        log = AccessLog()
+        log.add(lambda event: None)
+        with capturedLogs() as events:
+            log(PLAIN)
+        self.assertEqual([], list(events))
+
+
+class CombinedLogServiceTests(SynchronousTestCase):
+    """L{CombinedLogService}: lines to a file."""
+
+    def started(self, path: str, run: Callable[[Callable[[], None]], object] = at_once) -> AccessLog:
+        """An access log whose file is open."""
+        self.log = AccessLog()
+        self.service = CombinedLogService(path, self.log, run)
+        self.service.startService()
+        return self.log
+
+    def test_writes(self) -> None:
+        """A line a record, appended to what is there, on disk at once, and all of them at the end."""
+        path = Path(self.mktemp())
+        path.write_text("from before\n")
+        log = self.started(str(path))
+        log(PLAIN)
+        self.assertEqual(f"from before\n{combined_line(PLAIN)}\n", path.read_text())
+        log(PLAIN)
+        self.service.stopService()
+        log(PLAIN)
+        self.assertEqual(f"from before\n{combined_line(PLAIN)}\n{combined_line(PLAIN)}\n", path.read_text())
+
+    def test_user_of_any_script(self) -> None:
+        """The file is UTF-8, whatever the locale."""
+        path = Path(self.mktemp())
+        log = self.started(str(path))
+        log(replace(PLAIN, user="алиса"))
+        self.service.stopService()
+        self.assertIn(" - алиса [", path.read_text(encoding="utf-8"))
+
+    def test_not_for_everyone(self) -> None:
+        """Others may not read who does backups from where."""
+        path = Path(self.mktemp())
+        self.started(str(path))
+        self.service.stopService()
+        self.assertEqual(0, path.stat().st_mode & 0o007)
+
+    def test_cannot_be_opened(self) -> None:
+        """A file that cannot be opened is an error at the start."""
+        path = os.path.join(self.mktemp(), "missing", "access.log")
+        error = self.assertRaises(OSError, self.started, path)
+        self.assertEqual(path, error.filename)
+
+    def test_lines_wait_for_the_pool(self) -> None:
+        """No request waits for the disk: lines are gathered until the pool comes to them, by one job."""
+        path = Path(self.mktemp())
+        jobs: list[Callable[[], None]] = []
+        log = self.started(str(path), jobs.append)
+        for number in range(3):
+            log(replace(PLAIN, status=200 + number))
+        self.assertEqual((1, ""), (len(jobs), path.read_text()))
+        jobs.pop()()
+        self.assertEqual(3, path.read_text().count("\n"))
+        log(PLAIN)
+        self.assertEqual(1, len(jobs))
+        self.service.stopService()
+        self.assertEqual(4, path.read_text().count("\n"))
+        jobs.pop()()
+
+    def test_every_record_once(self) -> None:
+        """From a pool of threads too every record is written, once, and in order."""
+        path = Path(self.mktemp())
+        with ThreadPoolExecutor(4) as pool:
+            log = self.started(str(path), pool.submit)
+            for number in range(3000):
+                log(replace(PLAIN, sent_bytes=number + 1))
+        self.service.stopService()
+        wanted = [combined_line(replace(PLAIN, sent_bytes=number + 1)) for number in range(3000)]
+        self.assertEqual(wanted, path.read_text().splitlines())
+
+    def test_every_record_once_while_rotated(self) -> None:
+        """Rotation in the midst of it loses no record and doubles none."""
+        path = Path(self.mktemp())
+        jobs: list[Future[None]] = []
+        with ThreadPoolExecutor(4) as pool:
+            log = self.started(str(path), lambda job: jobs.append(pool.submit(job)))
+            for number in range(3000):
+                log(replace(PLAIN, sent_bytes=number + 1))
+                if number % 500 == 250:
+                    path.rename(f"{path}.{number:04d}")
+                    self.service.reopen()
+                    jobs[-1].result()
+        self.service.stopService()
+        parts = [*sorted(path.parent.glob(f"{path.name}.*")), path]
+        lines = "".join(part.read_text() for part in parts).splitlines()
+        wanted = [combined_line(replace(PLAIN, sent_bytes=number + 1)) for number in range(3000)]
+        self.assertEqual(wanted, lines)
+
+    def test_reopen(self) -> None:
+        """After a rotation the old file gets no more lines and a new one of the name does."""
+        path = Path(self.mktemp())
+        log = self.started(str(path))
+        log(PLAIN)
+        old = path.rename(f"{path}.1")
+        log(PLAIN)
+        self.service.reopen()
+        log(PLAIN)
+        self.service.stopService()
+        self.assertEqual((2, 1), (old.read_text().count("\n"), path.read_text().count("\n")))
+
+    def test_cannot_be_reopened(self) -> None:
+        """A file that cannot be opened any more is said once; when it can, lines are written again."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        path = folder / "access.log"
+        log = self.started(str(path))
+        moved = folder.rename(f"{folder}.away")
+        with capturedLogs() as events:
+            self.service.reopen()
+            self.service.reopen()
+        self.assertEqual(1, len(events))
+        log(PLAIN)
+        moved.rename(folder)
+        self.service.reopen()
+        log(PLAIN)
+        self.service.stopService()
+        self.assertIn(combined_line(PLAIN), path.read_text())
+
+    def full_disk(self) -> str:
+        """A path whose disk is full."""
+        path = self.mktemp()
+        os.symlink("/dev/full", path)
+        return path
+
+    def test_full_disk(self) -> None:
+        """A full disk stops no request: it is said once, and only again after it went well in between."""
+        log = self.started(self.full_disk())
+        with capturedLogs() as events:
+            for _ in range(5):
+                log(PLAIN)
+        self.assertEqual(1, len(events))
+        self.assertIn("No space left", str(events[0]["error"]))
+
+    def test_full_disk_at_the_end(self) -> None:
+        """Nor does it stop the server from stopping."""
+        log = self.started(self.full_disk())
+        with capturedLogs():
+            log(PLAIN)
+            self.service.stopService()
+        self.assertFalse(self.service.running)
+
+    def test_full_disk_then_rotated(self) -> None:
+        """A log that was moved from a full disk to a free one (which is when people do it) goes on in the new file."""
+        path = self.full_disk()
+        log = self.started(path)
+        with capturedLogs():
+            log(PLAIN)
+            os.unlink(path)
+            self.service.reopen()
+        log(replace(PLAIN, status=206))
+        self.service.stopService()
+        self.assertIn(combined_line(replace(PLAIN, status=206)), Path(path).read_text())
+
+    def test_stdout(self) -> None:
+        """C{-} is stdout, which stays open."""
+        stdout = io.StringIO()
+        self.patch(sys, "stdout", stdout)
+        log = self.started("-")
+        log(PLAIN)
+        self.service.reopen()
+        log(PLAIN)
+        self.service.stopService()
+        self.assertEqual(f"{combined_line(PLAIN)}\n" * 2, stdout.getvalue())
+
+    def test_stdout_of_another_encoding(self) -> None:
+        """A user's name that stdout's encoding does not have costs no line, neither theirs nor another's."""
+        raw = io.BytesIO()
+        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+        jobs: list[Callable[[], None]] = []
+        log = self.started("-", jobs.append)
+        log(PLAIN)
+        log(replace(PLAIN, user="алиса"))
+        jobs.pop()()
+        self.service.stopService()
+        sys.stdout.flush()
+        self.assertEqual(2, raw.getvalue().count(b"\n"))
