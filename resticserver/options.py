@@ -78,7 +78,7 @@ class Options(usage.Options):
 
     def opt_version(self) -> None:
         """print the version and exit"""
-        print(version_line(), file=self.stdout)
+        print(version_line())
         sys.exit(0)
 
     opt_v = opt_version

@@ -272,12 +272,15 @@ class LocalUpload:
         @raise InsufficientStorage: the disk is full.
         """
         assert self._file is not None
-        if self._hash is not None:
+        with space_errors():
+            if self._hash is None:
+                for first in range(0, len(chunks), _MOST_BUFFERS):
+                    self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
+                return
+            # Chunk by chunk, so that the processor's cache still has it when it is written.
             for chunk in chunks:
                 self._hash.update(chunk)
-        with space_errors():
-            for first in range(0, len(chunks), _MOST_BUFFERS):
-                self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
+                self.size_bytes += _write_all(self._file.fd, (chunk,))
 
     def commit(self) -> Outcome:
         """

@@ -77,7 +77,7 @@ class AccessLog:
     def remove(self, observer: Observer) -> None:
         """Tell this observer no more."""
         self._observers.remove(observer)
-        self.publisher.removeObserver(observer)
+        self.publisher.removeObserver(observer)  # type: ignore[arg-type]
 
     def __call__(self, record: Record) -> None:
         """Take a record (a L{resticserver.telemetry.record.Recorder})."""

@@ -102,7 +102,7 @@ class StreamingChannel(HTTPChannel):
     close_timeout_s = 2.0
 
     site: RepositorySite
-    gate: ReadGate
+    transport: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,8 @@ class StreamingChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """Twisted's call: the connection is there."""
         super().connectionMade()
-        self.gate = self._networkProducer = ReadGate(self._networkProducer)
+        self.gate: Any = ReadGate(self._networkProducer)
+        self._networkProducer = self.gate
         self.site.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -209,7 +210,7 @@ class StreamingChannel(HTTPChannel):
         How much one look at the socket may bring: with Twisted's 64 KiB a pack costs the reactor 256 rounds, with 1 MiB
         16. Under TLS it is the socket's attribute that counts, not the wrapper's.
         """
-        transport: Any = self.transport
+        transport = self.transport
         socket_transport = getattr(transport, "transport", transport)
         if hasattr(socket_transport, "bufferSize"):
             socket_transport.bufferSize = size_bytes
@@ -357,12 +358,12 @@ class StreamingChannel(HTTPChannel):
         self._cancel("_closing_call")
         self.setTimeout(None)
         self.gate.open()
-        transport: Any = self.transport
+        transport = self.transport
         transport.unregisterProducer()
         transport.loseWriteConnection()
         self._closing_call = self.callLater(self.linger_s, self.abort)
 
     def may_write_directly(self) -> bool:
         """Whether nothing waits to be written, so that others may write to the socket without overtaking."""
-        transport: Any = self.transport
+        transport = self.transport
         return not transport.dataBuffer and not transport._tempDataBuffer and not transport.disconnecting

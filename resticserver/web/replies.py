@@ -103,14 +103,11 @@ def send_error(request: StreamingRequest, error: BaseException) -> None:
     """
     status = status_of(error)
     if status == 500:
-        what = {
-            "method": request.method.decode("ascii", "backslashreplace"),
-            "uri": ascii(request.uri.decode("latin-1"))[1:-1],
-        }
+        what = f"{request.method.decode('latin-1')} {ascii(request.uri.decode('latin-1'))[1:-1]}"
         if isinstance(error, OSError):
-            _log.error("{method} {uri} failed: {error}", error=error, **what)
+            _log.error("{what} failed: {error}", what=what, error=error)
         else:
-            _log.failure("{method} {uri} failed", Failure(error), **what)
+            _log.failure("{what} failed", Failure(error), what=what)
     if request.startedWriting:
         request.abort()
         return

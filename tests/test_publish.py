@@ -1,0 +1,268 @@
+"""
+The parts of publishing that the contract of stores does not reach: names that are locked, C{renameat2}, the sweep's count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.errors import InsufficientStorage
+from resticserver.storage import publish
+from resticserver.storage.publish import Mechanisms, Publisher, _NameLocks, _rename_noreplace, space_errors, sweep
+
+from .contract.files import failing
+
+
+class TemporaryFileTests(SynchronousTestCase):
+    """L{Publisher.temporary} and what becomes of the file."""
+
+    def setUp(self) -> None:
+        """A repository with one directory, open."""
+        self.repository = Path(self.mktemp())
+        self.directory = self.repository / "keys"
+        self.directory.mkdir(parents=True)
+        self.directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, self.directory_fd)
+
+    def temporary(self, mechanisms: Mechanisms) -> tuple[Publisher, Any]:
+        """A publisher and a temporary file of its."""
+        publisher = Publisher(0o600, 0o700, mechanisms)
+        file = publisher.temporary(str(self.directory), self.directory_fd, str(self.repository))
+        self.addCleanup(file.discard)
+        return publisher, file
+
+    def names(self) -> list[str]:
+        """What is there, C{.tmp} included."""
+        return sorted(str(path.relative_to(self.repository)) for path in self.repository.rglob("*") if path.is_file())
+
+    def test_unnamed(self) -> None:
+        """An unnamed file is nowhere to be seen."""
+        self.temporary(Mechanisms())
+        self.assertEqual([], self.names())
+
+    def test_named(self) -> None:
+        """A named one is in the repository's C{.tmp}, under a name that is no object's, and locked."""
+        _, file = self.temporary(Mechanisms(unnamed=False))
+        (name,) = self.names()
+        self.assertRegex(name, r"\A\.tmp/[0-9a-f]{32}\.upload\Z")
+        with open(self.repository / name, "rb") as other:
+            error = self.assertRaises(OSError, fcntl.flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.assertEqual(errno.EWOULDBLOCK, error.errno)
+
+    def test_discard(self) -> None:
+        """A discarded file is gone and closed; to discard it again, or one that somebody removed, is allowed."""
+        for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
+            _, file = self.temporary(mechanisms)
+            fd = file.fd
+            for name in self.names():
+                os.unlink(self.repository / name)
+            file.discard()
+            file.discard()
+            self.assertEqual([], self.names())
+            self.assertRaises(OSError, os.fstat, fd)
+
+    def test_published_is_not_discarded(self) -> None:
+        """Once it has its name a file is no temporary one any more."""
+        for number, mechanisms in enumerate(
+            (
+                Mechanisms(),
+                Mechanisms(unnamed=False),
+                Mechanisms(unnamed=False, hard_links=False),
+                Mechanisms(unnamed=False, hard_links=False, rename_noreplace=False),
+            )
+        ):
+            publisher, file = self.temporary(mechanisms)
+            publisher.publish(file, f"{number}")
+            file.discard()
+            self.assertIn(f"keys/{number}", self.names())
+            self.assertEqual(1, (self.directory / f"{number}").stat().st_nlink)
+        self.assertEqual(4, len(self.names()))
+
+    def test_taken(self) -> None:
+        """A taken name is never replaced, whatever has it, and the file can be published under another."""
+        (self.directory / "directory").mkdir()
+        (self.directory / "file").write_bytes(b"there")
+        (self.directory / "dangling").symlink_to("nowhere")
+        for number, mechanisms in enumerate(
+            (
+                Mechanisms(),
+                Mechanisms(unnamed=False),
+                Mechanisms(unnamed=False, hard_links=False),
+                Mechanisms(unnamed=False, hard_links=False, rename_noreplace=False),
+            )
+        ):
+            publisher, file = self.temporary(mechanisms)
+            for taken in ("directory", "file", "dangling"):
+                self.assertRaises(FileExistsError, publisher.publish, file, taken)
+            self.assertEqual(b"there", (self.directory / "file").read_bytes())
+            self.assertFalse((self.directory / "nowhere").exists())
+            publisher.publish(file, f"{number}")
+            self.assertTrue((self.directory / f"{number}").exists())
+
+    def test_mode_cannot_be_set(self) -> None:
+        """A file whose mode cannot be set is given back at once."""
+        before = sorted(os.listdir("/proc/self/fd"))
+        for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
+            patch = self.patch(os, "fchmod", failing(errno.EPERM))
+            try:
+                self.assertRaises(OSError, self.temporary, mechanisms)
+            finally:
+                patch.restore()
+            self.assertEqual([], self.names())
+        self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
+
+    def test_two_files_never_share_a_name(self) -> None:
+        """Temporary names do not meet."""
+        files = [self.temporary(Mechanisms(unnamed=False))[1] for _ in range(50)]
+        self.assertEqual(50, len({file.path for file in files}))
+
+
+class RenameTests(SynchronousTestCase):
+    """L{_rename_noreplace}: Linux's call by ctypes."""
+
+    def test_moves(self) -> None:
+        """A free name is taken."""
+        one, other = Path(self.mktemp()), Path(self.mktemp())
+        one.write_bytes(b"1")
+        _rename_noreplace(str(one), str(other))
+        self.assertEqual((False, b"1"), (one.exists(), other.read_bytes()))
+
+    def test_never_replaces(self) -> None:
+        """A taken one is not."""
+        one, other = Path(self.mktemp()), Path(self.mktemp())
+        one.write_bytes(b"1")
+        other.write_bytes(b"2")
+        error = self.assertRaises(FileExistsError, _rename_noreplace, str(one), str(other))
+        self.assertEqual(errno.EEXIST, error.errno)
+        self.assertEqual((b"1", b"2"), (one.read_bytes(), other.read_bytes()))
+
+    def test_error(self) -> None:
+        """The system's error comes through."""
+        error = self.assertRaises(OSError, _rename_noreplace, self.mktemp(), self.mktemp())
+        self.assertEqual(errno.ENOENT, error.errno)
+
+    def test_names_of_any_bytes(self) -> None:
+        """Paths that are no UTF-8 are passed on as they are."""
+        folder = self.mktemp()
+        os.mkdir(folder)
+        name = os.fsdecode(b"\xff\xfe")
+        Path(folder, name).write_bytes(b"1")
+        _rename_noreplace(f"{folder}/{name}", f"{folder}/{name}2")
+        self.assertEqual([f"{name}2"], os.listdir(folder))
+
+    def test_no_such_call(self) -> None:
+        """A C library without it is like a kernel without it."""
+        self.patch(ctypes, "CDLL", lambda *_, **__: object())
+        error = self.assertRaises(OSError, _rename_noreplace, "a", "b")
+        self.assertEqual(errno.ENOSYS, error.errno)
+
+
+class NameLockTests(SynchronousTestCase):
+    """L{_NameLocks}: one at a time for a name, and no memory of names."""
+
+    def test_one_at_a_time(self) -> None:
+        """Threads that want the same name come one after the other."""
+        locks, inside, most = _NameLocks(), [0], [0]
+
+        def work() -> None:
+            for _ in range(200):
+                with locks.held("name"):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    inside[0] -= 1
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual((0, 1), (inside[0], most[0]))
+        self.assertEqual({}, locks._locks)
+
+    def test_other_names_do_not_wait(self) -> None:
+        """Different names are different locks."""
+        locks = _NameLocks()
+        with locks.held("one"), locks.held("other"):
+            pass
+        self.assertEqual({}, locks._locks)
+
+    def test_given_back_after_an_error(self) -> None:
+        """An error inside gives the name back."""
+        locks = _NameLocks()
+        for _ in range(2):
+            with self.assertRaises(ValueError), locks.held("name"):
+                raise ValueError
+        self.assertEqual({}, locks._locks)
+
+
+class SweepTests(SynchronousTestCase):
+    """L{sweep}: what a killed server left in one repository."""
+
+    def setUp(self) -> None:
+        """A repository with two leftovers."""
+        self.folder = Path(self.mktemp()) / ".tmp"
+        self.folder.mkdir(parents=True)
+        for name in ("a.upload", "b.upload"):
+            (self.folder / name).write_bytes(b"half")
+
+    def test_all(self) -> None:
+        """Everything that nobody holds is removed and counted, and the folder with it."""
+        self.assertEqual(2, sweep(str(self.folder.parent)))
+        self.assertFalse(self.folder.exists())
+        self.assertEqual(0, sweep(str(self.folder.parent)))
+
+    def test_locked(self) -> None:
+        """What is locked stays."""
+        with open(self.folder / "a.upload", "rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            self.assertEqual(1, sweep(str(self.folder.parent)))
+        self.assertEqual(["a.upload"], os.listdir(self.folder))
+        self.assertEqual(1, sweep(str(self.folder.parent)))
+
+    def test_no_folder(self) -> None:
+        """No repository, or a file where its folder would be, is nothing to sweep."""
+        self.assertEqual(0, sweep(self.mktemp()))
+        file = Path(self.mktemp())
+        file.mkdir()
+        (file / ".tmp").write_bytes(b"")
+        self.assertEqual(0, sweep(str(file)))
+
+
+class SpaceErrorTests(SynchronousTestCase):
+    """L{space_errors}."""
+
+    def test_table(self) -> None:
+        """A full disk and a full disk quota get the domain's word; other errors stay what they are."""
+        for code, wanted in (
+            (errno.ENOSPC, InsufficientStorage),
+            (errno.EDQUOT, InsufficientStorage),
+            (errno.EIO, OSError),
+            (errno.EACCES, PermissionError),
+            (errno.ENOENT, FileNotFoundError),
+        ):
+            with self.assertRaises(wanted) as caught, space_errors():
+                raise OSError(code, os.strerror(code))
+            self.assertIs(wanted is InsufficientStorage, isinstance(caught.exception, InsufficientStorage))
+
+    def test_cause_is_kept(self) -> None:
+        """The system's error stays the cause."""
+        with self.assertRaises(InsufficientStorage) as caught, space_errors():
+            raise OSError(errno.ENOSPC, "full")
+        self.assertIsInstance(caught.exception.__cause__, OSError)
+
+
+class MechanismTests(SynchronousTestCase):
+    """L{Mechanisms}: what is believed before anything was tried."""
+
+    def test_default(self) -> None:
+        """Linux is believed to have all of them."""
+        if publish._O_TMPFILE and os.path.isdir("/proc/self/fd"):
+            self.assertEqual(Mechanisms(True, True, True), Mechanisms())
