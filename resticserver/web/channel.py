@@ -16,7 +16,7 @@ that changes them is noticed. What differs from the parent:
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IDelayedCall
@@ -118,8 +118,8 @@ class StreamingChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """Twisted's call: the connection is there."""
         super().connectionMade()
-        self.gate: Any = ReadGate(self._networkProducer)
-        self._networkProducer = self.gate
+        self.gate = ReadGate(self._networkProducer)
+        self._networkProducer = cast(Any, self.gate)
         self.site.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

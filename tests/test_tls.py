@@ -1,0 +1,287 @@
+"""
+TLS: what a client may speak with the server, and what is said about files that do not do.
+
+Both sides run in memory, without a socket.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from resticserver.errors import StartError
+from resticserver.tls import ConnectionCreator, server_context
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+def name_of(common_name: str) -> x509.Name:
+    """A certificate's subject."""
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+
+
+def certificate_of(key: Key, common_name: str, issuer: tuple[x509.Name, Key] | None = None) -> bytes:
+    """A PEM certificate for a key, signed by itself or by an issuer."""
+    now = datetime.now(UTC)
+    issuer_name, issuer_key = issuer or (name_of(common_name), key)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name_of(common_name))
+        .issuer_name(issuer_name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .sign(issuer_key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def pem_of(key: Key, password: bytes | None = None) -> bytes:
+    """A PEM private key."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption(),
+    )
+
+
+def handshake(server: SSL.Connection, client: SSL.Connection) -> None:
+    """
+    Let the two sides talk until both are done.
+
+    @raise SSL.Error: one of them refused the other.
+    """
+    server.set_accept_state()
+    client.set_connect_state()
+    done: set[SSL.Connection] = set()
+    for _ in range(20):
+        for side, other in ((client, server), (server, client)):
+            failed: SSL.Error | None = None
+            try:
+                side.do_handshake()
+                done.add(side)
+            except SSL.WantReadError:
+                pass
+            except SSL.Error as error:
+                failed = error
+            try:
+                other.bio_write(side.bio_read(1 << 20))
+            except SSL.WantReadError:
+                pass
+            if failed is not None:
+                raise failed
+        if len(done) == 2:
+            return
+    raise AssertionError("the handshake does not end")
+
+
+class TlsTests(SynchronousTestCase):
+    """L{server_context} and L{ConnectionCreator}."""
+
+    def setUp(self) -> None:
+        """A certificate of each kind of key."""
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate_path = self.file(certificate_of(self.key, "backup.example.org"))
+        self.key_path = self.file(pem_of(self.key))
+
+    def file(self, content: bytes) -> str:
+        """A file's path."""
+        path = Path(self.mktemp())
+        path.write_bytes(content)
+        return str(path)
+
+    def server(self, minimum_version: str = "1.2", certificate: str = "", key: str = "") -> SSL.Context:
+        """A server's context."""
+        return server_context(certificate or self.certificate_path, key or self.key_path, minimum_version)
+
+    def client(
+        self,
+        versions: tuple[int, int] = (0, 0),
+        ciphers: bytes = b"ALL:@SECLEVEL=0",
+        protocols: tuple[bytes, ...] = (),
+    ) -> SSL.Connection:
+        """A client that trusts everyone and speaks these versions and ciphers."""
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(versions[0])
+        context.set_max_proto_version(versions[1])
+        context.set_cipher_list(ciphers)
+        if protocols:
+            context.set_alpn_protos(list(protocols))
+        return SSL.Connection(context, None)
+
+    def connected(self, context: SSL.Context, client: SSL.Connection) -> SSL.Connection:
+        """The client's side of a connection."""
+        handshake(ConnectionCreator(context).serverConnectionForTLS(None), client)  # type: ignore[arg-type]
+        return client
+
+    def test_versions(self) -> None:
+        """TLS 1.2 and 1.3 are spoken, or 1.3 alone; nothing older ever."""
+        old = (SSL.TLS1_VERSION, SSL.TLS1_1_VERSION)
+        only_12 = (SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION)
+        only_13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
+        for minimum, versions, spoken in (
+            ("1.2", (0, 0), "TLSv1.3"),
+            ("1.2", only_13, "TLSv1.3"),
+            ("1.2", only_12, "TLSv1.2"),
+            ("1.2", old, None),
+            ("1.3", (0, 0), "TLSv1.3"),
+            ("1.3", only_13, "TLSv1.3"),
+            ("1.3", only_12, None),
+            ("1.3", old, None),
+        ):
+            if spoken is None:
+                self.assertRaises(SSL.Error, self.connected, self.server(minimum), self.client(versions))
+            else:
+                client = self.connected(self.server(minimum), self.client(versions))
+                self.assertEqual(spoken, client.get_protocol_version_name())
+
+    def test_ciphers(self) -> None:
+        """With TLS 1.2: authenticated encryption with forward secrecy, and neither CBC nor a plain RSA exchange."""
+        key = rsa.generate_private_key(65537, 2048)
+        by_rsa = self.server(certificate=self.file(certificate_of(key, "rsa")), key=self.file(pem_of(key)))
+        by_ec = self.server()
+        only_12 = (SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION)
+        for server, cipher, taken in (
+            (by_ec, b"ECDHE-ECDSA-AES128-GCM-SHA256", True),
+            (by_ec, b"ECDHE-ECDSA-AES256-GCM-SHA384", True),
+            (by_ec, b"ECDHE-ECDSA-CHACHA20-POLY1305", True),
+            (by_ec, b"ECDHE-ECDSA-AES128-SHA256", False),
+            (by_ec, b"ECDHE-ECDSA-AES256-SHA", False),
+            (by_ec, b"AECDH-AES128-SHA", False),
+            (by_rsa, b"ECDHE-RSA-AES128-GCM-SHA256", True),
+            (by_rsa, b"ECDHE-RSA-CHACHA20-POLY1305", True),
+            (by_rsa, b"ECDHE-RSA-AES128-SHA256", False),
+            (by_rsa, b"ECDHE-RSA-AES128-SHA", False),
+            (by_rsa, b"AES128-GCM-SHA256", False),
+            (by_rsa, b"AES128-SHA", False),
+        ):
+            client = self.client(only_12, cipher + b":@SECLEVEL=0")
+            if taken:
+                self.assertEqual(cipher.decode(), self.connected(server, client).get_cipher_name())
+            else:
+                self.assertRaises(SSL.Error, self.connected, server, client)
+
+    def test_alpn(self) -> None:
+        """HTTP/1.1 is chosen wherever it is offered; who offers none of it is served all the same."""
+        for offered, chosen in (
+            ((), b""),
+            ((b"http/1.1",), b"http/1.1"),
+            ((b"h2", b"http/1.1"), b"http/1.1"),
+            ((b"http/1.1", b"h2"), b"http/1.1"),
+        ):
+            client = self.connected(self.server(), self.client(protocols=offered))
+            self.assertEqual(chosen, client.get_alpn_proto_negotiated())
+
+    def test_alpn_without_overlap(self) -> None:
+        """A client that offers only what is not spoken goes on without, or is refused; it never gets HTTP/2."""
+        try:
+            client = self.connected(self.server(), self.client(protocols=(b"h2",)))
+        except SSL.Error:
+            return
+        self.assertEqual(b"", client.get_alpn_proto_negotiated())
+
+    def test_chain(self) -> None:
+        """The whole chain of the file is sent, the certificate first."""
+        authority = ec.generate_private_key(ec.SECP256R1())
+        leaf = certificate_of(self.key, "leaf", (name_of("authority"), authority))
+        path = self.file(leaf + certificate_of(authority, "authority"))
+        client = self.connected(self.server(certificate=path), self.client())
+        sent = client.get_peer_cert_chain()
+        assert sent is not None
+        self.assertEqual(["leaf", "authority"], [certificate.get_subject().commonName for certificate in sent])
+
+    def test_new_certificate(self) -> None:
+        """A new context holds for the connections after it; those that are there go on."""
+        creator = ConnectionCreator(self.server())
+        server, old = creator.serverConnectionForTLS(None), self.client()  # type: ignore[arg-type]
+        handshake(server, old)
+        creator.context = self.server(certificate=self.file(certificate_of(self.key, "renewed")))
+        new = self.client()
+        handshake(creator.serverConnectionForTLS(None), new)  # type: ignore[arg-type]
+        names = [_peer_name(connection) for connection in (old, new)]
+        self.assertEqual(["backup.example.org", "renewed"], names)
+        old.send(b"still here")
+        server.bio_write(old.bio_read(1 << 16))
+        self.assertEqual(b"still here", server.recv(100))
+
+    def test_interface(self) -> None:
+        """It is what Twisted asks for connections."""
+        verifyObject(IOpenSSLServerConnectionCreator, ConnectionCreator(self.server()))
+
+    def test_bad_files(self) -> None:
+        """A file that is missing, is something else or belongs to another is one line that names it and says why."""
+        missing, folder = self.mktemp(), self.mktemp()
+        os.mkdir(folder)
+        garbage, empty = self.file(b"no PEM at all"), self.file(b"")
+        certificate, key = self.certificate_path, self.key_path
+        other_key = self.file(pem_of(ec.generate_private_key(ec.SECP256R1())))
+        rsa_key = self.file(pem_of(rsa.generate_private_key(65537, 2048)))
+        half = self.file(Path(certificate).read_bytes()[:200])
+        no_key = f"holds no PEM private key that fits the certificate {certificate}"
+        for certificate_path, key_path, line in (
+            (missing, key, f"cannot read the TLS certificate {missing}: No such file or directory"),
+            (certificate, missing, f"cannot read the TLS private key {missing}: No such file or directory"),
+            (folder, key, f"cannot read the TLS certificate {folder}: Is a directory"),
+            (certificate, folder, f"cannot read the TLS private key {folder}: Is a directory"),
+            (garbage, key, f"{garbage} holds no usable PEM certificate"),
+            (empty, key, f"{empty} holds no usable PEM certificate"),
+            (half, key, f"{half} holds no usable PEM certificate"),
+            (key, key, f"{key} holds no usable PEM certificate"),
+            (certificate, garbage, f"{garbage} {no_key}"),
+            (certificate, empty, f"{empty} {no_key}"),
+            (certificate, certificate, f"{certificate} {no_key}"),
+            (certificate, other_key, f"{other_key} {no_key}"),
+            (certificate, rsa_key, f"{rsa_key} {no_key}"),
+        ):
+            error = self.assertRaises(StartError, server_context, certificate_path, key_path, "1.2")
+            self.assertEqual(line, str(error))
+
+    def test_encrypted_key(self) -> None:
+        """
+        A key with a passphrase is refused too, at once: a daemon has nobody to ask.
+
+        In a process of its own that could be asked, on a standard input that knows the answer, and without a terminal.
+        """
+        key_path = self.file(pem_of(self.key, b"secret"))
+        program = (
+            "import sys\n"
+            "from resticserver.errors import StartError\n"
+            "from resticserver.tls import server_context\n"
+            "try:\n"
+            "    server_context(sys.argv[1], sys.argv[2], '1.2')\n"
+            "except StartError as error:\n"
+            "    print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, self.certificate_path, key_path],
+            input=b"secret\n",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            timeout=60,
+        )
+        self.assertEqual(
+            f"{key_path} holds no PEM private key that fits the certificate {self.certificate_path}\n",
+            done.stdout.decode(),
+        )
+
+
+def _peer_name(connection: SSL.Connection) -> Any:
+    certificate = connection.get_peer_certificate()
+    assert certificate is not None
+    return certificate.get_subject().commonName
