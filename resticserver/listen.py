@@ -177,6 +177,7 @@ class UnixPort(unix.Port):
         assert self.factory is not None and self._preexistingSocket is not None
         self.factory.doStart()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
+        self.socket.setblocking(False)
         self.connected = True
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
         self.numberAccepts = 100

@@ -112,7 +112,10 @@ class Options(usage.Options):
         switched: dict[str, bool] = {}
         left = iter(arguments)
         for argument in left:
-            if argument == "--" or not argument.startswith("--"):
+            if argument == "--":
+                rewritten += [argument, *left]
+                break
+            if not argument.startswith("--"):
                 rewritten += [argument]
                 continue
             name, equals, value = argument[2:].partition("=")
@@ -161,9 +164,8 @@ class Options(usage.Options):
 
 def version_line() -> str:
     """This server's version and those that matter for a report."""
-    from OpenSSL import SSL
-
     import twisted
+    from OpenSSL import SSL
 
     openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
     return (

@@ -281,9 +281,7 @@ class HtpasswdTests(SynchronousTestCase):
             (latin, "it is not UTF-8"),
         ):
             error = self.assertRaises(StartError, Htpasswd(path, lambda: 0.0).load)
-            self.assertEqual(
-                f"cannot load {path} (use --no-auth to disable authentication): {reason}", str(error)
-            )
+            self.assertEqual(f"cannot load {path} (use --no-auth to disable authentication): {reason}", str(error))
 
     def test_bad_lines_are_logged(self) -> None:
         """Each line that is left out is said, in rest-server's words, escaped."""

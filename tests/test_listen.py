@@ -7,8 +7,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     TCP6ServerEndpoint,
-    TCP4ClientEndpoint,
     UNIXClientEndpoint,
     UNIXServerEndpoint,
 )
@@ -517,9 +519,6 @@ class PortTests(TestCase):
 
     def short_directory(self) -> str:
         """A directory whose absolute path leaves room: a socket's path may be 107 bytes long."""
-        import shutil
-        import tempfile
-
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path, ignore_errors=True)
         return path
@@ -536,9 +535,9 @@ class PortTests(TestCase):
         path = self.mktemp()
         given = unix_socket(path)
         os.chmod(path, 0o604)
-        port = UnixPort.adopt(reactor, given.fileno(), greeter(), None)
-        given.close()
-        port.startListening()
+        port = await SocketEndpoint(reactor, lambda: given).listen(greeter())
+        self.addCleanup(port.stopListening)
+        self.assertIsInstance(port, UnixPort)
         self.assertEqual(0o604, mode_of(path))
         self.assertEqual(b"hello", await self.heard_from(UNIXClientEndpoint(reactor, path)))
         await port.stopListening()  # type: ignore[misc]

@@ -94,8 +94,7 @@ class RangeTests(SynchronousTestCase):
 
     @by_chance
     @given(
-        header=st.binary(max_size=12)
-        | st.from_regex(rb"\Abytes=[0-9]{0,3}-[0-9]{0,3}(,[0-9]{0,2}-)?\Z"),
+        header=st.binary(max_size=12) | st.from_regex(rb"\Abytes=[0-9]{0,3}-[0-9]{0,3}(,[0-9]{0,2}-)?\Z"),
         size=st.integers(0, 200),
     )
     def test_never_past_the_end(self, header: bytes, size: int) -> None:

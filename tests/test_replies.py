@@ -45,7 +45,11 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (errors.MethodNotAllowed([b"GET", b"HEAD"]), 405, b"method not allowed"),
     (errors.RangeNotSatisfiable(7), 416, b"the range starts past the end of the object"),
     (errors.InsufficientStorage(), 507, b"no space left on the server's disk"),
-    (errors.InsufficientStorage("quota of 1 GiB for caf\xe9\r\n exceeded"), 507, b"quota of 1 GiB for caf\\xe9\\r\\n exceeded"),
+    (
+        errors.InsufficientStorage("quota of 1 GiB for caf\xe9\r\n exceeded"),
+        507,
+        b"quota of 1 GiB for caf\\xe9\\r\\n exceeded",
+    ),
     (OSError(5, "Input/output error", "/srv/secret"), 500, b"Internal Server Error"),
     (ValueError("secret"), 500, b"Internal Server Error"),
 )

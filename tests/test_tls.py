@@ -11,12 +11,11 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -202,7 +201,7 @@ class TlsTests(SynchronousTestCase):
         client = self.connected(self.server(certificate=path), self.client())
         sent = client.get_peer_cert_chain()
         assert sent is not None
-        self.assertEqual(["leaf", "authority"], [certificate.get_subject().commonName for certificate in sent])
+        self.assertEqual(["leaf", "authority"], [_subject(certificate) for certificate in sent])
 
     def test_new_certificate(self) -> None:
         """A new context holds for the connections after it; those that are there go on."""
@@ -212,7 +211,7 @@ class TlsTests(SynchronousTestCase):
         creator.context = self.server(certificate=self.file(certificate_of(self.key, "renewed")))
         new = self.client()
         handshake(creator.serverConnectionForTLS(None), new)  # type: ignore[arg-type]
-        names = [_peer_name(connection) for connection in (old, new)]
+        names = [_subject(connection.get_peer_certificate()) for connection in (old, new)]
         self.assertEqual(["backup.example.org", "renewed"], names)
         old.send(b"still here")
         server.bio_write(old.bio_read(1 << 16))
@@ -281,7 +280,8 @@ class TlsTests(SynchronousTestCase):
         )
 
 
-def _peer_name(connection: SSL.Connection) -> Any:
-    certificate = connection.get_peer_certificate()
+def _subject(certificate: crypto.X509 | None) -> object:
+    """A certificate's common name."""
     assert certificate is not None
-    return certificate.get_subject().commonName
+    (name,) = certificate.to_cryptography().subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return name.value

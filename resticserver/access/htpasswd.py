@@ -142,7 +142,7 @@ class Htpasswd:
             text = file.read().decode("utf-8")
         users, warnings = parse_htpasswd(text)
         for warning in warnings:
-            _log.warn("{path}: {warning}", path=self.path, warning=ascii(warning)[1:-1])
+            _log.warn("{path}: {problem}", path=self.path, problem=ascii(warning)[1:-1])
         return _Snapshot(users, stamp, _decoy_like(users))
 
     @staticmethod

@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from contextlib import suppress
+from typing import BinaryIO
 
 from twisted.application.service import Service
 from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher
@@ -103,7 +104,7 @@ class CombinedLogService(Service):
         self._lines: deque[str] = deque()
         self._scheduled = False
         self._lock = threading.Lock()
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._complained = False
         self.setName("access log")
 
@@ -146,7 +147,7 @@ class CombinedLogService(Service):
                     self._close()
                     self._file = self._open()
                 if lines and self._file is not None:
-                    self._file.write("".join(lines))
+                    self._file.write("".join(lines).encode("utf-8"))
                     self._file.flush()
                 self._complained = False
             except OSError as error:
@@ -154,13 +155,15 @@ class CombinedLogService(Service):
                     self._complained = True
                     _log.error("cannot write the access log {path}: {error}", path=self._path, error=error)
 
-    def _open(self) -> TextIO:
+    def _open(self) -> BinaryIO:
         if self._path == "-":
-            return sys.stdout
+            return sys.stdout.buffer
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        return open(fd, "a", encoding="utf-8", newline="\n")
+        # Unbuffered: what could not be written is not tried again behind what comes later.
+        return open(fd, "ab", buffering=0)
 
     def _close(self) -> None:
-        if self._file is not None and self._file is not sys.stdout:
-            self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        if file is not None and self._path != "-":
+            with suppress(OSError):
+                file.close()

@@ -103,11 +103,12 @@ def send_error(request: StreamingRequest, error: BaseException) -> None:
     """
     status = status_of(error)
     if status == 500:
-        what = f"{request.method.decode('latin-1')} {ascii(request.uri.decode('latin-1'))[1:-1]}"
+        method = request.method.decode("latin-1")
+        uri = ascii(request.uri.decode("latin-1"))[1:-1]
         if isinstance(error, OSError):
-            _log.error("{what} failed: {error}", what=what, error=error)
+            _log.error("{method} {uri} failed: {error}", method=method, uri=uri, error=error)
         else:
-            _log.failure("{what} failed", Failure(error), what=what)
+            _log.failure("{method} {uri} failed", Failure(error), method=method, uri=uri)
     if request.startedWriting:
         request.abort()
         return

@@ -20,7 +20,7 @@ from twisted.logger import capturedLogs
 
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NotFound
 from resticserver.names import TYPES
-from resticserver.storage.interface import Outcome, RepositoryStore
+from resticserver.storage.interface import Outcome
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
 
@@ -85,9 +85,7 @@ class FileStoreContract(StoreContract):
 
     def make_store(self, verify: bool = True, group_accessible: bool = False) -> LocalStore:
         """A prepared store over this test's data directory."""
-        store = LocalStore(
-            str(self.root), verify=verify, group_accessible=group_accessible, mechanisms=self.mechanisms
-        )
+        store = LocalStore(str(self.root), verify=verify, group_accessible=group_accessible, mechanisms=self.mechanisms)
         store.prepare()
         return store
 
@@ -125,7 +123,9 @@ class FileStoreContract(StoreContract):
         store.create_repository(DEEP)
         repository = self.root / "alice/laptop"
         self.assertEqual(sorted(TYPES), sorted(path.name for path in repository.iterdir()))
-        self.assertEqual([f"{n:02x}" for n in range(256)], sorted(path.name for path in (repository / "data").iterdir()))
+        self.assertEqual(
+            [f"{n:02x}" for n in range(256)], sorted(path.name for path in (repository / "data").iterdir())
+        )
         self.assertEqual([], self.files())
 
     def test_missing_object_directory_is_made(self) -> None:

@@ -5,16 +5,16 @@ may be left over, nobody may get another's bytes.
 
 from __future__ import annotations
 
+# Not its names: trial takes a module attribute "suppress" for a list of warnings to suppress.
+import contextlib
 import http.client
 import json
-import os
 import random
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -94,7 +94,7 @@ class CutUploadTests(SynchronousTestCase):
             for end in (socket.socket.close, reset, _close_half):
                 connection = connect(("127.0.0.1", self.server.port))
                 self.addCleanup(connection.close)
-                with suppress(ConnectionError):  # the server may have refused the torn header already
+                with contextlib.suppress(ConnectionError):  # the server may have refused the torn header already
                     connection.sendall(request[:cut])
                 end(connection)
                 if end is _close_half:
@@ -135,7 +135,7 @@ class CutUploadTests(SynchronousTestCase):
         path.write_bytes(b"damaged")
         request = upload_head(name, f"Content-Length: {len(self.BODY)}") + self.BODY
         for cut in self.cuts(request):
-            with connect(("127.0.0.1", self.server.port)) as connection, suppress(ConnectionError):
+            with connect(("127.0.0.1", self.server.port)) as connection, contextlib.suppress(ConnectionError):
                 connection.sendall(request[:cut])
         wait_until(lambda: not self.server.open_files_below(self.data), what="closed files")
         self.assertEqual(files_below(self.data), {f"data/{name[:2]}/{name}"})
@@ -150,7 +150,7 @@ def _close_half(connection: socket.socket) -> None:
 def _answer_to_half(connection: socket.socket) -> bytes:
     """Whatever comes until the server closes too."""
     answer = b""
-    with connection, suppress(ConnectionError):
+    with connection, contextlib.suppress(ConnectionError):
         while received := connection.recv(65536):
             answer += received
     return answer
@@ -181,7 +181,10 @@ class KilledServerTests(SynchronousTestCase):
 
         def upload(number: int) -> None:
             nonlocal sent_bytes
-            with suppress(ConnectionError, http.client.HTTPException), connect(("127.0.0.1", server.port)) as connection:
+            with (
+                contextlib.suppress(ConnectionError, http.client.HTTPException),
+                connect(("127.0.0.1", server.port)) as connection,
+            ):
                 while server.process.poll() is None:
                     # Another name each time, without the cost of new random bytes.
                     body = secrets.token_bytes(16) + base[16:]
@@ -345,7 +348,9 @@ class KilledClientTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.scratch = scratch_directory(self, 256 * MIB)
 
-    def show(self, server: ServerProcess, connect_client: Callable[[], Client], victim: Callable[[], socket.socket]) -> None:
+    def show(
+        self, server: ServerProcess, connect_client: Callable[[], Client], victim: Callable[[], socket.socket]
+    ) -> None:
         """
         In each round some clients read a little of a large object and die while 50 others connect; each of those must
         get exactly the bytes of its own object.

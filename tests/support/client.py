@@ -103,21 +103,27 @@ class Client:
     @param tls: with what to check the server's certificate, or C{None} for plain HTTP.
     """
 
-    def __init__(self, address: Address, user: str | None = None, password: str = "", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, address: Address, user: str | None = None, password: str = "", tls: ssl.SSLContext | None = None
+    ) -> None:
         self._connection = _Connection(address, tls)
         self._headers = {} if user is None else {"Authorization": authorization(user, password)}
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
-    def request(self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, headers: dict[str, str] | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, headers: dict[str, str] | None = None
+    ) -> Reply:
         """
         One request and its whole answer.
 

@@ -29,9 +29,7 @@ def scratch_directory(test: Cleans, needed_bytes: int = _USUAL_BYTES) -> Path:
 
     @param needed_bytes: how much the test is going to write.
     """
-    in_memory = (
-        _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * needed_bytes
-    )
+    in_memory = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 * needed_bytes
     path = Path(tempfile.mkdtemp(prefix="restic-test-", dir=_MEMORY if in_memory else None))
     test.addCleanup(shutil.rmtree, path, ignore_errors=True)
     return path

@@ -60,7 +60,13 @@ class ServerProcess:
     @ivar out: the lines of stdout so far, and C{err} those of stderr.
     """
 
-    def __init__(self, command: Sequence[str], cwd: Path, extra: Mapping[str, str] | None = None, stdin: int | IO[bytes] = subprocess.DEVNULL) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        extra: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> None:
         self.process = subprocess.Popen(
             command,
             # Not the checkout: what is tested is the installed package.
@@ -109,7 +115,8 @@ class ServerProcess:
                     raise AssertionError(f"the server ended ({self.process.returncode}): {self.out + self.err}")
             return match
 
-        return wait_until(found, timeout_s, f"{pattern} in {self.out} {self.err}")  # type: ignore[return-value]
+        # The lists grow meanwhile.
+        return wait_until(found, timeout_s, (pattern, self.out, self.err))  # type: ignore[return-value]
 
     @property
     def address(self) -> str:
@@ -190,7 +197,14 @@ def _drain(pipe: IO[bytes], lines: list[str]) -> None:
         lines.append(line.decode("utf-8", "replace").rstrip("\n"))
 
 
-def start_server(test: Cleans, data: Path, *flags: str, door: str = REST_SERVER, wait: bool = True, extra: Mapping[str, str] | None = None) -> ServerProcess:
+def start_server(
+    test: Cleans,
+    data: Path,
+    *flags: str,
+    door: str = REST_SERVER,
+    wait: bool = True,
+    extra: Mapping[str, str] | None = None,
+) -> ServerProcess:
     """
     Start a server on a free port of 127.0.0.1, without authentication unless C{flags} name an htpasswd file.
 

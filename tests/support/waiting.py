@@ -16,11 +16,11 @@ PATIENCE_S = 30.0
 _PAUSE_S = 0.01
 
 
-def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: object = "") -> T:
     """
     Ask again and again until the answer is true.
 
-    @param what: what was waited for, for the message.
+    @param what: what was waited for; the message shows it as it is then.
     @return: the first true answer.
     @raise AssertionError: there was none in time.
     """
