@@ -30,7 +30,7 @@ setup(
     ],
     package_data={"resticserver": ["py.typed"]},
     install_requires=[
-        "Twisted >= 24.7",
+        "Twisted >= 25.5",
         "klein >= 24.8",
         "pyOpenSSL >= 24.0",
         "service-identity >= 23.1",

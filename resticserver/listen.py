@@ -206,9 +206,11 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socke
     if environ.pop("LISTEN_PID", None) != str(pid):
         return []
     environ.pop("LISTEN_FDNAMES", None)
-    count = int(environ.pop("LISTEN_FDS", "0"))
+    count = environ.pop("LISTEN_FDS", "0")
+    if not count.isdecimal():
+        raise StartError(f"LISTEN_FDS={count} is no number of sockets")
     sockets = []
-    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + count):
+    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
         os.set_inheritable(fd, False)
         sockets.append(socket.socket(fileno=fd))
     return sockets
@@ -221,22 +223,37 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
     @raise StartError: it is none.
     """
     address = address.removesuffix(_PLAIN_SUFFIX)
-    match = _HOST_PORT.match(address)
-    if match is not None:
-        if int(match["port"]) > 65535:
-            raise StartError(f"--listen {address}: no such port")
-        host, port = match["v6"] or match["host"], int(match["port"])
-        return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
     prefix, colon, rest = address.partition(":")
-    if prefix == "unix" and rest.startswith("/") and ":" not in rest:
-        return SocketEndpoint(reactor, lambda: unix_socket(rest), unlink=rest)
+    if colon and prefix == "unix":
+        return _unix_endpoint(reactor, address, rest)
     if colon and prefix in ENDPOINT_PREFIXES:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
             raise StartError(f"--listen {address}: {error}") from error
         return endpoint
-    raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
+    match = _HOST_PORT.match(address)
+    if match is None:
+        raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
+    host, port = match["v6"] or match["host"], int(match["port"])
+    if port > 65535:
+        raise StartError(f"--listen {address}: no such port")
+    return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
+
+
+def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
+    """C{unix:/path}, and the endpoint string's C{unix:/path:mode=660}, without Twisted's mode 0666 and lock file."""
+    path, *options = rest.split(":")
+    mode = _UNIX_MODE
+    for option in options:
+        key, _, value = option.partition("=")
+        if key == "mode" and re.fullmatch("0?[0-7]{3}", value):
+            mode = int(value, 8)
+        elif (key, value) != ("lockfile", "0"):
+            raise StartError(f"--listen {address}: {option} is not supported, only mode=660 and the like")
+    if not path.startswith("/"):
+        raise StartError(f"--listen {address}: a unix socket needs an absolute path")
+    return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 
 
 def wants_tls(address: str) -> bool:
@@ -261,6 +278,8 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return _bound(found[0][0], found[0][4])
+    except UnicodeError as error:
+        raise StartError(f"cannot listen on {_joined(host, port)}: no host has this name") from error
     except OSError as error:
         raise StartError(f"cannot listen on {_joined(host, port)}: {error.strerror}") from error
 
@@ -279,9 +298,9 @@ def _bound(family: int, address: Any, dual: bool = False) -> socket.socket:
     return listening
 
 
-def unix_socket(path: str) -> socket.socket:
+def unix_socket(path: str, mode: int = _UNIX_MODE) -> socket.socket:
     """
-    A listening unix socket with mode 0660; one that a killed server left behind is replaced.
+    A listening unix socket; one that a killed server left behind is replaced.
 
     @raise StartError: a live server answers there, something else than a socket is there, or it cannot be made.
     """
@@ -291,7 +310,7 @@ def unix_socket(path: str) -> socket.socket:
         try:
             listening.bind(path)
             # Before listen(2): nobody can connect as long as the mode is the umask's.
-            os.chmod(path, _UNIX_MODE)
+            os.chmod(path, mode)
             listening.listen(_BACKLOG)
         except BaseException:
             listening.close()

@@ -41,6 +41,8 @@ def server_context(certificate_path: str, key_path: str, minimum_version: str) -
         context.use_certificate_chain_file(certificate_path)
     except SSL.Error as error:
         raise StartError(f"{certificate_path} holds no usable PEM certificate") from error
+    # A key with a passphrase is refused: OpenSSL would ask for it at a terminal that a daemon does not have.
+    context.set_passwd_cb(lambda *_: b"")
     try:
         context.use_privatekey_file(key_path)
         context.check_privatekey()

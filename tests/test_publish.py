@@ -50,7 +50,7 @@ class TemporaryFileTests(SynchronousTestCase):
 
     def test_named(self) -> None:
         """A named one is in the repository's C{.tmp}, under a name that is no object's, and locked."""
-        _, file = self.temporary(Mechanisms(unnamed=False))
+        _, _file = self.temporary(Mechanisms(unnamed=False))
         (name,) = self.names()
         self.assertRegex(name, r"\A\.tmp/[0-9a-f]{32}\.upload\Z")
         with open(self.repository / name, "rb") as other:

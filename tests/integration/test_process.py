@@ -713,20 +713,20 @@ class SocketActivationTests(SynchronousTestCase):
     def test_tcp(self) -> None:
         """
         An IPv6 socket that takes IPv4 too, as C{ListenStream=8000} makes it: it is served, clients have their plain
-        addresses in the log, and C{--listen} is not looked at.
+        addresses in the log, and C{--listen} is not looked at. It stays systemd's: after a stop the next server gets it.
         """
-        for door in (REST_SERVER, TWISTD):
-            with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
-                port = listening.getsockname()[1]
+        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
+            port = listening.getsockname()[1]
+            for door in (REST_SERVER, TWISTD):
                 server = self.start(listening, door, "--listen", f"127.0.0.1:{port}")
-            for address in ("127.0.0.1", "::1"):
-                with Client((address, port)) as client:
-                    self.assertEqual(client.get("/config").status, 404)
-            server.stop()
-            self.assertIsNone(server.said(LISTENING))
-            addresses = [line.split()[0] for line in self.log.read_text().splitlines()]
-            self.assertEqual(addresses, ["127.0.0.1", "::1"])
-            self.log.unlink()
+                for address in ("127.0.0.1", "::1"):
+                    with Client((address, port)) as client:
+                        self.assertEqual(client.get("/config").status, 404)
+                server.stop()
+                self.assertIsNone(server.said(LISTENING))
+                addresses = [line.split()[0] for line in self.log.read_text().splitlines()]
+                self.assertEqual(addresses, ["127.0.0.1", "::1"])
+                self.log.unlink()
 
     def test_unix(self) -> None:
         """A unix socket keeps its mode and its file: both are systemd's."""

@@ -1,0 +1,226 @@
+"""
+What a person installs: a wheel, a source distribution and an editable checkout, each in a new environment, with the
+dependencies from the index; and what the README says of the flags.
+
+The plugin lives in a directory of Twisted's, so it has to be seen after each kind of install, and Twisted's own plugins
+have to be seen after ours is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+import resticserver
+from resticserver.options import Options
+
+from ..support.scratch import scratch_directory
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+#: What of the checkout goes into an artifact, where it is there; nothing that a build or a run left behind.
+SOURCES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "tox.ini"),
+    *(".ci", "benchmarks", "docs", "etc", "resticserver", "tests", "twisted"),
+)
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "dropin.cache", "*.egg-info", ".build")
+
+#: An environment with its dependencies, unpacked.
+ENVIRONMENT_BYTES = 150 << 20
+#: For one command; an installation fetches and unpacks some twenty packages.
+LONGEST_S = 300.0
+
+
+def environment_variables() -> Mapping[str, str]:
+    """Those of the tests, without what would let a new environment see the packages of another."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONWARNINGS")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def run(command: list[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with both outputs in C{stdout}."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment_variables(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LONGEST_S,
+    )
+
+
+def succeed(command: list[str | Path], cwd: Path) -> str:
+    """
+    Run a command that must succeed; its output.
+
+    @raise AssertionError: it failed.
+    """
+    finished = run(command, cwd)
+    assert finished.returncode == 0, f"{command}: {finished.returncode}\n{finished.stdout}"
+    return finished.stdout
+
+
+def copy_of_the_tree(directory: Path) -> Path:
+    """A copy of the checkout's sources, so that a build neither sees nor leaves anything in the checkout."""
+    copy = directory / "source"
+    copy.mkdir()
+    for name in SOURCES:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=LEFT_BEHIND)
+        elif source.exists():
+            shutil.copy2(source, copy / name)
+    return copy
+
+
+def build(kind: str, directory: Path) -> Path:
+    """Build a C{wheel} or an C{sdist} with the build backend of the running environment; the one file that came out."""
+    source, out = copy_of_the_tree(directory), directory / "out"
+    succeed([sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out, source], directory)
+    (artifact,) = out.iterdir()
+    return artifact
+
+
+def demand_an_index(directory: Path) -> None:
+    """
+    See that pip reaches an index, by a small package that we depend on.
+
+    @raise SkipTest: it does not.
+    """
+    fetch: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
+    fetched = run([*fetch, "--dest", directory / "probe", "klein"], directory)
+    if fetched.returncode != 0:
+        lines = fetched.stdout.strip().splitlines() or ["no reason given"]
+        raise SkipTest(f"pip cannot reach a package index: {lines[-1]}")
+
+
+class NewEnvironment:
+    """
+    A virtual environment that has nothing but what is installed into it.
+
+    @ivar path: where it is; its commands are run from beside it, so that no checkout is the working directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "environment"
+        self._cwd = directory
+        # The running pip installs from outside (--python), which saves each environment a pip of its own.
+        succeed([sys.executable, "-m", "venv", "--without-pip", self.path], directory)
+
+    def pip(self, *arguments: str | Path) -> str:
+        """Run pip on it; its output."""
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", self.path / "bin" / "python"]
+        return succeed([*pip, *arguments, "--quiet", "--disable-pip-version-check"], self._cwd)
+
+    def run(self, command: str, *arguments: str) -> str:
+        """Run a command that is installed in it; its output."""
+        return succeed([self.path / "bin" / command, *arguments], self._cwd)
+
+    def has(self, command: str) -> bool:
+        """Whether a command is installed in it."""
+        return (self.path / "bin" / command).exists()
+
+    def twistd_commands(self) -> set[str]:
+        """What C{twistd --help} lists."""
+        _, _, commands = self.run("twistd", "--help").partition("Commands:\n")
+        return set(re.findall(r"^    (\S+) ", commands, re.MULTILINE))
+
+
+class InstallTests(SynchronousTestCase):
+    """Each kind of install, from nothing to nothing."""
+
+    def setUp(self) -> None:
+        self.scratch = scratch_directory(self, ENVIRONMENT_BYTES)
+        demand_an_index(self.scratch)
+
+    def live(self, *what: str | Path) -> None:
+        """Install, look, use, uninstall, look again."""
+        new = NewEnvironment(self.scratch)
+        new.pip("install", "--no-compile", *what)
+        self.assertLessEqual({"restic-rest", "web"}, new.twistd_commands())
+        version = f"rest-server {resticserver.__version__} "
+        self.assertTrue(new.run("rest-server", "--version").startswith(version))
+        self.assertTrue(new.run("twistd", "restic-rest", "--version").startswith(version))
+        self.assertIn("--append-only", new.run("twistd", "restic-rest", "--help"))
+
+        new.pip("uninstall", "--yes", "resticserver")
+        commands = new.twistd_commands()
+        self.assertIn("web", commands)
+        self.assertNotIn("restic-rest", commands)
+        self.assertFalse(new.has("rest-server"))
+
+    def test_wheel(self) -> None:
+        """From a wheel."""
+        self.live(build("wheel", self.scratch))
+
+    def test_sdist(self) -> None:
+        """From a source distribution, built by pip in an isolation of its own."""
+        self.live(build("sdist", self.scratch))
+
+    def test_editable(self) -> None:
+        """From a checkout that stays where it is."""
+        self.live("--editable", copy_of_the_tree(self.scratch))
+
+
+class ContentsTests(SynchronousTestCase):
+    """What the artifacts hold."""
+
+    def test_wheel(self) -> None:
+        """Our package whole, one plugin, and nothing of Twisted's or of the checkout's."""
+        with zipfile.ZipFile(build("wheel", scratch_directory(self))) as wheel:
+            names = set(wheel.namelist())
+        installed = {name for name in names if ".dist-info/" not in name}
+        ours = {
+            path.relative_to(CHECKOUT).as_posix()
+            for path in (CHECKOUT / "resticserver").rglob("*")
+            if path.suffix == ".py" or path.name == "py.typed"
+        }
+        self.assertEqual(installed, ours | {"twisted/plugins/restic_rest.py"})
+        self.assertTrue([name for name in names if name.endswith("LICENSE")])
+
+    def test_sdist(self) -> None:
+        """Also what is needed to check it and to run it as a service."""
+        with tarfile.open(build("sdist", scratch_directory(self))) as sdist:
+            names = {name.partition("/")[2] for name in sdist.getnames()}
+        wanted = {
+            *("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", ".ci/run"),
+            *("docs/design.md", "etc/systemd/restic-rest.service", "etc/systemd/restic-rest.socket"),
+            *("tests/support/server.py", "twisted/plugins/restic_rest.py", "resticserver/py.typed"),
+        }
+        self.assertEqual(wanted - names, set())
+        self.assertEqual(
+            {name for name in names if name.startswith("twisted/") and name.endswith("__init__.py")}, set()
+        )
+
+
+class ReadmeTests(SynchronousTestCase):
+    """The README keeps up with the program."""
+
+    def setUp(self) -> None:
+        self.text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+    def test_flags(self) -> None:
+        """The table has every flag, and no other."""
+        flags = {str(flag[0]) for flag in (*Options.optFlags, *Options.optParameters)} | {"listen", "help", "version"}
+        table = "\n".join(line.split(" | ")[0] for line in self.text.splitlines() if line.startswith("| `"))
+        self.assertEqual(set(re.findall(r"--([a-z-]+)", table)), flags)
+
+    def test_two_commands(self) -> None:
+        """The set-up is two commands, and they are the first."""
+        blocks = re.findall(r"^```sh\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
+        self.assertEqual(blocks[:2], ["make run\n", "make check\n"])
+
+    def test_links(self) -> None:
+        """What it points to inside the project is there."""
+        for target in re.findall(r"\]\(([^)#:]+)\)", self.text):
+            self.assertTrue((CHECKOUT / target).exists(), target)
