@@ -2,8 +2,9 @@
 This server beside C{rclone serve restic}, in turns, in one run.
 
 Both serve a directory in memory; the load client (loadgen/, Go) sends 16 MiB packs over five connections, reads them
-whole and in ranges, and sends, reads and asks for 4 KiB objects. rclone hashes nothing, this server verifies every byte.
-Machines are noisy: the figures are medians over the rounds, and what counts is the ratio. See README.md here.
+whole and in ranges, and sends, reads and asks for 4 KiB objects. rclone hashes nothing, this server
+verifies every byte. Machines are noisy: the figures are medians over the rounds, and what counts is the ratio. See
+README.md here.
 """
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ def main() -> int:
     flags = f", flags {' '.join(arguments.flags)}" if arguments.flags else ""
     print(f"{versions[0]}{flags}, beside {versions[1]}; {where(directory)}")
     print(
-        f"medians of {rounds} rounds in alternating order, {packs} packs and {small} small objects a round, "
+        f"medians of {rounds} round{'s' * (rounds > 1)} in alternating order, {packs} packs and {small} small objects a round, "
         f"{CONNECTIONS} connections, {'TLS, ' if tls else ''}"
         + ", ".join(f"{name} over {comparison.protocols[name]}" for name in (ours.name, theirs.name))
     )

@@ -81,8 +81,9 @@ def measure(client: str, directory: Path, tls: bool, arguments: argparse.Namespa
                     of = f"{got.failed} of {got.requests}"
                     print(f"FAILED REQUESTS: {mode}, {name}: {of}, first: {got.reason}")
             print(
-                f"{mode}, round {number}: VmHWM {server.peak_mb():.0f} MB; VmRSS {idle_mb:.0f} MB idle, at most "
-                f"{sampler.peak_mb:.0f} MB in {sampler.samples} samples, {after_mb:.0f} MB after; {put.mb_per_s:.0f} MB/s"
+                f"{mode}, round {number}: VmHWM {server.peak_mb():.0f} MB; VmRSS {idle_mb:.0f} MB at start, at most "
+                f"{sampler.peak_mb:.0f} MB in {sampler.samples} samples, {after_mb:.0f} MB after; "
+                f"{put.mb_per_s:.0f} MB/s"
             )
     shutil.rmtree(data)
     return failed

@@ -81,7 +81,7 @@ class Listeners(Service):
         @raise StartError: an address is none or cannot be had.
         """
         super().startService()
-        inherited = inherited_sockets(os.environ, os.getpid())
+        inherited = inherited_sockets(process_environment(), os.getpid())
         endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
         site = self._site = self._make_site()
         if inherited:
@@ -197,6 +197,25 @@ def _same(listening: socket.socket) -> socket.socket:
     return listening
 
 
+def process_environment() -> dict[str, str]:
+    """
+    The environment that the process was started with, without systemd's variables left for a child.
+
+    Twisted's endpoints module takes LISTEN_PID and LISTEN_FDS out of C{os.environ} when it is imported, and forgets the
+    sockets where LISTEN_FDNAMES is missing; so the kernel's copy is read where there is one.
+    """
+    environment = dict(os.environ)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            pairs = (pair.partition(b"=") for pair in file.read().split(b"\0"))
+            environment |= {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    except OSError:
+        pass
+    return environment
+
+
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socket.socket]:
     """
     The sockets that systemd handed over (sd_listen_fds(3)), with the family that the descriptor really has.
@@ -211,8 +230,11 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socke
         raise StartError(f"LISTEN_FDS={count} is no number of sockets")
     sockets = []
     for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
-        os.set_inheritable(fd, False)
-        sockets.append(socket.socket(fileno=fd))
+        try:
+            os.set_inheritable(fd, False)
+            sockets.append(socket.socket(fileno=fd))
+        except OSError as error:
+            raise StartError(f"cannot use the inherited descriptor {fd}: {error.strerror}") from error
     return sockets
 
 

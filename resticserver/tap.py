@@ -129,8 +129,9 @@ class ResticServer(MultiService):
         except (StartError, OSError) as error:
             line = str(error) if isinstance(error, StartError) else f"cannot open {error.filename}: {error.strerror}"
             _log.error("{line}", line=line)
-            # twistd lets the exception through to the interpreter, which would print a traceback.
-            sys.excepthook = lambda *_: print(f"rest-server: {line}", file=sys.stderr)
+            # twistd lets the exception through to the interpreter, which would print a traceback (and has put its log
+            # where sys.stderr was).
+            sys.excepthook = lambda *_: print(f"rest-server: {line}", file=sys.__stderr__)
             raise StartError(line) from None
         if self._profile is not None:
             self._profile.enable()

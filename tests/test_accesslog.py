@@ -167,7 +167,13 @@ class CombinedLogServiceTests(SynchronousTestCase):
         self.log = AccessLog()
         self.service = CombinedLogService(path, self.log, run)
         self.service.startService()
+        self.addCleanup(self.stop)
         return self.log
+
+    def stop(self) -> None:
+        """Close the file, if that is still to be done."""
+        if self.service.running:
+            self.service.stopService()
 
     def test_writes(self) -> None:
         """A line a record, appended to what is there, on disk at once, and all of them at the end."""
@@ -279,7 +285,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
 
     def full_disk(self) -> str:
         """A path whose disk is full."""
-        path = self.mktemp()
+        path: str = self.mktemp()
         os.symlink("/dev/full", path)
         return path
 
@@ -312,16 +318,39 @@ class CombinedLogServiceTests(SynchronousTestCase):
         self.service.stopService()
         self.assertIn(combined_line(replace(PLAIN, status=206)), Path(path).read_text())
 
+    def test_short_writes(self) -> None:
+        """A disk that takes only a part of what is written loses nothing, and tears no line."""
+        written = bytearray()
+
+        class Reluctant(io.RawIOBase):
+            """A file of a few bytes at a time."""
+
+            def writable(self) -> bool:
+                return True
+
+            def write(self, data: Any) -> int:
+                written.extend(bytes(data[:7]))
+                return len(data[:7])
+
+        self.patch(CombinedLogService, "_open", lambda service: Reluctant())
+        log = self.started("unused")
+        for _ in range(3):
+            log(PLAIN)
+        self.service.stopService()
+        self.assertEqual(f"{combined_line(PLAIN)}\n" * 3, written.decode())
+
     def test_stdout(self) -> None:
         """C{-} is stdout, which stays open."""
-        stdout = io.StringIO()
-        self.patch(sys, "stdout", stdout)
+        raw = io.BytesIO()
+        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
         log = self.started("-")
         log(PLAIN)
+        self.assertEqual(f"{combined_line(PLAIN)}\n".encode(), raw.getvalue())
         self.service.reopen()
         log(PLAIN)
         self.service.stopService()
-        self.assertEqual(f"{combined_line(PLAIN)}\n" * 2, stdout.getvalue())
+        print("still open", flush=True)
+        self.assertEqual(f"{combined_line(PLAIN)}\n" * 2 + "still open\n", raw.getvalue().decode())
 
     def test_stdout_of_another_encoding(self) -> None:
         """A user's name that stdout's encoding does not have costs no line, neither theirs nor another's."""

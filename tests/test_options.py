@@ -143,8 +143,9 @@ class FlagTests(SynchronousTestCase):
     def test_switches(self) -> None:
         """Each switch in every form of Go's: alone, or with a boolean in any of its spellings."""
         for flag, name in SWITCHES:
+            switched_on: dict[str, Any] = {name: True}
             for form in ("", "=true", "=1", "=TRUE", "=True", "=t", "=T"):
-                self.assertEqual(replace(DEFAULT, **{name: True}), settings_of(f"{flag}{form}"), flag + form)
+                self.assertEqual(replace(DEFAULT, **switched_on), settings_of(f"{flag}{form}"), flag + form)
             for form in ("=false", "=0", "=FALSE", "=False", "=f", "=F"):
                 self.assertEqual(DEFAULT, settings_of(f"{flag}{form}"), flag + form)
 

@@ -1,5 +1,6 @@
 """
-The parts of publishing that the contract of stores does not reach: names that are locked, C{renameat2}, the sweep's count.
+The parts of publishing that the contract of stores does not reach: names that are locked, C{renameat2}, the sweep's
+count.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
 
 def subclasses(kind: type) -> Iterator[type]:
     """All classes below a class."""
+    below: type
     for below in kind.__subclasses__():
         yield below
         yield from subclasses(below)
@@ -149,7 +150,9 @@ class StatusTests(SynchronousTestCase):
             self.assertEqual(value, request.headers[name])
 
     def test_faults_are_logged_once(self) -> None:
-        """A fault of the server is logged once, with its cause and what was asked, escaped; what the client did is not."""
+        """
+        A fault of the server is logged once, with its cause and what was asked, escaped; what the client did is not.
+        """
         for error, logged in ((OSError(5, "Input/output error"), 1), (ValueError("odd"), 1), (errors.NotFound(), 0)):
             with capturedLogs() as events:
                 replies.send_error(FakeRequest(), error)  # type: ignore[arg-type]

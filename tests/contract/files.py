@@ -1,5 +1,6 @@
 """
-What a store of files must do beyond L{tests.contract.store.StoreContract}: modes, durability and its order, full disks, what
+What a store of files must do beyond L{tests.contract.store.StoreContract}: modes, durability and its order, full
+disks, what
 else may stand in a directory, what a killed server leaves.
 
 Faults come from replaced calls of C{os}, each for one test; nothing here knows how the store is built inside.
@@ -20,7 +21,7 @@ from twisted.logger import capturedLogs
 
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NotFound
 from resticserver.names import TYPES
-from resticserver.storage.interface import Outcome
+from resticserver.storage.interface import Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
 
@@ -118,7 +119,9 @@ class FileStoreContract(StoreContract):
     # --- the data directory
 
     def test_layout(self) -> None:
-        """A new repository has the directories of restic's local backend, all 256 of C{data} among them, and no file."""
+        """
+        A new repository has the directories of restic's local backend, all 256 of C{data} among them, and no file.
+        """
         store = self.make_store()
         store.create_repository(DEEP)
         repository = self.root / "alice/laptop"
@@ -218,8 +221,10 @@ class FileStoreContract(StoreContract):
             self.assertEqual([], entries(store, ROOT, "keys", with_sizes))
         self.not_an_object(store, "keys")
 
-    def not_an_object(self, store: LocalStore, kind: str) -> None:
-        """There is something under the name, and it cannot be taken for an object; an upload fails and leaves nothing."""
+    def not_an_object(self, store: RepositoryStore, kind: str) -> None:
+        """
+        There is something under the name, and it cannot be taken for an object; an upload fails and leaves nothing.
+        """
         before = sorted(self.files())
         with self.no_descriptor_left():
             with self.assertRaises(NotFound):
@@ -304,7 +309,9 @@ class FileStoreContract(StoreContract):
                 self.assertEqual((old.st_ino, old.st_mtime_ns, 1), (new.st_ino, new.st_mtime_ns, new.st_nlink))
 
     def test_healing_is_atomic(self) -> None:
-        """A damaged object is replaced in one step: at every moment its name is there, with the old or the new bytes."""
+        """
+        A damaged object is replaced in one step: at every moment its name is there, with the old or the new bytes.
+        """
         store = self.store_with()
         path = self.path_of("data", NAME)
         self.plant(key_of(ROOT, "data", NAME), b"damaged")
@@ -373,7 +380,9 @@ class FileStoreContract(StoreContract):
                 load(store, ROOT, "data", NAME)
 
     def test_full_disk_while_written(self) -> None:
-        """A disk or a disk quota that is full half-way is InsufficientStorage; nothing stays, and what is there stays."""
+        """
+        A disk or a disk quota that is full half-way is InsufficientStorage; nothing stays, and what is there stays.
+        """
         for code in (errno.ENOSPC, errno.EDQUOT):
             store = self.store_with()
             save(store, ROOT, "keys", b"a key")
@@ -421,7 +430,9 @@ class FileStoreContract(StoreContract):
         self.assertEqual(Outcome.HEALED, save(store, ROOT, "data", b"a pack"))
 
     def test_full_disk_at_create(self) -> None:
-        """No room for a new repository's directories is InsufficientStorage too; a later attempt makes what is missing."""
+        """
+        No room for a new repository's directories is InsufficientStorage too; a later attempt makes what is missing.
+        """
         store = self.make_store()
         patch = self.patch(os, "mkdir", failing(errno.ENOSPC))
         try:
@@ -498,7 +509,9 @@ class FileStoreContract(StoreContract):
         return fsyncs.calls
 
     def test_file_is_durable_before_its_name(self) -> None:
-        """First the bytes are on disk, then they get their name, then the name is on disk; only then the upload is done."""
+        """
+        First the bytes are on disk, then they get their name, then the name is on disk; only then the upload is done.
+        """
         for verify in (True, False):
             store = self.store_with(verify=verify)
             for kind, name in ((kind, NAME) for kind in TYPES):
@@ -518,7 +531,10 @@ class FileStoreContract(StoreContract):
         self.assertEqual((self.root.stat().st_ino, inode_of(path)), calls[-1])
 
     def test_unchanged_is_durable(self) -> None:
-        """The stored file and its directory are made durable: the racing upload that linked it may not have come to that."""
+        """
+        The stored file and its directory are made durable: the racing upload that linked it may not have come to
+        that.
+        """
         store = self.store_with()
         for kind, name in (("data", NAME), ("config", "config")):
             path = self.path_of(kind, name)
@@ -602,7 +618,10 @@ class FileStoreContract(StoreContract):
     # --- what a killed server left
 
     def test_sweep(self) -> None:
-        """At its start a server removes the unfinished uploads of one that was killed, in every repository; nothing else."""
+        """
+        At its start a server removes the unfinished uploads of one that was killed, in every repository; nothing
+        else.
+        """
         store = self.store_with()
         store.create_repository(("alice",))
         store.create_repository(DEEP)
@@ -627,7 +646,10 @@ class FileStoreContract(StoreContract):
         self.assertEqual({key_of(ROOT, "data", NAME): b"a pack"}, self.contents())
 
     def test_sweep_meets_odd_things(self) -> None:
-        """What cannot be an upload (a directory, a link to elsewhere) does not stop a start, and what it points to stays."""
+        """
+        What cannot be an upload (a directory, a link to elsewhere) does not stop a start, and what it points to
+        stays.
+        """
         self.store_with()
         self.plant(".tmp/0123.upload", b"half a pa")
         self.plant("elsewhere", b"foreign")

@@ -1,7 +1,8 @@
 """
 What every repository store must do, whatever it keeps objects in: one set of checks, run against each of them.
 
-A store's test mixes L{StoreContract} into a TestCase and says how a store is made and what is behind it. The checks speak
+A store's test mixes L{StoreContract} into a TestCase and says how a store is made and what is behind it. The checks
+speak
 to the store as the API does (C{open}, C{write}, C{commit}, and C{abort} on every failure) and look behind it only by
 C{contents} and C{plant}.
 """
@@ -13,8 +14,6 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, NotFound
 from resticserver.names import TYPES
@@ -31,7 +30,10 @@ DEEP: Repository = ("alice", "laptop")
 #: More buffers than one writev(2) takes.
 MANY_CHUNKS = 2500
 
-_Base = SynchronousTestCase if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from twisted.trial.unittest import SynchronousTestCase as _Base
+else:
+    _Base = object
 
 
 def id_of(content: bytes) -> str:
@@ -332,7 +334,10 @@ class StoreContract(_Base):
         self.assertEqual(content, load(store, ROOT, "data", name))
 
     def test_wrong_bytes_for_a_taken_name(self) -> None:
-        """Bytes that a taken name does not promise are refused, and nothing changes: not a good and not a damaged object."""
+        """
+        Bytes that a taken name does not promise are refused, and nothing changes: not a good and not a damaged
+        object.
+        """
         name = id_of(b"a pack")
         for verify in (True, False):
             store = self.store_with(verify=verify)
@@ -576,16 +581,15 @@ class StoreContract(_Base):
         store = self.store_with()
         name = id_of(b"a lock")
         for _ in range(50):
-            results = at_once(
-                [
-                    lambda: save(store, ROOT, "locks", b"a lock"),
-                    lambda: store.remove_object(ROOT, "locks", name),
-                    lambda: save(store, ROOT, "locks", b"a lock"),
-                ]
-            )
+            jobs: list[Callable[[], object]] = [
+                lambda: save(store, ROOT, "locks", b"a lock"),
+                lambda: store.remove_object(ROOT, "locks", name),
+                lambda: save(store, ROOT, "locks", b"a lock"),
+            ]
+            results = at_once(jobs)
             self.assertLessEqual(set(results), {Outcome.STORED, Outcome.UNCHANGED, True, False}, results)
             self.assertIn(self.contents(), ({}, {f"locks/{name}": b"a lock"}))
 
 
 def _stored_first(outcome: object) -> bool:
-    return outcome is not Outcome.STORED
+    return outcome != Outcome.STORED

@@ -1,5 +1,6 @@
 """
-The contract of stores, for files on disk: with each way of publishing that a file system may or may not take, and with file
+The contract of stores, for files on disk: with each way of publishing that a file system may or may not take, and
+with file
 systems that refuse a way only when it is tried.
 """
 
@@ -73,7 +74,9 @@ class RefusedAtRunTime(FileStoreContract, SynchronousTestCase):
 
 
 class UnnamedCannotBeLinked(FileStoreContract, SynchronousTestCase):
-    """A file system with unnamed files that cannot be given a name afterwards (a container without /proc, old overlays)."""
+    """
+    A file system with unnamed files that cannot be given a name afterwards (a container without /proc, old overlays).
+    """
 
     def setUp(self) -> None:
         """The file is there, its link is not."""

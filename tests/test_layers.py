@@ -1,0 +1,247 @@
+"""
+The layers of docs/design.md: who may import whom, read from the source and, where only that can tell, by importing.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import resticserver
+
+PACKAGE = "resticserver"
+SOURCE = Path(resticserver.__file__).parent
+CHECKOUT = Path(__file__).parent.parent
+
+#: The first that fits holds; what is not here stands at the top.
+LAYERS = (
+    ("resticserver", 0),
+    ("resticserver.errors", 0),
+    ("resticserver.names", 0),
+    ("resticserver.settings", 0),
+    ("resticserver.storage", 1),
+    ("resticserver.access", 1),
+    ("resticserver.telemetry", 1),
+    ("resticserver.web", 2),
+)
+TOP = 3
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by name."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = (PACKAGE, *path.relative_to(SOURCE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer_of(module: str) -> int:
+    """The layer that a module stands in; a package's holds for all that is in it, but for the outermost."""
+    for name, layer in LAYERS:
+        if module == name or (name != PACKAGE and module.startswith(f"{name}.")):
+            return layer
+    return TOP
+
+
+def imports_in(module: str, source: str, is_package: bool) -> Iterator[tuple[str, bool]]:
+    """
+    What a module imports, as full names (C{package.module} or C{package.module.name}), and whether at module level.
+    Imports for type checkers only count like all others.
+    """
+
+    def walk(node: ast.AST, at_top: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, at_top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = _absolute(module, is_package, child)
+                yield from ((f"{base}.{alias.name}", at_top) for alias in child.names)
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from walk(child, at_top and not inside)
+
+    return walk(ast.parse(source), True)
+
+
+def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def all_imports() -> Iterator[tuple[str, str, bool]]:
+    """Importer, what it imports, whether at module level; for the whole package."""
+    for module, path in MODULES.items():
+        for imported, at_top in imports_in(module, path.read_text(encoding="utf-8"), path.name == "__init__.py"):
+            yield module, imported, at_top
+
+
+def belongs_to(name: str, *packages: str) -> bool:
+    """Whether a full name is one of these, or in one of them."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def own_module(imported: str) -> str | None:
+    """The module of ours that an import names, or takes a name from; C{None} for others' modules."""
+    if imported in MODULES:
+        return imported
+    module = imported.rpartition(".")[0]
+    return module if module in MODULES else None
+
+
+class ImportReaderTests(SynchronousTestCase):
+    """How imports are read; the other tests here rely on it."""
+
+    def test_forms(self) -> None:
+        """Every form of an import is seen, wherever it stands."""
+        source = (
+            "import a.b, c\n"
+            "from . import d\n"
+            "from .e import f as g\n"
+            "from ..h.i import j\n"
+            "from k import *\n"
+            "if x:\n    import l\n"
+            "class C:\n    import m\n    def f(self):\n        from n import o\n"
+            "async def f():\n    try:\n        import p\n    finally:\n        pass\n"
+        )
+        top = {"a.b", "c", "r.s.d", "r.s.e.f", "r.h.i.j", "k.*", "l", "m"}
+        found = set(imports_in("r.s.t", source, False))
+        self.assertEqual({(name, True) for name in top} | {("n.o", False), ("p", False)}, found)
+        self.assertEqual([("r.s.x", True)], list(imports_in("r.s", "from . import x", True)))
+
+    def test_layers(self) -> None:
+        """Modules stand where docs/design.md has them, and all layers are there."""
+        for module, layer in (
+            ("resticserver", 0),
+            ("resticserver.errors", 0),
+            ("resticserver.storage.local", 1),
+            ("resticserver.access", 1),
+            ("resticserver.web.api", 2),
+            ("resticserver.tap", 3),
+            ("resticserver.tls", 3),
+        ):
+            self.assertIn(module, MODULES)
+            self.assertEqual(layer, layer_of(module), module)
+
+
+class LayerTests(SynchronousTestCase):
+    """The package as it is."""
+
+    def assert_none(self, bad: list[str]) -> None:
+        """No import is one that must not be."""
+        self.assertEqual([], sorted(set(bad)))
+
+    def test_only_downwards(self) -> None:
+        """A module imports only from its own layer and those below."""
+        bad = []
+        for module, imported, _ in all_imports():
+            own = own_module(imported)
+            if own is not None and layer_of(own) > layer_of(module):
+                bad.append(f"{module} imports {own}")
+        self.assert_none(bad)
+
+    def test_layer_one_is_apart(self) -> None:
+        """Storage, access and telemetry do not know each other."""
+        bad = []
+        packages = [f"{PACKAGE}.{name}" for name in ("storage", "access", "telemetry")]
+        for module, imported, _ in all_imports():
+            for package in packages:
+                others = [other for other in packages if other != package]
+                if belongs_to(module, package) and belongs_to(imported, *others):
+                    bad.append(f"{module} imports {imported}")
+        self.assert_none(bad)
+
+    def test_storage_and_access_know_no_reactor_and_no_http(self) -> None:
+        """They are plain blocking Python."""
+        bad = [
+            f"{module} imports {imported}"
+            for module, imported, _ in all_imports()
+            if belongs_to(module, f"{PACKAGE}.storage", f"{PACKAGE}.access")
+            and belongs_to(imported, "twisted.internet", "twisted.web", "klein", "werkzeug", "asyncio", "http")
+        ]
+        self.assert_none(bad)
+
+    def test_words_of_the_domain_know_nothing(self) -> None:
+        """Errors, names and settings need only Python."""
+        bad = [
+            f"{module} imports {imported}"
+            for module, imported, _ in all_imports()
+            if layer_of(module) == 0
+            and not belongs_to(imported, PACKAGE)
+            and imported.partition(".")[0] not in sys.stdlib_module_names
+        ]
+        self.assert_none(bad)
+
+    def test_klein(self) -> None:
+        """Only C{web/api.py} imports Klein, which installs the reactor; only C{tap.py} imports that, in a function."""
+        api = f"{PACKAGE}.web.api"
+        bad = []
+        for module, imported, at_top in all_imports():
+            if belongs_to(imported, "klein", "werkzeug") and module != api:
+                bad.append(f"{module} imports {imported}")
+            if belongs_to(imported, api) and (module != f"{PACKAGE}.tap" or at_top):
+                bad.append(f"{module} imports {imported}")
+        self.assert_none(bad)
+
+    def test_reactor(self) -> None:
+        """Only C{tap.py} and C{cli.py} import the reactor, and not before they are called."""
+        importers = set()
+        for module, imported, at_top in all_imports():
+            if belongs_to(imported, "twisted.internet.reactor"):
+                self.assertFalse(at_top, module)
+                importers.add(module)
+        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli"})
+
+    def test_imports_do_no_work(self) -> None:
+        """To import a module (but C{web/api.py}, for Klein) installs no reactor, starts no thread, opens no logging."""
+        program = (
+            "import importlib, sys, threading\n"
+            "for name in sys.argv[1:]:\n"
+            "    importlib.import_module(name)\n"
+            "    for heavy in ('twisted.internet.reactor', 'klein', 'prometheus_client.twisted'):\n"
+            "        if heavy in sys.modules: sys.exit(f'{name} imports {heavy}')\n"
+            "    if threading.active_count() != 1: sys.exit(f'{name} starts a thread')\n"
+        )
+        names = [name for name in MODULES if name != f"{PACKAGE}.web.api" and not name.endswith("__main__")]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *names],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.assertEqual("", done.stdout.decode())
+
+    def test_no_globals(self) -> None:
+        """No function changes a module's names: state has an owner."""
+        bad = [
+            f"{module}: line {node.lineno}"
+            for module, path in MODULES.items()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Global)
+        ]
+        self.assert_none(bad)
+
+    def test_plugin_directory(self) -> None:
+        """C{twisted/} is Twisted's: one file of ours in it, and no C{__init__.py} that would hide Twisted."""
+        files = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "twisted").rglob("*.py")}
+        self.assertEqual({"twisted/plugins/restic_rest.py"}, files)
+
+    def test_module_docstrings(self) -> None:
+        """A reader finds a feature by the file list: each module says what it is for."""
+        bad = [
+            module
+            for module, path in MODULES.items()
+            if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        ]
+        self.assert_none(bad)
