@@ -178,6 +178,7 @@ class UnixPort(unix.Port):
         self.factory.doStart()
         self.socket, self._preexistingSocket = self._preexistingSocket, None
         self.socket.setblocking(False)
+        self.socket.listen(_BACKLOG)
         self.connected = True
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
         self.numberAccepts = 100

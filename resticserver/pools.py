@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 T = TypeVar("T")
@@ -43,16 +42,22 @@ class JobPool(Service):
     def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
         """Run C{job(*args)} in a thread; the Deferred fires with its result in the reactor's thread."""
         self._running += 1
-        result: Deferred[T] = deferToThreadPool(self._reactor, self._threads, job, *args)
-        return result.addBoth(self._ended)
+        waiting: Deferred[T] = Deferred()
 
-    def _ended(self, result: Any) -> Any:
+        def ended(_: bool, result: Any) -> None:
+            self._reactor.callFromThread(self._ended, waiting, result)
+
+        self._threads.callInThreadWithCallback(ended, job, *args)
+        return waiting
+
+    def _ended(self, waiting: Deferred[Any], result: Any) -> None:
+        # Whoever waited may go on with a next job; only then is it known whether the pool is idle.
+        waiting.callback(result)
         self._running -= 1
         if not self._running:
             idle, self._idle = self._idle, []
-            for waiting in idle:
-                waiting.callback(None)
-        return result
+            for stopping in idle:
+                stopping.callback(None)
 
     def _idle_now(self) -> Deferred[None]:
         """Fires when no job is there."""

@@ -147,8 +147,7 @@ class CombinedLogService(Service):
                     self._close()
                     self._file = self._open()
                 if lines and self._file is not None:
-                    self._file.write("".join(lines).encode("utf-8"))
-                    self._file.flush()
+                    _write_all(self._file, "".join(lines).encode("utf-8"))
                 self._complained = False
             except OSError as error:
                 if not self._complained:
@@ -167,3 +166,11 @@ class CombinedLogService(Service):
         if file is not None and self._path != "-":
             with suppress(OSError):
                 file.close()
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write it all; an unbuffered file may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    file.flush()
