@@ -286,7 +286,8 @@ def main() -> int:
     flags = f", flags {' '.join(arguments.flags)}" if arguments.flags else ""
     print(f"{versions[0]}{flags}, beside {versions[1]}; {where(directory)}")
     print(
-        f"medians of {rounds} round{'s' * (rounds > 1)} in alternating order, {packs} packs and {small} small objects a round, "
+        f"medians of {rounds} round{'s' * (rounds > 1)} in alternating order, {packs} packs and "
+        f"{small} small objects a round, "
         f"{CONNECTIONS} connections, {'TLS, ' if tls else ''}"
         + ", ".join(f"{name} over {comparison.protocols[name]}" for name in (ours.name, theirs.name))
     )

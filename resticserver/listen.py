@@ -152,9 +152,18 @@ class SocketEndpoint:
             if listening.family == socket.AF_UNIX:
                 port: Any = UnixPort.adopt(self._reactor, listening.fileno(), factory, self._unlink)
             else:
-                port = tcp.Port._fromListeningDescriptor(self._reactor, listening.fileno(), listening.family, factory)
+                port = TcpPort._fromListeningDescriptor(self._reactor, listening.fileno(), listening.family, factory)
             port.startListening()
         return port  # type: ignore[no-any-return]
+
+
+class TcpPort(tcp.Port):
+    """
+    A TCP port over a socket that listens already, and that others may hold too.
+    """
+
+    # Twisted would call shutdown(2) when the port closes, which ends the socket for systemd and the next server as well.
+    _shouldShutdown = False
 
 
 class UnixPort(unix.Port):
@@ -162,6 +171,7 @@ class UnixPort(unix.Port):
     A unix port over a socket that listens already: leaves its mode alone, removes its file only if it is ours.
     """
 
+    _shouldShutdown = False
     _unlink: str | None = None
 
     @classmethod

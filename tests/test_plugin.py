@@ -47,7 +47,8 @@ class PluginTests(SynchronousTestCase):
             "import runpy, sys\n"
             "found = runpy.run_path(sys.argv[1])\n"
             "assert found['resticRest'].tapname == 'restic-rest'\n"
-            "print(sorted(name for name in sys.modules if name.split('.')[0] in ('resticserver', 'klein', 'OpenSSL')))\n"
+            "ours = ('resticserver', 'klein', 'OpenSSL')\n"
+            "print(sorted(name for name in sys.modules if name.split('.')[0] in ours))\n"
         )
         printed = subprocess.run(
             [sys.executable, "-c", program, str(PLUGIN)],

@@ -14,6 +14,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def failing(code: int) -> Callable[..., Any]:
 
 class Fsyncs:
     """
-    Stands where C{os.fsync} is and notes, call by call, which file or directory was made durable and which inode a watched
-    path had at that moment.
+    Stands where C{os.fsync} is and notes, call by call, which file or directory was made durable and which inode a
+    watched path had at that moment.
     """
 
     def __init__(self, watched: Path) -> None:
@@ -145,7 +146,7 @@ class FileStoreContract(StoreContract):
         store = self.store_with()
         shutil.rmtree(self.root / "data")
         contents = [b"%d" % number for number in range(8)]
-        outcomes = at_once([lambda c=content: save(store, ROOT, "data", c) for content in contents])  # type: ignore[misc]
+        outcomes = at_once([partial(save, store, ROOT, "data", content) for content in contents])
         self.assertEqual([Outcome.STORED] * 8, outcomes)
 
     def test_missing_type_directory(self) -> None:
@@ -517,7 +518,7 @@ class FileStoreContract(StoreContract):
             for kind, name in ((kind, NAME) for kind in TYPES):
                 path = self.path_of(kind, name)
                 path.unlink(missing_ok=True)
-                calls = self.fsyncs_of(path, lambda k=kind, n=name: save(store, ROOT, k, b"a pack", n))  # type: ignore[misc]
+                calls = self.fsyncs_of(path, partial(save, store, ROOT, kind, b"a pack", name))
                 inode, directory = inode_of(path), path.parent.stat().st_ino
                 self.assertIn((inode, None), calls)
                 self.assertEqual((directory, inode), calls[-1])
@@ -540,7 +541,7 @@ class FileStoreContract(StoreContract):
             path = self.path_of(kind, name)
             self.plant(key_of(ROOT, kind, name), b"a pack")
             inode, directory = inode_of(path), path.parent.stat().st_ino
-            calls = self.fsyncs_of(path, lambda k=kind, n=name: save(store, ROOT, k, b"a pack", n))  # type: ignore[misc]
+            calls = self.fsyncs_of(path, partial(save, store, ROOT, kind, b"a pack", name))
             self.assertIn((inode, inode), calls)
             self.assertEqual((directory, inode), calls[-1])
 

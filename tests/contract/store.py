@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resticserver.errors import Forbidden, HashMismatch, NotFound
@@ -528,7 +529,7 @@ class StoreContract(_Base):
         store = self.store_with()
         for number in range(20):
             content = b"pack %d" % number
-            outcomes = at_once([lambda c=content: save(store, ROOT, "data", c)] * 8)  # type: ignore[misc]
+            outcomes = at_once([partial(save, store, ROOT, "data", content)] * 8)
             self.assertEqual([Outcome.STORED] + [Outcome.UNCHANGED] * 7, sorted(outcomes, key=_stored_first))
             self.assertEqual(content, load(store, ROOT, "data", id_of(content)))
         self.assertEqual(20, len(self.contents()))
@@ -540,8 +541,8 @@ class StoreContract(_Base):
             for number in range(20):
                 content = b"%r pack %d" % (verify, number)
                 name = id_of(content)
-                jobs = [lambda c=content, n=name: save(store, ROOT, "data", c, n)] * 7  # type: ignore[misc]
-                wrong = lambda n=name: save(store, ROOT, "data", b"other bytes", n)  # type: ignore[misc] # noqa: E731
+                jobs = [partial(save, store, ROOT, "data", content, name)] * 7
+                wrong = partial(save, store, ROOT, "data", b"other bytes", name)
                 *good, bad = at_once([*jobs, wrong])
                 self.assertLessEqual(set(good), {Outcome.STORED, Outcome.UNCHANGED, Outcome.HEALED}, good)
                 if verify:
@@ -558,7 +559,7 @@ class StoreContract(_Base):
         for number in range(20):
             content = b"pack %d" % number
             self.plant(key_of(ROOT, "data", id_of(content)), b"damaged")
-            outcomes = at_once([lambda c=content: save(store, ROOT, "data", c)] * 8)  # type: ignore[misc]
+            outcomes = at_once([partial(save, store, ROOT, "data", content)] * 8)
             self.assertIn(Outcome.HEALED, outcomes)
             self.assertLessEqual(set(outcomes), {Outcome.HEALED, Outcome.UNCHANGED}, outcomes)
             self.assertEqual(content, load(store, ROOT, "data", id_of(content)))
@@ -567,13 +568,14 @@ class StoreContract(_Base):
     def test_one_config_wins(self) -> None:
         """Of several clients that make a repository at the same time one gets its config in, the others are refused."""
         for number in range(20):
-            store = self.store_with((f"r{number}",))
-            jobs = [lambda n=n, r=(f"r{number}",): save(store, r, "config", b"%d" % n, "config") for n in range(6)]  # type: ignore[misc]
+            repository = (f"r{number}",)
+            store = self.store_with(repository)
+            jobs = [partial(save, store, repository, "config", b"%d" % n, "config") for n in range(6)]
             outcomes = at_once(jobs)
             self.assertEqual(1, outcomes.count(Outcome.STORED), outcomes)
             self.assertEqual(5, sum(isinstance(outcome, Forbidden) for outcome in outcomes), outcomes)
             winner = outcomes.index(Outcome.STORED)
-            self.assertEqual(b"%d" % winner, load(store, (f"r{number}",), "config", "config"))
+            self.assertEqual(b"%d" % winner, load(store, repository, "config", "config"))
         self.assertEqual(20, len(self.contents()))
 
     def test_upload_beside_removal(self) -> None:
