@@ -375,7 +375,10 @@ class KilledClientTests(SynchronousTestCase):
                 connection.sendall(f"GET /data/{large_name} HTTP/1.1\r\nHost: x\r\n\r\n".encode("ascii"))
                 left = death_bytes
                 while left > 0:
-                    left -= len(connection.recv(MIB))
+                    received = connection.recv(MIB)
+                    if not received:
+                        raise AssertionError("the server ended the download")
+                    left -= len(received)
                 (reset if death_bytes % 2 else socket.socket.close)(connection)
 
         def download(number: int) -> None:
