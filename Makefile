@@ -10,7 +10,7 @@ ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
 
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-TRIAL = -Wd -m twisted.trial --random 0 --temp-directory $(VENV)/trial
+TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial
 
 .PHONY: run check lint types test coverage bench clean
 
@@ -26,10 +26,10 @@ types: $(VENV)/dev
 	$(VENV)/bin/mypy --package resticserver
 
 test: $(VENV)/dev
-	$(VENV)/bin/python $(TRIAL) $(TESTS)
+	$(VENV)/bin/python -Wd $(TRIAL) $(TESTS)
 
 coverage: $(VENV)/dev
-	$(VENV)/bin/coverage run $(TRIAL) $(TESTS)
+	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)
 	$(VENV)/bin/coverage report
 
 bench: $(VENV)/dev

@@ -122,6 +122,8 @@ class ResticServer(MultiService):
         @raise StartError: something cannot be opened. Under twistd this ends the process with one line on stderr.
         """
         allocator.keep_large_blocks()
+        # Before anyone is told that the server is there: the signal's default ends the process.
+        self._on_signal(signal.SIGHUP, self.reload)
         try:
             self._announce()
             self.store.prepare()
@@ -135,7 +137,6 @@ class ResticServer(MultiService):
             raise StartError(line) from None
         if self._profile is not None:
             self._profile.enable()
-        self._on_signal(signal.SIGHUP, self.reload)
 
     def _announce(self) -> None:
         """Say what is on and what is off, in rest-server's words: people and scripts look for them."""

@@ -283,6 +283,23 @@ class CombinedLogServiceTests(SynchronousTestCase):
         self.service.stopService()
         self.assertIn(combined_line(PLAIN), path.read_text())
 
+    def test_reopened_when_it_can_be(self) -> None:
+        """A file that could not be opened after a rotation is tried again with the next lines, without a signal."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        path = folder / "access.log"
+        log = self.started(str(path))
+        moved = folder.rename(f"{folder}.away")
+        with capturedLogs() as events:
+            self.service.reopen()
+            log(PLAIN)
+            log(PLAIN)
+        self.assertEqual(1, len(events))
+        moved.rename(folder)
+        log(replace(PLAIN, status=206))
+        self.service.stopService()
+        self.assertIn(combined_line(replace(PLAIN, status=206)), path.read_text())
+
     def full_disk(self) -> str:
         """A path whose disk is full."""
         path: str = self.mktemp()

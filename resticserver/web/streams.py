@@ -279,7 +279,9 @@ class SendfileTransfer:
         if self._waiting:
             self._waiting = False
             self._reactor.removeWriter(self)  # type: ignore[arg-type]
-        self._socket.close()
+        # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor, still on its
+        # way through those events, would give the duplicate's to a new client that got its number meanwhile.
+        self._request.site.reactor.callLater(0, self._socket.close)
 
     def _watch(self) -> None:
         self._unwatch()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -207,6 +208,13 @@ class FileStoreContract(StoreContract):
 
     def test_fifo_named_like_an_object(self) -> None:
         """A FIFO under an object's name makes nothing wait: it is no object."""
+
+        def waits(*_: object) -> None:
+            raise AssertionError("it waits for the other end of the FIFO")
+
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, waits))
+        self.addCleanup(signal.alarm, 0)
+        signal.alarm(60)
         store = self.store_with()
         for kind in TYPES:
             os.mkfifo(self.path_of(kind, NAME))
@@ -259,6 +267,23 @@ class FileStoreContract(StoreContract):
                 for path in (self.root, *self.root.rglob("*")):
                     wanted = directory_mode if path.is_dir() else file_mode
                     self.assertEqual(oct(wanted), oct(mode_of(path)), f"{path}, umask {umask:03o}")
+
+    def test_shared_by_a_group(self) -> None:
+        """
+        Below a set-group-id directory, which is how people share one, new directories are such too: else only
+        the first level would be the group's.
+        """
+        self.root.mkdir()
+        self.root.chmod(0o2770)
+        store = self.make_store(group_accessible=True)
+        store.create_repository(DEEP)
+        shutil.rmtree(self.root / "alice/laptop/index")
+        save(store, DEEP, "index", b"an index")
+        for path in (self.root, *self.root.rglob("*")):
+            if path.is_dir():
+                self.assertEqual(oct(0o2770), oct(mode_of(path)), path)
+            else:
+                self.assertEqual(oct(0o660), oct(mode_of(path)), path)
 
     def test_modes_while_written(self) -> None:
         """The temporary file has its final mode before the first byte is in it, and never had more."""
