@@ -131,7 +131,7 @@ class LocalStore:
                 directory = os.path.join(data, f"{number:02x}")
                 with suppress(FileExistsError):
                     os.mkdir(directory, 0o700)
-                    os.chmod(directory, self.publisher.directory_mode)
+                    self.publisher.set_directory_mode(directory)
                     made = True
             if made:
                 self.publisher.fsync_directory(data)

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -204,9 +205,13 @@ class Publisher:
             os.mkdir(path, 0o700)
         except FileExistsError:
             return False
-        os.chmod(path, self.directory_mode)
+        self.set_directory_mode(path)
         self.fsync_directory(os.path.dirname(path))
         return True
+
+    def set_directory_mode(self, path: str) -> None:
+        """Give a new directory the server's mode, whatever the umask; a setgid bit that it inherited stays."""
+        os.chmod(path, self.directory_mode | (os.stat(path).st_mode & stat.S_ISGID))
 
     def fsync(self, fd: int) -> None:
         """Make a file or directory durable; where the file system cannot, say so once and go on."""

@@ -106,6 +106,7 @@ class CombinedLogService(Service):
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
         self._complained = False
+        self._stopped = True
         self.setName("access log")
 
     def startService(self) -> None:
@@ -115,6 +116,7 @@ class CombinedLogService(Service):
         @raise OSError: the file cannot be opened.
         """
         self._file = self._open()
+        self._stopped = False
         super().startService()
         self._access_log.add(self)
 
@@ -123,6 +125,7 @@ class CombinedLogService(Service):
         super().stopService()
         self._access_log.remove(self)
         self._write(reopen=False)
+        self._stopped = True
         self._close()
 
     def reopen(self) -> None:
@@ -145,10 +148,11 @@ class CombinedLogService(Service):
             try:
                 if reopen:
                     self._close()
+                if self._file is None and not self._stopped:
                     self._file = self._open()
                 if lines and self._file is not None:
                     _write_all(self._file, "".join(lines).encode("utf-8"))
-                self._complained = False
+                    self._complained = False
             except OSError as error:
                 if not self._complained:
                     self._complained = True

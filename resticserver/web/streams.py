@@ -224,6 +224,7 @@ class SendfileTransfer:
                 if sent == 0:
                     raise OSError(errno.EIO, "the file became shorter while it was sent")
                 self._offset += sent
+                self._request.sent_bytes = self._offset - self._start_offset  # for the record, also of a lost one
         except BlockingIOError:
             pass
 
@@ -240,7 +241,6 @@ class SendfileTransfer:
 
     def _sent(self) -> None:
         self._running = False
-        self._request.sent_bytes = self._offset - self._start_offset
         if self._stopped:
             self._close()
         elif not self._head and self._offset == self._end_offset:
