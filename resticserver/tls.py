@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
@@ -27,12 +27,8 @@ def server_context(certificate_path: str, key_path: str, minimum_version: str) -
     @param minimum_version: a key of L{MINIMUM_VERSIONS}.
     @raise StartError: a file cannot be read or the key is not the certificate's.
     """
-    for what, path in (("certificate", certificate_path), ("private key", key_path)):
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise StartError(f"cannot read the TLS {what} {path}: {error.strerror}") from error
+    _read("certificate", certificate_path)
+    key = _read("private key", key_path)
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(MINIMUM_VERSIONS[minimum_version])
     context.set_cipher_list(_CIPHERS)
@@ -41,15 +37,22 @@ def server_context(certificate_path: str, key_path: str, minimum_version: str) -
         context.use_certificate_chain_file(certificate_path)
     except SSL.Error as error:
         raise StartError(f"{certificate_path} holds no usable PEM certificate") from error
-    # A key with a passphrase is refused: OpenSSL would ask for it at a terminal that a daemon does not have.
-    context.set_passwd_cb(lambda *_: b"")
     try:
-        context.use_privatekey_file(key_path)
+        # With a passphrase that is no key's: OpenSSL would ask for one at a terminal that a daemon does not have.
+        context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key, b""))
         context.check_privatekey()
-    except SSL.Error as error:
+    except (SSL.Error, crypto.Error) as error:
         raise StartError(f"{key_path} holds no PEM private key that fits the certificate {certificate_path}") from error
     context.set_alpn_select_callback(_choose_protocol)
     return context
+
+
+def _read(what: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise StartError(f"cannot read the TLS {what} {path}: {error.strerror}") from error
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:

@@ -120,10 +120,75 @@ class TemporaryFileTests(SynchronousTestCase):
             self.assertEqual([], self.names())
         self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
 
+    def test_sweep_before_the_lock(self) -> None:
+        """A sweep that comes between the making of a file and its lock takes that file; the upload gets another one."""
+        real_flock, swept = fcntl.flock, []
+
+        def flock(fd: int, operation: int) -> None:
+            if not swept:
+                swept.extend(self.names())
+                (self.repository / swept[0]).unlink()
+                os.rmdir(self.repository / ".tmp")
+            real_flock(fd, operation)
+
+        self.patch(fcntl, "flock", flock)
+        before = len(os.listdir("/proc/self/fd"))
+        publisher, file = self.temporary(Mechanisms(unnamed=False))
+        self.assertEqual(before + 1, len(os.listdir("/proc/self/fd")))
+        publisher.publish(file, "there")
+        self.assertEqual((1, ["keys/there"]), (len(swept), self.names()))
+
+    def test_replacing_file_is_locked(self) -> None:
+        """A file that gets a temporary name only to replace another is locked by then."""
+        publisher, file = self.temporary(Mechanisms())
+        swept = []
+        real_rename = os.rename
+
+        def rename(source: str, target: str) -> None:
+            swept.append(sweep(str(self.repository)))
+            real_rename(source, target)
+
+        self.patch(os, "rename", rename)
+        (self.directory / "damaged").write_bytes(b"x")
+        publisher.replace(file, "damaged")
+        self.assertEqual(([0], b""), (swept, (self.directory / "damaged").read_bytes()))
+
     def test_two_files_never_share_a_name(self) -> None:
         """Temporary names do not meet."""
         files = [self.temporary(Mechanisms(unnamed=False))[1] for _ in range(50)]
         self.assertEqual(50, len({file.path for file in files}))
+
+
+class SettleTests(SynchronousTestCase):
+    """L{Publisher.settle}: directories that another thread has made and not made durable yet."""
+
+    def test_settle(self) -> None:
+        """What stands in a directory that is being made is acknowledged only once the directory's name is durable."""
+        top = os.path.abspath(self.mktemp())
+        os.makedirs(top)
+        publisher = Publisher(0o600, 0o700)
+        synced: list[str] = []
+        self.patch(publisher, "fsync_directory", synced.append)
+        with publisher.new_directory_names(top):
+            os.mkdir(os.path.join(top, "ab"))
+            publisher.settle(os.path.join(top, "ab"))
+            self.assertEqual([top], synced)
+            publisher.settle(top + "x")
+            publisher.settle(top)
+            self.assertEqual([top], synced)
+        self.assertEqual([top, top], synced)
+        publisher.settle(os.path.join(top, "ab"))
+        self.assertEqual([top, top], synced)
+
+    def test_made_by_another(self) -> None:
+        """A directory that is there already may have been made a moment ago: its name is made durable all the same."""
+        top = os.path.abspath(self.mktemp())
+        os.makedirs(os.path.join(top, "ab"))
+        publisher = Publisher(0o600, 0o700)
+        synced: list[str] = []
+        self.patch(publisher, "fsync_directory", synced.append)
+        self.assertFalse(publisher.make_directory(os.path.join(top, "ab")))
+        self.assertEqual([top], synced)
 
 
 class RenameTests(SynchronousTestCase):

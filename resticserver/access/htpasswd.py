@@ -46,7 +46,7 @@ def parse_htpasswd(text: str) -> tuple[dict[str, str], list[str]]:
             continue
         user, colon, hashed = line.partition(":")
         if not colon or not is_user_name(user):
-            warnings.append(f"line {number}: no valid user name, left out")
+            warnings.append(f"htpasswd line {number}: no valid user name, left out")
         elif not _is_known_hash(hashed):
             warnings.append(f"Invalid htpasswd entry for {user}. (line {number}: neither bcrypt nor {{SHA}})")
         else:
@@ -142,7 +142,7 @@ class Htpasswd:
             text = file.read().decode("utf-8")
         users, warnings = parse_htpasswd(text)
         for warning in warnings:
-            _log.warn("{path}: {problem}", path=self.path, problem=ascii(warning)[1:-1])
+            _log.warn("{problem}", problem=ascii(warning)[1:-1])
         return _Snapshot(users, stamp, _decoy_like(users))
 
     @staticmethod

@@ -126,15 +126,12 @@ class LocalStore:
             for kind in TYPES:
                 self.publisher.make_directory(os.path.join(path, kind))
             data = os.path.join(path, "data")
-            made = False
-            for number in range(256):
-                directory = os.path.join(data, f"{number:02x}")
-                with suppress(FileExistsError):
-                    os.mkdir(directory, 0o700)
-                    self.publisher.set_directory_mode(directory)
-                    made = True
-            if made:
-                self.publisher.fsync_directory(data)
+            with self.publisher.new_directory_names(data):
+                for number in range(256):
+                    directory = os.path.join(data, f"{number:02x}")
+                    with suppress(FileExistsError):
+                        os.mkdir(directory, 0o700)
+                        self.publisher.set_directory_mode(directory)
 
     def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
         """A new upload; does no I/O yet."""
@@ -305,6 +302,7 @@ class LocalUpload:
         self._publisher.fsync(self._file.fd)
         outcome = self._publish()
         self._publisher.fsync(self._directory_fd)
+        self._publisher.settle(self._file.directory)
         return outcome
 
     def _publish(self) -> Outcome:

@@ -69,6 +69,8 @@ class Publisher:
         self.mechanisms = mechanisms if mechanisms is not None else Mechanisms()
         self._names = _NameLocks()
         self._fsync_works = True
+        self._unsynced: list[str] = []
+        self._unsynced_guard = threading.Lock()
 
     def temporary(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
         """
@@ -90,14 +92,17 @@ class Publisher:
 
     def _named(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
         path = self._temporary_name(repository_path)
-        try:
-            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            self.make_directory(os.path.dirname(path))
-            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return self._adopt(TemporaryFile(self, fd, path, directory, directory_fd, repository_path))
+        while True:
+            try:
+                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                self.make_directory(os.path.dirname(path))
+                continue
+            file = TemporaryFile(self, fd, path, directory, directory_fd, repository_path)
+            _lock(fd)
+            if os.fstat(fd).st_nlink:
+                return self._adopt(file)
+            file.discard()  # a sweep was quicker than our lock
 
     def _adopt(self, file: TemporaryFile) -> TemporaryFile:
         try:
@@ -154,6 +159,7 @@ class Publisher:
         if file.path is None:
             path = self._temporary_name(file.repository_path)
             self.make_directory(os.path.dirname(path))
+            _lock(file.fd)  # before a sweep can see it
             try:
                 os.link(f"/proc/self/fd/{file.fd}", path, follow_symlinks=True)
             except OSError as error:
@@ -201,13 +207,36 @@ class Publisher:
 
     def make_directory(self, path: str) -> bool:
         """Make a directory with the server's mode and make it durable in its parent; whether it was missing."""
+        with self.new_directory_names(os.path.dirname(path)):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                return False
+            self.set_directory_mode(path)
+            return True
+
+    @contextmanager
+    def new_directory_names(self, parent: str) -> Iterator[None]:
+        """While directories are made in C{parent}; at the end their names are durable, also those that others made."""
+        with self._unsynced_guard:
+            self._unsynced.append(parent)
         try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            return False
-        self.set_directory_mode(path)
-        self.fsync_directory(os.path.dirname(path))
-        return True
+            yield
+            self.fsync_directory(parent)
+        finally:
+            with self._unsynced_guard:
+                self._unsynced.remove(parent)
+
+    def settle(self, directory: str) -> None:
+        """
+        Make a directory's own path durable where another thread has made a part of it and not come to the fsync yet.
+
+        Else an object could be acknowledged whose directory a power cut takes away.
+        """
+        with self._unsynced_guard:
+            parents = {parent for parent in self._unsynced if directory.startswith(parent + os.sep)}
+        for parent in parents:
+            self.fsync_directory(parent)
 
     def set_directory_mode(self, path: str) -> None:
         """Give a new directory the server's mode, whatever the umask; a setgid bit that it inherited stays."""
@@ -304,6 +333,12 @@ def space_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InsufficientStorage() from error
         raise
+
+
+def _lock(fd: int) -> None:
+    """Lock a temporary file against the sweep of another server, where the file system has locks."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 class _NameLocks:
