@@ -9,6 +9,7 @@ after the other: listeners and their transfers, pools, access log.
 from __future__ import annotations
 
 import cProfile
+import os
 import signal
 import sys
 import threading
@@ -34,6 +35,9 @@ from .web.site import RepositorySite
 
 #: Jobs on the disk at once; most of them wait for it.
 DISK_THREADS = 16
+#: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
+#: longer for the interpreter's lock, and the whole is slower by a tenth.
+WRITER_THREADS = max(2, os.cpu_count() or 1)
 #: Password checks at once; each is a core's full work.
 PASSWORD_THREADS = 2
 #: How often the htpasswd file is looked at.
@@ -70,6 +74,7 @@ class ResticServer(MultiService):
             group_accessible=settings.group_accessible_repos,
         )
         self.disk = JobPool(reactor, "disk", DISK_THREADS)
+        self.writers = JobPool(reactor, "writers", WRITER_THREADS)
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
         self.htpasswd = self._users()
         access_log = AccessLog()
@@ -85,7 +90,7 @@ class ResticServer(MultiService):
             settings.shutdown_timeout_s,
         )
         watch = HtpasswdWatch(reactor, self.reload_users) if self.htpasswd is not None else None
-        for child in (log_file, self.disk, self.passwords, watch, self.listeners):
+        for child in (log_file, self.disk, self.writers, self.passwords, watch, self.listeners):
             if child is not None:
                 child.setServiceParent(self)
         self._profile = cProfile.Profile() if settings.cpu_profile else None
@@ -112,7 +117,7 @@ class ResticServer(MultiService):
 
         policy = Policy(append_only=self.settings.append_only, private_repos=self.settings.private_repos)
         door = NoAuthentication() if self.htpasswd is None else PasswordAuthentication(self.htpasswd, self.passwords)
-        api = Api(self.store, self.disk, door, policy)
+        api = Api(self.store, self.disk, self.writers, door, policy)
         return RepositorySite(api.resource(), self._reactor, access_log, self.store.max_depth)
 
     def startService(self) -> None:

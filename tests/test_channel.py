@@ -59,6 +59,7 @@ class PrivateNamesTests(SynchronousTestCase):
             "_transferDecoder",
             "_waitingForTransport",
             "_buffer",
+            "_busyReceiving",
         ):
             self.assertTrue(hasattr(channel, name), name)
 

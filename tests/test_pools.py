@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from resticserver.pools import JobPool
-from resticserver.web.streams import Jobs
+from resticserver.web.jobs import Jobs
 
 #: No test waits so long; it only keeps a broken one from hanging for ever.
 PATIENCE_S = 30.0

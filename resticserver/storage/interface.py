@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+#: Bytes on their way in, in order.
+Chunks = Sequence[bytes | memoryview]
+
 
 class Outcome(Enum):
     """How an upload ended."""
@@ -46,9 +49,9 @@ class Upload(Protocol):
         @raise InsufficientStorage: the disk is full.
         """
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Chunks) -> None:
         """
-        Store and hash the next bytes.
+        Store and hash the next bytes, which are good only during the call: their buffers are used again.
 
         @raise InsufficientStorage: the disk is full.
         """

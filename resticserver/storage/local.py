@@ -11,14 +11,14 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 from twisted.logger import Logger
 
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NotFound, StartError
 from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES
-from .interface import Listing, Outcome, Stored, Upload
+from .interface import Chunks, Listing, Outcome, Stored, Upload
 from .listing import DirectoryListing
 from .publish import Mechanisms, Publisher, TemporaryFile, space_errors, sweep
 
@@ -262,7 +262,7 @@ class LocalUpload:
             store.repository_path(self._repository),
         )
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Chunks) -> None:
         """
         Hash and write the next bytes.
 
@@ -384,7 +384,7 @@ def _as_missing(error: OSError) -> Exception:
     return error
 
 
-def _write_all(fd: int, chunks: Sequence[bytes]) -> int:
+def _write_all(fd: int, chunks: Chunks) -> int:
     """Write all buffers; C{writev} may write short. How many bytes that were."""
     total = sum(map(len, chunks))
     written = os.writev(fd, chunks)

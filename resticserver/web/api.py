@@ -24,9 +24,11 @@ from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from ..names import Target
 from ..storage.interface import Entry, Listing, Outcome, RepositoryStore, Stored
 from . import replies
+from .direct import receive_body
+from .jobs import Jobs, Pool
 from .ranges import Part, choose_part
 from .request import StreamingRequest
-from .streams import ChunkProducer, Jobs, Pool, batches, send_part
+from .streams import ChunkProducer, batches, send_part
 
 LIST_V1 = b"application/vnd.x.restic.rest.v1"
 LIST_V2 = b"application/vnd.x.restic.rest.v2"
@@ -57,14 +59,18 @@ class Api:
     """
     The routes of one server.
 
-    @param pool: runs the store's blocking calls.
+    @param pool: runs the store's blocking calls, but
+    @param writers: hashes and writes the bytes of uploads.
     """
 
     app = Klein()
 
-    def __init__(self, store: RepositoryStore, pool: Pool, authentication: Authentication, policy: Policy) -> None:
+    def __init__(
+        self, store: RepositoryStore, pool: Pool, writers: Pool, authentication: Authentication, policy: Policy
+    ) -> None:
         self._store = store
         self._pool = pool
+        self._writers = writers
         self._authentication = authentication
         self._policy = policy
 
@@ -168,7 +174,7 @@ class Api:
         try:
             await jobs.run(upload.open)
             request.send_continue()
-            await request.body.deliver(lambda chunks: jobs.run(upload.write, chunks))
+            await receive_body(request, jobs, self._writers, upload.write)
             outcome = await jobs.run(upload.commit)
         except BaseException:
             jobs.close(upload.abort)

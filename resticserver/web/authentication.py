@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 
 from ..access.htpasswd import Htpasswd
 from ..errors import Unauthorized
+from .jobs import Pool
 from .request import StreamingRequest
-from .streams import Pool
 
 
 def basic_credentials(header: bytes | None) -> tuple[str, bytes] | None:

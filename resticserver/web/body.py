@@ -107,6 +107,19 @@ class Body:
         self._pump()
         return delivered
 
+    def take_waiting(self) -> list[bytes]:
+        """What came so far; the rest is read by others, who say so by L{taken}."""
+        waiting, self._chunks = self._chunks, []
+        self._queued_bytes = 0
+        self._release()
+        return waiting
+
+    def taken(self, size_bytes: int) -> None:
+        """Others have read so much."""
+        assert self.expected_bytes is not None
+        self.received_bytes += size_bytes
+        self.expected_bytes -= size_bytes
+
     def discard(self, limit_bytes: int, on_excess: Callable[[], None]) -> None:
         """
         Drop what came and what comes.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .request import StreamingRequest
     from .site import RepositorySite
 
-#: A longer body is read in pieces of this size.
+#: A body that comes through the reactor's thread is read in pieces of this size.
 BULK_BYTES = 1 << 20
 
 _TOKEN_SEPARATOR = re.compile(rb"[ \t]*,[ \t]*")
@@ -202,8 +202,34 @@ class StreamingChannel(HTTPChannel):
             self._refuse(error)
             return
         self._beginning = request
-        if self.length is None or self.length > BULK_BYTES:
+
+    def read_in_bulk(self) -> None:
+        """A body is taken now that comes through the reactor's thread: read more of it at a time."""
+        if self._transferDecoder is not None:
             self._read_at_once(BULK_BYTES)
+
+    def begin_direct_read(self) -> bool:
+        """
+        Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs.
+
+        @return: whether that is possible now (not while bytes are being parsed: the body's next ones may be among them).
+        """
+        if self._busyReceiving or self._deaf:
+            return False
+        self.gate.hold("direct")
+        self.setTimeout(None)
+        return True
+
+    def end_direct_read(self, taken_bytes: int) -> None:
+        """Go on behind the bytes of the body that were read by others."""
+        self.setTimeout(self.site.timeOut)
+        request: StreamingRequest = self.requests[-1]
+        request.body.taken(taken_bytes)
+        decoder: Any = self._transferDecoder
+        decoder.contentLength -= taken_bytes
+        if decoder.contentLength == 0:
+            self.rawDataReceived(b"")  # no byte follows that would end the body
+        self.gate.release("direct")
 
     def _read_at_once(self, size_bytes: int) -> None:
         """

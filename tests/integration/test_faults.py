@@ -60,7 +60,7 @@ def chunked(body: bytes, size_bytes: int) -> bytes:
 class CutUploadTests(SynchronousTestCase):
     """An upload that breaks off, wherever that is."""
 
-    BODY = random_bytes(seed=1, length=300_000)
+    BODY = random_bytes(seed=1, length=1_200_000)
 
     def setUp(self) -> None:
         self.data = scratch_directory(self) / "data"

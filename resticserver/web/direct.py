@@ -1,0 +1,379 @@
+"""
+Transfers between a plain socket and pool jobs: the bytes of large bodies never pass through the reactor's thread.
+
+The jobs work on a duplicate of the socket: the reactor may close its own when the client is gone, and the number of a
+closed descriptor can become another client's at once. The duplicate is closed only behind the last job. A job moves bytes
+until the socket would block; then the transfer waits as a descriptor of its own in the reactor. No thread ever waits for
+the network.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, ISSLTransport
+from twisted.python.failure import Failure
+
+from ..storage.interface import Chunks, Stored
+from .jobs import Jobs, Pool
+from .ranges import Part
+from .request import StreamingRequest
+
+#: A client that takes no byte of an answer for so long is given up; restic itself gives up after five minutes.
+STALL_S = 300.0
+#: A client that sends no byte of a body for so long is given up.
+SILENCE_S = 180.0
+
+#: Whether this platform's mechanisms are the ones that are tested here.
+DIRECT = sys.platform == "linux"
+
+#: How much one sendfile call is asked for.
+_SENDFILE_BYTES = 4 << 20
+#: Where sendfile is refused: how much is read at a time.
+_READ_BYTES = 256 << 10
+_MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
+
+#: A body with less to come than this is not worth a transfer of its own.
+_WORTH_BYTES = 256 << 10
+#: How much one look at the socket may bring.
+_RECEIVE_BYTES = 1 << 20
+#: How much one job takes before another upload may have its thread.
+_JOB_BYTES = 8 << 20
+#: A TCP socket counts as readable only when so much is there: else a job would start for every few segments.
+_LOW_WATER_BYTES = 256 << 10
+
+_buffers = threading.local()
+
+
+class SocketTransfer:
+    """
+    What both directions share: the duplicate, its jobs one after the other, the waiting between them, and every end.
+
+    It is its own descriptor for the reactor, over the duplicate.
+
+    @param pool: where its jobs run.
+    @param stall_s: how long the other side may move no byte.
+    """
+
+    def __init__(
+        self, request: StreamingRequest, jobs: Jobs, pool: Pool | None, reactor: IReactorFDSet, stall_s: float
+    ) -> None:
+        transport: Any = request.channel.transport
+        self._request = request
+        self._jobs = jobs
+        self._pool = pool
+        self._reactor = reactor
+        self._stall_s = stall_s
+        self._socket = socket.socket(fileno=os.dup(transport.fileno()))
+        self._running = False
+        self._waiting = False
+        self._stopped = False
+        self._stall: IDelayedCall | None = None
+        self._done: Deferred[None] | None = None
+
+    def start(self) -> Deferred[None]:
+        """Begin; fires when everything was moved, fails when the client is gone or with what a job raised."""
+        self._done = Deferred(lambda _: self._stop())
+        done = self._done
+        self._next()
+        return done
+
+    def _move(self) -> bool:
+        """In the pool: move bytes; whether all of them are."""
+        raise NotImplementedError
+
+    def _wait(self) -> None:
+        """Ask the reactor to say when the socket is ready."""
+        raise NotImplementedError
+
+    def _unwait(self) -> None:
+        """Take that back."""
+        raise NotImplementedError
+
+    def _next(self) -> None:
+        self._running = True
+        self._jobs.run(self._move, pool=self._pool).addCallbacks(self._moved, self._failed)
+
+    def _moved(self, all_of_it: bool) -> None:
+        self._running = False
+        if self._stopped:
+            self._close()
+        elif all_of_it:
+            self._finish(None)
+        else:
+            self._watch()
+            self._waiting = True
+            self._wait()
+
+    def _failed(self, failure: Failure) -> None:
+        self._running = False
+        if failure.check(ConnectionError):
+            failure = Failure(ConnectionLost())
+        self._finish(failure)
+
+    def _finish(self, result: Failure | None) -> None:
+        done, self._done = self._done, None
+        self._close()
+        if done is not None:
+            done.callback(result)  # type: ignore[arg-type]
+
+    def _stop(self) -> None:
+        """The client is gone or the server stops: end the job that runs, close behind it."""
+        self._stopped = True
+        self._done = None
+        if self._running:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is gone already, which is all that was wanted
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._unwatch()
+        self._stop_waiting()
+        # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor, still on its
+        # way through those events, would give the duplicate's to a new client that got its number meanwhile.
+        self._request.site.reactor.callLater(0, self._socket.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._unwait()
+
+    def _watch(self) -> None:
+        self._unwatch()
+        self._stall = self._request.site.reactor.callLater(self._stall_s, self._stalled)
+
+    def _unwatch(self) -> None:
+        stall, self._stall = self._stall, None
+        if stall is not None and stall.active():
+            stall.cancel()
+
+    def _stalled(self) -> None:
+        self._request.abort()
+
+    # --- the reactor's side (IReadDescriptor, IWriteDescriptor)
+
+    def fileno(self) -> int:
+        """The duplicate's descriptor."""
+        return self._socket.fileno()
+
+    def _ready(self) -> None:
+        """The reactor's call: the socket is ready again."""
+        self._stop_waiting()
+        self._unwatch()
+        self._next()
+
+    doRead = _ready
+    doWrite = _ready
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor's call: the socket broke while we waited for it."""
+        self._waiting = False
+        self._finish(Failure(ConnectionLost()))
+
+    def logPrefix(self) -> str:
+        """The reactor's call."""
+        return type(self).__name__
+
+
+class SendfileTransfer(SocketTransfer):
+    """
+    Sends a head and a part of a file. Nothing else writes to the socket meanwhile
+    (L{resticserver.web.channel.StreamingChannel.may_write_directly}).
+    """
+
+    def __init__(
+        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+    ) -> None:
+        super().__init__(request, jobs, None, reactor, STALL_S)
+        self._head = head
+        self._file = stored.fileno()
+        self._offset = part.start
+        self._end_offset = part.start + part.length
+        self._start_offset = part.start
+        self._by_sendfile = True
+
+    def _move(self) -> bool:
+        """In the pool: send until the socket would block."""
+        try:
+            while self._head:
+                self._head = self._head[self._socket.send(self._head, _MSG_MORE | socket.MSG_DONTWAIT) :]
+            while self._offset < self._end_offset and not self._stopped:
+                length = min(self._end_offset - self._offset, _SENDFILE_BYTES)
+                sent = self._send_part(length)
+                if sent == 0:
+                    raise OSError(errno.EIO, "the file became shorter while it was sent")
+                self._offset += sent
+                self._request.sent_bytes = self._offset - self._start_offset  # for the record, also of a lost one
+        except BlockingIOError:
+            pass
+        return not self._head and self._offset == self._end_offset
+
+    def _send_part(self, length: int) -> int:
+        if self._by_sendfile:
+            try:
+                return os.sendfile(self._socket.fileno(), self._file, self._offset, length)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                self._by_sendfile = False  # some FUSE file systems
+        chunk = os.pread(self._file, min(length, _READ_BYTES), self._offset)
+        return self._socket.send(chunk, socket.MSG_DONTWAIT) if chunk else 0
+
+    def _wait(self) -> None:
+        self._reactor.addWriter(self)  # type: ignore[arg-type]
+
+    def _unwait(self) -> None:
+        self._reactor.removeWriter(self)  # type: ignore[arg-type]
+
+
+class ReceiveTransfer(SocketTransfer):
+    """
+    Takes the rest of a body of known length from the socket. Nothing else reads from it meanwhile
+    (L{resticserver.web.channel.StreamingChannel.begin_direct_read}).
+
+    @param first: what came before; it is written first.
+    @param left_bytes: what is still to come.
+    @param write: called in the pool with the next bytes, which are good only during the call.
+    @ivar taken_bytes: how much was taken from the socket.
+    """
+
+    def __init__(
+        self,
+        request: StreamingRequest,
+        jobs: Jobs,
+        pool: Pool,
+        reactor: IReactorFDSet,
+        first: Chunks,
+        left_bytes: int,
+        write: Callable[[Chunks], None],
+    ) -> None:
+        super().__init__(request, jobs, pool, reactor, SILENCE_S)
+        self._first = first
+        self._left_bytes = left_bytes
+        self._write = write
+        self._more = False
+        self._pending_bytes = 0
+        self.taken_bytes = 0
+
+    def _move(self) -> bool:
+        """In the pool: take and write until the socket would block, or until others should have their turn."""
+        first, self._first = self._first, ()
+        if first:
+            self._write(first)
+        buffer = _thread_buffer()
+        until = self.taken_bytes + _JOB_BYTES
+        self._more = False
+        try:
+            while self._left_bytes and not self._stopped:
+                if self.taken_bytes >= until:
+                    self._more = True
+                    break
+                wanted = min(self._left_bytes, _RECEIVE_BYTES)
+                length = self._socket.recv_into(buffer, wanted, socket.MSG_DONTWAIT)
+                if length == 0:
+                    raise ConnectionLost()
+                self._left_bytes -= length
+                self.taken_bytes += length
+                self._write((buffer[:length],))
+        except BlockingIOError:
+            pass
+        return self._left_bytes == 0
+
+    def _moved(self, all_of_it: bool) -> None:
+        if self._more and not self._stopped:
+            self._running = False
+            self._next()
+        else:
+            super()._moved(all_of_it)
+
+    def _wait(self) -> None:
+        self._set_low_water(min(_LOW_WATER_BYTES, self._left_bytes))
+        self._pending_bytes = self._kernel_has()
+        self._reactor.addReader(self)  # type: ignore[arg-type]
+
+    def _unwait(self) -> None:
+        self._reactor.removeReader(self)  # type: ignore[arg-type]
+
+    def _close(self) -> None:
+        self._set_low_water(1)
+        super()._close()
+
+    def _set_low_water(self, size_bytes: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+        except OSError:
+            pass  # a hint only, and the socket may be gone
+
+    def _kernel_has(self) -> int:
+        """How much waits in the kernel."""
+        try:
+            waiting: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, b"\0" * 4))[0]
+            return waiting
+        except OSError:
+            return 0
+
+    def _stalled(self) -> None:
+        # Below the low-water mark the reactor is not told; a slow client is not a silent one.
+        if self._kernel_has() != self._pending_bytes:
+            self._pending_bytes = self._kernel_has()
+            self._stall = None
+            self._watch()
+        else:
+            super()._stalled()
+
+
+def _thread_buffer() -> memoryview:
+    """A buffer of this thread's own, so that memory is bound by threads and not by uploads."""
+    buffer: memoryview | None = getattr(_buffers, "view", None)
+    if buffer is None:
+        buffer = _buffers.view = memoryview(bytearray(_RECEIVE_BYTES))
+    return buffer
+
+
+def plain_reactor(request: StreamingRequest) -> IReactorFDSet | None:
+    """The reactor for transfers on a request's connection; C{None} where there can be none (TLS, tests in memory)."""
+    transport = request.channel.transport
+    if DIRECT and isinstance(transport, FileDescriptor) and not ISSLTransport.providedBy(transport):
+        return IReactorFDSet(request.site.reactor, None)
+    return None
+
+
+async def receive_body(request: StreamingRequest, jobs: Jobs, pool: Pool, write: Callable[[Chunks], None]) -> None:
+    """
+    Hand all of a request's body to a taker, in pool jobs.
+
+    @param write: called in the pool with the next bytes, which are good only during the call.
+    @raise BadRequest: the body cannot be understood to its end.
+    """
+    channel, body = request.channel, request.body
+    reactor = plain_reactor(request)
+    if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.begin_direct_read():
+        channel.read_in_bulk()
+        await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
+        return
+    left = body.expected_bytes
+    assert left is not None
+    transfer = ReceiveTransfer(request, jobs, pool, reactor, body.take_waiting(), left, write)
+    try:
+        await transfer.start()
+    except ConnectionLost:
+        request.abort()
+        raise
+    finally:
+        if request.channel_or_none() is not None and not request.aborted:
+            channel.end_direct_read(transfer.taken_bytes)

@@ -1,0 +1,64 @@
+"""
+Pool jobs as the web layer sees them: one at a time on each thing, and its end after the last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+T = TypeVar("T")
+
+_log = Logger()
+
+
+class Pool(Protocol):
+    """Runs blocking calls elsewhere."""
+
+    def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
+        """Run C{job(*args)}; the Deferred fires with its result in the reactor's thread."""
+
+
+class Jobs:
+    """
+    Pool jobs on one thing (an upload, an open file): one at a time, and its end after the last of them.
+
+    Whoever waits for a job may be cancelled (the client is gone); the job is not, and the end still comes after it.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._running = False
+        self._closing: Callable[[], None] | None = None
+        self._closed = False
+
+    def run(self, job: Callable[..., T], *args: Any, pool: Pool | None = None) -> Deferred[T]:
+        """Run a job, in another pool if one is given; the one before must have ended."""
+        assert not self._running and not self._closed
+        self._running = True
+        waiting: Deferred[T] = Deferred()
+        (pool or self._pool).run(job, *args).addBoth(self._ended, waiting)
+        return waiting
+
+    def _ended(self, result: Any, waiting: Deferred[Any]) -> None:
+        self._running = False
+        if self._closing is not None:
+            self._run_closing()
+        waiting.callback(result)
+
+    def close(self, job: Callable[[], None]) -> None:
+        """Run C{job} when the running one has ended, and none after it. Only the first call counts."""
+        if self._closed:
+            return
+        self._closed = True
+        self._closing = job
+        if not self._running:
+            self._run_closing()
+
+    def _run_closing(self) -> None:
+        job, self._closing = self._closing, None
+        assert job is not None
+        self._pool.run(job).addErrback(lambda failure: _log.failure("could not clean up", failure))

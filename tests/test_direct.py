@@ -1,0 +1,262 @@
+"""
+Bodies that go from the socket to pool jobs directly: nothing but their own bytes is taken, and every end is in order.
+
+A real site in this process on a real port, with clients in threads.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+from twisted.trial.unittest import TestCase
+
+from resticserver.access.policy import Policy
+from resticserver.errors import InsufficientStorage
+from resticserver.pools import JobPool
+from resticserver.storage.interface import Chunks
+from resticserver.storage.local import LocalStore, LocalUpload
+from resticserver.telemetry.record import Ending, Record
+from resticserver.web import direct
+from resticserver.web.api import Api
+from resticserver.web.authentication import NoAuthentication
+from resticserver.web.site import RepositorySite
+
+from .support.client import connect, object_id, random_bytes, read_reply
+from .support.scratch import files_below, scratch_directory
+
+MIB = 1 << 20
+BODY = random_bytes(seed=3, length=3 * MIB + 17)
+
+#: The reactor as what it is.
+real: Any = reactor
+
+
+class SlowUpload(LocalUpload):
+    """An upload whose writes fail or wait as its store says."""
+
+    def write(self, chunks: Chunks) -> None:
+        """Write, or not."""
+        store: Any = self._store
+        if self.size_bytes >= store.full_at:
+            raise InsufficientStorage()
+        store.directly.append(any(isinstance(chunk, memoryview) for chunk in chunks))
+        time.sleep(store.write_s)
+        super().write(chunks)
+
+
+class Store(LocalStore):
+    """A store that fills up."""
+
+    full_at = 1 << 60
+    write_s = 0.0
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.directly: list[bool] = []
+
+    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> SlowUpload:
+        """A new upload."""
+        return SlowUpload(self, repository, kind, name)
+
+
+class DirectCase(TestCase):
+    """A site on a port of its own."""
+
+    timeout = 60.0
+
+    def setUp(self) -> None:
+        self.path = scratch_directory(self) / "data"
+        self.store = Store(str(self.path))
+        self.store.prepare()
+        self.store.create_repository(())
+        self.pool = JobPool(real, "jobs", 4)
+        self.pool.startService()
+        self.addCleanup(self.pool.stopService)
+        self.records: list[Record] = []
+        api = Api(self.store, self.pool, self.pool, NoAuthentication(), Policy())
+        self.site = RepositorySite(api.resource(), real, self.records.append)
+        port = real.listenTCP(0, self.site, interface="127.0.0.1")
+        self.address = ("127.0.0.1", port.getHost().port)
+        self.clients = ThreadPool(0, 4)
+        self.clients.start()
+        self.addCleanup(self.clients.stop)
+        self.addCleanup(self._gone)
+        self.addCleanup(port.stopListening)
+
+    def _gone(self) -> Deferred[None]:
+        self.site.abort_all()
+        return self.site.drain()
+
+    def client(self, talk: Callable[[socket.socket], Any]) -> Deferred[Any]:
+        """Let a client talk in a thread."""
+
+        def run() -> Any:
+            with connect(self.address) as connection:
+                return talk(connection)
+
+        return deferToThreadPool(real, self.clients, run)
+
+    def stored(self) -> dict[str, bytes]:
+        """What lies in the repository."""
+        return {name: (self.path / name).read_bytes() for name in files_below(self.path)}
+
+
+def head(body: bytes, length: int | None = None) -> bytes:
+    """The head of an upload."""
+    length = len(body) if length is None else length
+    return f"POST /data/{object_id(body)} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+class ReceiveTests(DirectCase):
+    """Uploads by L{direct.ReceiveTransfer}."""
+
+    async def test_whole(self) -> None:
+        """It is stored, and most of it came directly (so that the tests here test what they say)."""
+
+        def talk(connection: socket.socket) -> int:
+            connection.sendall(head(BODY) + BODY)
+            return read_reply(connection, "POST").status
+
+        self.assertEqual(200, await self.client(talk))
+        self.assertEqual([BODY], list(self.stored().values()))
+        self.assertIn(True, self.store.directly)
+        self.assertEqual([(Ending.DONE, len(BODY))], [(r.ending, r.received_bytes) for r in self.records])
+
+    async def test_next_requests_stay_in_the_socket(self) -> None:
+        """Requests sent behind the body at once are answered after it, none of their bytes is taken for the body's."""
+        other = BODY[::-1]
+        get = f"GET /data/{object_id(other)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(head(BODY) + BODY + head(other) + other + get)
+            with connection.makefile("rb") as replies:
+                return replies.read()
+
+        replies = await self.client(talk)
+        self.assertEqual(3, replies.count(b"HTTP/1.1 200 OK\r\n"))
+        self.assertTrue(replies.endswith(b"\r\n\r\n" + other))
+        self.assertEqual({BODY, other}, set(self.stored().values()))
+
+    async def test_in_small_pieces(self) -> None:
+        """A client that sends less at a time than the low-water mark, with pauses."""
+        body = BODY[: 700 << 10]
+
+        def talk(connection: socket.socket) -> int:
+            connection.sendall(head(body))
+            for first in range(0, len(body), 100 << 10):
+                time.sleep(0.02)
+                connection.sendall(body[first : first + (100 << 10)])
+            return read_reply(connection, "POST").status
+
+        self.assertEqual(200, await self.client(talk))
+        self.assertEqual([body], list(self.stored().values()))
+
+    async def test_small_requests_afterwards(self) -> None:
+        """The low-water mark does not stay on the socket: a small request behind a big upload is answered."""
+
+        def talk(connection: socket.socket) -> tuple[int, int]:
+            connection.sendall(head(BODY))
+            time.sleep(0.1)
+            connection.sendall(BODY)
+            first = read_reply(connection, "POST").status
+            connection.sendall(b"GET /data/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            return first, read_reply(connection).status
+
+        self.assertEqual((200, 200), await self.client(talk))
+
+    async def test_full_disk(self) -> None:
+        """A refusal in mid-body: the client reads it, the rest is swallowed, the connection takes the next request."""
+        self.store.full_at = MIB
+
+        def talk(connection: socket.socket) -> tuple[int, int]:
+            connection.sendall(head(BODY) + BODY)
+            first = read_reply(connection, "POST").status
+            connection.sendall(b"GET /data/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            return first, read_reply(connection).status
+
+        first, second = await self.client(talk)
+        self.assertEqual((507, 200), (first, second))
+        self.assertEqual({}, self.stored())
+
+    async def test_lost(self) -> None:
+        """A client that goes away leaves nothing, and one record."""
+
+        def talk(connection: socket.socket) -> None:
+            connection.sendall(head(BODY) + BODY[: 2 * MIB])
+            time.sleep(0.1)
+
+        await self.client(talk)
+        await self.until(lambda: self.records)
+        self.assertEqual([Ending.LOST], [record.ending for record in self.records])
+        self.assertEqual({}, self.stored())
+
+    async def test_half_closed(self) -> None:
+        """A client that closes its half too early learns that nothing was stored."""
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(head(BODY) + BODY[:-1])
+            connection.shutdown(socket.SHUT_WR)
+            try:
+                return connection.recv(100)
+            except ConnectionResetError:
+                return b""
+
+        self.assertEqual(b"", await self.client(talk))
+        self.assertEqual({}, self.stored())
+
+    async def test_stopped(self) -> None:
+        """The server ends connections while a job runs: it ends, and the upload is aborted behind it."""
+        self.store.write_s = 0.2
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(head(BODY) + BODY[: 2 * MIB])
+            while True not in self.store.directly:
+                time.sleep(0.01)
+            real.callFromThread(self.site.abort_all)
+            try:
+                return connection.recv(100)
+            except ConnectionResetError:
+                return b""
+
+        self.assertEqual(b"", await self.client(talk))
+        await self.until(lambda: self.records)
+        self.assertEqual({}, self.stored())
+
+    async def test_silence(self) -> None:
+        """A client that sends no more is given up; one that is slow, below the low-water mark, is not."""
+        self.patch(direct, "SILENCE_S", 0.3)
+
+        def silent(connection: socket.socket) -> bytes:
+            connection.sendall(head(BODY) + BODY[:MIB])
+            try:
+                return connection.recv(100)
+            except ConnectionResetError:
+                return b""
+
+        def slow(connection: socket.socket) -> int:
+            body = BODY[:MIB]
+            connection.sendall(head(body) + body[: -100 << 10])
+            for first in range(len(body) - (100 << 10), len(body), 10 << 10):
+                time.sleep(0.1)
+                connection.sendall(body[first : first + (10 << 10)])
+            return read_reply(connection, "POST").status
+
+        self.assertEqual(b"", await self.client(silent))
+        self.assertEqual(200, await self.client(slow))
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait for something that the reactor's thread is about to do."""
+        for _ in range(500):
+            if condition():
+                return
+            waiting: Deferred[None] = Deferred()
+            real.callLater(0.01, waiting.callback, None)
+            await waiting
+        self.fail("it never came")
