@@ -32,9 +32,11 @@ setup(
     install_requires=[
         "Twisted >= 25.5",
         "klein >= 24.8",
-        "pyOpenSSL >= 24.0",
+        "pyOpenSSL >= 24.3",
         "service-identity >= 23.1",
+        "cryptography >= 42.0",
         "bcrypt >= 4.0",
+        "libpass >= 1.9.3",
     ],
     extras_require={
         "dev": [

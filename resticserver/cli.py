@@ -1,5 +1,6 @@
 """
-The drop-in C{rest-server} command: in the foreground, its lines on stderr, no pid file, status 0 after SIGTERM.
+The C{rest-server} command: the drop-in daemon (in the foreground, its lines on stderr, no pid file, status 0 after SIGTERM)
+and its subcommands.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Run the server.
+    Run the server, or the subcommand that stands first.
 
     @param arguments: the command line without the program's name.
     @return: the exit status.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in ("user", "policy"):
+        return _subcommand(arguments[0], arguments[1:])
     options = Options()
-    options.parseOptions(sys.argv[1:] if arguments is None else arguments)
+    options.parseOptions(arguments)
     observer: Any = stderr_observer(options.settings.debug)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
@@ -57,3 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)  # type: ignore[attr-defined]
     reactor.run()  # type: ignore[attr-defined]
     return 0
+
+
+def _subcommand(name: str, arguments: Sequence[str]) -> int:
+    # Imported late: the server does not need them to start.
+    if name == "user":
+        from . import users
+
+        return users.main(arguments)
+    from . import policycheck
+
+    return policycheck.main(arguments)

@@ -31,6 +31,12 @@ class NotFound(ServerError):
     default = "not found"
 
 
+class NoSuchRepository(NotFound):
+    """The repository was never made."""
+
+    default = "no such repository"
+
+
 class BadRequest(ServerError):
     """The request cannot be understood or its body is not what it says."""
 
@@ -87,6 +93,12 @@ class InsufficientStorage(ServerError):
     """The disk or a quota is full."""
 
     default = "no space left on the server's disk"
+
+
+class Unavailable(ServerError):
+    """Not now: the volume is gone, or too many wait already. Clients try again."""
+
+    default = "not available now"
 
 
 class HeaderTooLarge(BadRequest):

@@ -93,13 +93,26 @@ def is_user_name(name: str) -> bool:
     return _USER.match(name) is not None and is_folder_name(name)
 
 
-def parse_target(path: bytes, max_depth: int = 2) -> Target:
+def parse_prefix(text: str) -> tuple[str, ...]:
+    """
+    The folders of a C{--proxy-prefix}, as C{/backup} or C{/a/b/}.
+
+    @raise ValueError: it is no such path.
+    """
+    segments = tuple(text.strip("/").split("/"))
+    if not text.startswith("/") or any(segment in ("", ".", "..") for segment in segments):
+        raise ValueError(f"{text}: a path like /backup is needed")
+    return segments
+
+
+def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> Target:
     """
     The canonical form of a request's path.
 
     @param path: the raw path of the request target, still percent-encoded, without the query. The absolute form of
         RFC 9112 section 3.2.2 is taken too; its authority is not looked at.
     @param max_depth: how many folders a repository may be deep.
+    @param prefix: folders that stand before every repository and mean nothing; without them the path names nothing.
     @raise NotFound: for every path that names nothing, whatever the reason.
     """
     if not path.startswith(b"/"):
@@ -108,6 +121,10 @@ def parse_target(path: bytes, max_depth: int = 2) -> Target:
             raise NotFound()
         path = b"/" + rest.partition(b"/")[2]
     segments = [_segment(raw) for raw in path[1:].split(b"/")]
+    if prefix:
+        if tuple(segments[: len(prefix)]) != prefix:
+            raise NotFound()
+        del segments[: len(prefix)]
     last = len(segments) - 1
     depth = 0
     while depth < last and segments[depth] not in RESERVED:

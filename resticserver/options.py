@@ -6,17 +6,27 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from twisted.python import usage
 
 from . import __version__
+from .access.proxies import TrustedProxies
+from .access.throttle import parse_rate
+from .names import parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
 
+#: How deep repositories may lie at most.
+MOST_FOLDERS = 16
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
+
+_T = TypeVar("_T")
 
 
 class Options(usage.Options):
@@ -29,13 +39,16 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them."
+        "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
+        "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what)."
     )
 
     optFlags = [
         ["no-auth", None, "disable authentication"],
         ["private-repos", None, "users can only access the repositories below the folder of their name"],
         ["append-only", None, "nothing can be removed but locks"],
+        ["read-only", None, "nothing can be made or removed but locks"],
+        ["auto-create", None, "an upload makes its repository where that is missing, as rest-server does"],
         ["no-verify-upload", None, "do not verify the hash of uploads (it is on a name conflict). Not recommended"],
         ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
         ["tls", None, "serve TLS"],
@@ -45,9 +58,17 @@ class Options(usage.Options):
     optParameters = [
         ["path", None, None, f"data directory (default {default_path()})"],
         ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
+        ["policy", None, None, "TOML file with rules of who may do what in which repository"],
+        ["max-depth", None, "2", "how many folders deep a repository may lie"],
+        ["proxy-prefix", None, None, "path before every repository, as a proxy passes it on (/backup)"],
+        ["proxy-auth-username", None, None, "header in which a trusted proxy names the user; no passwords then"],
+        ["auth-failures", None, "20/minute", "failed logins by user and by address before they are slowed; 0 is off"],
         ["tls-cert", None, None, "TLS certificate chain, PEM (default public_key in the data directory)"],
         ["tls-key", None, None, "TLS private key, PEM (default private_key in the data directory)"],
         ["tls-min-ver", None, "1.2", "lowest TLS version, 1.2 or 1.3"],
+        ["tls-client-ca", None, None, "ask clients for a certificate of these authorities, PEM"],
+        ["tls-client-auth", None, "required", "whether they must have one: required or optional"],
+        ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
         ["log", None, None, "write an access log in combined format to this file (- for stdout)"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
         ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
@@ -60,6 +81,10 @@ class Options(usage.Options):
             "tls-cert": usage.CompleteFiles(),
             "tls-key": usage.CompleteFiles(),
             "tls-min-ver": usage.CompleteList(["1.2", "1.3"]),
+            "tls-client-ca": usage.CompleteFiles(),
+            "tls-client-auth": usage.CompleteList(["required", "optional"]),
+            "tls-client-user": usage.CompleteList(["cn", "email", "dns", "none"]),
+            "policy": usage.CompleteFiles(),
             "log": usage.CompleteFiles(),
             "cpu-profile": usage.CompleteFiles(),
         }
@@ -68,13 +93,15 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
+        self["trusted-proxy"] = []
 
     def opt_listen(self, address: str) -> None:
-        """
-        listen address: host:port, :port, [ipv6]:port, unix:/path or a Twisted endpoint string; may be given again and
-        again (default :8000)
-        """
+        """listen address: host:port, :port, unix:/path or an endpoint string; repeatable (default :8000)"""
         self["listen"].append(address)
+
+    def opt_trusted_proxy(self, network: str) -> None:
+        """proxies' network, whose X-Forwarded-For and user header are believed; repeatable (default: loopback)"""
+        self["trusted-proxy"].append(network)
 
     def opt_version(self) -> None:
         """print the version and exit"""
@@ -107,7 +134,7 @@ class Options(usage.Options):
         Go's forms of switches, rewritten for getopt, which refuses C{--switch=value} and takes abbreviations.
         """
         switches = {flag[0] for flag in self.optFlags} | {"help", "version"}
-        known = switches | {parameter[0] for parameter in self.optParameters} | {"listen"}
+        known = switches | {parameter[0] for parameter in self.optParameters} | {"listen", "trusted-proxy"}
         rewritten: list[str] = []
         switched: dict[str, bool] = {}
         left = iter(arguments)
@@ -127,6 +154,19 @@ class Options(usage.Options):
                 rewritten += [argument] if equals else [argument, *_next_value(name, left)]
         return [f"--{name}" for name, on in switched.items() if on] + rewritten
 
+    def _default(self, flag: str) -> Any:
+        return next(parameter[2] for parameter in self.optParameters if parameter[0] == flag)
+
+    def _one_of(self, flag: str, values: tuple[str, ...], reason: str) -> None:
+        if self[flag] not in values:
+            raise usage.UsageError(f"--{flag} {self[flag]}: {reason}")
+
+    def _parsed(self, flag: str, parse: Callable[[Any], _T]) -> _T:
+        try:
+            return parse(self[flag])
+        except ValueError as error:
+            raise usage.UsageError(f"--{flag} {error}") from None
+
     def _checked(self) -> Settings:
         """
         The flags as settings.
@@ -134,13 +174,26 @@ class Options(usage.Options):
         @raise UsageError: flags that make no sense, alone or together.
         """
         if not self["tls"]:
-            for flag in ("tls-cert", "tls-key"):
+            for flag in ("tls-cert", "tls-key", "tls-client-ca"):
                 if self[flag]:
                     raise usage.UsageError(f"--{flag} needs --tls")
-        if self["tls-min-ver"] not in ("1.2", "1.3"):
-            raise usage.UsageError(f"--tls-min-ver {self['tls-min-ver']}: unknown TLS version, 1.2 and 1.3 are allowed")
-        if self["no-auth"] and self["private-repos"]:
-            raise usage.UsageError("--private-repos needs users and cannot go with --no-auth")
+        if not self["tls-client-ca"]:
+            for flag in ("tls-client-auth", "tls-client-user"):
+                if self[flag] != self._default(flag):
+                    raise usage.UsageError(f"--{flag} needs --tls-client-ca")
+        self._one_of("tls-min-ver", ("1.2", "1.3"), "unknown TLS version, 1.2 and 1.3 are allowed")
+        self._one_of("tls-client-auth", ("required", "optional"), "only required and optional are allowed")
+        self._one_of("tls-client-user", ("cn", "email", "dns", "none"), "only cn, email, dns and none are allowed")
+        if self["no-auth"]:
+            for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
+                if self[flag]:
+                    raise usage.UsageError(f"--{flag} needs users and cannot go with --no-auth")
+        header = self["proxy-auth-username"]
+        if header is not None and not _HEADER.match(header):
+            raise usage.UsageError(f"--proxy-auth-username {header}: not the name of a header")
+        self._parsed("trusted-proxy", TrustedProxies.parse)
+        if not (self["max-depth"].isdecimal() and int(self["max-depth"]) <= MOST_FOLDERS):
+            raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),
             path_is_default=not self["path"],
@@ -155,6 +208,17 @@ class Options(usage.Options):
             tls_cert=_absolute(self["tls-cert"]),
             tls_key=_absolute(self["tls-key"]),
             tls_min_ver=self["tls-min-ver"],
+            read_only=bool(self["read-only"]),
+            policy=_absolute(self["policy"]),
+            auto_create=bool(self["auto-create"]),
+            max_depth=int(self["max-depth"]),
+            proxy_prefix=self._parsed("proxy-prefix", parse_prefix) if self["proxy-prefix"] else (),
+            proxy_auth_username=header,
+            trusted_proxies=tuple(self["trusted-proxy"]) or None,
+            auth_failures=self._parsed("auth-failures", parse_rate),
+            tls_client_ca=_absolute(self["tls-client-ca"]),
+            tls_client_required=self["tls-client-auth"] == "required",
+            tls_client_user=self["tls-client-user"],
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             debug=bool(self["debug"]),
             cpu_profile=_absolute(self["cpu-profile"]),

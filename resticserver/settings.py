@@ -28,6 +28,16 @@ class Settings:
     @ivar tls_cert: PEM certificate chain; C{None} means C{public_key} in the data directory.
     @ivar tls_key: PEM key; C{None} means C{private_key} in the data directory.
     @ivar tls_min_ver: C{"1.2"} or C{"1.3"}.
+    @ivar policy: TOML file with the rules of who may do what, or C{None}.
+    @ivar auto_create: whether an upload makes its repository where that is missing.
+    @ivar max_depth: how many folders deep a repository may lie.
+    @ivar proxy_prefix: folders before every repository, as a proxy passes them on.
+    @ivar proxy_auth_username: the header in which a trusted proxy names the user, or C{None}.
+    @ivar trusted_proxies: networks; C{None} means the loopback ones.
+    @ivar auth_failures: failed logins a minute, for a user and for an address, before they are slowed; 0 for no limit.
+    @ivar tls_client_ca: PEM file of the authorities that sign clients' certificates, or C{None}.
+    @ivar tls_client_required: whether a client must show a certificate.
+    @ivar tls_client_user: where the user's name stands in it: C{"cn"}, C{"email"}, C{"dns"}, C{"none"}.
     @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
     """
 
@@ -43,11 +53,30 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_min_ver: str = "1.2"
+    read_only: bool = False
+    policy: str | None = None
+    auto_create: bool = False
+    max_depth: int = 2
+    proxy_prefix: tuple[str, ...] = ()
+    proxy_auth_username: str | None = None
+    trusted_proxies: tuple[str, ...] | None = None
+    auth_failures: int = 20
+    tls_client_ca: str | None = None
+    tls_client_required: bool = True
+    tls_client_user: str = "cn"
     log: str | None = None
     debug: bool = False
     cpu_profile: str | None = None
     shutdown_timeout_s: float = 30.0
     path_is_default: bool = False
+
+    @property
+    def passwords(self) -> bool:
+        """Whether there are users with passwords: unless something else says who a user is, and nobody asked for them."""
+        if self.no_auth:
+            return False
+        certificates = self.tls_client_ca is not None and self.tls_client_user != "none"
+        return self.htpasswd_file is not None or not (self.proxy_auth_username or certificates)
 
     @property
     def htpasswd_path(self) -> str:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
@@ -23,7 +23,10 @@ from twisted.logger import LogEvent, Logger
 
 from . import allocator
 from .access.htpasswd import Htpasswd
-from .access.policy import Policy
+from .access.policy import Decides, Policy
+from .access.policyfile import PolicyFile
+from .access.proxies import TrustedProxies
+from .access.throttle import Throttle
 from .errors import StartError
 from .listen import Listeners
 from .options import Options as Options  # twistd looks for it here
@@ -33,15 +36,21 @@ from .storage.local import LocalStore
 from .telemetry.accesslog import AccessLog, CombinedLogService
 from .web.site import RepositorySite
 
+if TYPE_CHECKING:
+    from .tls import ReloadingCertificates
+    from .web.authentication import Authentication
+
 #: Jobs on the disk at once; most of them wait for it.
 DISK_THREADS = 16
 #: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
 #: longer for the interpreter's lock, and the whole is slower by a tenth.
 WRITER_THREADS = max(2, os.cpu_count() or 1)
-#: Password checks at once; each is a core's full work.
+#: Password checks at once; each is a core's full work, and stands back for transfers.
 PASSWORD_THREADS = 2
-#: How often the htpasswd file is looked at.
-HTPASSWD_INTERVAL_S = 10.0
+PASSWORD_NICE = 10
+#: How often the files of users and rules, and of certificates, are looked at.
+RULES_INTERVAL_S = 10.0
+CERTIFICATES_INTERVAL_S = 2.0
 
 _log = Logger()
 
@@ -72,11 +81,17 @@ class ResticServer(MultiService):
             settings.path,
             verify=not settings.no_verify_upload,
             group_accessible=settings.group_accessible_repos,
+            max_depth=settings.max_depth,
         )
         self.disk = JobPool(reactor, "disk", DISK_THREADS)
         self.writers = JobPool(reactor, "writers", WRITER_THREADS)
-        self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
+        self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS, PASSWORD_NICE)
         self.htpasswd = self._users()
+        flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
+        self.policy_file = self._policy_file(flags)
+        self.policy: Decides = self.policy_file or flags
+        self.certificates = self._certificates()
+        self.proxies = TrustedProxies.parse(settings.trusted_proxies or ())
         access_log = AccessLog()
         log_file = CombinedLogService(settings.log, access_log, self.disk.run) if settings.log else None
         self.log_file = log_file
@@ -86,39 +101,77 @@ class ResticServer(MultiService):
             reactor,
             settings.listen,
             lambda: self._site(access_log),
-            self._connection_creator(),
+            self.certificates.creator if self.certificates is not None else None,
             settings.shutdown_timeout_s,
         )
-        watch = HtpasswdWatch(reactor, self.reload_users) if self.htpasswd is not None else None
-        for child in (log_file, self.disk, self.writers, self.passwords, watch, self.listeners):
+        rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
+        certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
+        for child in (log_file, self.disk, self.writers, self.passwords, rules, certificates, self.listeners):
             if child is not None:
                 child.setServiceParent(self)
         self._profile = cProfile.Profile() if settings.cpu_profile else None
 
     def _users(self) -> Htpasswd | None:
-        if self.settings.no_auth:
+        if not self.settings.passwords:
             return None
         htpasswd = Htpasswd(self.settings.htpasswd_path, self._reactor.seconds)
         htpasswd.load()
         return htpasswd
 
-    def _connection_creator(self) -> Any:
+    def _policy_file(self, flags: Policy) -> PolicyFile | None:
+        if self.settings.policy is None:
+            return None
+        policy_file = PolicyFile(self.settings.policy, flags)
+        policy_file.load()
+        return policy_file
+
+    def _certificates(self) -> ReloadingCertificates | None:
         if not self.settings.tls:
             return None
-        from .tls import ConnectionCreator, server_context  # OpenSSL takes its time to import
+        from .tls import ReloadingCertificates  # OpenSSL takes its time to import
 
         settings = self.settings
-        return ConnectionCreator(server_context(settings.certificate_path, settings.key_path, settings.tls_min_ver))
+        return ReloadingCertificates(
+            settings.certificate_path,
+            settings.key_path,
+            settings.tls_min_ver,
+            settings.tls_client_ca,
+            settings.tls_client_required,
+        )
 
     def _site(self, access_log: AccessLog) -> RepositorySite:
         """The HTTP server factory with everything behind it."""
         from .web.api import Api  # Klein installs the reactor when it is imported
-        from .web.authentication import NoAuthentication, PasswordAuthentication
 
-        policy = Policy(append_only=self.settings.append_only, private_repos=self.settings.private_repos)
-        door = NoAuthentication() if self.htpasswd is None else PasswordAuthentication(self.htpasswd, self.passwords)
-        api = Api(self.store, self.disk, self.writers, door, policy)
-        return RepositorySite(api.resource(), self._reactor, access_log, self.store.max_depth)
+        api = Api(self.store, self.disk, self.writers, self._door(), self.policy, self.settings.auto_create)
+        settings = self.settings
+        return RepositorySite(
+            api.resource(), self._reactor, access_log, settings.max_depth, settings.proxy_prefix, self.proxies
+        )
+
+    def _door(self) -> Authentication:
+        """Who says who a user is."""
+        from .web.authentication import (
+            CertificateAuthentication,
+            NoAuthentication,
+            PasswordAuthentication,
+            ProxyAuthentication,
+        )
+
+        settings = self.settings
+        if settings.no_auth:
+            return NoAuthentication()
+        passwords = None
+        if self.htpasswd is not None:
+            throttle = Throttle(settings.auth_failures, self._reactor.seconds)
+            passwords = PasswordAuthentication(self.htpasswd, self.passwords, throttle, self._reactor)
+        door: Authentication | None = passwords
+        if settings.tls_client_ca is not None and settings.tls_client_user != "none":
+            door = CertificateAuthentication(settings.tls_client_user, passwords)
+        if settings.proxy_auth_username is not None:
+            door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
+        assert door is not None
+        return door
 
     def startService(self) -> None:
         """
@@ -154,9 +207,21 @@ class ResticServer(MultiService):
         _log.info("Data directory: {path}", path=settings.path)
         if settings.no_auth:
             _log.info("Authentication disabled")
+        elif settings.proxy_auth_username:
+            _log.info("Proxy Authentication enabled.")
+            trusted = self.proxies.describe()
+            header = settings.proxy_auth_username
+            _log.info("The header {header} is believed from {trusted}", header=header, trusted=trusted)
         else:
             _log.info("Authentication enabled")
+        if settings.tls_client_ca:
+            _log.info("Clients are asked for certificates of {path}", path=settings.tls_client_ca)
+        if self.htpasswd is not None:
             _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
+        if settings.policy:
+            _log.info("Loaded policy {path}", path=settings.policy)
+        if settings.read_only:
+            _log.info("Read only mode enabled")
         for what, on in (
             ("Append only mode", settings.append_only),
             ("Private repositories", settings.private_repos),
@@ -175,16 +240,30 @@ class ResticServer(MultiService):
             signal.signal(number, lambda *_: self._reactor.callFromThread(call))
 
     def reload(self) -> None:
-        """SIGHUP: read the users again, open the access log by its name again."""
-        if self.htpasswd is not None:
-            self.reload_users(True)
+        """SIGHUP: read users, rules and certificates again, open the access log by its name again."""
+        self.reload_rules(True)
+        self.reload_certificates(True)
         if self.log_file is not None:
             self.log_file.reopen()
 
-    def reload_users(self, force: bool = False) -> Deferred[bool]:
-        """Read the htpasswd file again if it changed, or in any case."""
-        assert self.htpasswd is not None
-        return self.passwords.run(self.htpasswd.reload_if_changed, force)
+    def reload_rules(self, force: bool = False) -> Deferred[None]:
+        """Read the htpasswd and the policy file again if they changed, or in any case."""
+
+        def read() -> None:
+            for file in (self.htpasswd, self.policy_file):
+                if file is not None:
+                    file.reload_if_changed(force)
+
+        return self.disk.run(read)
+
+    def reload_certificates(self, force: bool = False) -> Deferred[None]:
+        """Read certificate, key and authorities again if they changed, or in any case."""
+
+        def read() -> None:
+            if self.certificates is not None:
+                self.certificates.reload_if_changed(force)
+
+        return self.disk.run(read)
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop the services one after the other, the last started first."""
@@ -205,23 +284,32 @@ class ResticServer(MultiService):
         _log.info("shutdown cleanly")
 
 
-class HtpasswdWatch(Service):
-    """Looks at the htpasswd file every few seconds; the users change within 30 s of the file without a signal."""
+class FileWatch(Service):
+    """
+    Has files looked at every few seconds, so that a change holds without a signal.
 
-    def __init__(self, reactor: Any, reload_users: Callable[[], Deferred[bool]]) -> None:
-        self._call = LoopingCall(reload_users)
+    @param look: a look; the next comes when it has ended.
+    """
+
+    def __init__(self, name: str, reactor: Any, interval_s: float, look: Callable[[], Deferred[None]]) -> None:
+        self._look = look
+        self._call = LoopingCall(self._look_and_go_on)
         self._call.clock = reactor
-        self.setName("htpasswd watch")
+        self._interval_s = interval_s
+        self.setName(name)
 
     def startService(self) -> None:
         """Begin to look."""
         super().startService()
-        self._call.start(HTPASSWD_INTERVAL_S, now=False)
+        self._call.start(self._interval_s, now=False)
 
     def stopService(self) -> None:
         """Look no more."""
         super().stopService()
         self._call.stop()
+
+    def _look_and_go_on(self) -> Deferred[None]:
+        return self._look().addErrback(lambda failure: _log.failure("{name}", failure, name=self.name))
 
 
 def _debug_line(event: LogEvent) -> None:

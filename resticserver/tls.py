@@ -1,13 +1,20 @@
 """
-TLS for the server: a context from two files, and the connection creator that Twisted asks for each connection.
+TLS for the server: a context from PEM files, the connection creator that Twisted asks for each connection, and the renewal
+of both while they are in use.
 """
 
 from __future__ import annotations
 
+import os
+from datetime import datetime
 from typing import Any
 
-from OpenSSL import SSL, crypto
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
@@ -18,13 +25,26 @@ MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 #: TLS 1.2: authenticated encryption with forward secrecy, nothing else. TLS 1.3 has only such suites.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
+#: What session tickets belong to; OpenSSL wants one where clients show certificates.
+_SESSION_CONTEXT = b"restic"
 
-def server_context(certificate_path: str, key_path: str, minimum_version: str) -> SSL.Context:
+_log = Logger()
+
+
+def server_context(
+    certificate_path: str,
+    key_path: str,
+    minimum_version: str,
+    client_ca_path: str | None = None,
+    client_required: bool = True,
+) -> SSL.Context:
     """
     A context that serves one certificate.
 
     @param certificate_path: PEM, the certificate first and then its chain.
     @param minimum_version: a key of L{MINIMUM_VERSIONS}.
+    @param client_ca_path: PEM, the authorities whose certificates clients are asked for; C{None} asks for none.
+    @param client_required: whether a client without a certificate is refused. One with a wrong certificate always is.
     @raise StartError: a file cannot be read or the key is not the certificate's.
     """
     _read("certificate", certificate_path)
@@ -38,13 +58,26 @@ def server_context(certificate_path: str, key_path: str, minimum_version: str) -
     except SSL.Error as error:
         raise StartError(f"{certificate_path} holds no usable PEM certificate") from error
     try:
-        # With a passphrase that is no key's: OpenSSL would ask for one at a terminal that a daemon does not have.
-        context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key, b""))
+        # Not by OpenSSL, which asks for a passphrase at a terminal that a daemon does not have.
+        context.use_privatekey(serialization.load_pem_private_key(key, None))  # type: ignore[arg-type]
         context.check_privatekey()
-    except (SSL.Error, crypto.Error) as error:
+    except (SSL.Error, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StartError(f"{key_path} holds no PEM private key that fits the certificate {certificate_path}") from error
+    if client_ca_path is not None:
+        _ask_for_certificates(context, client_ca_path, client_required)
     context.set_alpn_select_callback(_choose_protocol)
     return context
+
+
+def _ask_for_certificates(context: SSL.Context, ca_path: str, required: bool) -> None:
+    _read("client CA", ca_path)
+    try:
+        context.load_verify_locations(ca_path)
+        context.load_client_ca(os.fsencode(ca_path))
+    except SSL.Error as error:
+        raise StartError(f"{ca_path} holds no usable PEM certificate") from error
+    context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0))
+    context.set_session_id(_SESSION_CONTEXT)
 
 
 def _read(what: str, path: str) -> bytes:
@@ -74,3 +107,70 @@ class ConnectionCreator:
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Twisted's call for a new connection."""
         return SSL.Connection(self.context, None)
+
+
+class ReloadingCertificates:
+    """
+    A connection creator whose context follows the files that it was made from.
+
+    @ivar creator: for the listeners.
+    @ivar not_after: when the certificate ends.
+    @raise StartError: a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        certificate_path: str,
+        key_path: str,
+        minimum_version: str,
+        client_ca_path: str | None = None,
+        client_required: bool = True,
+    ) -> None:
+        self._certificate_path = certificate_path
+        self._arguments = (certificate_path, key_path, minimum_version, client_ca_path, client_required)
+        self._paths = tuple(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
+        self._stamp = self._current_stamp()
+        self.creator = ConnectionCreator(server_context(*self._arguments))
+        self.not_after = _not_after(certificate_path)
+
+    def reload_if_changed(self, force: bool = False) -> bool:
+        """
+        Serve the files as they are now, if they changed; what was served before stays if they cannot be used, which is
+        logged once for each change. Blocks.
+
+        @return: whether new ones are served.
+        """
+        # Before the files are read: what changes meanwhile is seen by the next look.
+        stamp = self._current_stamp()
+        if stamp == self._stamp and not force:
+            return False
+        self._stamp = stamp
+        try:
+            context = server_context(*self._arguments)
+            not_after = _not_after(self._certificate_path)
+        except StartError as error:
+            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=error)
+            return False
+        self.creator.context = context
+        self.not_after = not_after
+        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=self._certificate_path, until=not_after)
+        return True
+
+    def _current_stamp(self) -> tuple[object, ...]:
+        return tuple(map(_stamp_of, self._paths))
+
+
+def _stamp_of(path: str) -> object:
+    """What changes when a file does, also behind a symlink."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return error.errno
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _not_after(certificate_path: str) -> datetime:
+    try:
+        return x509.load_pem_x509_certificate(_read("certificate", certificate_path)).not_valid_after_utc
+    except ValueError as error:
+        raise StartError(f"{certificate_path} holds no usable PEM certificate") from error

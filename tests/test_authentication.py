@@ -8,12 +8,26 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+from cryptography import x509
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from resticserver.errors import Unauthorized
-from resticserver.web.authentication import NoAuthentication, PasswordAuthentication, basic_credentials
+from resticserver.access.throttle import Throttle
+from resticserver.errors import Forbidden, Unauthorized, Unavailable
+from resticserver.web import authentication
+from resticserver.web.authentication import (
+    CertificateAuthentication,
+    NoAuthentication,
+    PasswordAuthentication,
+    ProxyAuthentication,
+    basic_credentials,
+)
+
+from .test_certificates import ALICE
+from .test_certificates import certificate as certificate_for
 
 
 def basic(credentials: str | bytes) -> bytes:
@@ -52,10 +66,27 @@ HEADERS: tuple[tuple[bytes | None, tuple[str, bytes] | None], ...] = (
 
 
 class FakeRequest:
-    """A request with some C{Authorization} headers."""
+    """A request with some C{Authorization} headers, and what is known of where it came from."""
 
-    def __init__(self, *headers: bytes) -> None:
+    def __init__(
+        self,
+        *headers: bytes,
+        address: str = "192.0.2.1",
+        through_proxy: bool = False,
+        certificate: x509.Certificate | None = None,
+        named: tuple[bytes, ...] = (),
+    ) -> None:
         self.requestHeaders = Headers({b"Authorization": list(headers)} if headers else {})
+        if named:
+            self.requestHeaders.setRawHeaders(b"X-Remote-User", named)
+        self.address = address
+        self.address_is_trusted = address == "127.0.0.1"
+        self.peer_is_trusted = through_proxy
+        self._certificate = certificate
+
+    def client_certificate(self) -> x509.Certificate | None:
+        """From the handshake."""
+        return self._certificate
 
 
 class FakeUsers:
@@ -63,12 +94,17 @@ class FakeUsers:
 
     def __init__(self) -> None:
         self.cached: set[tuple[str, bytes]] = set()
+        self.verified: set[tuple[str, bytes]] = set()
         self.checked: list[tuple[str, bytes]] = []
         self.error: Exception | None = None
 
     def is_cached(self, user: str, password: bytes) -> bool:
-        """Whether this was verified."""
+        """Whether this was verified a moment ago."""
         return (user, password) in self.cached
+
+    def was_verified(self, user: str, password: bytes) -> bool:
+        """Whether this was verified today."""
+        return (user, password) in self.verified
 
     def check(self, user: str, password: bytes) -> bool:
         """In the pool: whether it is right."""
@@ -116,13 +152,26 @@ class AuthenticationTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
-        self.users, self.pool = FakeUsers(), HeldPool()
-        self.door = PasswordAuthentication(self.users, self.pool)  # type: ignore[arg-type]
+        self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
+        throttle = Throttle(4, self.clock.seconds)
+        self.door = PasswordAuthentication(self.users, self.pool, throttle, self.clock)  # type: ignore[arg-type]
 
-    def ask(self, *headers: bytes, door: Any = None) -> Deferred[str | None]:
+    def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
         asked: Any = door or self.door
-        return Deferred.fromCoroutine(asked.authenticate(FakeRequest(*headers)))
+        return Deferred.fromCoroutine(asked.authenticate(FakeRequest(*headers, **more)))
+
+    def drop(self, *headers: bytes, **more: Any) -> None:
+        """A request whose answer is nobody's business."""
+        self.ask(*headers, **more).addErrback(lambda failure: failure.trap(Unauthorized, Forbidden, Unavailable))
+
+    def guess(self, times: int, user: str = "alice", **more: Any) -> None:
+        """Wrong passwords, one after the other, each answered."""
+        for number in range(times):
+            answer = self.ask(basic(f"{user}:wrong{number}"), **more)
+            self.clock.pump([0.5] * 11)
+            self.pool.run_all()
+            self.failureResultOf(answer, Unauthorized, Forbidden)
 
     def test_right(self) -> None:
         """The right password is checked in the pool, and the request has its user."""
@@ -132,18 +181,22 @@ class AuthenticationTests(SynchronousTestCase):
         self.assertEqual("alice", self.successResultOf(answer))
 
     def test_wrong(self) -> None:
-        """A wrong password, an unknown user and empty credentials are refused, each after a check of the same cost."""
-        for credentials in ("alice:wrong", "bob:secret", ":"):
+        """A wrong password and an unknown user are refused, each after a check of the same cost."""
+        for credentials in ("alice:wrong", "bob:secret", ":secret", "alice:"):
             answer = self.ask(basic(credentials))
             self.pool.run_all()
             self.failureResultOf(answer, Unauthorized)
-        self.assertEqual(3, len(self.users.checked))
+        self.assertEqual(4, len(self.users.checked))
 
     def test_no_credentials(self) -> None:
-        """No header, one that cannot be read, or two of them, are refused without a check."""
-        for headers in ((), (b"Bearer x",), (b"Basic",), (basic("alice:secret"), basic("alice:secret"))):
-            self.failureResultOf(self.ask(*headers), Unauthorized)
-        self.assertEqual([], self.pool.jobs)
+        """No header, one that cannot be read, two of them, or an empty one, are refused without a check; no guesses."""
+        twice = (basic("alice:secret"), basic("alice:secret"))
+        with capturedLogs() as events:
+            for headers in ((), (b"Bearer x",), (b"Basic",), twice, (b"Basic Og==",)) * 10:
+                self.failureResultOf(self.ask(*headers), Unauthorized)
+        self.assertEqual(([], []), (self.pool.jobs, events))
+        self.drop(basic("alice:secret"))
+        self.assertEqual(1, len(self.pool.jobs))
 
     def test_cached(self) -> None:
         """What was verified a moment ago passes at once."""
@@ -203,7 +256,199 @@ class AuthenticationTests(SynchronousTestCase):
         self.pool.run_all()
         self.assertEqual("alice", self.successResultOf(answer))
 
+    # --- guessing
+
+    def test_failure_is_logged(self) -> None:
+        """A line with address and name for each failure; what is no name is not repeated, nor any password."""
+        with capturedLogs() as events:
+            for user, address in (
+                ("alice", "192.0.2.1"),
+                ("müller", "2001:db8::1"),
+                ("a b\nc", "-"),
+                ("", "127.0.0.1"),
+            ):
+                self.drop(basic(f"{user}:hidden"), address=address)
+                self.pool.run_all()
+            self.drop(basic("alice:secret"))
+            self.pool.run_all()
+        lines = [
+            "auth failure from 192.0.2.1 for user alice",
+            "auth failure from 2001:db8::1 for user müller",
+            "auth failure from - for user (not a user name)",
+            "auth failure from 127.0.0.1 for user (not a user name)",
+        ]
+        self.assertEqual(lines, [formatEvent(event) for event in events])
+        self.flushLoggedErrors()
+
+    def test_slowed(self) -> None:
+        """After the free failures a check begins later; the right password's too, for who guesses might have it."""
+        self.guess(4)
+        self.clock.advance(0)
+        answer = self.ask(basic("alice:secret"), address="192.0.2.2")
+        self.guess(3, address="192.0.2.3")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+        for number in range(9):
+            self.drop(basic(f"alice:again{number}"), address=f"192.0.2.{100 + number}")
+        late = self.ask(basic("alice:secret"), address="192.0.2.4")
+        self.pool.run_all()
+        self.assertNoResult(late)
+        self.clock.advance(5)
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(late))
+
+    def test_address_is_refused(self) -> None:
+        """An address that goes on is refused without a check, in any name, which is said once; another is not."""
+        for _ in range(8):
+            self.drop(basic(f"bob:wrong{_}"))
+        with capturedLogs() as events:
+            for user in ("alice", "carol"):
+                answer = self.ask(basic(f"{user}:secret"))
+                self.failureResultOf(answer, Forbidden)
+        lines = [formatEvent(event) for event in events]
+        self.assertEqual(["too many auth failures from 192.0.2.1: refused for a while"], lines)
+        answer = self.ask(basic("alice:secret"), address="192.0.2.2")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+
+    def test_verified_is_never_refused(self) -> None:
+        """Whoever was right today, or a moment ago, is neither slowed nor refused, wherever that is from."""
+        self.users.verified.add(("alice", b"secret"))
+        for number in range(30):
+            self.drop(basic(f"alice:wrong{number}"))
+        answer = self.ask(basic("alice:secret"))
+        self.assertEqual(("alice", b"secret"), self.pool.jobs[-1][1])
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+        self.users.cached.add(("alice", b"secret"))
+        self.assertEqual("alice", self.successResultOf(self.ask(basic("alice:secret"))))
+
+    def test_trusted_address_is_never_refused(self) -> None:
+        """A trusted proxy's own address is everybody's."""
+        for number in range(30):
+            self.drop(basic(f"user{number}:wrong"), address="127.0.0.1")
+            self.pool.run_all()
+        answer = self.ask(basic("alice:secret"), address="127.0.0.1")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+
+    def test_right_is_no_failure(self) -> None:
+        """Logins that are right never slow anyone."""
+        for _ in range(30):
+            answer = self.ask(basic("alice:secret"))
+            self.pool.run_all()
+            self.assertEqual("alice", self.successResultOf(answer))
+
+    def test_too_many_at_once(self) -> None:
+        """When many checks wait, a new one is answered at once, and is no failure; who was right today still waits."""
+        self.patch(authentication, "MOST_CHECKS", 3)
+        for number in range(3):
+            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
+        self.failureResultOf(self.ask(basic("alice:secret"), address="192.0.2.9"), Unavailable)
+        self.users.verified.add(("alice", b"secret"))
+        answer = self.ask(basic("alice:secret"), address="192.0.2.9")
+        self.assertNoResult(answer)
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+        self.users.verified.clear()
+        again = self.ask(basic("alice:secret"), address="192.0.2.9")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(again))
+
+    def test_too_many_after_a_delay(self) -> None:
+        """What comes out of its delay into a full pool does not wait for it either."""
+        self.guess(3)
+        self.patch(authentication, "MOST_CHECKS", 2)
+        answers = [self.ask(basic(f"alice:more{number}"), address=f"192.0.2.{10 + number}") for number in range(12)]
+        self.clock.advance(5)
+        self.pool.run_all()
+        refused = [answer for answer in answers if isinstance(self.failureResultOf(answer).value, Unavailable)]
+        self.assertEqual(10, len(refused))
+
     def test_no_authentication(self) -> None:
         """With --no-auth nobody is asked, whatever the header says."""
         for headers in ((), (b"Basic Og==",), (basic("alice:wrong"),), (b"garbage", b"garbage")):
             self.assertIsNone(self.successResultOf(self.ask(*headers, door=NoAuthentication())))
+
+
+class Passwords:
+    """A door that knows alice by the password "secret", at once."""
+
+    async def authenticate(self, request: Any) -> str | None:
+        """Alice or nobody."""
+        if basic_credentials(request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]) != ("alice", b"secret"):
+            raise Unauthorized()
+        return "alice"
+
+
+class OtherDoorsTests(SynchronousTestCase):
+    """L{CertificateAuthentication} and L{ProxyAuthentication}."""
+
+    def user(self, door: Any, *headers: bytes, **more: Any) -> str | None:
+        """Who a request is from; C{None} for one that is refused."""
+        answer = Deferred.fromCoroutine(door.authenticate(FakeRequest(*headers, **more)))
+        results: list[Any] = []
+        answer.addCallbacks(results.append, lambda failure: (failure.trap(Unauthorized), results.append(None)))
+        (result,) = results
+        return str(result) if result is not None else None
+
+    def test_certificates(self) -> None:
+        """Certificate, header -> user, alone and besides passwords: two names that differ are nobody."""
+        alice, wrong, other = basic("alice:secret"), basic("alice:wrong"), basic("bob:secret")
+        nothing = basic(":")
+        bob, nobody = certificate_for(("bob",)), certificate_for(("no name",))
+        for certificate, headers, alone, besides in (
+            (ALICE, (), "alice", "alice"),
+            (ALICE, (nothing,), "alice", "alice"),
+            (ALICE, (b"garbage",), "alice", "alice"),
+            (ALICE, (alice,), "alice", "alice"),
+            (ALICE, (wrong,), "alice", None),
+            (ALICE, (other,), "alice", None),
+            (bob, (alice,), "bob", None),
+            (bob, (), "bob", "bob"),
+            (nobody, (), None, None),
+            (nobody, (alice,), None, None),
+            (None, (alice,), None, "alice"),
+            (None, (wrong,), None, None),
+            (None, (), None, None),
+        ):
+            for passwords, wanted in ((None, alone), (Passwords(), besides)):
+                door = CertificateAuthentication("cn", passwords)  # type: ignore[arg-type]
+                found = self.user(door, *headers, certificate=certificate)
+                self.assertEqual(wanted, found, (certificate, headers, passwords))
+        door = CertificateAuthentication("email", None)
+        self.assertEqual("carol@example.org", self.user(door, certificate=ALICE))
+
+    def test_proxy(self) -> None:
+        """The header is a name from a trusted proxy, and nothing from anyone else."""
+        alice, bob = basic("alice:secret"), (b"bob",)
+        for through, named, headers, alone, besides in (
+            (True, bob, (), "bob", "bob"),
+            (True, ("müller".encode(),), (), "müller", "müller"),
+            # what the proxy says holds, whatever the client sent through it
+            (True, bob, (alice,), "bob", "bob"),
+            (True, (), (alice,), None, "alice"),
+            (True, (), (), None, None),
+            (True, (b"",), (alice,), None, None),
+            (True, (b"-",), (), None, None),
+            (True, (b"a b",), (), None, None),
+            (True, (b"../bob",), (), None, None),
+            (True, (b"m\xfcller",), (), None, None),
+            (True, (b"bob", b"alice"), (), None, None),
+            (True, (b"bob, alice",), (), None, None),
+            (False, bob, (), None, None),
+            (False, bob, (alice,), None, "alice"),
+            (False, (), (alice,), None, "alice"),
+            (False, (), (), None, None),
+        ):
+            for passwords, wanted in ((None, alone), (Passwords(), besides)):
+                door = ProxyAuthentication("X-Remote-User", passwords, passwords)
+                found = self.user(door, *headers, through_proxy=through, named=named)
+                self.assertEqual(wanted, found, (through, named, headers, passwords))
+
+    def test_proxys_own_certificate(self) -> None:
+        """The certificate that a trusted proxy shows is its own, not its client's."""
+        door = ProxyAuthentication("X-Remote-User", None, CertificateAuthentication("cn", None))
+        self.assertIsNone(self.user(door, certificate=ALICE, through_proxy=True))
+        self.assertEqual("bob", self.user(door, certificate=ALICE, through_proxy=True, named=(b"bob",)))
+        self.assertEqual("alice", self.user(door, certificate=ALICE, through_proxy=False, named=(b"bob",)))

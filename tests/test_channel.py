@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import HTTPChannel
@@ -17,6 +18,7 @@ from resticserver.web.channel import StreamingChannel
 from resticserver.web.request import StreamingRequest
 from resticserver.web.site import IDLE_TIMEOUT_S
 from tests.support.memory import Bench, HeldPool, request
+from tests.support.scratch import files_below
 
 BLOB = b"pack" * 1000
 NAME = hashlib.sha256(BLOB).hexdigest()
@@ -41,7 +43,7 @@ class ChannelCase(SynchronousTestCase):
 
     def files(self, bench: Bench) -> list[str]:
         """Every file below the data directory."""
-        return sorted(name for _, _, names in os.walk(bench.store.path) for name in names)
+        return sorted(map(os.path.basename, files_below(Path(bench.store.path))))
 
 
 class PrivateNamesTests(SynchronousTestCase):
@@ -195,6 +197,28 @@ class FramingTests(ChannelCase):
         for path in ("/data", "//data/", "/data//", "/config/", "/a/b", "//", "/./keys/", "/keys/%2e%2e/", "/*"):
             connection = bench.ask(request("POST", path, b""))
             self.assertEqual(connection.statuses(), [404], path)
+
+    def test_odd_queries(self) -> None:
+        """A query of any bytes is no error of ours: nothing but create=true means anything."""
+        bench = self.bench()
+        for query in (
+            b"%ff",
+            b"%FF=%FE",
+            b"=",
+            b"&&;;",
+            b"%",
+            b"%zz",
+            b"create",
+            b"create=%ff",
+            b"a=%00",
+            b"\xff=1",
+            b"?",
+        ):
+            connection = bench.ask(b"HEAD /data/" + NAME.encode() + b"?" + query + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertEqual([404], connection.statuses(), query)
+            connection.send(b"POST /alice/?" + query + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            self.assertEqual(2, len(connection.statuses()), query)
+        self.assertEqual([], self.files(bench))
 
     def test_any_host(self) -> None:
         """The value of Host is never looked at."""

@@ -7,9 +7,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import bcrypt
+import passlib.hash  # type: ignore[import-untyped]
+from passlib.handlers import md5_crypt, sha2_crypt  # type: ignore[import-untyped]
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -32,6 +37,25 @@ def sha_hash(password: bytes) -> str:
 BCRYPT = bcrypt_hash(b"secret")
 SHA = sha_hash(b"secret")
 
+# From OpenSSL 3.0: openssl passwd -apr1|-5|-6 -salt saltsalt secret; the rounds stand in the salt: -salt 'rounds=1000$...'
+APR1 = "$apr1$saltsalt$LrttParrLPdxvgutaSXWJ0"
+CRYPT5 = "$5$saltsalt$0IyaXrmV7.sGNS6tirgqHLqX/G.FBvgkYA.lpPdS5sA"
+CRYPT5_ROUNDS = "$5$rounds=1000$saltsalt$eKLZU9t9OoPWrqOQsoTIKG0aYkZ5rGOoOQhiIvoSWX2"
+CRYPT6 = "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiOQSpT0Y77vwPZN.Pq.H91p5hVO1"
+CRYPT6_ROUNDS = (
+    "$6$rounds=1000$saltsaltsaltsalt$"
+    "cv7no.30n.S75jcCNBQv6o7WVXQ5AaB1EpIeSKwsNupcnQDQ0DsukcAPRNjPumwKIBg2JK5ii9uw5enNnnA4N/"
+)
+CRYPTS = (APR1, CRYPT5, CRYPT5_ROUNDS, CRYPT6, CRYPT6_ROUNDS)
+#: The same for "pässword" in UTF-8, for b"m\xfcller", for the empty password, and for LONG.
+APR1_UTF8 = "$apr1$saltsalt$553eXAj/BD3irf9w9nutz/"
+CRYPT5_UTF8 = "$5$saltsalt$rQBvFGQx3u6doxkk7cvWbhhnhS2qa1.FI.tt6NGFH66"
+CRYPT6_LATIN = "$6$abc$aORL.cgIlfJYEE5vNZ4gAUp/UkVvijyL/NZtQhZqbn.SpLKsfLQPEvex/DI5K69V1xnuUNFu.TxO1dkdhEO0d1"
+APR1_EMPTY = "$apr1$s$e2aCb9PLCjZ2t55SoAxXn."
+APR1_LONG = "$apr1$saltsalt$Wq0m2az3LhenHuN06F/LL0"
+CRYPT5_LONG = "$5$saltsalt$Y.JAxbuDN/tj6Px7XKNPo1FOe28XYmuVLjoWjha0Dz."
+CRYPT6_LONG = "$6$saltsalt$z4mO8GyZNS2W595m0uxskIKJnFmUq8Z/ueG2Y2j9qCr7xvCOh5IGHIsSaHNZ9Yx/Qsmw8yk3tR4u9vvudH.491"
+
 #: text -> users, and how many lines are warned of
 FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     ("", {}, 0),
@@ -42,13 +66,34 @@ FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     (f"# users\n\n  alice:{BCRYPT}  \n#bob:{SHA}\n", {"alice": BCRYPT}, 0),
     (f"müller:{SHA}\n", {"müller": SHA}, 0),
     (f"alice:{SHA}\nalice:{BCRYPT}\n", {"alice": BCRYPT}, 0),
+    *((f"alice:{crypt}\nbob:{SHA}\n", {"alice": crypt, "bob": SHA}, 0) for crypt in CRYPTS),
+    (CRYPT6.replace("$6$", "alice:$6$rounds=1000000$"), {"alice": CRYPT6.replace("$6$", "$6$rounds=1000000$")}, 0),
+    (f"alice:$6$${CRYPT6[12:]}\n", {"alice": f"$6$${CRYPT6[12:]}"}, 0),
     # lines that are left out, and do not harm the others
     (f"alice\nbob:{SHA}\n", {"bob": SHA}, 1),
     (f":{SHA}\nbob:{SHA}\n", {"bob": SHA}, 1),
     ("alice:\n", {}, 1),
     ("alice:secret\n", {}, 1),
-    ("alice:$apr1$xxxxxxxx$yyyyyyyyyyyyyyyyyyyyyy\n", {}, 1),
-    ("alice:$6$salt$hash\n", {}, 1),
+    *((f"alice:{crypt[:-1]}\nbob:{SHA}\n", {"bob": SHA}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt}x\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt[:-1]}!\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt[:-1]}é\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt[:-1]}\ud800\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt[: crypt.rindex('$')]}\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt[: crypt.rindex('$') + 1]}\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt.replace('saltsalt', 'salt!')}\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt.replace('saltsalt', 'salt$')}\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt.replace('saltsalt', 'salt' * 5)}\n", {}, 1) for crypt in CRYPTS),
+    *((f"alice:{crypt.replace('$', '$$', 1)}\n", {}, 1) for crypt in CRYPTS),
+    *(
+        (f"alice:{crypt.replace('1000', rounds)}\n", {}, 1)
+        for crypt in (CRYPT5_ROUNDS, CRYPT6_ROUNDS)
+        for rounds in ("999", "0", "-1000", "01000", "1_000", " 1000", "+1000", "１000", "", "x", "1000001", "9" * 5000)
+    ),
+    ("alice:$1$saltsalt$qjXMvbEw8oaL.CzflDtaK/\n", {}, 1),
+    ("alice:$y$j9T$salt$hash\n", {}, 1),
+    ("alice:$6\n", {}, 1),
+    ("alice:$6$\n", {}, 1),
     ("alice:rqXexS6ZhobKA\n", {}, 1),
     ("alice:{SHA}\n", {}, 1),
     ("alice:{SHA}not base64!\n", {}, 1),
@@ -63,6 +108,10 @@ FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     (f"alice:{BCRYPT[:4]}xx{BCRYPT[6:]}\n", {}, 1),
     (f"alice:{BCRYPT[:6]}.{BCRYPT[7:]}\n", {}, 1),
     (f"alice:{BCRYPT[:-1]}é\n", {}, 1),
+    (f"alice:{BCRYPT[:-1]}!\n", {}, 1),
+    (f"alice:{BCRYPT[:28]}A{BCRYPT[29:]}\n", {}, 1),
+    # an end of line is a newline and nothing else
+    (f"#\x0calice:{SHA}\n#\u2028alice:{SHA}\n#\ralice:{SHA}\n", {}, 0),
     # names that nobody may have
     (f"config:{SHA}\ndata:{SHA}\n.trash:{SHA}\n-:{SHA}\n..:{SHA}\na/b:{SHA}\na b:{SHA}\nbob:{SHA}\n", {"bob": SHA}, 7),
 )
@@ -93,8 +142,21 @@ PASSWORDS: tuple[tuple[str, bytes, bool], ...] = (
     (sha_hash(b""), b"", True),
     (sha_hash(LONG), LONG, True),
     (sha_hash(LONG), LONG[:72], False),
-    # of a form that parse_htpasswd lets through, and no hash of anything
-    (BCRYPT[:7] + "!" * 53, b"secret", False),
+    (bcrypt_hash(LONG), LONG + b"\x00", False),
+    *((crypt, b"secret", True) for crypt in CRYPTS),
+    *(
+        (crypt, wrong, False)
+        for crypt in CRYPTS
+        for wrong in (b"Secret", b"secret ", b"", b"secret\x00", b"\x00", b"m\xfcller", b"\xff" * 100)
+    ),
+    (APR1_UTF8, "pässword".encode(), True),
+    (APR1_UTF8, "pässword".encode("latin-1"), False),
+    (CRYPT5_UTF8, "pässword".encode(), True),
+    (CRYPT6_LATIN, b"m\xfcller", True),
+    (CRYPT6_LATIN, "müller".encode(), False),
+    (APR1_EMPTY, b"", True),
+    *((crypt, LONG, True) for crypt in (APR1_LONG, CRYPT5_LONG, CRYPT6_LONG)),
+    *((crypt, LONG[:72], False) for crypt in (APR1_LONG, CRYPT5_LONG, CRYPT6_LONG)),
 )
 
 
@@ -109,10 +171,44 @@ class ParseTests(SynchronousTestCase):
 
     def test_warnings(self) -> None:
         """A warning names the user, or the line where there is none that could be named, and never the hash."""
-        _, warnings = parse_htpasswd("alice:$apr1$hidden\n\nb b:hidden\n")
-        self.assertTrue(warnings[0].startswith("Invalid htpasswd entry for alice."))
-        self.assertIn("line 3", warnings[1])
-        self.assertNotIn("hidden", "".join(warnings))
+        for hashed, reason in (
+            ("hidden", "unknown kind of hash; bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA} are taken"),
+            ("$2y$hidden", "malformed bcrypt hash"),
+            ("{SHA}hidden", "malformed {SHA} hash"),
+            ("$apr1$hidden", "malformed $apr1$ hash"),
+            ("$5$hidden", "malformed $5$ hash"),
+            ("$6$rounds=hidden$hidden$hidden", "malformed $6$ hash"),
+            (CRYPT6_ROUNDS.replace("1000", "1000001"), "more than 1000000 rounds"),
+        ):
+            _, warnings = parse_htpasswd(f"alice:{hashed}\n\nb b:hidden\n")
+            self.assertEqual(f"Invalid htpasswd entry for alice. (line 1: {reason})", warnings[0])
+            self.assertIn("line 3", warnings[1])
+            self.assertNotIn("hidden", "".join(warnings))
+
+    def test_bcrypt_takes_what_is_taken(self) -> None:
+        """The letters that may end a salt are those with which bcrypt does not raise."""
+        for letter in "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789":
+            hashed = BCRYPT[:28] + letter + BCRYPT[29:]
+            users, _ = parse_htpasswd(f"alice:{hashed}")
+            try:
+                bcrypt.checkpw(b"secret", hashed.encode())
+            except ValueError:
+                self.assertEqual({}, users, letter)
+            else:
+                self.assertEqual({"alice": hashed}, users, letter)
+
+    def test_passlib_is_imported_late(self) -> None:
+        """A file without such entries does not wait for passlib; one with them does when it is read, no login later."""
+        program = (
+            "import sys; from resticserver.access.htpasswd import parse_htpasswd, check_password\n"
+            f"parse_htpasswd('a:{BCRYPT}\\nb:{SHA}\\nc:$1$x\\n'); check_password('{BCRYPT}', b'wrong')\n"
+            "assert 'passlib' not in sys.modules\n"
+            f"parse_htpasswd('a:{APR1}\\n')\n"
+            "assert 'passlib.handlers.md5_crypt' in sys.modules\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, env=environment)
+        self.assertEqual("", done.stderr.decode())
 
 
 class PasswordTests(SynchronousTestCase):
@@ -122,6 +218,38 @@ class PasswordTests(SynchronousTestCase):
         """Each password is right for the entry or not."""
         for number, (hashed, password, right) in enumerate(PASSWORDS):
             self.assertEqual(right, check_password(hashed, password), f"row {number}: {hashed} {password!r}")
+
+    def computed(self, hashed: str, password: bytes) -> list[int]:
+        """The lengths of the passwords that are really hashed in one check."""
+        lengths: list[int] = []
+        for module, name in ((sha2_crypt, "_raw_sha2_crypt"), (md5_crypt, "_raw_md5_crypt"), (bcrypt, "checkpw")):
+            real = getattr(module, name)
+
+            def noting(secret: bytes, *args: Any, real: Any = real, **named: Any) -> Any:
+                lengths.append(len(secret))
+                return real(secret, *args, **named)
+
+            self.patch(module, name, noting)
+        self.assertFalse(check_password(hashed, password))
+        return lengths
+
+    def test_what_cannot_be_right_takes_its_time(self) -> None:
+        """A NUL, or more than 4 KiB for the crypts: refused, and not at once, nor after a time that grows with it."""
+        for hashed in (BCRYPT, *CRYPTS):
+            self.assertEqual([10], self.computed(hashed, b"secret\x00"), hashed)
+            self.assertEqual([10], self.computed(hashed, b"\x00" * 100_000), hashed)
+        for hashed in CRYPTS:
+            self.assertEqual([10], self.computed(hashed, b"x" * 4097), hashed)
+        self.assertEqual([4096], self.computed(APR1, b"x" * 4096))
+        self.assertEqual([72], self.computed(BCRYPT, b"x" * 100_000))
+
+    def test_what_stands_in_is_not_right(self) -> None:
+        """The password that is checked in place of an impossible one opens nothing, should somebody have it."""
+        apr1 = passlib.hash.apr_md5_crypt.hash(b"impossible")
+        for hashed in (bcrypt_hash(b"impossible"), apr1):
+            self.assertTrue(check_password(hashed, b"impossible"))
+            self.assertFalse(check_password(hashed, b"impossible\x00"))
+        self.assertFalse(check_password(apr1, b"x" * 4097))
 
 
 class HtpasswdTests(SynchronousTestCase):
@@ -176,12 +304,52 @@ class HtpasswdTests(SynchronousTestCase):
         self.assertFalse(self.users.is_cached("alice", b"wrong"))
         self.assertFalse(self.users.is_cached("carol", b"secret"))
 
-    def test_cache_forgets_the_expired(self) -> None:
-        """Expired pairs leave the memory at the next check, so that it stays as small as the users are few."""
+    def test_known_for_a_day(self) -> None:
+        """That a pair was right is known for a day after it was verified last."""
+        self.assertFalse(self.users.was_verified("alice", b"secret"))
         self.users.check("alice", b"secret")
-        self.now += 61
+        self.now += 24 * 3600 - 1
+        self.assertTrue(self.users.was_verified("alice", b"secret"))
+        self.assertFalse(self.users.is_cached("alice", b"secret"))
+        for user, password in (("alice", b"wrong"), ("bob", b"secret"), ("alic", b"esecret"), ("carol", b"secret")):
+            self.assertFalse(self.users.was_verified(user, password), user)
+        self.users.check("alice", b"secret")
+        self.now += 24 * 3600 - 1
+        self.assertTrue(self.users.was_verified("alice", b"secret"))
+        self.now += 1
+        self.assertFalse(self.users.was_verified("alice", b"secret"))
+
+    def test_known_is_only_who_was_right(self) -> None:
+        """A wrong password, or an unknown user's, is not remembered."""
+        self.users.check("alice", b"wrong")
+        self.users.check("carol", b"secret")
+        self.assertFalse(self.users.was_verified("alice", b"wrong"))
+        self.assertFalse(self.users.was_verified("carol", b"secret"))
+
+    def test_known_is_quick(self) -> None:
+        """What was verified is asked in the reactor's thread: no password is hashed for it."""
+        self.users.check("alice", b"secret")
+        self.patch(htpasswd, "check_password", lambda hashed, password: self.fail("hashed"))
+        self.assertTrue(self.users.was_verified("alice", b"secret"))
+        self.assertFalse(self.users.was_verified("alice", b"wrong"))
+
+    def test_cache_forgets_the_expired(self) -> None:
+        """Pairs older than a day leave the memory at the next check."""
+        self.users.check("alice", b"secret")
+        self.now += 24 * 3600
         self.users.check("bob", b"secret")
         self.assertEqual(1, len(self.users._verified))
+
+    def test_cache_is_bounded(self) -> None:
+        """The pair that was verified the longest ago makes room: bcrypt takes any end after 72 bytes, so pairs are many."""
+        self.patch(htpasswd, "_MOST_REMEMBERED", 3)
+        self.write({"alice": bcrypt_hash(LONG)})
+        self.users.reload_if_changed()
+        for end in (b"1", b"2", b"3", b"1", b"4"):
+            self.assertTrue(self.users.check("alice", LONG + end))
+        self.assertEqual(3, len(self.users._verified))
+        known = [end for end in b"12345" if self.users.was_verified("alice", LONG + bytes([end]))]
+        self.assertEqual(list(b"134"), known)
 
     def test_cache_holds_no_password(self) -> None:
         """What is remembered is a salted digest, another one in each server."""
@@ -199,6 +367,7 @@ class HtpasswdTests(SynchronousTestCase):
         self.write({"alice": BCRYPT, "bob": SHA, "carol": SHA})
         self.assertTrue(self.users.reload_if_changed())
         self.assertFalse(self.users.is_cached("alice", b"secret"))
+        self.assertFalse(self.users.was_verified("alice", b"secret"))
         self.assertTrue(self.users.check("alice", b"secret"))
 
     def test_changed_entry(self) -> None:
@@ -209,6 +378,7 @@ class HtpasswdTests(SynchronousTestCase):
         self.users.reload_if_changed()
         for user in ("alice", "bob"):
             self.assertFalse(self.users.is_cached(user, b"secret"))
+            self.assertFalse(self.users.was_verified(user, b"secret"))
             self.assertFalse(self.users.check(user, b"secret"))
         self.assertTrue(self.users.check("alice", b"new secret"))
 
@@ -226,6 +396,7 @@ class HtpasswdTests(SynchronousTestCase):
         for user in ("alice", "bob"):
             self.users.check(user, b"secret")
             self.assertFalse(self.users.is_cached(user, b"secret"))
+            self.assertFalse(self.users.was_verified(user, b"secret"))
 
     # --- the decoy
 
@@ -250,6 +421,13 @@ class HtpasswdTests(SynchronousTestCase):
             ({"a": BCRYPT, "b": BCRYPT, "c": SHA}, "$2b$04$"),
             ({"a": six, "b": six, "c": BCRYPT}, "$2b$06$"),
             ({"a": SHA, "b": SHA, "c": BCRYPT}, "{SHA}"),
+            ({"a": BCRYPT, "b": "$2y$" + BCRYPT[4:], "c": SHA}, "$2b$04$"),
+            ({"a": SHA, "b": APR1, "c": APR1_UTF8}, "$apr1$"),
+            ({"a": APR1_EMPTY, "b": APR1, "c": APR1_UTF8}, "$apr1$saltsalt$"),
+            ({"a": CRYPT5, "b": CRYPT5_UTF8, "c": CRYPT5_ROUNDS}, "$5$saltsalt$"),
+            ({"a": CRYPT5, "b": CRYPT5_ROUNDS, "c": CRYPT5_ROUNDS}, "$5$rounds=1000$saltsalt$"),
+            ({"a": CRYPT6, "b": CRYPT6.replace("$6$", "$6$rounds=5000$"), "c": CRYPT6_LATIN}, "$6$saltsalt$"),
+            ({"a": CRYPT6_ROUNDS}, "$6$rounds=1000$saltsaltsaltsalt$"),
             ({}, "{SHA}"),
         ):
             self.write(users)
@@ -257,6 +435,9 @@ class HtpasswdTests(SynchronousTestCase):
             (decoy,) = self.checked_against("nobody")
             self.assertTrue(decoy.startswith(kind), decoy)
             self.assertNotIn(decoy, users.values())
+            if kind != "{SHA}":
+                self.assertIn(len(decoy), map(len, users.values()))
+            self.assertEqual({"nobody": decoy}, parse_htpasswd(f"nobody:{decoy}")[0])
 
     def test_decoy_costs_a_bcrypt(self) -> None:
         """The decoy is an entry that bcrypt really computes, not one that it refuses at once."""

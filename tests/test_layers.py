@@ -25,6 +25,7 @@ LAYERS = (
     ("resticserver.errors", 0),
     ("resticserver.names", 0),
     ("resticserver.settings", 0),
+    ("resticserver.sizes", 0),
     ("resticserver.storage", 1),
     ("resticserver.access", 1),
     ("resticserver.telemetry", 1),

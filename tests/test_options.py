@@ -27,6 +27,8 @@ SWITCHES = (
     ("--private-repos", "private_repos"),
     ("--no-verify-upload", "no_verify_upload"),
     ("--group-accessible-repos", "group_accessible_repos"),
+    ("--read-only", "read_only"),
+    ("--auto-create", "auto_create"),
     ("--tls", "tls"),
     ("--debug", "debug"),
 )
@@ -60,6 +62,21 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--shutdown-timeout=0",), {"shutdown_timeout_s": 0.0}),
     (("--shutdown-timeout", "2.5"), {"shutdown_timeout_s": 2.5}),
     (("--shutdown-timeout", "90s"), {"shutdown_timeout_s": 90.0}),
+    (("--policy", "rules.toml"), {"policy": "./rules.toml"}),
+    (("--max-depth", "0"), {"max_depth": 0}),
+    (("--max-depth=16",), {"max_depth": 16}),
+    (("--proxy-prefix", "/backup"), {"proxy_prefix": ("backup",)}),
+    (("--proxy-prefix=/a/b/",), {"proxy_prefix": ("a", "b")}),
+    (("--proxy-auth-username", "X-Remote-User"), {"proxy_auth_username": "X-Remote-User"}),
+    (("--trusted-proxy", "10.0.0.1", "--trusted-proxy=::1"), {"trusted_proxies": ("10.0.0.1", "::1")}),
+    (("--trusted-proxy=none",), {"trusted_proxies": ("none",)}),
+    (("--auth-failures", "5/minute"), {"auth_failures": 5}),
+    (("--auth-failures=0",), {"auth_failures": 0}),
+    (("--tls", "--tls-client-ca", "ca.pem"), {"tls": True, "tls_client_ca": "./ca.pem"}),
+    (
+        ("--tls", "--tls-client-ca=/ca.pem", "--tls-client-auth=optional", "--tls-client-user", "dns"),
+        {"tls": True, "tls_client_ca": "/ca.pem", "tls_client_required": False, "tls_client_user": "dns"},
+    ),
     # a flag's value may look like a flag
     (("--path", "--no-auth"), {"path": "./--no-auth", "path_is_default": False}),
     # the last one holds
@@ -115,7 +132,26 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--tls-cert", "c.pem"), "--tls-cert needs --tls"),
     (("--tls-key", "k.pem"), "--tls-key needs --tls"),
     (("--tls=false", "--tls-cert=c.pem"), "--tls-cert needs --tls"),
-    (("--no-auth", "--private-repos"), "--private-repos"),
+    (("--tls-client-ca", "ca.pem"), "--tls-client-ca needs --tls"),
+    (("--tls", "--tls-client-auth", "optional"), "--tls-client-auth needs --tls-client-ca"),
+    (("--tls", "--tls-client-user", "dns"), "--tls-client-user needs --tls-client-ca"),
+    (("--tls", "--tls-client-ca=c", "--tls-client-auth=maybe"), "--tls-client-auth maybe"),
+    (("--tls", "--tls-client-ca=c", "--tls-client-user=o"), "--tls-client-user o"),
+    (("--no-auth", "--private-repos"), "--private-repos needs users"),
+    (("--no-auth", "--policy", "rules.toml"), "--policy needs users"),
+    (("--no-auth", "--proxy-auth-username", "X-User"), "--proxy-auth-username needs users"),
+    (("--no-auth", "--tls", "--tls-client-ca", "c"), "--tls-client-ca needs users"),
+    (("--proxy-auth-username", "X User"), "--proxy-auth-username X User: not the name of a header"),
+    (("--proxy-auth-username", "X-User:"), "not the name of a header"),
+    (("--proxy-auth-username=",), "not the name of a header"),
+    (("--trusted-proxy", "10.0.0.1/8"), "--trusted-proxy 10.0.0.1/8: 10.0.0.1/8 has host bits set"),
+    (("--trusted-proxy", "proxy"), "--trusted-proxy proxy: neither an address nor a network"),
+    (("--proxy-prefix", "backup"), "--proxy-prefix backup: a path like /backup is needed"),
+    (("--proxy-prefix", "/a/../b"), "--proxy-prefix /a/../b"),
+    (("--proxy-prefix", "/"), "--proxy-prefix /: "),
+    (("--auth-failures", "many"), "--auth-failures many"),
+    (("--max-depth", "17"), "--max-depth 17"),
+    (("--max-depth", "-1"), "--max-depth -1"),
 )
 
 
@@ -223,7 +259,7 @@ class HelpTests(SynchronousTestCase):
             words = self.output_of(flag).replace("=", " ").split()
             for name in (*(flag[0] for flag in Options.optFlags), *(flag[0] for flag in Options.optParameters)):
                 self.assertIn(f"--{name}", words)
-            for name in ("--listen", "--version", "--help"):
+            for name in ("--listen", "--trusted-proxy", "--version", "--help"):
                 self.assertIn(name, words)
 
     def test_flags_of_the_documentation(self) -> None:
@@ -231,7 +267,7 @@ class HelpTests(SynchronousTestCase):
         known = {flag[0] for flag in (*Options.optFlags, *Options.optParameters)} | {"listen", "version", "help"}
         wanted = (
             "path listen no-auth append-only no-verify-upload group-accessible-repos htpasswd-file private-repos tls"
-            " tls-cert tls-key tls-min-ver log debug cpu-profile shutdown-timeout version help"
+            " tls-cert tls-key tls-min-ver log debug cpu-profile shutdown-timeout version help proxy-auth-username"
         )
         self.assertEqual(set(), set(wanted.split()) - known)
 

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from resticserver.errors import StartError
-from resticserver.tls import ConnectionCreator, server_context
+from resticserver.tls import ConnectionCreator, ReloadingCertificates, server_context
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -217,6 +218,76 @@ class TlsTests(SynchronousTestCase):
         server.bio_write(old.bio_read(1 << 16))
         self.assertEqual(b"still here", server.recv(100))
 
+    # --- clients' certificates
+
+    def shown(self, context: SSL.Context, certificate: bytes | None, key: Key | None = None) -> x509.Certificate | None:
+        """
+        The certificate that a server has of a client which shows this one.
+
+        @raise SSL.Error: one of the two refused the other.
+        """
+        client_context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        if certificate is not None and key is not None:
+            client_context.use_certificate(x509.load_pem_x509_certificate(certificate))
+            client_context.use_privatekey(key)  # type: ignore[arg-type]
+        client = SSL.Connection(client_context, None)
+        server = ConnectionCreator(context).serverConnectionForTLS(None)  # type: ignore[arg-type]
+        handshake(server, client)
+        found = server.get_peer_certificate(as_cryptography=True)
+        return found
+
+    def test_client_certificate(self) -> None:
+        """One of the authority is taken; another, a forged one and, where one is required, none are refused."""
+        authority, stranger, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+        ca_path = self.file(certificate_of(authority, "authority"))
+        good = certificate_of(key, "alice", (name_of("authority"), authority))
+        forged = certificate_of(key, "alice", (name_of("authority"), stranger))
+        other = certificate_of(key, "alice", (name_of("stranger"), stranger))
+        own = certificate_of(key, "alice")
+        for required in (True, False):
+            context = server_context(self.certificate_path, self.key_path, "1.2", ca_path, required)
+            for certificate in (forged, other, own):
+                self.assertRaises(SSL.Error, self.shown, context, certificate, key)
+            taken = self.shown(context, good, key)
+            assert taken is not None
+            self.assertEqual("CN=alice", taken.subject.rfc4514_string())
+            if required:
+                self.assertRaises(SSL.Error, self.shown, context, None)
+            else:
+                self.assertIsNone(self.shown(context, None))
+        self.assertIsNone(self.shown(self.server(), good, key), "nobody is asked")
+
+    def test_session_is_taken_up_again(self) -> None:
+        """A client that comes again with its session is known again, by the same certificate."""
+        authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        ca_path = self.file(certificate_of(authority, "authority"))
+        context = server_context(self.certificate_path, self.key_path, "1.2", ca_path, True)
+        client_context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        client_context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        good = certificate_of(key, "alice", (name_of("authority"), authority))
+        client_context.use_certificate(x509.load_pem_x509_certificate(good))
+        client_context.use_privatekey(key)
+        first = SSL.Connection(client_context, None)
+        handshake(ConnectionCreator(context).serverConnectionForTLS(None), first)  # type: ignore[arg-type]
+        session = first.get_session()
+        assert session is not None
+        second, server = SSL.Connection(client_context, None), SSL.Connection(context, None)
+        second.set_session(session)
+        handshake(server, second)
+        self.assertEqual(first.master_key(), second.master_key())
+        self.assertIsNotNone(server.get_peer_certificate())
+
+    def test_client_ca_files(self) -> None:
+        """A file of authorities that cannot be used is one line."""
+        missing, garbage = self.mktemp(), self.file(b"no PEM at all")
+        for path, line in (
+            (missing, f"cannot read the TLS client CA {missing}: No such file or directory"),
+            (garbage, f"{garbage} holds no usable PEM certificate"),
+            (self.file(b""), "holds no usable PEM certificate"),
+        ):
+            error = self.assertRaises(StartError, server_context, self.certificate_path, self.key_path, "1.2", path)
+            self.assertIn(line, str(error))
+
     def test_interface(self) -> None:
         """It is what Twisted asks for connections."""
         verifyObject(IOpenSSLServerConnectionCreator, ConnectionCreator(self.server()))
@@ -278,6 +349,102 @@ class TlsTests(SynchronousTestCase):
             f"{key_path} holds no PEM private key that fits the certificate {self.certificate_path}\n",
             done.stdout.decode(),
         )
+
+
+class ReloadTests(SynchronousTestCase):
+    """L{ReloadingCertificates}."""
+
+    def setUp(self) -> None:
+        """A certificate, which clients trust, and its renewal, not yet there."""
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate_path, self.key_path = Path(self.mktemp()), Path(self.mktemp())
+        self.certificate_path.write_bytes(certificate_of(self.key, "old"))
+        self.key_path.write_bytes(pem_of(self.key))
+        self.certificates = ReloadingCertificates(str(self.certificate_path), str(self.key_path), "1.2")
+
+    def served(self) -> object:
+        """The common name of what a new connection is shown."""
+        client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+        handshake(self.certificates.creator.serverConnectionForTLS(None), client)  # type: ignore[arg-type]
+        return _subject(client.get_peer_certificate())
+
+    def looked(self, force: bool = False) -> tuple[bool, list[str]]:
+        """A look at the files: whether they are served now, and the errors that were logged."""
+        with capturedLogs() as events:
+            read = self.certificates.reload_if_changed(force)
+        return read, [str(formatEvent(event)) for event in events if event["log_level"] is LogLevel.error]
+
+    def test_unchanged(self) -> None:
+        """Files that are as they were are not read, unless that is asked for."""
+        context = self.certificates.creator.context
+        self.assertEqual((False, []), self.looked())
+        self.assertIs(context, self.certificates.creator.context)
+        self.assertEqual((True, []), self.looked(force=True))
+        self.assertIsNot(context, self.certificates.creator.context)
+
+    def test_renewed(self) -> None:
+        """A file that was replaced, as certbot's symlinks are, or rewritten in its place, is served to the next."""
+        renewed = Path(self.mktemp())
+        renewed.write_bytes(certificate_of(self.key, "renewed"))
+        self.certificate_path.unlink()
+        self.certificate_path.symlink_to(renewed.resolve())
+        before = self.certificates.not_after
+        self.assertEqual((True, []), self.looked())
+        self.assertEqual("renewed", self.served())
+        self.assertGreaterEqual(self.certificates.not_after, before)
+        renewed.write_bytes(certificate_of(self.key, "again"))
+        self.assertEqual((True, []), self.looked())
+        self.assertEqual("again", self.served())
+
+    def test_broken(self) -> None:
+        """What cannot be used is logged once for each change, and the old one is served until it can."""
+        other = ec.generate_private_key(ec.SECP256R1())
+        new_key = pem_of(other)
+        for breaking in (
+            lambda: self.certificate_path.write_bytes(certificate_of(other, "new")),  # its key comes a moment later
+            lambda: self.key_path.unlink(),
+            lambda: self.certificate_path.write_bytes(b""),
+            lambda: self.certificate_path.unlink(),
+        ):
+            breaking()
+            read, errors = self.looked()
+            self.assertEqual((False, 1), (read, len(errors)), errors)
+            self.assertIn("the one before is served on", errors[0])
+            self.assertNotIn("Traceback", errors[0])
+            self.assertEqual((False, []), self.looked())
+            self.assertEqual("old", self.served())
+        self.key_path.write_bytes(new_key)
+        self.certificate_path.write_bytes(certificate_of(other, "new"))
+        self.assertEqual((True, []), self.looked())
+        self.assertEqual("new", self.served())
+
+    def test_key_comes_later(self) -> None:
+        """A renewal of certificate and key, seen half-way, is served when it is whole."""
+        other = ec.generate_private_key(ec.SECP256R1())
+        self.certificate_path.write_bytes(certificate_of(other, "new"))
+        self.assertFalse(self.looked()[0])
+        self.key_path.write_bytes(pem_of(other))
+        self.assertTrue(self.looked()[0])
+        self.assertEqual("new", self.served())
+
+    def test_client_ca(self) -> None:
+        """The authorities of the clients' certificates are read again too."""
+        ca_path = Path(self.mktemp())
+        ca_path.write_bytes(certificate_of(self.key, "first"))
+        self.certificates = ReloadingCertificates(
+            str(self.certificate_path), str(self.key_path), "1.2", str(ca_path), False
+        )
+        ca_path.write_bytes(certificate_of(self.key, "second"))
+        self.assertEqual((True, []), self.looked())
+        client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+        handshake(self.certificates.creator.serverConnectionForTLS(None), client)  # type: ignore[arg-type]
+        (named,) = client.get_client_ca_list()
+        self.assertEqual("second", named.commonName)
+
+    def test_start(self) -> None:
+        """At the start there is no old one: an error."""
+        self.certificate_path.unlink()
+        self.assertRaises(StartError, ReloadingCertificates, str(self.certificate_path), str(self.key_path), "1.2")
 
 
 def _subject(certificate: crypto.X509 | None) -> object:

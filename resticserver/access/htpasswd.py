@@ -1,8 +1,9 @@
 """
 Users and password hashes from an htpasswd file.
 
-Reading and checking block (bcrypt takes some 75 ms at cost 10) and belong in a pool. bcrypt (C{$2y$ $2a$ $2b$}) and
-C{{SHA}} are taken; an entry of another kind is named in the log and refuses everyone, without harm to the others.
+Reading and checking block (bcrypt takes some 75 ms at cost 10) and belong in a pool. bcrypt (C{$2y$ $2a$ $2b$}), the
+crypts C{$6$ $5$ $apr1$} and C{{SHA}} are taken; an entry of another kind is named in the log and refuses everyone,
+without harm to the others.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
+import string
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import bcrypt
 from twisted.logger import Logger
@@ -28,6 +33,25 @@ _BCRYPT_BYTES = 72
 _BCRYPT_PREFIXES = ("$2y$", "$2a$", "$2b$")
 _SHA_PREFIX = "{SHA}"
 
+#: What passlib checks, and its names for it.
+_CRYPTS = {"$6$": "sha512_crypt", "$5$": "sha256_crypt", "$apr1$": "apr_md5_crypt"}
+
+#: Cost, 22 letters of salt (of the last only two bits count; bcrypt raises where others are set), 31 of hash.
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+
+#: Rounds of $5$ and $6$ that are taken. passlib needs about a second for so many, and there is no way to stop it.
+_MOST_ROUNDS = 1_000_000
+
+#: passlib refuses longer passwords, for the crypts take the longer the longer a password is.
+_LONGEST_BYTES = 4096
+
+#: bcrypt's digest stands behind its salt without a sign between them.
+_BCRYPT_DIGEST_LETTERS = 31
+
+#: For how long and of how many pairs it is known that they were verified.
+_REMEMBER_S = 24 * 3600.0
+_MOST_REMEMBERED = 10_000
+
 _log = Logger()
 
 
@@ -40,44 +64,83 @@ def parse_htpasswd(text: str) -> tuple[dict[str, str], list[str]]:
     """
     users: dict[str, str] = {}
     warnings = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Only at newlines: what splitlines() takes for an end of line besides could hide an entry from those who edit the file.
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         user, colon, hashed = line.partition(":")
         if not colon or not is_user_name(user):
             warnings.append(f"htpasswd line {number}: no valid user name, left out")
-        elif not _is_known_hash(hashed):
-            warnings.append(f"Invalid htpasswd entry for {user}. (line {number}: neither bcrypt nor {{SHA}})")
+        elif problem := _problem_of(hashed):
+            warnings.append(f"Invalid htpasswd entry for {user}. (line {number}: {problem})")
         else:
             users[user] = hashed
     return users, warnings
 
 
-def _is_known_hash(hashed: str) -> bool:
+def _problem_of(hashed: str) -> str | None:
+    """What is wrong with an entry, without a letter of it; C{None} if nothing is, and a check of it will not raise."""
     if hashed.startswith(_SHA_PREFIX):
-        try:
-            return len(base64.b64decode(hashed[len(_SHA_PREFIX) :], validate=True)) == hashlib.sha1().digest_size
-        except ValueError:
-            return False
-    if not (hashed.startswith(_BCRYPT_PREFIXES) and len(hashed) == 60 and hashed.isascii()):
+        return None if _is_sha(hashed) else "malformed {SHA} hash"
+    if hashed.startswith(_BCRYPT_PREFIXES):
+        return None if _BCRYPT.fullmatch(hashed) else "malformed bcrypt hash"
+    crypt = _crypt_of(hashed)
+    if crypt is None:
+        return "unknown kind of hash; bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA} are taken"
+    try:
+        parsed = crypt.from_string(hashed)
+    except ValueError:
+        return f"malformed {crypt.ident} hash"
+    # int() is generous: rounds of 5_000 would be another spelling of the same.
+    if parsed.checksum is None or parsed.to_string() != hashed:
+        return f"malformed {crypt.ident} hash"
+    if getattr(parsed, "rounds", 0) > _MOST_ROUNDS:
+        return f"more than {_MOST_ROUNDS} rounds"
+    return None
+
+
+def _is_sha(hashed: str) -> bool:
+    try:
+        return len(base64.b64decode(hashed[len(_SHA_PREFIX) :], validate=True)) == hashlib.sha1().digest_size
+    except ValueError:
         return False
-    return hashed[4:6].isdigit() and 4 <= int(hashed[4:6]) <= 31 and hashed[6] == "$"
+
+
+def _crypt_of(hashed: str) -> Any:
+    """passlib's class for an entry; C{None} for entries that are not passlib's."""
+    for prefix, name in _CRYPTS.items():
+        if hashed.startswith(prefix):
+            # Not at the top: it takes as long as a login, and most files have no such entry.
+            import passlib.hash  # type: ignore[import-untyped]
+
+            return getattr(passlib.hash, name)
+    return None
 
 
 def check_password(hashed: str, password: bytes) -> bool:
     """
-    Whether a password has this hash; takes its time for bcrypt, with the GIL released.
+    Whether a password has this hash; takes its time, for bcrypt with the GIL released.
+
+    A password that cannot be right (with a NUL; too long for the crypts) takes the time of another that is wrong.
 
     @param hashed: an entry that L{parse_htpasswd} let through.
     """
     if hashed.startswith(_SHA_PREFIX):
         digest = hashlib.sha1(password).digest()
         return hmac.compare_digest(base64.b64decode(hashed[len(_SHA_PREFIX) :]), digest)
+    crypt = _crypt_of(hashed)
+    possible = b"\0" not in password and (crypt is None or len(password) <= _LONGEST_BYTES)
+    if not possible:
+        password = b"impossible"
     try:
-        return bcrypt.checkpw(password[:_BCRYPT_BYTES], hashed.encode("ascii"))
+        if crypt is None:
+            right = bcrypt.checkpw(password[:_BCRYPT_BYTES], hashed.encode("ascii"))
+        else:
+            right = bool(crypt.verify(password, hashed))
     except ValueError:
         return False
+    return right and possible
 
 
 @dataclass(frozen=True)
@@ -95,8 +158,8 @@ class Htpasswd:
     """
     The users of one htpasswd file, read again when it changes.
 
-    Verified passwords are remembered for C{cache_s} seconds by a salted digest, together with the entry that they were
-    verified against, so that a changed entry forgets them.
+    Verified passwords are remembered by a salted digest, together with the entry that they were verified against, so
+    that a changed entry forgets them: C{cache_s} seconds as right, and a day as such that were right.
 
     @param clock: seconds that never go backwards.
     """
@@ -105,6 +168,7 @@ class Htpasswd:
     clock: Callable[[], float]
     cache_s: float = 60.0
     _snapshot: _Snapshot = field(init=False, repr=False)
+    #: When each pair was verified last, the oldest first.
     _verified: dict[bytes, float] = field(init=False, repr=False, default_factory=dict)
     _salt: bytes = field(init=False, repr=False, default_factory=lambda: secrets.token_bytes(32))
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
@@ -151,12 +215,22 @@ class Htpasswd:
 
     def is_cached(self, user: str, password: bytes) -> bool:
         """Whether this pair was verified within the last minute; quick, for the reactor's thread."""
-        snapshot = self._snapshot
-        hashed = snapshot.users.get(user)
+        return self._verified_within(self.cache_s, user, password)
+
+    def was_verified(self, user: str, password: bytes) -> bool:
+        """
+        Whether this pair was verified within the last day, against the entry that the user has now; quick.
+
+        That lets nobody in: it tells those who know a password from those who guess.
+        """
+        return self._verified_within(_REMEMBER_S, user, password)
+
+    def _verified_within(self, seconds: float, user: str, password: bytes) -> bool:
+        hashed = self._snapshot.users.get(user)
         if hashed is None:
             return False
-        until = self._verified.get(self._key(user, hashed, password))
-        return until is not None and self.clock() < until
+        verified = self._verified.get(self._key(user, hashed, password))
+        return verified is not None and self.clock() < verified + seconds
 
     def check(self, user: str, password: bytes) -> bool:
         """Whether user and password are right; blocks, and as long for an unknown user as for a wrong password."""
@@ -167,11 +241,13 @@ class Htpasswd:
             return False
         if not check_password(hashed, password):
             return False
+        key = self._key(user, hashed, password)
         with self._lock:
             now = self.clock()
-            for key in [key for key, until in self._verified.items() if until <= now]:
-                del self._verified[key]
-            self._verified[self._key(user, hashed, password)] = now + self.cache_s
+            self._verified.pop(key, None)  # it becomes the youngest
+            self._verified[key] = now
+            while len(self._verified) > _MOST_REMEMBERED or next(iter(self._verified.values())) + _REMEMBER_S <= now:
+                del self._verified[next(iter(self._verified))]
         return True
 
     def _key(self, user: str, hashed: str, password: bytes) -> bytes:
@@ -179,15 +255,26 @@ class Htpasswd:
         return hmac.digest(self._salt, b"".join(b"%d:%s" % (len(part), part) for part in parts), "sha256")
 
 
+def _cost_of(hashed: str) -> tuple[object, ...]:
+    """What the time of a check depends on; equal for entries that take the same time."""
+    if hashed.startswith(_SHA_PREFIX):
+        return (_SHA_PREFIX,)
+    if hashed.startswith(_BCRYPT_PREFIXES):
+        return ("bcrypt", hashed[4:6])
+    parsed = _crypt_of(hashed).from_string(hashed)
+    return (parsed.ident, getattr(parsed, "rounds", None), len(parsed.salt))
+
+
 def _decoy_like(users: Mapping[str, str]) -> str:
-    """A hash that nobody has, of the kind and cost that most users have."""
-    costs: dict[int, int] = {}
-    for hashed in users.values():
-        cost = int(hashed[4:6]) if hashed.startswith(_BCRYPT_PREFIXES) else 0
-        costs[cost] = costs.get(cost, 0) + 1
-    cost = max(costs, key=lambda c: costs[c], default=0)
-    if cost == 0:
+    """
+    A hash that nobody has, of the kind and cost that most users have; the cheapest where there are no users, since then
+    there is nobody to tell from the unknown.
+    """
+    costs = Counter(map(_cost_of, users.values()))
+    usual = max(costs, key=lambda cost: costs[cost], default=(_SHA_PREFIX,))
+    if usual == (_SHA_PREFIX,):
         return _SHA_PREFIX + base64.b64encode(secrets.token_bytes(20)).decode("ascii")
-    salt = bcrypt.gensalt(cost).decode("ascii")
-    # Making a real hash would cost as much as a login; any 31 letters of bcrypt's alphabet are as good.
-    return salt + "".join(secrets.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") for _ in range(31))
+    like = next(hashed for hashed in users.values() if _cost_of(hashed) == usual)
+    letters = _BCRYPT_DIGEST_LETTERS if like.startswith(_BCRYPT_PREFIXES) else len(like) - like.rindex("$") - 1
+    # Making a real hash would cost as much as a login; any letters of the digest's alphabet are as good.
+    return like[:-letters] + "".join(secrets.choice(string.ascii_letters) for _ in range(letters))

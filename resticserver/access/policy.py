@@ -1,16 +1,31 @@
 """
 Who may do what: the one decision, as a pure rule.
 
-Deny by default; the flags of the command line are the whole policy so far. Every request comes through L{Policy.decide}
-with the canonical L{resticserver.names.Target}, once.
+Deny by default. Every request comes through L{Policy.decide} with the canonical L{resticserver.names.Target}, once. The
+flags of the command line (C{--append-only}, C{--read-only}, C{--private-repos}) and the policy file are the same thing: the
+file grants a right, the flags take away from it, so the stricter always wins.
+
+| right  | reads, lists | locks: make, remove | make objects | remove objects |
+|--------|--------------|---------------------|--------------|----------------|
+| none   | no           | no                  | no           | no             |
+| read   | yes          | yes                 | no           | no             |
+| append | yes          | yes                 | yes          | no             |
+| full   | yes          | yes                 | yes          | yes            |
+
+To make a repository takes C{create} besides C{append}, to delete a whole one C{delete-repository} besides C{full}.
+(That nothing stored is ever replaced by other bytes holds always, in the store.)
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
+from functools import lru_cache
+from typing import Protocol
 
-from ..names import Target
+from ..names import Kind, Target
 
 
 class Action(Enum):
@@ -20,17 +35,150 @@ class Action(Enum):
     SAVE = "save"
     REMOVE = "remove"
     CREATE = "create"
+    DELETE_REPOSITORY = "delete the repository"
+
+
+#: What each method means for what a path names; no other method is one there.
+ACTIONS: Mapping[Kind, Mapping[bytes, Action]] = {
+    Kind.REPOSITORY: {b"POST": Action.CREATE, b"DELETE": Action.DELETE_REPOSITORY},
+    Kind.LIST: {b"GET": Action.READ},
+    Kind.OBJECT: {b"GET": Action.READ, b"HEAD": Action.READ, b"POST": Action.SAVE, b"DELETE": Action.REMOVE},
+    Kind.CONFIG: {b"GET": Action.READ, b"HEAD": Action.READ, b"POST": Action.SAVE, b"DELETE": Action.REMOVE},
+}
+
+
+class Right(IntEnum):
+    """What may be done in a repository; each holds all those before it."""
+
+    NONE = 0
+    READ = 1
+    APPEND = 2
+    FULL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether it may be done, and if not, why: a phrase for the client's user."""
+    """
+    Whether it may be done.
+
+    @ivar reason: if not, why: a phrase for the client's user, which tells nothing of others' repositories.
+    @ivar rule: what decided, for the administrator.
+    """
 
     allowed: bool
     reason: str = ""
+    rule: str = ""
 
 
-ALLOWED = Decision(True)
+class Decides(Protocol):
+    """What the routes need of a policy."""
+
+    def decide(self, user: str | None, action: Action, target: Target) -> Decision:
+        """Whether C{user} (C{None} without authentication) may do this."""
+
+    def may_delete_repositories(self) -> bool:
+        """Whether anyone may: else the method does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """
+    How much may be stored; C{None} where nothing was said.
+
+    @ivar size_bytes: of all objects together.
+    @ivar objects: how many.
+    """
+
+    size_bytes: int | None = None
+    objects: int | None = None
+
+
+UNLIMITED = Limit()
+
+
+class RepositoryPattern:
+    """
+    Repositories by their folders, segment by segment: C{*} and C{?} never cross a slash, C{**} is any number of folders,
+    C{{user}} is the name of whoever asks. C{/} is the repository at the root.
+
+    @raise ValueError: no pattern.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        inner = text.removeprefix("/").removesuffix("/")
+        self._segments: tuple[str, ...] = tuple(inner.split("/")) if inner else ()
+        if not text or "//" in text or any(segment in ("", ".", "..") for segment in self._segments):
+            raise ValueError(f"{text!r} is no repository pattern")
+
+    def matches(self, user: str, repository: tuple[str, ...]) -> bool:
+        """Whether this is one of them."""
+        return self._match(user, self._segments, repository)
+
+    def _match(self, user: str, segments: tuple[str, ...], folders: tuple[str, ...]) -> bool:
+        if not segments:
+            return not folders
+        if segments[0] == "**":
+            return any(self._match(user, segments[1:], folders[rest:]) for rest in range(len(folders) + 1))
+        return (
+            bool(folders)
+            and _segment_pattern(segments[0], user).match(folders[0]) is not None
+            and self._match(user, segments[1:], folders[1:])
+        )
+
+    def __repr__(self) -> str:
+        return f"RepositoryPattern({self.text!r})"
+
+
+@lru_cache(maxsize=10_000)
+def _segment_pattern(segment: str, user: str) -> re.Pattern[str]:
+    # The name is put in after the wildcards were found: no letter of it is one.
+    pieces = (
+        "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in piece)
+        for piece in segment.split("{user}")
+    )
+    return re.compile(re.escape(user).join(pieces) + r"\Z", re.DOTALL)
+
+
+#: Whom a rule is for: everyone who is known.
+EVERYONE = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """
+    One rule: the first whose users and repositories fit decides.
+
+    @ivar users: names, or L{EVERYONE}.
+    @ivar number: its place in the file, from 1.
+    @ivar limit: for each repository that it matches.
+    """
+
+    users: frozenset[str]
+    repositories: tuple[RepositoryPattern, ...]
+    right: Right
+    create: bool = False
+    delete_repository: bool = False
+    limit: Limit = UNLIMITED
+    number: int = 0
+
+    def matches(self, user: str, repository: tuple[str, ...]) -> bool:
+        """Whether it is for this user and this repository."""
+        return (EVERYONE in self.users or user in self.users) and any(
+            pattern.matches(user, repository) for pattern in self.repositories
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What a policy file says, resolved: groups are gone from it."""
+
+    rules: tuple[Rule, ...]
+    default: Right = Right.NONE
+    user_limits: tuple[tuple[str, Limit], ...] = ()
+
+
+_LOCKS = "locks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +186,75 @@ class Policy:
     """
     The rules of one server.
 
-    @ivar append_only: nothing is removed but locks. (That nothing stored is replaced holds always, in the store.)
+    @ivar append_only: nothing is removed but locks.
+    @ivar read_only: nothing is made or removed but locks.
     @ivar private_repos: a user's repositories lie below the folder of their name, and nowhere else.
+    @ivar grants: of the policy file; C{None} without one: whoever came in has every right but to delete repositories.
     """
 
     append_only: bool = False
     private_repos: bool = False
+    read_only: bool = False
+    grants: Grants | None = None
+
+    def may_delete_repositories(self) -> bool:
+        """Whether anyone may delete a whole repository."""
+        return self.grants is not None and any(rule.delete_repository for rule in self.grants.rules)
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """
         Whether C{user} (C{None} without authentication) may do this.
         """
         if self.private_repos and (user is None or target.repository[:1] != (user,)):
-            return Decision(False, "private repositories: the path must start with your user name")
-        if self.append_only and action is Action.REMOVE and target.type != "locks":
-            return Decision(False, "append-only: only locks may be removed")
-        return ALLOWED
+            reason = "private repositories: the path must start with your user name"
+            return Decision(False, reason, "--private-repos")
+        needed = _needed(action, target)
+        if self.read_only and needed > Right.READ:
+            return Decision(False, "read-only: only locks may be made and removed", "--read-only")
+        if self.append_only and needed > Right.APPEND:
+            return Decision(False, "append-only: only locks may be removed", "--append-only")
+        return self._granted(user, action, target, needed)
+
+    def _granted(self, user: str | None, action: Action, target: Target, needed: Right) -> Decision:
+        """What the file says of it."""
+        if self.grants is None:
+            if action is Action.DELETE_REPOSITORY:
+                return Decision(False, "no policy grants this", "no policy file")
+            return Decision(True, rule="no policy file: all rights")
+        rule = self.rule_for(user, target.repository)
+        if rule is None:
+            where, right, create, delete = "default", self.grants.default, False, False
+        else:
+            where, right, create, delete = f"rule {rule.number}", rule.right, rule.create, rule.delete_repository
+        said = f"{where}: {right.name.lower()}"
+        if right < needed:
+            return Decision(False, _REFUSALS[right], said)
+        if action is Action.CREATE and not create:
+            return Decision(False, "you may not create this repository", f"{said}, not create")
+        if action is Action.DELETE_REPOSITORY and not delete:
+            return Decision(False, "you may not delete this repository", f"{said}, not delete-repository")
+        return Decision(True, rule=said)
+
+    def rule_for(self, user: str | None, repository: tuple[str, ...]) -> Rule | None:
+        """The rule that decides; C{None} if none fits or nobody is known."""
+        if self.grants is None or user is None:
+            return None
+        return next((rule for rule in self.grants.rules if rule.matches(user, repository)), None)
+
+
+_REFUSALS = {
+    Right.NONE: "you have no right to this repository",
+    Right.READ: "you may only read this repository",
+    Right.APPEND: "you may only add to this repository",
+}
+
+
+def _needed(action: Action, target: Target) -> Right:
+    """The right that an action takes."""
+    if action is Action.READ:
+        return Right.READ
+    if target.type == _LOCKS and action in (Action.SAVE, Action.REMOVE):
+        return Right.READ
+    if action in (Action.SAVE, Action.CREATE):
+        return Right.APPEND
+    return Right.FULL

@@ -2,7 +2,7 @@
 What a repository store can do, one ability each, and what an upload, a stored object and a list are.
 
 Everything here blocks and is called from a pool. A repository is named by its folders (L{resticserver.names.Target}),
-which have been judged already: a store does not look at names again.
+which have been judged already: a store does not look at names again. Anything may raise Unavailable: the volume is gone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Upload(Protocol):
         """
         Take the place that the bytes go to.
 
-        @raise NotFound: the repository is not there.
+        @raise NoSuchRepository: it is not there; C{open} may be called again when it is.
         @raise InsufficientStorage: the disk is full.
         """
 
@@ -120,6 +120,17 @@ class Creates(Protocol):
         """Make the directories of a repository, as far as they are missing."""
 
 
+class DeletesRepositories(Protocol):
+    """Can remove whole repositories."""
+
+    def delete_repository(self, repository: tuple[str, ...]) -> None:
+        """
+        Remove what restic stores there, the config first; never repositories below it or what is not restic's.
+
+        @raise NoSuchRepository: there is none.
+        """
+
+
 class Saves(Protocol):
     """Can take objects in."""
 
@@ -155,7 +166,7 @@ class Removes(Protocol):
         """Remove an object for good; whether there was one."""
 
 
-class RepositoryStore(Creates, Saves, Loads, Lists, Removes, Protocol):
+class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, Lists, Removes, Protocol):
     """All that the API needs."""
 
     def prepare(self) -> None:

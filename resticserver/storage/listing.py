@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from ..errors import NotFound
 from ..names import is_object_id
 from .interface import Entry
+from .volume import Volume
 
 
 class DirectoryListing:
@@ -21,12 +22,14 @@ class DirectoryListing:
     The objects below one directory.
 
     @param path: the type's directory.
+    @param volume: asked whenever something is missing: a volume that goes away must not look like a shorter list.
     @param two_levels: whether objects lie one directory deeper, as those of C{data} do.
     @param with_sizes: whether sizes are wanted; without them no file is looked at.
     """
 
-    def __init__(self, path: str, *, two_levels: bool, with_sizes: bool) -> None:
+    def __init__(self, path: str, volume: Volume, *, two_levels: bool, with_sizes: bool) -> None:
         self._path = path
+        self._volume = volume
         self._entries: os._ScandirIterator[str] | None = None
         self._two_levels = two_levels
         self._with_sizes = with_sizes
@@ -37,9 +40,11 @@ class DirectoryListing:
 
         @raise NotFound: it is not there.
         """
+        self._volume.check()
         try:
             self._entries = os.scandir(self._path)
         except (FileNotFoundError, NotADirectoryError):
+            self._volume.check()
             raise NotFound() from None
 
     def __iter__(self) -> Iterator[Entry]:
@@ -54,6 +59,7 @@ class DirectoryListing:
                 try:
                     inner = os.scandir(directory.path)
                 except (FileNotFoundError, NotADirectoryError):
+                    self._volume.check()
                     continue
                 with inner:
                     yield from self._objects(inner, directory.name)
@@ -71,6 +77,7 @@ class DirectoryListing:
                 elif entry.is_file():
                     yield Entry(name, 0)
             except FileNotFoundError:
+                self._volume.check()
                 continue
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ from contextlib import suppress
 
 from twisted.logger import Logger
 
-from ..errors import Forbidden, HashMismatch, InsufficientStorage, NotFound, StartError
-from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES
+from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound, StartError
+from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
 from .interface import Chunks, Listing, Outcome, Stored, Upload
 from .listing import DirectoryListing
-from .publish import Mechanisms, Publisher, TemporaryFile, space_errors, sweep
+from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
+from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
@@ -53,6 +54,7 @@ class LocalStore:
         self.max_depth = max_depth
         file_mode, directory_mode = (0o660, 0o770) if group_accessible else (0o600, 0o700)
         self.publisher = Publisher(file_mode, directory_mode, mechanisms)
+        self.volume = Volume(self.path, self.publisher)
 
     def prepare(self) -> None:
         """
@@ -65,7 +67,14 @@ class LocalStore:
             self._try_to_write()
         except OSError as error:
             raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
-        left = sum(sweep(path) for path in self._possible_repositories(self.path, self.max_depth))
+        left = 0
+        in_use = False
+        for path in self._possible_repositories(self.path, self.max_depth):
+            left += sweep(path)
+            in_use = in_use or os.path.isfile(os.path.join(path, CONFIG))
+        if in_use:
+            self.volume.mark()
+        self.volume.check()
         if left:
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
 
@@ -119,6 +128,7 @@ class LocalStore:
 
         @raise InsufficientStorage: the disk is full.
         """
+        self.volume.check()
         path = self.repository_path(repository)
         _log.info("Creating repository directories in {path}", path=ascii(path)[1:-1])
         with space_errors():
@@ -132,6 +142,54 @@ class LocalStore:
                     with suppress(FileExistsError):
                         os.mkdir(directory, 0o700)
                         self.publisher.set_directory_mode(directory)
+        self.volume.mark()
+
+    def delete_repository(self, repository: tuple[str, ...]) -> None:
+        """
+        Remove what restic stores in a repository, the config first: from then on it is none. Repositories below it and
+        files that are not restic's stay, and so do the directories that hold them.
+
+        @raise NotFound: there is no repository.
+        """
+        self.volume.check()
+        path = self.repository_path(repository)
+        if not os.path.isdir(path):
+            self.volume.check()
+            raise NoSuchRepository()
+        _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
+        found = self._remove_file(os.path.join(path, CONFIG))
+        for kind in TYPES:
+            directory = os.path.join(path, kind)
+            found = os.path.isdir(directory) or found
+            if kind == "data":
+                for name in _names_in(directory):
+                    if len(name) == 2:
+                        self._remove_objects(os.path.join(directory, name))
+            self._remove_objects(directory)
+        if not found:
+            raise NoSuchRepository()
+        if repository:
+            _remove_if_empty(os.path.join(path, TEMPORARY_FOLDER))
+            _remove_if_empty(path)
+
+    def _remove_objects(self, directory: str) -> None:
+        """Remove a directory's objects, and the directory if nothing else is in it."""
+        for name in _names_in(directory):
+            if is_object_id(name):
+                self._remove_file(os.path.join(directory, name), durable=False)
+        _remove_if_empty(directory)
+        if os.path.isdir(directory):
+            self.publisher.fsync_directory(directory)
+
+    def _remove_file(self, path: str, durable: bool = True) -> bool:
+        """Remove a file; whether there was one."""
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if durable:
+            self.publisher.fsync_directory(os.path.dirname(path))
+        return True
 
     def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
         """A new upload; does no I/O yet."""
@@ -143,19 +201,21 @@ class LocalStore:
 
         @raise NotFound: the repository's directory is not there.
         """
+        self.volume.check()
         directory = self._directory(repository, kind, name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             return os.open(directory, flags)
         except (FileNotFoundError, NotADirectoryError):
             if not os.path.isdir(self.repository_path(repository)):
-                raise NotFound("no such repository") from None
+                self.volume.check()
+                raise NoSuchRepository() from None
         self._make_directories(directory)
         return os.open(directory, flags)
 
     def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
         """An object to be opened; does no I/O yet."""
-        return LocalObject(self._object_path(repository, kind, name))
+        return LocalObject(self._object_path(repository, kind, name), self.volume)
 
     def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
         """
@@ -163,9 +223,11 @@ class LocalStore:
 
         @raise NotFound: there is no file of that name.
         """
+        self.volume.check()
         try:
             status = os.stat(self._object_path(repository, kind, name))
         except OSError as error:
+            self.volume.check()
             raise _as_missing(error) from error
         if not stat.S_ISREG(status.st_mode):
             raise NotFound()
@@ -174,7 +236,7 @@ class LocalStore:
     def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
         path = os.path.join(self.repository_path(repository), kind)
-        return DirectoryListing(path, two_levels=kind == "data", with_sizes=with_sizes)
+        return DirectoryListing(path, self.volume, two_levels=kind == "data", with_sizes=with_sizes)
 
     def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
         """
@@ -183,13 +245,11 @@ class LocalStore:
         The removal is made durable: restic removes an index before the packs that it names, and after a power cut the
         index must not come back without them.
         """
-        path = self._object_path(repository, kind, name)
-        try:
-            os.unlink(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        self.publisher.fsync_directory(os.path.dirname(path))
-        return True
+        self.volume.check()
+        removed = self._remove_file(self._object_path(repository, kind, name))
+        if not removed:
+            self.volume.check()
+        return removed
 
 
 class LocalObject:
@@ -199,8 +259,9 @@ class LocalObject:
     @ivar size_bytes: its size when it was opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, volume: Volume) -> None:
         self._path = path
+        self._volume = volume
         self._fd = -1
         self.size_bytes = 0
 
@@ -210,7 +271,12 @@ class LocalObject:
 
         @raise NotFound: there is no file of that name.
         """
-        self._fd, self.size_bytes = _open_file(self._path)
+        self._volume.check()
+        try:
+            self._fd, self.size_bytes = _open_file(self._path)
+        except NotFound:
+            self._volume.check()
+            raise
 
     def fileno(self) -> int:
         """The file's descriptor."""
@@ -375,6 +441,22 @@ def _open_file(path: str) -> tuple[int, int]:
         os.close(fd)
         raise NotFound()
     return fd, status.st_size
+
+
+def _names_in(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_if_empty(directory: str) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            os.rmdir(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _as_missing(error: OSError) -> Exception:

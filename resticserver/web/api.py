@@ -11,7 +11,6 @@ Source: restic's REST backend document.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Protocol
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -19,11 +18,12 @@ from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
-from ..access.policy import Action, Policy
-from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
-from ..names import Target
+from ..access.policy import ACTIONS, Action, Decides
+from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
+from ..names import Kind, Target
 from ..storage.interface import Entry, Listing, Outcome, RepositoryStore, Stored
 from . import replies
+from .authentication import Authentication
 from .direct import receive_body
 from .jobs import Jobs, Pool
 from .ranges import Part, choose_part
@@ -44,35 +44,32 @@ Verb = Callable[[StreamingRequest, Target], Awaitable[None]]
 _log = Logger()
 
 
-class Authentication(Protocol):
-    """Says who sent a request."""
-
-    async def authenticate(self, request: StreamingRequest) -> str | None:
-        """
-        The user, or C{None} where there are none.
-
-        @raise Unauthorized: nobody that is known.
-        """
-
-
 class Api:
     """
     The routes of one server.
 
     @param pool: runs the store's blocking calls, but
     @param writers: hashes and writes the bytes of uploads.
+    @param auto_create: whether an upload makes its repository where that is missing, if its user may.
     """
 
     app = Klein()
 
     def __init__(
-        self, store: RepositoryStore, pool: Pool, writers: Pool, authentication: Authentication, policy: Policy
+        self,
+        store: RepositoryStore,
+        pool: Pool,
+        writers: Pool,
+        authentication: Authentication,
+        policy: Decides,
+        auto_create: bool = False,
     ) -> None:
         self._store = store
         self._pool = pool
         self._writers = writers
         self._authentication = authentication
         self._policy = policy
+        self._auto_create = auto_create
 
     def resource(self) -> IResource:
         """What a site serves."""
@@ -82,13 +79,16 @@ class Api:
 
     @app.route("/")
     async def repository(self, request: StreamingRequest) -> None:
-        """A repository; C{POST ?create=true} makes it."""
-        await self._answer(request, {b"POST": (Action.CREATE, self._create)})
+        """A repository; C{POST ?create=true} makes it, C{DELETE} is there where a policy grants it to anyone."""
+        verbs: dict[bytes, Verb] = {b"POST": self._create}
+        if self._policy.may_delete_repositories():
+            verbs[b"DELETE"] = self._delete_repository
+        await self._answer(request, verbs)
 
     @app.route("/<kind>/")
     async def objects(self, request: StreamingRequest, kind: str) -> None:
         """The list of one type."""
-        await self._answer(request, {b"GET": (Action.READ, self._list)})
+        await self._answer(request, {b"GET": self._list})
 
     @app.route("/config")
     @app.route("/<kind>/<name>")
@@ -97,10 +97,10 @@ class Api:
         await self._answer(
             request,
             {
-                b"GET": (Action.READ, self._load),
-                b"HEAD": (Action.READ, self._stat),
-                b"POST": (Action.SAVE, self._save),
-                b"DELETE": (Action.REMOVE, self._remove),
+                b"GET": self._load,
+                b"HEAD": self._stat,
+                b"POST": self._save,
+                b"DELETE": self._remove,
             },
         )
 
@@ -109,7 +109,7 @@ class Api:
         """A path that names nothing: also here 401 comes first."""
         await self._answer(request, {})
 
-    async def _answer(self, request: StreamingRequest, verbs: Mapping[bytes, tuple[Action, Verb]]) -> None:
+    async def _answer(self, request: StreamingRequest, verbs: Mapping[bytes, Verb]) -> None:
         """The one way of every request."""
         try:
             request.user_name = await self._authentication.authenticate(request)
@@ -119,11 +119,11 @@ class Api:
                 raise NotFound()
             if request.method not in verbs:
                 raise MethodNotAllowed(verbs)
-            action, verb = verbs[request.method]
+            action = ACTIONS[target.kind][request.method]
             decision = self._policy.decide(request.user_name, action, target)
             if not decision.allowed:
                 raise Forbidden(decision.reason)
-            await verb(request, target)
+            await verbs[request.method](request, target)
         except CancelledError:
             raise
         except ConnectionLost:
@@ -140,6 +140,10 @@ class Api:
         if request.args.get(b"create", [b""])[0] != b"true":
             raise BadRequest("to create a repository, POST with ?create=true")
         await self._pool.run(self._store.create_repository, target.repository)
+        replies.send(request)
+
+    async def _delete_repository(self, request: StreamingRequest, target: Target) -> None:
+        await self._pool.run(self._store.delete_repository, target.repository)
         replies.send(request)
 
     async def _stat(self, request: StreamingRequest, target: Target) -> None:
@@ -172,7 +176,13 @@ class Api:
         upload = self._store.upload(target.repository, target.type, target.name)
         jobs = Jobs(self._pool)
         try:
-            await jobs.run(upload.open)
+            try:
+                await jobs.run(upload.open)
+            except NoSuchRepository:
+                if not self._may_auto_create(request, target):
+                    raise
+                await jobs.run(self._store.create_repository, target.repository)
+                await jobs.run(upload.open)
             request.send_continue()
             await receive_body(request, jobs, self._writers, upload.write)
             outcome = await jobs.run(upload.commit)
@@ -182,6 +192,10 @@ class Api:
         if outcome is Outcome.HEALED:
             _log.info("healed {kind} {name}", kind=target.type, name=target.name)
         replies.send(request)
+
+    def _may_auto_create(self, request: StreamingRequest, target: Target) -> bool:
+        create = Target(target.repository, Kind.REPOSITORY)
+        return self._auto_create and self._policy.decide(request.user_name, Action.CREATE, create).allowed
 
     async def _remove(self, request: StreamingRequest, target: Target) -> None:
         # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.

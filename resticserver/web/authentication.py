@@ -1,5 +1,5 @@
 """
-From the C{Authorization} header to a user.
+Who sent a request: a trusted proxy's header, a client's certificate, or the C{Authorization} header.
 
 Source: RFC 7617 (Basic, UTF-8); what restic sends without credentials is PROTOCOL: C{Basic Og==} since 0.16.1.
 """
@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
+from ..access.certificates import user_of
 from ..access.htpasswd import Htpasswd
-from ..errors import Unauthorized
+from ..access.throttle import Throttle
+from ..errors import Forbidden, Unauthorized, Unavailable
+from ..names import is_user_name
 from .jobs import Pool
 from .request import StreamingRequest
+
+#: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
+MOST_CHECKS = 64
+
+#: What restic sends since 0.16.1 where it was given no user: nobody's guess.
+NO_CREDENTIALS = ("", b"")
+
+_log = Logger()
 
 
 def basic_credentials(header: bytes | None) -> tuple[str, bytes] | None:
@@ -31,6 +47,23 @@ def basic_credentials(header: bytes | None) -> tuple[str, bytes] | None:
         return None
 
 
+def credentials_of(request: StreamingRequest) -> tuple[str, bytes] | None:
+    """What a request's one C{Authorization} header says; C{None} without one that can be understood."""
+    headers = request.requestHeaders.getRawHeaders(b"Authorization", [])
+    return basic_credentials(headers[0]) if len(headers) == 1 else None
+
+
+class Authentication(Protocol):
+    """Says who sent a request."""
+
+    async def authenticate(self, request: StreamingRequest) -> str | None:
+        """
+        The user, or C{None} where there are none.
+
+        @raise Unauthorized: nobody that is known.
+        """
+
+
 class NoAuthentication:
     """Lets everyone in; the header is not looked at."""
 
@@ -42,12 +75,99 @@ class NoAuthentication:
 class PasswordAuthentication:
     """
     Checks passwords in a pool of their own; several requests with the same credentials wait for one check.
+
+    Guessing is slowed down and then refused (L{Throttle}); what was right within the last minute is not checked again,
+    and whoever was right within a day is no guesser.
     """
 
-    def __init__(self, htpasswd: Htpasswd, pool: Pool) -> None:
+    def __init__(self, htpasswd: Htpasswd, pool: Pool, throttle: Throttle, reactor: IReactorTime) -> None:
         self._htpasswd = htpasswd
         self._pool = pool
+        self._throttle = throttle
+        self._reactor = reactor
         self._waiting: dict[tuple[str, bytes], list[Deferred[bool]]] = {}
+        self._checks = 0
+
+    async def authenticate(self, request: StreamingRequest) -> str | None:
+        """
+        The user who sent a request.
+
+        @raise Unauthorized: nobody that is known.
+        @raise Forbidden: too many failures from this address.
+        @raise Unavailable: too many logins wait already.
+        """
+        credentials = credentials_of(request)
+        if credentials in (None, NO_CREDENTIALS):
+            raise Unauthorized()
+        if not self._htpasswd.is_cached(*credentials) and not await self._check(credentials, request):
+            raise Unauthorized()
+        return credentials[0]
+
+    def _check(self, credentials: tuple[str, bytes], request: StreamingRequest) -> Deferred[bool]:
+        waiting = self._waiting.get(credentials)
+        if waiting is None:
+            checking = self._begin(credentials, request)
+            waiting = self._waiting[credentials] = []
+            checking.addBoth(self._checked, credentials)
+        answer: Deferred[bool] = Deferred()
+        waiting.append(answer)
+        return answer
+
+    def _begin(self, credentials: tuple[str, bytes], request: StreamingRequest) -> Deferred[bool]:
+        if self._htpasswd.was_verified(*credentials):
+            return self._run(credentials)
+        user, address = credentials[0], request.address
+        verdict = self._throttle.admit(user, address, request.address_is_trusted)
+        if verdict.lockout_began:
+            _log.warn("too many auth failures from {address}: refused for a while", address=address)
+        if verdict.refused:
+            raise Forbidden("too many failed logins from your address, try again later")
+
+        def look() -> Deferred[bool]:
+            if self._checks >= MOST_CHECKS:
+                self._throttle.give_back(user, address)
+                raise Unavailable("too many logins at once, try again")
+            return self._run(credentials).addCallback(judged)
+
+        def judged(right: bool) -> bool:
+            if right:
+                self._throttle.give_back(user, address)
+            else:
+                name = user if is_user_name(user) else "(not a user name)"
+                _log.warn("auth failure from {address} for user {name}", address=address, name=name)
+            return right
+
+        if not verdict.delay_s:
+            return look()
+        later: Deferred[Any] = deferLater(self._reactor, verdict.delay_s, look)
+        return later
+
+    def _run(self, credentials: tuple[str, bytes]) -> Deferred[bool]:
+        def ended(result: bool) -> bool:
+            self._checks -= 1
+            return result
+
+        self._checks += 1
+        return self._pool.run(self._htpasswd.check, *credentials).addBoth(ended)
+
+    def _checked(self, result: object, credentials: tuple[str, bytes]) -> None:
+        for answer in self._waiting.pop(credentials):
+            answer.callback(result)  # type: ignore[arg-type]
+
+
+class CertificateAuthentication:
+    """
+    The user whom the client's TLS certificate names; passwords besides, if there are any.
+
+    A request with a certificate and with credentials must name the same user in both. Without a certificate it is for the
+    passwords to say.
+
+    @param source: where in the certificate the name stands (L{user_of}).
+    """
+
+    def __init__(self, source: str, passwords: PasswordAuthentication | None) -> None:
+        self._source = source
+        self._passwords = passwords
 
     async def authenticate(self, request: StreamingRequest) -> str | None:
         """
@@ -55,23 +175,55 @@ class PasswordAuthentication:
 
         @raise Unauthorized: nobody that is known.
         """
-        headers = request.requestHeaders.getRawHeaders(b"Authorization", [])
-        credentials = basic_credentials(headers[0]) if len(headers) == 1 else None
-        if credentials is None:
+        certificate = request.client_certificate()
+        if certificate is None:
+            if self._passwords is None:
+                raise Unauthorized()
+            return await self._passwords.authenticate(request)
+        user = user_of(certificate, self._source)
+        if user is None:
             raise Unauthorized()
-        if not self._htpasswd.is_cached(*credentials) and not await self._check(credentials):
+        credentials = credentials_of(request)
+        if self._passwords is not None and credentials not in (None, NO_CREDENTIALS):
+            if await self._passwords.authenticate(request) != user:
+                raise Unauthorized()
+        return user
+
+
+class ProxyAuthentication:
+    """
+    The user whom a trusted proxy names in a header; from everyone else the header is not looked at.
+
+    @param passwords: for what comes from a trusted proxy without that header. (Never certificates: they name the proxy.)
+    @param others: for what comes from elsewhere. C{None} refuses, here as there.
+    """
+
+    def __init__(self, header: str, passwords: Authentication | None, others: Authentication | None) -> None:
+        self._header = header.encode("ascii")
+        self._passwords = passwords
+        self._others = others
+
+    async def authenticate(self, request: StreamingRequest) -> str | None:
+        """
+        The user who sent a request.
+
+        @raise Unauthorized: nobody that is known.
+        """
+        otherwise = self._passwords if request.peer_is_trusted else self._others
+        names = request.requestHeaders.getRawHeaders(self._header, []) if request.peer_is_trusted else []
+        if names:
+            return _named(names)
+        if otherwise is None:
             raise Unauthorized()
-        return credentials[0]
+        return await otherwise.authenticate(request)
 
-    def _check(self, credentials: tuple[str, bytes]) -> Deferred[bool]:
-        waiting = self._waiting.get(credentials)
-        if waiting is None:
-            waiting = self._waiting[credentials] = []
-            self._pool.run(self._htpasswd.check, *credentials).addBoth(self._checked, credentials)
-        answer: Deferred[bool] = Deferred()
-        waiting.append(answer)
-        return answer
 
-    def _checked(self, result: object, credentials: tuple[str, bytes]) -> None:
-        for answer in self._waiting.pop(credentials):
-            answer.callback(result)  # type: ignore[arg-type]
+def _named(names: Sequence[bytes]) -> str:
+    """The one name of a proxy's header."""
+    try:
+        user = names[0].decode("utf-8")
+    except UnicodeDecodeError:
+        raise Unauthorized() from None
+    if len(names) != 1 or not is_user_name(user):
+        raise Unauthorized()
+    return user

@@ -19,12 +19,13 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, _MalformedChunkedDataError
 
 from ..errors import BadRequest, HeaderTooLarge, ServerError
+from .request import address_text
 
 if TYPE_CHECKING:
     from .body import Body
@@ -112,6 +113,15 @@ class StreamingChannel(HTTPChannel):
         self._header_deadline: IDelayedCall | None = None
         self._closing_call: IDelayedCall | None = None
         self._captured: list[bytes] | None = None
+        self.peer: IAddress | None = None
+
+    def peers(self) -> list[str]:
+        """
+        The addresses at the other end, nearest first: the socket's, and behind it the one that the PROXY protocol claims.
+        """
+        claimed = address_text(self.transport.getPeer())
+        nearest = address_text(self.peer) if self.peer is not None else claimed
+        return [nearest] if claimed == nearest else [nearest, claimed]
 
     # --- the connection's life
 

@@ -28,6 +28,7 @@ PHRASES = {
     416: b"Range Not Satisfiable",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
+    503: b"Service Unavailable",
     507: b"Insufficient Storage",
 }
 
@@ -41,6 +42,7 @@ _STATUSES: tuple[tuple[type[errors.ServerError], int], ...] = (
     (errors.MethodNotAllowed, 405),
     (errors.RangeNotSatisfiable, 416),
     (errors.InsufficientStorage, 507),
+    (errors.Unavailable, 503),
 )
 
 _MAX_REASON_BYTES = 200

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import datetimeToString
+from twisted.web.http import datetimeToString, parse_qs
 from twisted.web.server import Request
 
 from ..errors import NotFound, ServerError
@@ -22,6 +21,8 @@ from . import replies
 from .body import Body
 
 if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
     from .channel import StreamingChannel
     from .site import RepositorySite
 
@@ -39,7 +40,7 @@ def address_text(address: IAddress | None) -> str:
     if isinstance(address, (IPv4Address, IPv6Address)):
         host = address.host
         return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host
-    return "-"
+    return "-" if isinstance(address, UNIXAddress) else "unknown"
 
 
 class StreamingRequest(Request):
@@ -49,6 +50,9 @@ class StreamingRequest(Request):
     @ivar body: its content, as it comes.
     @ivar target: what its path names; C{None} where it names nothing.
     @ivar user: who sent it, once that is known; C{None} without authentication.
+    @ivar address: the client's, as trusted proxies say; C{-} for a unix socket.
+    @ivar address_is_trusted: whether that address is a trusted proxy's own.
+    @ivar peer_is_trusted: whether a trusted proxy sent this, so that its headers are believed.
     @ivar authenticated: whether it passed the door.
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
     @ivar begun: whether it was given to a route.
@@ -67,11 +71,14 @@ class StreamingRequest(Request):
         self.body = Body(channel, 0)
         self.target: Target | None = None
         self.user_name: str | None = None
+        self.address_is_trusted = False
+        self.peer_is_trusted = False
         self.authenticated = False
         self.awaits_continue = False
         self.begun = False
         self.aborted = False
         self.sent_bytes = 0
+        self.address = channel.peers()[0]
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._recorded = False
@@ -87,10 +94,32 @@ class StreamingRequest(Request):
         self.awaits_continue = (
             length != 0 and version == b"HTTP/1.1" and (self.getHeader(b"Expect") or b"").lower() == b"100-continue"
         )
+        self._find_client()
         try:
-            self.target = parse_target(self.path, self.site.max_depth)
+            self.target = parse_target(self.path, self.site.max_depth, self.site.prefix)
         except NotFound:
             pass
+
+    def _find_client(self) -> None:
+        """Whose request this is: the connection's, unless that is a trusted proxy's."""
+        peers = self.channel.peers()
+        proxies = self.site.proxies
+        self.peer_is_trusted = self.address_is_trusted = all(map(proxies.trusts, peers))
+        if not proxies.trusts(peers[0]):
+            self.address = peers[0]
+            return
+        self.address = proxies.client_address(
+            peers,
+            self.requestHeaders.getRawHeaders(b"X-Forwarded-For", []),
+            self.requestHeaders.getRawHeaders(b"Forwarded", []),
+        )
+        self.address_is_trusted = proxies.trusts(self.address)
+
+    def client_certificate(self) -> Certificate | None:
+        """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
+        transport: Any = ISSLTransport(self.channel.transport, None)
+        certificate = transport.getPeerCertificate() if transport is not None else None
+        return certificate.to_cryptography() if certificate is not None else None
 
     def begin(self) -> None:
         """Find the route and give it the request; bytes of the body may come any time after."""
@@ -159,7 +188,7 @@ class StreamingRequest(Request):
             Record(
                 started=self._started,
                 duration_s=time.monotonic() - self._started_monotonic,
-                address=address_text(self.client),
+                address=self.address,
                 user=self.user_name,
                 method=self.method,
                 uri=self.uri,

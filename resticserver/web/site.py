@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
+from ..access.proxies import TrustedProxies
 from ..telemetry.record import Record, Recorder
 from .channel import StreamingChannel
 from .request import StreamingRequest
@@ -23,13 +24,23 @@ class RepositorySite(Site):
     """
     Serves one resource over HTTP/1.1.
 
+    @param max_depth: how many folders deep repositories may lie, below C{prefix}.
+    @param proxies: whose word is taken for a client's address and name.
     @ivar channels: all connections.
     """
 
     protocol = StreamingChannel  # type: ignore[assignment]
     noisy = False
 
-    def __init__(self, resource: IResource, reactor: IReactorTime, recorder: Recorder, max_depth: int = 2) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        recorder: Recorder,
+        max_depth: int = 2,
+        prefix: tuple[str, ...] = (),
+        proxies: TrustedProxies | None = None,
+    ) -> None:
         super().__init__(
             resource,
             StreamingRequest,
@@ -38,6 +49,8 @@ class RepositorySite(Site):
             parsePOSTFormSubmission=False,
         )
         self.max_depth = max_depth
+        self.prefix = prefix
+        self.proxies = proxies if proxies is not None else TrustedProxies.parse(())
         self.channels: set[StreamingChannel] = set()
         self._recorder = recorder
         self._stopping = False
@@ -46,6 +59,13 @@ class RepositorySite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 alone: restic's client takes it by ALPN, and it is faster than HTTP/2 from most servers."""
         return [b"http/1.1"]
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Twisted's call for a new connection; C{addr} is the socket's peer, whatever the PROXY protocol will claim."""
+        channel = super().buildProtocol(addr)
+        if isinstance(channel, StreamingChannel):
+            channel.peer = addr
+        return channel
 
     def startFactory(self) -> None:
         """Twisted's call; the parent opens a log file and starts a timer for its dates, which nobody needs here."""

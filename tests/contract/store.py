@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resticserver.errors import Forbidden, HashMismatch, NotFound
+from resticserver.errors import Forbidden, HashMismatch, NoSuchRepository, NotFound
 from resticserver.names import TYPES
 from resticserver.storage.interface import Entry, Outcome, RepositoryStore
 
@@ -189,6 +189,41 @@ class StoreContract(_Base):
             self.assertEqual([Entry(id_of(content), len(content))], entries(store, repository, "keys"))
 
     # --- uploads
+
+    def test_delete_repository(self) -> None:
+        """All that restic stored is gone, also its directories; other repositories, also one below, stay."""
+        store = self.make_store()
+        for repository in (ROOT, ("alice",), DEEP):
+            store.create_repository(repository)
+            for kind in ("config", *TYPES):
+                save(store, repository, kind, b"x", "config" if kind == "config" else "")
+        before = self.contents()
+        store.delete_repository(("alice",))
+        gone = set(before) - set(self.contents())
+        kinds = ("config", *TYPES)
+        self.assertEqual({key_of(("alice",), kind, id_of(b"x")) for kind in kinds}, gone)
+        self.assertRaises(NoSuchRepository, store.delete_repository, ("alice",))
+        self.assertRaises(NotFound, store.size_of, ("alice",), "config", "config")
+        self.assertRaises(NoSuchRepository, save, store, ("alice", "pc"), "data", b"y")
+        self.assertEqual(1, store.size_of(DEEP, "config", "config"))
+        store.delete_repository(ROOT)
+        self.assertEqual(1, store.size_of(DEEP, "config", "config"))
+        store.create_repository(ROOT)
+        self.assertEqual([], entries(store, ROOT, "data"))
+
+    def test_delete_no_repository(self) -> None:
+        """What was never made cannot be deleted."""
+        self.assertRaises(NoSuchRepository, self.make_store().delete_repository, ("nobody",))
+
+    def test_open_again_after_create(self) -> None:
+        """An upload whose repository was missing may be opened again when it is there."""
+        store = self.make_store()
+        upload = store.upload(DEEP, "data", id_of(b"x"))
+        self.assertRaises(NoSuchRepository, upload.open)
+        store.create_repository(DEEP)
+        upload.open()
+        upload.write([b"x"])
+        self.assertIs(Outcome.STORED, upload.commit())
 
     def test_upload_of_each_type(self) -> None:
         """An object of each type is stored, found by its size, loaded and listed."""

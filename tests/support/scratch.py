@@ -36,12 +36,12 @@ def scratch_directory(test: Cleans, needed_bytes: int = _USUAL_BYTES) -> Path:
 
 
 def files_below(directory: Path) -> set[str]:
-    """Everything below a directory that is not a directory itself, as relative paths; nothing is left out."""
+    """Everything below a directory that is not a directory itself, as relative paths, but for the volume's marker."""
     return {
         os.path.relpath(os.path.join(folder, name), directory)
         for folder, _, names in os.walk(directory)
         for name in names
-    }
+    } - {".rest-server/id"}
 
 
 def contents_below(directory: Path) -> dict[str, str]:

@@ -75,6 +75,7 @@ class ServerProcess:
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_listen_to_interrupts,
         )
         self.out: list[str] = []
         self.err: list[str] = []
@@ -192,6 +193,11 @@ class ServerProcess:
         return opened
 
 
+def _listen_to_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so would whatever these tests start there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _drain(pipe: IO[bytes], lines: list[str]) -> None:
     for line in pipe:
         lines.append(line.decode("utf-8", "replace").rstrip("\n"))
@@ -204,22 +210,24 @@ def start_server(
     door: str = REST_SERVER,
     wait: bool = True,
     extra: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
 ) -> ServerProcess:
     """
-    Start a server on a free port of 127.0.0.1, without authentication unless C{flags} name an htpasswd file.
+    Start a server on a free port of 127.0.0.1, without authentication unless C{flags} say how users are known.
 
     @param data: the data directory.
     @param flags: what else to say; a C{--listen} among them replaces the address.
     @param wait: whether to wait until it listens.
     @param extra: for its environment.
+    @param wrapper: a command line that ends by running what stands behind it.
     """
     given = {flag.partition("=")[0] for flag in flags}
     defaults = ["--path", str(data)]
     if "--listen" not in given:
         defaults += ["--listen", "127.0.0.1:0"]
-    if not given & {"--htpasswd-file", "--no-auth"}:
+    if not given & {"--htpasswd-file", "--no-auth", "--proxy-auth-username", "--tls-client-ca"}:
         defaults += ["--no-auth"]
-    server = ServerProcess(command_line(door, [*defaults, *flags]), scratch_directory(test), extra)
+    server = ServerProcess([*wrapper, *command_line(door, [*defaults, *flags])], scratch_directory(test), extra)
     test.addCleanup(server.clean_up)
     if wait:
         server.wait_for_line(LISTENING)

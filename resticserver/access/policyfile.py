@@ -1,0 +1,231 @@
+"""
+The policy file: TOML to rules, checked whole before any of it holds, and read again when it changes.
+
+    default = "none"
+
+    [groups]
+    office = ["alice", "bob"]
+
+    [[rule]]
+    users = ["@office"]
+    repositories = ["{user}", "{user}/*"]
+    rights = "append"
+    create = true
+    quota = "500GiB"
+
+    [users.alice]
+    quota = "1TiB"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twisted.logger import Logger
+
+from ..errors import StartError
+from ..names import Target, is_user_name
+from ..sizes import parse_size
+from .policy import EVERYONE, UNLIMITED, Action, Decision, Grants, Limit, Policy, RepositoryPattern, Right, Rule
+
+_RIGHTS = {right.name.lower(): right for right in Right}
+_KEYS = frozenset(("default", "groups", "rule", "users"))
+_RULE_KEYS = frozenset(
+    ("users", "repositories", "rights", "create", "delete-repository", "quota", "max-objects", "comment")
+)
+_USER_KEYS = frozenset(("quota", "max-objects"))
+
+_log = Logger()
+
+
+class PolicyError(ValueError):
+    """What is wrong with a policy, with the key that it is about."""
+
+
+def parse_policy(text: str) -> Grants:
+    """
+    What a policy file says.
+
+    @raise PolicyError: it is no TOML, a key is not known, or a value makes no sense. Nothing of it holds then.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(str(error)) from error
+    _only(document, _KEYS, "")
+    groups = _groups(document.get("groups", {}))
+    tables = document.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise PolicyError("rule: write each as [[rule]]")
+    rules = tuple(_rule(number, table, groups) for number, table in enumerate(tables, 1))
+    return Grants(rules, _right(document.get("default", "none"), "default"), _users(document.get("users", {})))
+
+
+def _only(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise PolicyError(f"{where}{key}: no such key; there are {', '.join(sorted(known))}")
+
+
+def _groups(table: Any) -> dict[str, frozenset[str]]:
+    if not isinstance(table, dict):
+        raise PolicyError("groups: must be a table")
+    groups = {}
+    for name, members in table.items():
+        if not is_user_name(name):
+            raise PolicyError(f"groups.{name}: not a name")
+        for member in _strings(members, f"groups.{name}"):
+            if not is_user_name(member):
+                raise PolicyError(f"groups.{name}: {member!r} is no user name")
+        groups[name] = frozenset(members)
+    return groups
+
+
+def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]]) -> Rule:
+    where = f"rule {number}: "
+    _only(table, _RULE_KEYS, where)
+    for key in ("users", "repositories", "rights"):
+        if key not in table:
+            raise PolicyError(f"{where}{key} is missing")
+    users: set[str] = set()
+    for name in _strings(table["users"], f"{where}users"):
+        if name.startswith("@"):
+            if name[1:] not in groups:
+                raise PolicyError(f"{where}users: there is no group {name[1:]!r}")
+            users |= groups[name[1:]]
+        elif name == EVERYONE or is_user_name(name):
+            users.add(name)
+        else:
+            raise PolicyError(f"{where}users: {name!r} is no user name")
+    patterns = []
+    for pattern in _strings(table["repositories"], f"{where}repositories"):
+        try:
+            patterns.append(RepositoryPattern(pattern))
+        except ValueError as error:
+            raise PolicyError(f"{where}repositories: {error}") from error
+    right = _right(table["rights"], f"{where}rights")
+    create = _boolean(table, "create", where)
+    delete = _boolean(table, "delete-repository", where)
+    if create and right < Right.APPEND:
+        raise PolicyError(f'{where}create: needs rights = "append" or "full"')
+    if delete and right < Right.FULL:
+        raise PolicyError(f'{where}delete-repository: needs rights = "full"')
+    return Rule(frozenset(users), tuple(patterns), right, create, delete, _limit(table, where), number)
+
+
+def _users(table: Any) -> tuple[tuple[str, Limit], ...]:
+    if not isinstance(table, dict):
+        raise PolicyError("users: must be a table")
+    limits = []
+    for name, settings in table.items():
+        if name != EVERYONE and not is_user_name(name):
+            raise PolicyError(f"users.{name}: not a user name")
+        if not isinstance(settings, dict):
+            raise PolicyError(f"users.{name}: must be a table")
+        _only(settings, _USER_KEYS, f"users.{name}.")
+        limits.append((name, _limit(settings, f"users.{name}.")))
+    return tuple(limits)
+
+
+def _strings(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise PolicyError(f"{where}: must be a list of strings")
+    return value
+
+
+def _boolean(table: Mapping[str, Any], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise PolicyError(f"{where}{key}: must be true or false")
+    return value
+
+
+def _right(value: Any, where: str) -> Right:
+    if not isinstance(value, str) or value not in _RIGHTS:
+        raise PolicyError(f"{where}: {value!r} is no right; there are {', '.join(_RIGHTS)}")
+    return _RIGHTS[value]
+
+
+def _limit(table: Mapping[str, Any], where: str) -> Limit:
+    quota, objects = table.get("quota"), table.get("max-objects")
+    size_bytes = None
+    if quota is not None:
+        try:
+            size_bytes = parse_size(str(quota) if isinstance(quota, int) and not isinstance(quota, bool) else quota)
+        except (ValueError, TypeError, AttributeError):
+            raise PolicyError(f"{where}quota: {quota!r} is no size, as 500GiB is") from None
+    if objects is not None and (not isinstance(objects, int) or isinstance(objects, bool) or objects < 0):
+        raise PolicyError(f"{where}max-objects: {objects!r} is no number of objects")
+    return Limit(size_bytes, objects)
+
+
+@dataclass
+class PolicyFile:
+    """
+    The policy of a server with a policy file; the file is read again when it changes, a broken one changes nothing.
+
+    @ivar flags: what the command line says; the file's grants are put into it.
+    @ivar current: the policy that holds.
+    """
+
+    path: str
+    flags: Policy
+    current: Policy = field(init=False)
+    _stamp: tuple[int, ...] = field(init=False, default=())
+
+    def load(self) -> None:
+        """
+        Read the file for the first time.
+
+        @raise StartError: it cannot be read or is wrong.
+        """
+        try:
+            self._read()
+        except (OSError, ValueError) as error:
+            raise StartError(f"cannot load the policy {self.path}: {_words(error)}") from error
+
+    def reload_if_changed(self, force: bool = False) -> bool:
+        """Read the file again if it changed; what held before stays if that fails. Whether it was read."""
+        try:
+            if not force and self._stamp_of(os.stat(self.path)) == self._stamp:
+                return False
+            self._read()
+        except (OSError, ValueError) as error:
+            _log.error(
+                "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
+            )
+            return False
+        _log.info("Reloaded policy {path}", path=self.path)
+        return True
+
+    def _read(self) -> None:
+        with open(self.path, "rb") as file:
+            # Also of a broken file: one complaint about it is enough.
+            self._stamp = self._stamp_of(os.fstat(file.fileno()))
+            text = file.read().decode("utf-8")
+        grants = parse_policy(text)
+        if grants.user_limits or any(rule.limit != UNLIMITED for rule in grants.rules):
+            _log.warn("{path}: quotas are not enforced by this version", path=self.path)
+        self.current = replace(self.flags, grants=grants)
+
+    @staticmethod
+    def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def decide(self, user: str | None, action: Action, target: Target) -> Decision:
+        """The current policy's decision."""
+        return self.current.decide(user, action, target)
+
+    def may_delete_repositories(self) -> bool:
+        """Whether anyone may."""
+        return self.current.may_delete_repositories()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

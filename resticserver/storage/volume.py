@@ -1,0 +1,114 @@
+"""
+Whether the volume with the repositories is there.
+
+A disk that is not mounted leaves an empty directory behind, which must look neither like a server without repositories
+(restic takes a list that is 404 for an empty one, and scripts run C{init}) nor be filled. So the first repository puts a
+marker beside it, C{.rest-server/id}, and a server that has seen the marker serves nothing while it is missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import suppress
+
+from twisted.logger import Logger
+
+from ..errors import Unavailable
+from .publish import Publisher
+
+FOLDER = ".rest-server"
+MARKER = "id"
+
+#: Errors of a marker that is there; something else is wrong then.
+_THERE = (errno.EACCES, errno.EPERM, errno.EIO)
+
+_log = Logger()
+
+
+class Volume:
+    """
+    The marker of one data directory. Safe from several threads.
+    """
+
+    def __init__(self, path: str, publisher: Publisher) -> None:
+        self._path = path
+        self._folder = os.path.join(path, FOLDER)
+        self._marker = os.path.join(self._folder, MARKER)
+        self._publisher = publisher
+        self._known: bytes | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._gone = False
+
+    def check(self) -> None:
+        """
+        See whether the marker is there; it is learnt when it is seen for the first time.
+
+        @raise Unavailable: it was there before and is not, or another one is.
+        @raise OSError: it cannot be looked at.
+        """
+        try:
+            status = os.stat(self._marker)
+            stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            if stamp == self._stamp and not self._gone:
+                return
+            found = self._read()
+        except OSError as error:
+            if self._known is None:
+                return
+            if error.errno in _THERE:
+                raise
+            found = b""
+        if self._known is None:
+            self._known = found
+        if found != self._known:
+            if not self._gone:
+                self._gone = True
+                what = "another volume is" if found else "no volume is"
+                _log.error(
+                    "{what} at {path}: every request is answered 503 until it is back", what=what, path=self._path
+                )
+            raise Unavailable("the volume with the repositories is not there")
+        self._stamp = stamp
+        if self._gone:
+            self._gone = False
+            _log.info("the volume at {path} is back", path=self._path)
+
+    def mark(self) -> None:
+        """
+        Write the marker if there is none. That it cannot be written is no reason to refuse what was asked for: a warning.
+        """
+        self.check()
+        if self._known is not None:
+            return
+        try:
+            self._publisher.make_directory(self._folder)
+            self._write(secrets.token_hex(16).encode("ascii"))
+        except OSError as error:
+            _log.warn(
+                "cannot write {path} ({error}): an unmounted volume will not be noticed",
+                path=self._marker,
+                error=error.strerror,
+            )
+        self.check()
+
+    def _read(self) -> bytes:
+        with open(self._marker, "rb") as file:
+            return file.read(100).strip() or b"-"
+
+    def _write(self, marker: bytes) -> None:
+        directory_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            file = self._publisher.temporary(self._folder, directory_fd, self._folder)
+            try:
+                os.write(file.fd, marker + b"\n")
+                self._publisher.fsync(file.fd)
+                with suppress(FileExistsError):  # another server on this directory was first
+                    self._publisher.publish(file, MARKER)
+                self._publisher.fsync(directory_fd)
+            finally:
+                file.discard()
+        finally:
+            os.close(directory_fd)
+        self._publisher.settle(self._folder)

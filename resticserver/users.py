@@ -1,0 +1,291 @@
+"""
+C{rest-server user}: adds, changes, removes and lists the users of an htpasswd file.
+
+Only the lines of the one user change; all others stay byte for byte, be they comments, entries that the server does not
+take, or no text at all. The server sees the new file by itself, so nothing here speaks with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import getpass
+import io
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import bcrypt
+
+from .access.htpasswd import parse_htpasswd
+from .names import is_user_name
+from .settings import Settings, default_path
+
+#: bcrypt looks at no more of a password than this.
+_BCRYPT_BYTES = 72
+
+#: What htpasswd(1) takes; 17 is already some ten seconds a login.
+_COSTS = range(4, 18)
+
+#: What becomes of a file's lines: lines, user, hash -> lines.
+_Change = Callable[[list[bytes], str, bytes], list[bytes]]
+
+
+class _Refused(Exception):
+    """What was asked for cannot be done; the message is the line that the person at the terminal sees."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run C{rest-server user}.
+
+    @param arguments: the command line behind C{user}.
+    @return: the exit status: 0, 1 if it could not be done, 2 if it was not understood.
+    """
+    try:
+        given = _parser().parse_args(list(arguments))
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
+    path = Settings(path=given.path or default_path(), htpasswd_file=given.htpasswd_file).htpasswd_path
+    try:
+        if given.command == "list":
+            _list(path)
+        else:
+            _change(path, given)
+    except _Refused as refused:
+        return _complain(str(refused))
+    except OSError as error:
+        return _complain(f"{path}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return _complain("interrupted", after_prompt=True)
+    except EOFError:
+        return _complain("no password was given", after_prompt=True)
+    return 0
+
+
+def _complain(line: str, after_prompt: bool = False) -> int:
+    """Say what is wrong in a line of its own; the status that goes with it."""
+    begin = "\n" if after_prompt and sys.stderr.isatty() else ""
+    print(f"{begin}rest-server user: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+# --- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says what is wrong in one line, without its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's call for a bad command line."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    where = _Parser(add_help=False)
+    where.add_argument("--path", metavar="DIR", help=f"data directory (default {default_path()})")
+    where.add_argument(
+        "--htpasswd-file", metavar="FILE", help="htpasswd file with the users (default .htpasswd in the data directory)"
+    )
+    user = _Parser(add_help=False)
+    user.add_argument("user", metavar="USER")
+    # There is no option for the password itself: every user of the machine can read a command line.
+    password = _Parser(add_help=False)
+    password.add_argument(
+        "--password-stdin",
+        action="store_true",
+        help="read the password, one line, from standard input (as is done where that is no terminal)",
+    )
+    password.add_argument(
+        "--cost",
+        type=_cost,
+        default=12,
+        metavar="N",
+        help="how slow bcrypt is, 4 to 17 (default 12); one more is twice",
+    )
+    parser = _Parser(
+        prog="rest-server user",
+        description="The users of a repository server, in its htpasswd file.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, parents, text in (
+        ("add", [where, user, password], "add a user; the file is made if it is missing"),
+        ("passwd", [where, user, password], "change the password of a user"),
+        ("delete", [where, user], "remove a user"),
+        ("list", [where], "print the names of the users, one a line"),
+    ):
+        commands.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
+    return parser
+
+
+def _cost(text: str) -> int:
+    if not text.isdecimal() or int(text) not in _COSTS:
+        raise argparse.ArgumentTypeError(f"{text}: a number from {_COSTS[0]} to {_COSTS[-1]} is needed")
+    return int(text)
+
+
+# --- passwords
+
+
+def _new_hash(given: argparse.Namespace) -> bytes:
+    """The entry for a password that is asked for, in the form that Apache's htpasswd writes."""
+    password = _password(given.user, given.password_stdin)
+    if not password:
+        raise _Refused("the password is empty")
+    if b"\0" in password:
+        raise _Refused("the password has a NUL in it, which no client can send")
+    if len(password) > _BCRYPT_BYTES:
+        _complain(f"warning: only the first {_BCRYPT_BYTES} bytes of the password count")
+    hashed = bcrypt.hashpw(password[:_BCRYPT_BYTES], bcrypt.gensalt(given.cost))
+    return b"$2y$" + hashed[4:]
+
+
+def _password(user: str, from_stdin: bool) -> bytes:
+    """A password: one line of standard input, or what was typed twice at a terminal."""
+    if sys.stdin is None:  # closed before we began
+        raise _Refused("no password was given: standard input is closed")
+    try:
+        if from_stdin or not sys.stdin.isatty():
+            return sys.stdin.buffer.readline().removesuffix(b"\n").removesuffix(b"\r")
+        password = getpass.getpass(f"Password for {user}: ")
+        if password and getpass.getpass("The same again: ") != password:
+            raise _Refused("the two passwords are not the same")
+        return password.encode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise _Refused(f"cannot read the password: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise _Refused("the password is no text in the terminal's encoding") from error
+
+
+# --- the file
+
+
+def _list(path: str) -> None:
+    lines, _ = _read(path)
+    data = b"".join(lines)
+    users, warnings = parse_htpasswd(data.decode("utf-8", "surrogateescape"))
+    for warning in warnings:
+        _complain("warning: " + ascii(warning)[1:-1])
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        _complain(f"warning: the server takes nothing of {path}, for it is not UTF-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
+    try:
+        for user in users:
+            print(user)
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes once more when it ends, and would say so if that failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Refused(f"cannot write the list: {error.strerror}") from error
+
+
+def _change(path: str, given: argparse.Namespace) -> None:
+    """
+    Do what is asked for with one user: first only in thought, so that nobody types a password in vain, then under a lock.
+
+    @raise _Refused: the file does not have what that needs.
+    """
+    if not is_user_name(given.user):
+        raise _Refused(f"{given.user!a} cannot be a user's name")
+    change = _CHANGES[given.command]
+    missing_is_empty = given.command == "add"
+    target = os.path.realpath(path)  # who made a symlink wants it to stay one
+    folder = os.path.dirname(target)
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _Refused(f"cannot open the directory {folder}: {error.strerror}") from error
+    try:
+        change(_read(target, missing_is_empty)[0], given.user, b"")
+        hashed = b"" if given.command == "delete" else _new_hash(given)
+        # The directory is locked, because the file is replaced and a file for the lock alone would be litter.
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        lines, status = _read(target, missing_is_empty)
+        data = b"".join(change(lines, given.user, hashed))
+        _replace(target, directory, data, status or os.fstat(directory))
+    finally:
+        os.close(directory)
+
+
+def _read(path: str, missing_is_empty: bool = False) -> tuple[list[bytes], os.stat_result | None]:
+    """The lines of a file with their ends, and its status; that is C{None} for a missing one."""
+    try:
+        # A FIFO must not hold us; a directory raises here.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _Refused(f"{path} is no regular file")
+            return file.readlines(), status
+    except FileNotFoundError:
+        if missing_is_empty:
+            return [], None
+        raise
+
+
+def _replace(target: str, directory: int, data: bytes, like: os.stat_result) -> None:
+    """
+    Put a new file in a file's place, whole or not at all.
+
+    @param directory: the descriptor of the target's directory.
+    @param like: whose owner and group the new file gets, where we may give files away: those of the old file, or of the
+        directory, so that a file made by root is one that the server can read.
+    """
+    fd, temporary = tempfile.mkstemp(prefix=".htpasswd-", dir=os.path.dirname(target))
+    try:
+        with open(fd, "wb") as file:
+            if os.geteuid() == 0:
+                os.fchown(fd, like.st_uid, like.st_gid)
+            os.fchmod(fd, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    os.fsync(directory)
+
+
+# --- lines
+
+
+def _is_of(line: bytes, user: str) -> bool:
+    """Whether a line is an entry of this user, as L{parse_htpasswd} reads it."""
+    name, colon, _ = line.decode("utf-8", "surrogateescape").strip().partition(":")
+    return bool(colon) and name == user
+
+
+def _added(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    if any(_is_of(line, user) for line in lines):
+        raise _Refused(f"user {user} is there already ('passwd' changes the password)")
+    ended = [line for line in lines if line.endswith(b"\n")]
+    end = b"\r\n" if ended and ended[-1].endswith(b"\r\n") else b"\n"
+    missing = [end] if len(ended) < len(lines) else []
+    return [*lines, *missing, user.encode() + b":" + hashed + end]
+
+
+def _changed(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    _deleted(lines, user, hashed)
+
+    def with_hash(line: bytes) -> bytes:
+        name, colon, old = line.partition(b":")
+        return name + colon + hashed + old[len(old.rstrip()) :]
+
+    return [with_hash(line) if _is_of(line, user) else line for line in lines]
+
+
+def _deleted(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    left = [line for line in lines if not _is_of(line, user)]
+    if len(left) == len(lines):
+        raise _Refused(f"there is no user {user}")
+    return left
+
+
+_CHANGES: dict[str, _Change] = {"add": _added, "passwd": _changed, "delete": _deleted}
