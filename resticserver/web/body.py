@@ -18,8 +18,8 @@ from ..errors import ServerError
 #: How much may wait before a taker is there.
 WAITING_BYTES = 64 << 10
 #: Reading pauses when this much is queued for the pool, and goes on below the low mark.
-HIGH_WATER_BYTES = 2 << 20
-LOW_WATER_BYTES = 1 << 20
+HIGH_WATER_BYTES = 512 << 10
+LOW_WATER_BYTES = 256 << 10
 
 
 class Source(Protocol):

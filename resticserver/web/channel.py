@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .site import RepositorySite
 
 #: A body that comes through the reactor's thread is read in pieces of this size.
-BULK_BYTES = 1 << 20
+BULK_BYTES = 512 << 10
 
 _TOKEN_SEPARATOR = re.compile(rb"[ \t]*,[ \t]*")
 
@@ -243,8 +243,8 @@ class StreamingChannel(HTTPChannel):
 
     def _read_at_once(self, size_bytes: int) -> None:
         """
-        How much one look at the socket may bring: with Twisted's 64 KiB a pack costs the reactor 256 rounds, with 1 MiB
-        16. Under TLS it is the socket's attribute that counts, not the wrapper's.
+        How much one look at the socket may bring: with Twisted's 64 KiB a pack costs the reactor 256 rounds, with 512 KiB
+        32. Under TLS it is the socket's attribute that counts, not the wrapper's.
         """
         transport = self.transport
         socket_transport = getattr(transport, "transport", transport)

@@ -177,7 +177,7 @@ class UsersTests(SynchronousTestCase):
             restic.succeed("init")
             restic.succeed("backup", str(self.scratch / "tree"))
             restic.succeed("check", "--read-data")
-        self.assertEqual(sorted(os.listdir(self.data)), ["alice", "bob"])
+        self.assertEqual(sorted(os.listdir(self.data)), [".rest-server", "alice", "bob"])
 
         self.assertEqual(self.status(server, "alice", "secret of alice", "/alice/config"), 200)
         self.assertEqual(self.status(server, "alice", "secret of alice", "/bob/config"), 403)

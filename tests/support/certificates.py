@@ -39,27 +39,54 @@ class ServerCertificate:
         return ssl.create_default_context(cafile=str(self.authority))
 
 
-def make_certificate(directory: Path) -> ServerCertificate:
-    """A new authority and a certificate of it for localhost and 127.0.0.1, in files of this directory."""
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority_name = _name("restic test authority")
-    authority = (
-        _builder(authority_name, authority_name, authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    key = ec.generate_private_key(ec.SECP256R1())
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        _builder(_name("localhost"), authority_name, key.public_key())
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
+class Authority:
+    """
+    Signs certificates.
+
+    @ivar pem: its own certificate.
+    """
+
+    def __init__(self, name: str = "restic test authority") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name)
+        certificate = (
+            _builder(self._name, self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, common_name: str, *names: x509.GeneralName) -> tuple[bytes, bytes]:
+        """A certificate with these alternative names, and its key, both PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(_name(common_name), self._name, key.public_key())
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
+        pem = serialization.Encoding.PEM
+        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return certificate.public_bytes(pem), private
+
+    def issue_to_file(self, path: Path, common_name: str, *names: x509.GeneralName) -> Path:
+        """The same, certificate and key in one file, as restic wants a client's."""
+        path.write_bytes(b"".join(self.issue(common_name, *names)))
+        return path
+
+
+def make_certificate(directory: Path, authority: Authority | None = None) -> ServerCertificate:
+    """
+    A certificate for localhost and 127.0.0.1 in files of this directory, of an authority of its own if none is given. Files
+    that are there are replaced, one after the other, as a renewal does it.
+    """
+    authority = authority or Authority()
     files = ServerCertificate(directory / "ca.pem", directory / "server.pem", directory / "server.key")
-    pem = serialization.Encoding.PEM
-    files.authority.write_bytes(authority.public_bytes(pem))
-    files.certificate.write_bytes(certificate.public_bytes(pem))
-    files.key.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    certificate, key = authority.issue(
+        "localhost", x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    )
+    for path, content in ((files.authority, authority.pem), (files.key, key), (files.certificate, certificate)):
+        new = path.with_suffix(".new")
+        new.write_bytes(content)
+        new.replace(path)
     return files
 
 

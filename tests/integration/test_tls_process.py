@@ -1,0 +1,238 @@
+"""
+TLS at a running server: what OpenSSL's own client is refused, clients with certificates, and a renewal under load.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import ssl
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from cryptography import x509
+from twisted.trial.unittest import SynchronousTestCase
+
+from ..support.certificates import Authority, ServerCertificate, make_certificate
+from ..support.client import Client, connect, object_id, random_bytes
+from ..support.htpasswd import sha_line
+from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
+from ..support.scratch import scratch_directory
+from ..support.server import ServerProcess, start_server
+from ..support.waiting import wait_until
+
+OPENSSL = shutil.which("openssl")
+
+#: Arguments of s_client -> whether there is a connection. SECLEVEL=0 lets the client offer what it would not by itself.
+OFFERS: tuple[tuple[tuple[str, ...], bool], ...] = (
+    (("-tls1_3",), True),
+    (("-tls1_2",), True),
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"), True),
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-GCM-SHA384"), True),
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-CHACHA20-POLY1305"), True),
+    (("-tls1_1", "-cipher", "ALL:@SECLEVEL=0"), False),
+    (("-tls1", "-cipher", "ALL:@SECLEVEL=0"), False),
+    # CBC, no forward secrecy, no authentication
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA256:@SECLEVEL=0"), False),
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-SHA384:@SECLEVEL=0"), False),
+    (("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"), False),
+    (("-tls1_2", "-cipher", "AES128-GCM-SHA256:@SECLEVEL=0"), False),
+    (("-tls1_2", "-cipher", "aNULL:@SECLEVEL=0"), False),
+)
+
+
+class TlsCase(SynchronousTestCase):
+    """A server with TLS."""
+
+    def setUp(self) -> None:
+        self.directory = scratch_directory(self, 200 << 20)
+        self.authority = Authority()
+        self.files: ServerCertificate = make_certificate(self.directory, self.authority)
+
+    def start(self, *flags: str) -> ServerProcess:
+        """Start it with this certificate."""
+        return start_server(self, self.directory / "data", *self.files.flags, *flags)
+
+    def client_file(self, name: str, authority: Authority | None = None) -> Path:
+        """A client's certificate and key."""
+        return (authority or self.authority).issue_to_file(self.directory / f"{name}.pem", name)
+
+    def context(self, client_file: Path | None = None) -> ssl.SSLContext:
+        """A client's side of TLS, which believes the server's authority alone."""
+        context = self.files.client_context()
+        if client_file is not None:
+            context.load_cert_chain(client_file)
+        return context
+
+
+class RefusedTests(TlsCase):
+    """What is not spoken."""
+
+    if OPENSSL is None:
+        skip = "openssl is not installed"
+
+    def test_offers(self) -> None:
+        """TLS 1.2 and 1.3 with authenticated encryption and forward secrecy; nothing else."""
+        server = self.start()
+        for offer, taken in OFFERS:
+            done = subprocess.run(
+                [str(OPENSSL), "s_client", "-connect", f"127.0.0.1:{server.port}", "-alpn", "h2,http/1.1", *offer],
+                input=b"",
+                capture_output=True,
+                timeout=60,
+            )
+            said = (done.stdout + done.stderr).decode("utf-8", "replace")
+            self.assertEqual(taken, done.returncode == 0, (offer, said))
+            if taken:
+                self.assertIn("ALPN protocol: http/1.1", said)
+            else:
+                self.assertRegex(said, "alert|no protocols available|unsupported protocol", offer)
+        with Client(("127.0.0.1", server.port), tls=self.context()) as client:
+            self.assertEqual(404, client.get("/config").status)
+
+
+class ClientCertificateTests(TlsCase):
+    """C{--tls-client-ca}."""
+
+    def refused(self, server: ServerProcess, context: ssl.SSLContext) -> bool:
+        """Whether the server ends the connection instead of an answer."""
+        try:
+            with Client(("127.0.0.1", server.port), tls=context) as client:
+                client.get("/alice/config")
+        except (ssl.SSLError, ConnectionError):
+            return True
+        return False
+
+    def test_who(self) -> None:
+        """A certificate of the authority is its user; of another authority, or none, is no connection."""
+        clients = Authority("clients")
+        authority_file = self.directory / "clients.pem"
+        authority_file.write_bytes(clients.pem)
+        server = self.start("--tls-client-ca", str(authority_file), "--private-repos")
+        with Client(("127.0.0.1", server.port), tls=self.context(self.client_file("alice", clients))) as client:
+            client.create_repository("/alice/")
+            self.assertEqual(403, client.post("/bob/?create=true").status)
+        for wrong in (self.client_file("bob"), self.client_file("carol", Authority("clients")), None):
+            self.assertTrue(self.refused(server, self.context(wrong)), wrong)
+        stranger = self.client_file("no name", clients)
+        with Client(("127.0.0.1", server.port), tls=self.context(stranger)) as client:
+            self.assertEqual(401, client.get("/alice/config").status)
+        server.stop()
+        self.assertFalse(server.said("Traceback|Unhandled"), server.err)
+
+    def test_optional(self) -> None:
+        """Besides passwords: either says who it is, and both must say the same."""
+        users = self.directory / "users"
+        users.write_text(sha_line("bob", "secret"))
+        server = self.start(
+            *("--tls-client-ca", str(self.files.authority), "--tls-client-auth", "optional"),
+            *("--htpasswd-file", str(users), "--private-repos", "--log", str(self.directory / "log")),
+        )
+        alice, bob = self.context(self.client_file("alice")), self.context(self.client_file("bob"))
+        address = ("127.0.0.1", server.port)
+        for context, user, password, path, status in (
+            (self.context(), None, "", "/bob/config", 401),
+            (self.context(), "bob", "secret", "/bob/config", 404),
+            (self.context(), "bob", "wrong", "/bob/config", 401),
+            (alice, None, "", "/alice/config", 404),
+            (alice, "bob", "secret", "/alice/config", 401),
+            (alice, "bob", "secret", "/bob/config", 401),
+            (bob, "bob", "secret", "/bob/config", 404),
+            (bob, "bob", "wrong", "/bob/config", 401),
+        ):
+            with Client(address, user, password, tls=context) as client:
+                self.assertEqual(status, client.get(path).status, (user, path))
+
+    def test_restic(self) -> None:
+        """restic with C{--tls-client-cert} backs up; its name is in the log."""
+        log = self.directory / "access.log"
+        flags = ("--tls-client-ca", str(self.files.authority), "--private-repos", "--log", str(log))
+        server = self.start(*flags)
+        tls = ("--cacert", str(self.files.authority), "--tls-client-cert", str(self.client_file("alice")))
+        restic = Restic(self, f"https://127.0.0.1:{server.port}/alice/pc", self.directory, *tls)
+        make_tree(self.directory / "tree", seed=3, size_bytes=2 << 20)
+        restic.succeed("init")
+        restic.succeed("backup", str(self.directory / "tree"))
+        restic.succeed("check", "--read-data")
+        self.assertRegex(log.read_text(), r'127\.0\.0\.1 - alice \[.*"POST /alice/pc/data/\S+ HTTP/1\.1" 200')
+
+    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
+
+
+class RenewalTests(TlsCase):
+    """A certificate that is replaced while everybody works."""
+
+    def serial(self, port: int) -> int:
+        """The serial number of the certificate that a new connection is shown."""
+        with self.context().wrap_socket(connect(("127.0.0.1", port)), server_hostname="localhost") as connection:
+            shown = connection.getpeercert(binary_form=True)
+        assert shown is not None
+        return x509.load_der_x509_certificate(shown).serial_number
+
+    def test_under_load(self) -> None:
+        """
+        Old connections go on and new ones are made all the time; no request fails, and the new serial is there within 5
+        seconds. A broken renewal in between changes nothing.
+        """
+        server = self.start()
+        context = self.context()
+        body = random_bytes(seed=9, length=300_000)
+        name = object_id(body)
+        with Client(("127.0.0.1", server.port), tls=context) as client:
+            client.create_repository()
+            client.save("data", body)
+        failures: list[BaseException] = []
+        done = [0, 0]
+        stop = threading.Event()
+
+        def work(number: int, keep: bool) -> None:
+            client = Client(("127.0.0.1", server.port), tls=context)
+            try:
+                while not stop.is_set():
+                    reply = client.get(f"/data/{name}") if done[keep] % 2 else client.post(f"/data/{name}", body)
+                    assert reply.status == 200, reply
+                    done[keep] += 1
+                    if not keep:
+                        client.close()
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                client.close()
+
+        def more() -> None:
+            """Wait until some more requests were served."""
+            enough = sum(done) + 10
+            wait_until(lambda: sum(done) > enough, what="load")
+
+        threads = [threading.Thread(target=work, args=(number, number % 2 == 0)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        old = self.serial(server.port)
+        try:
+            for _ in range(2):
+                more()
+                self.files.certificate.write_bytes(b"broken")
+                server.wait_for_line("could not reload the TLS certificate")
+                self.assertEqual(old, self.serial(server.port))
+                make_certificate(self.directory, self.authority)
+                replaced = time.monotonic()
+                (self.directory / "ca.pem").write_bytes(self.authority.pem)
+                wait_until(lambda: self.serial(server.port) != old, timeout_s=5.0, what="the new serial")
+                self.assertLess(time.monotonic() - replaced, 5.0)
+                old = self.serial(server.port)
+            more()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        self.assertEqual([], failures)
+        self.assertTrue(all(done), done)
+
+    def test_sighup(self) -> None:
+        """The signal reads the files again in any case."""
+
+        server = self.start()
+        server.signal(signal.SIGHUP)
+        server.wait_for_line("Reloaded TLS certificate .*, valid until 20")
