@@ -1,5 +1,6 @@
 # make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS='…' instead of that
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
+# make nightly  the property tests with many more examples
 # make bench  how fast it is, beside others
 #
 # .venv is made on first use by any Python from 3.11 on; PYTHON names another one than python3.
@@ -12,7 +13,7 @@ TESTS ?= tests
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial
 
-.PHONY: run check lint types test coverage bench clean
+.PHONY: run check lint types test nightly coverage bench clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -27,6 +28,9 @@ types: $(VENV)/dev
 
 test: $(VENV)/dev
 	$(VENV)/bin/python -Wd $(TRIAL) $(TESTS)
+
+nightly: $(VENV)/dev
+	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) tests.test_spelling
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)

@@ -275,8 +275,8 @@ class Server:
 def this_server(directory: Path, tls: tuple[Path, Path] | None, flags: list[str]) -> Server:
     """This project's server on a directory that is made for it, not started yet."""
     directory.mkdir()
-    command = [program("rest-server", ".venv/bin/pip install --editable ."), "--no-auth", "--path", str(directory)]
-    command += ["--listen", "127.0.0.1:0", *flags]
+    command = [program("rest-server", ".venv/bin/pip install --editable ."), "--path", str(directory)]
+    command += ["--listen", "127.0.0.1:0", *([] if "--htpasswd-file" in flags else ["--no-auth"]), *flags]
     if tls:
         command += ["--tls", "--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
     return Server("this server", command, r"start server on (127\.0\.0\.1:\d+)", tls is not None)

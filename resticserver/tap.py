@@ -45,9 +45,10 @@ DISK_THREADS = 16
 #: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
 #: longer for the interpreter's lock, and the whole is slower by a tenth.
 WRITER_THREADS = max(2, os.cpu_count() or 1)
-#: Password checks at once; each is a core's full work, and stands back for transfers.
-PASSWORD_THREADS = 2
-PASSWORD_NICE = 10
+#: Password checks at once; each is a core's full work, and stands back for transfers: a flood of them gets half the cores
+#: at most, and of those only what transfers leave.
+PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
+PASSWORD_NICE = 19
 #: How often the files of users and rules, and of certificates, are looked at.
 RULES_INTERVAL_S = 10.0
 CERTIFICATES_INTERVAL_S = 2.0

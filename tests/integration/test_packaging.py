@@ -211,7 +211,8 @@ class ReadmeTests(SynchronousTestCase):
 
     def test_flags(self) -> None:
         """The table has every flag, and no other."""
-        flags = {str(flag[0]) for flag in (*Options.optFlags, *Options.optParameters)} | {"listen", "trusted-proxy", "help", "version"}
+        flags = {str(flag[0]) for flag in (*Options.optFlags, *Options.optParameters)}
+        flags |= {"listen", "trusted-proxy", "help", "version"}
         table = "\n".join(line.split(" | ")[0] for line in self.text.splitlines() if line.startswith("| `"))
         self.assertEqual(set(re.findall(r"--([a-z-]+)", table)), flags)
 
