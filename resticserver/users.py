@@ -210,6 +210,8 @@ def _change(path: str, given: argparse.Namespace) -> None:
         lines, status = _read(target, missing_is_empty)
         data = b"".join(change(lines, given.user, hashed))
         _replace(target, directory, data, status or os.fstat(directory))
+        if status is not None and status.st_mode & 0o077:
+            _complain(f"note: others could read {path}; now only its owner can (mode 0600)")
     finally:
         os.close(directory)
 

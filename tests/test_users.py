@@ -9,6 +9,8 @@ import fcntl
 import io
 import os
 import pty
+import select
+import signal
 import stat
 import subprocess
 import sys
@@ -148,7 +150,7 @@ class ChangeTests(UsersCase):
         """A file that others could read is not any more."""
         self.file.write_bytes(b"bob:x\n")
         self.file.chmod(0o644)
-        self.run_("add", "alice", stdin=b"x\n")
+        self.assertIn("now only its owner can", self.run_("add", "alice", stdin=b"x\n")[1])
         self.assertEqual(0o600, stat.S_IMODE(self.file.stat().st_mode))
 
     def test_other_file(self) -> None:
@@ -287,10 +289,11 @@ class PromptTests(UsersCase):
         arguments = ["add", "alice", "--path", str(self.directory), "--cost", "4"]
         pid, terminal = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
             os.execve(sys.executable, [sys.executable, "-c", code, *arguments], environment)
         seen = b""
         left = list(typed)
-        while True:
+        while select.select([terminal], [], [], PATIENCE_S)[0]:
             try:
                 data = os.read(terminal, 1000)
             except OSError:
@@ -300,7 +303,7 @@ class PromptTests(UsersCase):
             seen += data
             if left and seen.endswith(b": "):
                 os.write(terminal, left.pop(0))
-        os.close(terminal)
+        os.close(terminal)  # whoever still reads there is told by SIGHUP
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen
 
     def test_twice(self) -> None:
