@@ -35,7 +35,8 @@ PHRASES: tuple[tuple[str, bytes], ...] = (
 #: error -> status and reason
 STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (errors.NotFound(), 404, b"not found"),
-    (errors.NotFound("no such repository"), 404, b"no such repository"),
+    (errors.NoSuchRepository(), 404, b"no such repository"),
+    (errors.Unavailable(), 503, b"not available now"),
     (errors.BadRequest(), 400, b"bad request"),
     (errors.HashMismatch(), 400, b"the hash of the content does not match the name"),
     (errors.HeaderTooLarge(), 431, b"request header too large"),
