@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .errors import StartError
+from .proxyprotocol import ProxyProtocolEndpoint
 from .web.site import RepositorySite
 
 #: Endpoint strings are told from host:port by these; Twisted would take any word as a plugin's name.
@@ -249,7 +250,7 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socke
     return sockets
 
 
-def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketEndpoint:
+def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketEndpoint | ProxyProtocolEndpoint:
     """
     The endpoint of a C{--listen} value.
 
@@ -257,6 +258,9 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
     """
     address = address.removesuffix(_PLAIN_SUFFIX)
     prefix, colon, rest = address.partition(":")
+    if colon and prefix == "haproxy":
+        # Twisted's would make unix sockets 0666, for all to be whom they say that they are.
+        return ProxyProtocolEndpoint(parse_address(reactor, rest))
     if colon and prefix == "unix":
         return _unix_endpoint(reactor, address, rest)
     if colon and prefix in ENDPOINT_PREFIXES:
@@ -268,9 +272,9 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
     match = _HOST_PORT.match(address)
     if match is None:
         raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
-    host, port = match["v6"] or match["host"], int(match["port"])
-    if port > 65535:
+    if len(match["port"]) > 5 or int(match["port"]) > 65535:
         raise StartError(f"--listen {address}: no such port")
+    host, port = match["v6"] or match["host"], int(match["port"])
     return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
 
 

@@ -37,7 +37,10 @@ class Options(usage.Options):
     help to stdout.
     """
 
-    synopsis = "[options]"
+    def getSynopsis(self) -> str:
+        """Twisted's call: the first line of the help."""
+        return "Usage: rest-server [options]" if self.parent is None else str(super().getSynopsis())
+
     longdesc = (
         "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
         "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what)."
@@ -173,6 +176,9 @@ class Options(usage.Options):
 
         @raise UsageError: flags that make no sense, alone or together.
         """
+        for flag in ("policy", "tls-client-ca"):
+            if self[flag] == "":
+                raise usage.UsageError(f"--{flag} names no file")
         if not self["tls"]:
             for flag in ("tls-cert", "tls-key", "tls-client-ca"):
                 if self[flag]:
@@ -192,7 +198,7 @@ class Options(usage.Options):
         if header is not None and not _HEADER.match(header):
             raise usage.UsageError(f"--proxy-auth-username {header}: not the name of a header")
         self._parsed("trusted-proxy", TrustedProxies.parse)
-        if not (self["max-depth"].isdecimal() and int(self["max-depth"]) <= MOST_FOLDERS):
+        if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),

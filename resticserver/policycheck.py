@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from .access.policy import ACTIONS, Decision, Policy
 from .access.policyfile import PolicyError, parse_policy
+from .arguments import OneLineParser, write_line
 from .errors import NotFound
+from .files import read_file
 from .names import is_user_name, parse_prefix, parse_target
 
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: what stands behind C{policy}.
     @return: 0 if it is allowed, 1 if not, 2 if the question makes no sense.
     """
-    parser = argparse.ArgumentParser("rest-server policy", description="Look at a policy file.")
+    parser = OneLineParser("rest-server policy", description="Look at a policy file.")
     check = parser.add_subparsers(required=True, metavar="check").add_parser(
         "check", help="say whether a request would be allowed, and by which rule"
     )
@@ -33,18 +35,23 @@ def main(arguments: Sequence[str]) -> int:
     check.add_argument("--proxy-prefix", default="", help="as the server has it")
     check.add_argument("user", metavar="USER", help="the user's name")
     check.add_argument("method", metavar="METHOD", help="GET, HEAD, POST or DELETE")
-    check.add_argument("path", metavar="PATH", help="of the request, as /alice/laptop/data/ or /alice/config")
-    asked = check.parse_args(arguments[1:]) if arguments[:1] == ["check"] else parser.parse_args(arguments)
+    check.add_argument("path", metavar="PATH", help="of the request, as /alice/laptop/ or /alice/laptop/config")
+    try:
+        asked = check.parse_args(arguments[1:]) if arguments[:1] == ["check"] else parser.parse_args(arguments)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
     try:
         decision = _decide(asked)
     except (PolicyError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        print(f"rest-server: {asked.policy}: {reason}", file=sys.stderr)
+        print(f"{check.prog}: {asked.policy}: {reason}", file=sys.stderr)
         return 2
     except _NoQuestion as error:
-        print(f"rest-server: {error}", file=sys.stderr)
+        print(f"{check.prog}: {error}", file=sys.stderr)
         return 2
-    print(f"allowed by {decision.rule}" if decision.allowed else f"refused by {decision.rule}: {decision.reason}")
+    said = f"allowed by {decision.rule}" if decision.allowed else f"refused by {decision.rule}: {decision.reason}"
+    if not write_line(said):
+        return 2
     return 0 if decision.allowed else 1
 
 
@@ -55,16 +62,19 @@ class _NoQuestion(Exception):
 def _decide(asked: argparse.Namespace) -> Decision:
     policy = Policy(append_only=asked.append_only, read_only=asked.read_only, private_repos=asked.private_repos)
     if asked.policy is not None:
-        with open(asked.policy, encoding="utf-8") as file:
-            policy = replace(policy, grants=parse_policy(file.read()))
+        policy = replace(policy, grants=parse_policy(read_file(asked.policy)[0].decode("utf-8")))
     if not is_user_name(asked.user):
         raise _NoQuestion(f"{asked.user!r} is no user name")
     try:
         prefix = parse_prefix(asked.proxy_prefix) if asked.proxy_prefix else ()
-        target = parse_target(asked.path.encode("utf-8", "surrogateescape"), asked.max_depth, prefix)
+        path = asked.path.partition("?")[0].encode("utf-8", "surrogateescape")
+        target = parse_target(path, asked.max_depth, prefix)
     except (NotFound, ValueError):
-        raise _NoQuestion(f"{asked.path} names nothing that the server has: every method is answered 404") from None
-    action = ACTIONS[target.kind].get(asked.method.upper().encode("utf-8", "surrogateescape"))
+        raise _NoQuestion(
+            f"{asked.path} names nothing that the server has: every method is answered 404 "
+            "(a path begins with a slash, and a repository or a list ends in one: /alice/laptop/)"
+        ) from None
+    action = ACTIONS[target.kind].get(asked.method.encode("utf-8", "surrogateescape"))
     if action is None:
         raise _NoQuestion(f"{asked.method} is no method of {asked.path}: it is answered 405")
     return policy.decide(asked.user, action, target)

@@ -20,6 +20,7 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger
+from twisted.python.failure import Failure
 
 from . import allocator
 from .access.htpasswd import Htpasswd
@@ -111,6 +112,8 @@ class ResticServer(MultiService):
             if child is not None:
                 child.setServiceParent(self)
         self._profile = cProfile.Profile() if settings.cpu_profile else None
+        if settings.cpu_profile and not os.access(os.path.dirname(settings.cpu_profile), os.W_OK | os.X_OK):
+            raise StartError(f"cannot write the profile {settings.cpu_profile}")
 
     def _users(self) -> Htpasswd | None:
         if not self.settings.passwords:
@@ -255,7 +258,7 @@ class ResticServer(MultiService):
                 if file is not None:
                     file.reload_if_changed(force)
 
-        return self.disk.run(read)
+        return self.disk.run(read).addErrback(_log_failure)
 
     def reload_certificates(self, force: bool = False) -> Deferred[None]:
         """Read certificate, key and authorities again if they changed, or in any case."""
@@ -264,7 +267,7 @@ class ResticServer(MultiService):
             if self.certificates is not None:
                 self.certificates.reload_if_changed(force)
 
-        return self.disk.run(read)
+        return self.disk.run(read).addErrback(_log_failure)
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop the services one after the other, the last started first."""
@@ -289,12 +292,11 @@ class FileWatch(Service):
     """
     Has files looked at every few seconds, so that a change holds without a signal.
 
-    @param look: a look; the next comes when it has ended.
+    @param look: a look, which does not fail; the next comes when it has ended.
     """
 
     def __init__(self, name: str, reactor: Any, interval_s: float, look: Callable[[], Deferred[None]]) -> None:
-        self._look = look
-        self._call = LoopingCall(self._look_and_go_on)
+        self._call = LoopingCall(look)
         self._call.clock = reactor
         self._interval_s = interval_s
         self.setName(name)
@@ -309,8 +311,9 @@ class FileWatch(Service):
         super().stopService()
         self._call.stop()
 
-    def _look_and_go_on(self) -> Deferred[None]:
-        return self._look().addErrback(lambda failure: _log.failure("{name}", failure, name=self.name))
+
+def _log_failure(failure: Failure) -> None:
+    _log.failure("could not read a file again", failure)
 
 
 def _debug_line(event: LogEvent) -> None:

@@ -19,6 +19,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from .errors import StartError
+from .files import Stamp, read_file, stamp_at
 
 MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -82,8 +83,7 @@ def _ask_for_certificates(context: SSL.Context, ca_path: str, required: bool) ->
 
 def _read(what: str, path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_file(path)[0]
     except OSError as error:
         raise StartError(f"cannot read the TLS {what} {path}: {error.strerror}") from error
 
@@ -156,17 +156,8 @@ class ReloadingCertificates:
         _log.info("Reloaded TLS certificate {path}, valid until {until}", path=self._certificate_path, until=not_after)
         return True
 
-    def _current_stamp(self) -> tuple[object, ...]:
-        return tuple(map(_stamp_of, self._paths))
-
-
-def _stamp_of(path: str) -> object:
-    """What changes when a file does, also behind a symlink."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return error.errno
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    def _current_stamp(self) -> tuple[Stamp, ...]:
+        return tuple(map(stamp_at, self._paths))
 
 
 def _not_after(certificate_path: str) -> datetime:

@@ -16,11 +16,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import bcrypt
 
 from .access.htpasswd import parse_htpasswd
+from .arguments import OneLineParser, write_line
+from .files import read_file
 from .names import is_user_name
 from .settings import Settings, default_path
 
@@ -76,24 +77,16 @@ def _complain(line: str, after_prompt: bool = False) -> int:
 # --- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line, without its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """argparse's call for a bad command line."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    where = _Parser(add_help=False)
+    where = OneLineParser(add_help=False)
     where.add_argument("--path", metavar="DIR", help=f"data directory (default {default_path()})")
     where.add_argument(
         "--htpasswd-file", metavar="FILE", help="htpasswd file with the users (default .htpasswd in the data directory)"
     )
-    user = _Parser(add_help=False)
+    user = OneLineParser(add_help=False)
     user.add_argument("user", metavar="USER")
     # There is no option for the password itself: every user of the machine can read a command line.
-    password = _Parser(add_help=False)
+    password = OneLineParser(add_help=False)
     password.add_argument(
         "--password-stdin",
         action="store_true",
@@ -106,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how slow bcrypt is, 4 to 17 (default 12); one more is twice",
     )
-    parser = _Parser(
+    parser = OneLineParser(
         prog="rest-server user",
         description="The users of a repository server, in its htpasswd file.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, parents, text in (
         ("add", [where, user, password], "add a user; the file is made if it is missing"),
         ("passwd", [where, user, password], "change the password of a user"),
@@ -176,14 +169,8 @@ def _list(path: str) -> None:
         _complain(f"warning: the server takes nothing of {path}, for it is not UTF-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
-    try:
-        for user in users:
-            print(user)
-        sys.stdout.flush()
-    except OSError as error:
-        # The interpreter flushes once more when it ends, and would say so if that failed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise _Refused(f"cannot write the list: {error.strerror}") from error
+    if users and not write_line("\n".join(users)):
+        raise SystemExit(1)
 
 
 def _change(path: str, given: argparse.Namespace) -> None:
@@ -203,35 +190,44 @@ def _change(path: str, given: argparse.Namespace) -> None:
     except OSError as error:
         raise _Refused(f"cannot open the directory {folder}: {error.strerror}") from error
     try:
-        change(_read(target, missing_is_empty)[0], given.user, b"")
+        lines, status = _read(target, missing_is_empty)
+        if status is not None and os.geteuid() not in (0, status.st_uid):
+            # The new file would be ours, and the server may well be the other user.
+            raise _Refused(f"{path} belongs to another user: run this as that user, or as root")
+        change(lines, given.user, b"")
         hashed = b"" if given.command == "delete" else _new_hash(given)
         # The directory is locked, because the file is replaced and a file for the lock alone would be litter.
         fcntl.flock(directory, fcntl.LOCK_EX)
         lines, status = _read(target, missing_is_empty)
         data = b"".join(change(lines, given.user, hashed))
-        _replace(target, directory, data, status or os.fstat(directory))
-        if status is not None and status.st_mode & 0o077:
-            _complain(f"note: others could read {path}; now only its owner can (mode 0600)")
+        mode = _mode_like(status)
+        _replace(target, directory, data, status or os.fstat(directory), mode)
+        if status is not None and status.st_mode & 0o077 & ~mode:
+            _complain(f"note: others could read or write {path}; its mode is {mode:04o} now")
     finally:
         os.close(directory)
+
+
+def _mode_like(status: os.stat_result | None) -> int:
+    """
+    0600; but root's file that a group reads stays 0640: the server is in that group then, and is not root.
+    """
+    of_a_group = status is not None and status.st_uid == 0 != status.st_gid and status.st_mode & stat.S_IRGRP
+    return 0o640 if of_a_group else 0o600
 
 
 def _read(path: str, missing_is_empty: bool = False) -> tuple[list[bytes], os.stat_result | None]:
     """The lines of a file with their ends, and its status; that is C{None} for a missing one."""
     try:
-        # A FIFO must not hold us; a directory raises here.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise _Refused(f"{path} is no regular file")
-            return file.readlines(), status
+        data, status = read_file(path)
+        return io.BytesIO(data).readlines(), status
     except FileNotFoundError:
         if missing_is_empty:
             return [], None
         raise
 
 
-def _replace(target: str, directory: int, data: bytes, like: os.stat_result) -> None:
+def _replace(target: str, directory: int, data: bytes, like: os.stat_result, mode: int) -> None:
     """
     Put a new file in a file's place, whole or not at all.
 
@@ -244,7 +240,7 @@ def _replace(target: str, directory: int, data: bytes, like: os.stat_result) -> 
         with open(fd, "wb") as file:
             if os.geteuid() == 0:
                 os.fchown(fd, like.st_uid, like.st_gid)
-            os.fchmod(fd, 0o600)
+            os.fchmod(fd, mode)
             file.write(data)
             file.flush()
             os.fsync(fd)

@@ -15,6 +15,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
+from resticserver.access import throttle
 from resticserver.access.throttle import Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.web import authentication
@@ -65,6 +66,12 @@ HEADERS: tuple[tuple[bytes | None, tuple[str, bytes] | None], ...] = (
 )
 
 
+class FakeChannel:
+    """A connection."""
+
+    credentials: tuple[str, bytes] | None = None
+
+
 class FakeRequest:
     """A request with some C{Authorization} headers, and what is known of where it came from."""
 
@@ -75,6 +82,7 @@ class FakeRequest:
         through_proxy: bool = False,
         certificate: x509.Certificate | None = None,
         named: tuple[bytes, ...] = (),
+        channel: FakeChannel | None = None,
     ) -> None:
         self.requestHeaders = Headers({b"Authorization": list(headers)} if headers else {})
         if named:
@@ -83,6 +91,11 @@ class FakeRequest:
         self.address_is_trusted = address == "127.0.0.1"
         self.peer_is_trusted = through_proxy
         self._certificate = certificate
+        self.channel = channel if channel is not None else FakeChannel()
+
+    def channel_or_none(self) -> FakeChannel:
+        """The connection."""
+        return self.channel
 
     def client_certificate(self) -> x509.Certificate | None:
         """From the handshake."""
@@ -98,15 +111,15 @@ class FakeUsers:
         self.checked: list[tuple[str, bytes]] = []
         self.error: Exception | None = None
 
-    def is_cached(self, user: str, password: bytes) -> bool:
+    def is_cached(self, user: str, password: bytes, place: str) -> bool:
         """Whether this was verified a moment ago."""
         return (user, password) in self.cached
 
-    def was_verified(self, user: str, password: bytes) -> bool:
+    def was_verified(self, user: str, password: bytes, place: str) -> bool:
         """Whether this was verified today."""
         return (user, password) in self.verified
 
-    def check(self, user: str, password: bytes) -> bool:
+    def check(self, user: str, password: bytes, place: str) -> bool:
         """In the pool: whether it is right."""
         self.checked.append((user, password))
         if self.error is not None:
@@ -153,8 +166,7 @@ class AuthenticationTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
-        throttle = Throttle(4, self.clock.seconds)
-        self.door = PasswordAuthentication(self.users, self.pool, throttle, self.clock)  # type: ignore[arg-type]
+        self.door = PasswordAuthentication(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)  # type: ignore[arg-type]
 
     def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
@@ -317,11 +329,49 @@ class AuthenticationTests(SynchronousTestCase):
         for number in range(30):
             self.drop(basic(f"alice:wrong{number}"))
         answer = self.ask(basic("alice:secret"))
-        self.assertEqual(("alice", b"secret"), self.pool.jobs[-1][1])
+        self.assertEqual(("alice", b"secret", "192.0.2.1"), self.pool.jobs[-1][1])
         self.pool.run_all()
         self.assertEqual("alice", self.successResultOf(answer))
         self.users.cached.add(("alice", b"secret"))
         self.assertEqual("alice", self.successResultOf(self.ask(basic("alice:secret"))))
+
+    def test_memory_is_no_oracle(self) -> None:
+        """
+        Guessing what somebody in the same place had right lately is bounded as well; connections that are known go on.
+        """
+        known = FakeChannel()
+        self.users.cached.add(("alice", b"secret"))
+        self.assertEqual("alice", self.successResultOf(self.ask(basic("alice:secret"), channel=known)))
+        guesser = FakeChannel()
+        for number in range(throttle.LOOKUPS + 10):
+            self.drop(basic(f"alice:guess{number}"), channel=guesser)
+        self.failureResultOf(self.ask(basic("alice:secret"), channel=guesser), Forbidden)
+        self.assertEqual("alice", self.successResultOf(self.ask(basic("alice:secret"), channel=known)))
+        # A connection that others share, as a proxy's may be, is not known after somebody else's wrong password.
+        self.drop(basic("alice:guess"), channel=known)
+        self.failureResultOf(self.ask(basic("alice:secret"), channel=known), Forbidden)
+        self.clock.advance(60)
+        self.assertEqual("alice", self.successResultOf(self.ask(basic("alice:secret"))))
+
+    def test_places_do_not_wait_together(self) -> None:
+        """A place that is shut out learns nothing from a check that somebody else's login takes."""
+        for number in range(9):
+            self.drop(basic(f"bob:wrong{number}"))
+        self.pool.run_all()
+        first = self.ask(basic("alice:secret"), address="192.0.2.2")
+        self.failureResultOf(self.ask(basic("alice:secret")), Forbidden)
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(first))
+
+    def test_a_place_has_its_share(self) -> None:
+        """One address cannot fill the pool with its checks."""
+        self.patch(authentication, "MOST_CHECKS_OF_A_PLACE", 2)
+        for number in range(2):
+            self.drop(basic(f"user{number}:wrong"))
+        self.failureResultOf(self.ask(basic("alice:secret")), Unavailable)
+        answer = self.ask(basic("alice:secret"), address="192.0.2.2")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
 
     def test_trusted_address_is_never_refused(self) -> None:
         """A trusted proxy's own address is everybody's."""

@@ -88,3 +88,22 @@ class UserTests(SynchronousTestCase):
             .sign(KEY, hashes.SHA256())
         )
         self.assertIsNone(user_of(odd, "dns"))
+
+    def test_names_of_another_kind(self) -> None:
+        """An x400Address, which the library does not read."""
+        now = datetime.now(UTC)
+        odd = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(x509.Name([]))
+            .public_key(KEY.public_key())
+            .serial_number(1)
+            .not_valid_before(now)
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(
+                x509.UnrecognizedExtension(x509.oid.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x02\xa3\x00"), False
+            )
+            .sign(KEY, hashes.SHA256())
+        )
+        for source in ("dns", "email"):
+            self.assertIsNone(user_of(odd, source))

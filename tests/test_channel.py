@@ -350,6 +350,13 @@ class EndTests(ChannelCase):
         self.assertIn(self.files(bench), ([], [NAME]))
         self.assertEqual(len(bench.records), 1)
 
+    def test_no_password_in_the_log(self) -> None:
+        """The absolute form may have one in it, which is nobody's business."""
+        bench = self.bench()
+        bench.ask(b"GET http://alice:secret@x/data/ HTTP/1.1\r\nHost: x\r\n\r\n").lose()
+        (record,) = bench.records
+        self.assertEqual((b"http://x/data/", 200), (record.uri, record.status))
+
     def test_idle(self) -> None:
         """An idle connection is closed, but not before restic's 90 s."""
         bench = self.bench()

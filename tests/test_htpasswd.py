@@ -34,6 +34,9 @@ def sha_hash(password: bytes) -> str:
     return "{SHA}" + base64.b64encode(hashlib.sha1(password).digest()).decode("ascii")
 
 
+#: Where requests come from.
+HERE = "192.0.2.0"
+
 BCRYPT = bcrypt_hash(b"secret")
 SHA = sha_hash(b"secret")
 
@@ -95,6 +98,8 @@ FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     ("alice:$6\n", {}, 1),
     ("alice:$6$\n", {}, 1),
     ("alice:rqXexS6ZhobKA\n", {}, 1),
+    (f"alice:{BCRYPT[:4]}17{BCRYPT[6:]}\n", {"alice": f"{BCRYPT[:4]}17{BCRYPT[6:]}"}, 0),
+    (f"alice:{BCRYPT[:4]}18{BCRYPT[6:]}\n", {}, 1),
     ("alice:{SHA}\n", {}, 1),
     ("alice:{SHA}not base64!\n", {}, 1),
     ("alice:{SHA}" + base64.b64encode(b"too short").decode() + "\n", {}, 1),
@@ -279,65 +284,65 @@ class HtpasswdTests(SynchronousTestCase):
             ("", b"", False),
             ("Alice", b"secret", False),
         ):
-            self.assertEqual(right, self.users.check(user, password), user)
+            self.assertEqual(right, self.users.check(user, password, HERE), user)
 
     # --- the memory of verified passwords
 
     def test_cached(self) -> None:
         """A verified password is remembered, that pair alone and for a minute."""
-        self.assertFalse(self.users.is_cached("alice", b"secret"))
-        self.users.check("alice", b"secret")
-        self.assertTrue(self.users.is_cached("alice", b"secret"))
-        self.assertFalse(self.users.is_cached("alice", b"wrong"))
-        self.assertFalse(self.users.is_cached("alic", b"esecret"))
-        self.assertFalse(self.users.is_cached("bob", b"secret"))
-        self.assertFalse(self.users.is_cached("carol", b"secret"))
+        self.assertFalse(self.users.is_cached("alice", b"secret", HERE))
+        self.users.check("alice", b"secret", HERE)
+        self.assertTrue(self.users.is_cached("alice", b"secret", HERE))
+        self.assertFalse(self.users.is_cached("alice", b"wrong", HERE))
+        self.assertFalse(self.users.is_cached("alic", b"esecret", HERE))
+        self.assertFalse(self.users.is_cached("bob", b"secret", HERE))
+        self.assertFalse(self.users.is_cached("carol", b"secret", HERE))
         self.now += 59.9
-        self.assertTrue(self.users.is_cached("alice", b"secret"))
+        self.assertTrue(self.users.is_cached("alice", b"secret", HERE))
         self.now += 0.1
-        self.assertFalse(self.users.is_cached("alice", b"secret"))
+        self.assertFalse(self.users.is_cached("alice", b"secret", HERE))
 
     def test_wrong_is_not_cached(self) -> None:
         """A refusal is not remembered as anything."""
-        self.users.check("alice", b"wrong")
-        self.users.check("carol", b"secret")
-        self.assertFalse(self.users.is_cached("alice", b"wrong"))
-        self.assertFalse(self.users.is_cached("carol", b"secret"))
+        self.users.check("alice", b"wrong", HERE)
+        self.users.check("carol", b"secret", HERE)
+        self.assertFalse(self.users.is_cached("alice", b"wrong", HERE))
+        self.assertFalse(self.users.is_cached("carol", b"secret", HERE))
 
     def test_known_for_a_day(self) -> None:
-        """That a pair was right is known for a day after it was verified last."""
-        self.assertFalse(self.users.was_verified("alice", b"secret"))
-        self.users.check("alice", b"secret")
-        self.now += 24 * 3600 - 1
-        self.assertTrue(self.users.was_verified("alice", b"secret"))
-        self.assertFalse(self.users.is_cached("alice", b"secret"))
+        """That a pair was right is known for a day and a half after it was verified last."""
+        self.assertFalse(self.users.was_verified("alice", b"secret", HERE))
+        self.users.check("alice", b"secret", HERE)
+        self.now += 36 * 3600 - 1
+        self.assertTrue(self.users.was_verified("alice", b"secret", HERE))
+        self.assertFalse(self.users.is_cached("alice", b"secret", HERE))
         for user, password in (("alice", b"wrong"), ("bob", b"secret"), ("alic", b"esecret"), ("carol", b"secret")):
-            self.assertFalse(self.users.was_verified(user, password), user)
-        self.users.check("alice", b"secret")
-        self.now += 24 * 3600 - 1
-        self.assertTrue(self.users.was_verified("alice", b"secret"))
+            self.assertFalse(self.users.was_verified(user, password, HERE), user)
+        self.users.check("alice", b"secret", HERE)
+        self.now += 36 * 3600 - 1
+        self.assertTrue(self.users.was_verified("alice", b"secret", HERE))
         self.now += 1
-        self.assertFalse(self.users.was_verified("alice", b"secret"))
+        self.assertFalse(self.users.was_verified("alice", b"secret", HERE))
 
     def test_known_is_only_who_was_right(self) -> None:
         """A wrong password, or an unknown user's, is not remembered."""
-        self.users.check("alice", b"wrong")
-        self.users.check("carol", b"secret")
-        self.assertFalse(self.users.was_verified("alice", b"wrong"))
-        self.assertFalse(self.users.was_verified("carol", b"secret"))
+        self.users.check("alice", b"wrong", HERE)
+        self.users.check("carol", b"secret", HERE)
+        self.assertFalse(self.users.was_verified("alice", b"wrong", HERE))
+        self.assertFalse(self.users.was_verified("carol", b"secret", HERE))
 
     def test_known_is_quick(self) -> None:
         """What was verified is asked in the reactor's thread: no password is hashed for it."""
-        self.users.check("alice", b"secret")
+        self.users.check("alice", b"secret", HERE)
         self.patch(htpasswd, "check_password", lambda hashed, password: self.fail("hashed"))
-        self.assertTrue(self.users.was_verified("alice", b"secret"))
-        self.assertFalse(self.users.was_verified("alice", b"wrong"))
+        self.assertTrue(self.users.was_verified("alice", b"secret", HERE))
+        self.assertFalse(self.users.was_verified("alice", b"wrong", HERE))
 
     def test_cache_forgets_the_expired(self) -> None:
-        """Pairs older than a day leave the memory at the next check."""
-        self.users.check("alice", b"secret")
-        self.now += 24 * 3600
-        self.users.check("bob", b"secret")
+        """Pairs older than that leave the memory at the next check."""
+        self.users.check("alice", b"secret", HERE)
+        self.now += 36 * 3600
+        self.users.check("bob", b"secret", HERE)
         self.assertEqual(1, len(self.users._verified))
 
     def test_cache_is_bounded(self) -> None:
@@ -346,41 +351,60 @@ class HtpasswdTests(SynchronousTestCase):
         self.write({"alice": bcrypt_hash(LONG)})
         self.users.reload_if_changed()
         for end in (b"1", b"2", b"3", b"1", b"4"):
-            self.assertTrue(self.users.check("alice", LONG + end))
+            self.assertTrue(self.users.check("alice", LONG + end, HERE))
         self.assertEqual(3, len(self.users._verified))
-        known = [end for end in b"12345" if self.users.was_verified("alice", LONG + bytes([end]))]
+        known = [end for end in b"12345" if self.users.was_verified("alice", LONG + bytes([end]), HERE)]
         self.assertEqual(list(b"134"), known)
 
     def test_cache_holds_no_password(self) -> None:
         """What is remembered is a salted digest, another one in each server."""
-        self.users.check("alice", b"secret")
+        self.users.check("alice", b"secret", HERE)
         other = Htpasswd(str(self.path), lambda: self.now)
         other.load()
-        other.check("alice", b"secret")
+        other.check("alice", b"secret", HERE)
         self.assertFalse(set(self.users._verified) & set(other._verified))
         self.assertNotIn(b"secret", b"".join(self.users._verified))
         self.assertNotIn("secret", repr(self.users))
 
     def test_cache_is_emptied_by_a_reload(self) -> None:
-        """A changed file forgets everything that was verified, also for users who did not change."""
-        self.users.check("alice", b"secret")
+        """
+        What was right before a change is checked once more, also of users who did not change; but these are no guessers.
+        """
+        self.users.check("alice", b"secret", HERE)
         self.write({"alice": BCRYPT, "bob": SHA, "carol": SHA})
         self.assertTrue(self.users.reload_if_changed())
-        self.assertFalse(self.users.is_cached("alice", b"secret"))
-        self.assertFalse(self.users.was_verified("alice", b"secret"))
-        self.assertTrue(self.users.check("alice", b"secret"))
+        self.assertFalse(self.users.is_cached("alice", b"secret", HERE))
+        self.assertTrue(self.users.was_verified("alice", b"secret", HERE))
+        self.assertTrue(self.users.check("alice", b"secret", HERE))
+        self.assertTrue(self.users.is_cached("alice", b"secret", HERE))
+
+    def test_known_where_it_was_right(self) -> None:
+        """What was right in one place tells nobody in another."""
+        self.users.check("alice", b"secret", HERE)
+        self.assertFalse(self.users.is_cached("alice", b"secret", "elsewhere"))
+        self.assertFalse(self.users.was_verified("alice", b"secret", "elsewhere"))
+
+    def test_broken_is_said_once(self) -> None:
+        """A file that cannot be used is named once for each change, and the old users stay."""
+        for break_it in (lambda: self.path.write_bytes(b"\xff"), self.path.unlink, lambda: os.mkfifo(self.path)):
+            break_it()
+            with capturedLogs() as events:
+                for _ in range(3):
+                    self.assertFalse(self.users.reload_if_changed())
+            self.assertEqual(1, len(events), events)
+        self.assertTrue(self.users.check("alice", b"secret", HERE))
 
     def test_changed_entry(self) -> None:
         """A changed password holds from the reload on, and the old one is wrong; a removed user is unknown."""
-        self.users.check("alice", b"secret")
-        self.users.check("bob", b"secret")
+        self.users.check("alice", b"secret", HERE)
+        self.users.check("bob", b"secret", HERE)
         self.write({"alice": bcrypt_hash(b"new secret")})
         self.users.reload_if_changed()
         for user in ("alice", "bob"):
-            self.assertFalse(self.users.is_cached(user, b"secret"))
-            self.assertFalse(self.users.was_verified(user, b"secret"))
-            self.assertFalse(self.users.check(user, b"secret"))
-        self.assertTrue(self.users.check("alice", b"new secret"))
+            self.assertFalse(self.users.is_cached(user, b"secret", HERE))
+            self.assertFalse(self.users.was_verified(user, b"secret", HERE))
+            self.assertFalse(self.users.check(user, b"secret", HERE))
+        self.assertTrue(self.users.check("alice", b"new secret", HERE))
 
     def test_changed_while_checked(self) -> None:
         """A check that began before a reload lets nobody in by the entry that was replaced meanwhile."""
@@ -394,9 +418,9 @@ class HtpasswdTests(SynchronousTestCase):
 
         self.patch(htpasswd, "check_password", slow)
         for user in ("alice", "bob"):
-            self.users.check(user, b"secret")
-            self.assertFalse(self.users.is_cached(user, b"secret"))
-            self.assertFalse(self.users.was_verified(user, b"secret"))
+            self.users.check(user, b"secret", HERE)
+            self.assertFalse(self.users.is_cached(user, b"secret", HERE))
+            self.assertFalse(self.users.was_verified(user, b"secret", HERE))
 
     # --- the decoy
 
@@ -410,7 +434,7 @@ class HtpasswdTests(SynchronousTestCase):
             return real(hashed, password)
 
         patch = self.patch(htpasswd, "check_password", noting)
-        self.assertFalse(self.users.check(user, b"wrong"))
+        self.assertFalse(self.users.check(user, b"wrong", HERE))
         patch.restore()
         return seen
 
@@ -462,7 +486,11 @@ class HtpasswdTests(SynchronousTestCase):
             (latin, "it is not UTF-8"),
         ):
             error = self.assertRaises(StartError, Htpasswd(path, lambda: 0.0).load)
-            self.assertEqual(f"cannot load {path} (use --no-auth to disable authentication): {reason}", str(error))
+            self.assertEqual(
+                f"cannot load {path} (use --no-auth to disable authentication, "
+                f"or 'rest-server user add' to make a user): {reason}",
+                str(error),
+            )
 
     def test_bad_lines_are_logged(self) -> None:
         """Each line that is left out is said, in rest-server's words, escaped."""
@@ -474,15 +502,15 @@ class HtpasswdTests(SynchronousTestCase):
         self.assertEqual(1, sum("Reloaded htpasswd file" in line for line in said), said)
         self.assertTrue(all(line.isascii() and line.isprintable() for line in said), said)
         self.assertNotIn("hidden", "".join(said))
-        self.assertTrue(self.users.check("alice", b"secret"))
+        self.assertTrue(self.users.check("alice", b"secret", HERE))
 
     def test_unchanged(self) -> None:
         """A file that did not change is not read again, unless it is asked for."""
-        self.users.check("alice", b"secret")
+        self.users.check("alice", b"secret", HERE)
         self.assertFalse(self.users.reload_if_changed())
-        self.assertTrue(self.users.is_cached("alice", b"secret"))
+        self.assertTrue(self.users.is_cached("alice", b"secret", HERE))
         self.assertTrue(self.users.reload_if_changed(force=True))
-        self.assertFalse(self.users.is_cached("alice", b"secret"))
+        self.assertFalse(self.users.is_cached("alice", b"secret", HERE))
 
     def test_changed_in_place(self) -> None:
         """A change of the same size within the file, whose modification time was put back, is seen all the same."""
@@ -494,7 +522,7 @@ class HtpasswdTests(SynchronousTestCase):
         while self.path.stat().st_ctime_ns == before.st_ctime_ns:
             os.utime(self.path, ns=(before.st_atime_ns, before.st_mtime_ns))
         self.assertTrue(self.users.reload_if_changed())
-        self.assertTrue(self.users.check("carol", b"secret"))
+        self.assertTrue(self.users.check("carol", b"secret", HERE))
 
     def test_reload_fails(self) -> None:
         """A file that vanished, is a directory or no text leaves the users as they were, and is said."""
@@ -509,16 +537,16 @@ class HtpasswdTests(SynchronousTestCase):
             self.path.rmdir()
             self.path.write_bytes(b"\xff\xfe")
 
-        self.users.check("alice", b"secret")
+        self.users.check("alice", b"secret", HERE)
         for breaking in (vanish, directory, no_text):
             breaking()
             for force in (False, True):
                 with capturedLogs() as events:
                     self.assertFalse(self.users.reload_if_changed(force))
                 self.assertEqual(1, len(events))
-            self.assertTrue(self.users.is_cached("alice", b"secret"))
-            self.assertTrue(self.users.check("alice", b"secret"))
+            self.assertTrue(self.users.is_cached("alice", b"secret", HERE))
+            self.assertTrue(self.users.check("alice", b"secret", HERE))
         self.write({"carol": SHA})
         self.assertTrue(self.users.reload_if_changed())
-        self.assertTrue(self.users.check("carol", b"secret"))
-        self.assertFalse(self.users.check("alice", b"secret"))
+        self.assertTrue(self.users.check("carol", b"secret", HERE))
+        self.assertFalse(self.users.check("alice", b"secret", HERE))

@@ -26,6 +26,7 @@ LAYERS = (
     ("resticserver.names", 0),
     ("resticserver.settings", 0),
     ("resticserver.sizes", 0),
+    ("resticserver.files", 0),
     ("resticserver.storage", 1),
     ("resticserver.access", 1),
     ("resticserver.telemetry", 1),

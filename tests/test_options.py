@@ -151,6 +151,10 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--proxy-prefix", "/"), "--proxy-prefix /: "),
     (("--auth-failures", "many"), "--auth-failures many"),
     (("--max-depth", "17"), "--max-depth 17"),
+    (("--max-depth", "9" * 5000), "--max-depth 999"),
+    (("--max-depth", "１"), "--max-depth １"),
+    (("--policy", ""), "--policy names no file"),
+    (("--tls", "--tls-client-ca="), "--tls-client-ca names no file"),
     (("--max-depth", "-1"), "--max-depth -1"),
 )
 

@@ -35,8 +35,17 @@ class PolicyCheckTests(SynchronousTestCase):
         file = ("--policy", str(path))
         table = (
             ((*file, "alice", "POST", "/alice/pc/"), 0, "allowed by rule 2: append"),
+            ((*file, "alice", "POST", "/alice/pc/?create=true"), 0, "allowed by rule 2: append"),
+            ((*file, "alice", "post", "/alice/pc/"), 2, "rest-server policy check: post is no method"),
+            ((*file, "alice", "POST", "/alice/pc"), 2, "rest-server policy check: /alice/pc names nothing"),
             (
-                (*file, "alice", "get", "/bob/pc/data/"),
+                ("--policy", "", "alice", "POST", "/alice/pc/"),
+                2,
+                "rest-server policy check: : No such file or directory",
+            ),
+            ((*file, "--bogus"), 2, "rest-server policy check: "),
+            (
+                (*file, "alice", "GET", "/bob/pc/data/"),
                 1,
                 "refused by default: none: you have no right to this repository",
             ),

@@ -25,6 +25,9 @@ WRONG = (
     ("[groups]\noffice = 'alice'", "groups.office: must be a list of strings"),
     ("[groups]\noffice = ['a/b']", "groups.office: 'a/b' is no user name"),
     ("[groups]\noffice = ['data']", "groups.office: 'data' is no user name"),
+    # a rule for a group of groups would be for nobody, and if it takes away that is a hole
+    ("[groups]\noffice = ['@all']", "groups.office: '@all' is no user name"),
+    ("a = " + "[" * 5000, "nested too deep"),
     ("rule = 3", "write each as [[rule]]"),
     ("[rule]\nusers = ['*']", "write each as [[rule]]"),
     ("[[rule]]\nrights = 'read'\nrepositories = ['*']", "rule 1: users is missing"),
@@ -34,6 +37,10 @@ WRONG = (
     ("[[rule]]\nusers = ['@x']\nrepositories = ['*']\nrights = 'read'", "rule 1: users: there is no group 'x'"),
     ("[[rule]]\nusers = ['a b']\nrepositories = ['*']\nrights = 'read'", "rule 1: users: 'a b' is no user name"),
     ("[[rule]]\nusers = ['*']\nrepositories = ['../x']\nrights = 'read'", "rule 1: repositories: '../x' is no"),
+    (
+        "[[rule]]\nusers = ['*']\nrepositories = ['{usr}']\nrights = 'read'",
+        "there is {user} and nothing else in braces",
+    ),
     ("[[rule]]\nusers = ['*']\nrepositories = ['']\nrights = 'read'", "rule 1: repositories: '' is no"),
     ("[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'write'", "rule 1: rights: 'write' is no right"),
     ("[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'read'\ncreate = true", "rule 1: create: needs rights"),

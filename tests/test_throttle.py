@@ -142,11 +142,53 @@ class ThrottleTests(SynchronousTestCase):
         self.assertEqual([None], self.delays("bob", "2001:db8::ffff:1%eth0"))
         self.assertEqual([0], self.delays("bob", "2001:db8:0:1::1"))
 
+    def test_mapped(self) -> None:
+        """IPv4 addresses in IPv6's clothes are IPv4 addresses, each its own."""
+        for number in range(9):
+            self.fail_(f"user{number}", "::ffff:198.51.100.7")
+        self.assertEqual([None], self.delays("bob", "198.51.100.7"))
+        self.assertEqual([0], self.delays("bob", "0:0:0:0:0:ffff:c633:6408"))
+
+    def test_no_names(self) -> None:
+        """What can be no user's name is one bucket, however long and however many: it fills no memory."""
+        for number in range(100):
+            self.throttle.admit("x" * 10_000 + f" {number}", "127.0.0.1", True)
+        self.assertEqual(1, len(self.throttle._users))
+
+    def test_full_buckets_are_forgotten(self) -> None:
+        """Who has not failed for a minute takes no memory, once others come."""
+        for number in range(100):
+            self.fail_(f"user{number}", f"10.0.0.{number}")
+        self.now += 61
+        for number in range(60):
+            self.fail_(f"another{number}", f"10.1.0.{number}")
+        self.assertEqual([60, 60], [len(self.throttle._users), len(self.throttle._addresses)])
+
+    def test_lookups(self) -> None:
+        """Looking for a password among those that were right is bounded too: by address, or else by user."""
+        for address, exempt, others in (
+            ("192.0.2.1", False, (("bob", "192.0.2.1", False, False), ("alice", "192.0.2.2", False, True))),
+            ("127.0.0.1", True, (("bob", "127.0.0.1", True, True), ("alice", "-", False, False))),
+        ):
+            self.setUp()
+            for _ in range(throttle.LOOKUPS):
+                self.assertTrue(self.throttle.may_look_up("alice", address, exempt))
+                self.throttle.missed("alice", address, exempt)
+            self.assertFalse(self.throttle.may_look_up("alice", address, exempt))
+            for user, other, other_exempt, may in others:
+                self.assertEqual(may, self.throttle.may_look_up(user, other, other_exempt), (user, other))
+            for _ in range(1000):
+                self.throttle.missed("alice", address, exempt)
+            self.now += 1
+            self.assertTrue(self.throttle.may_look_up("alice", address, exempt))
+
     def test_off(self) -> None:
         """With 0 nothing is slowed or refused."""
         off = Throttle(0, lambda: self.now)
         for _ in range(1000):
             self.assertEqual(Verdict(), off.admit("alice", "192.0.2.1", False))
+            off.missed("alice", "192.0.2.1", False)
+        self.assertTrue(off.may_look_up("alice", "192.0.2.1", False))
         off.give_back("alice", "192.0.2.1")
 
     def test_memory(self) -> None:

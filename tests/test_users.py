@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from unittest import mock
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from resticserver import users
 from resticserver.access.htpasswd import check_password, parse_htpasswd
@@ -150,8 +150,30 @@ class ChangeTests(UsersCase):
         """A file that others could read is not any more."""
         self.file.write_bytes(b"bob:x\n")
         self.file.chmod(0o644)
-        self.assertIn("now only its owner can", self.run_("add", "alice", stdin=b"x\n")[1])
+        self.assertIn("its mode is 0600 now", self.run_("add", "alice", stdin=b"x\n")[1])
         self.assertEqual(0o600, stat.S_IMODE(self.file.stat().st_mode))
+
+    def test_roots_file(self) -> None:
+        """Root's file that a group reads stays readable for it: so the server reads it."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give files away")
+        self.file.write_bytes(b"bob:x\n")
+        os.chown(self.file, 0, 12345)
+        self.file.chmod(0o640)
+        self.assertEqual("", self.run_("add", "alice", stdin=b"x\n")[1])
+        status = self.file.stat()
+        self.assertEqual((0, 12345, 0o640), (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)))
+        os.chown(self.file, 12345, 12345)
+        self.run_("delete", "alice")
+        status = self.file.stat()
+        self.assertEqual((12345, 12345, 0o600), (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)))
+
+    def test_others_file(self) -> None:
+        """Who is not root leaves a file alone that is another user's: the new one would be out of the server's reach."""
+        self.file.write_bytes(b"bob:x\n")
+        self.patch(os, "geteuid", lambda: self.file.stat().st_uid + 1)
+        self.assertIn("belongs to another user", self.run_("add", "alice", stdin=b"x\n", status=1)[1])
+        self.assertEqual(b"bob:x\n", self.file.read_bytes())
 
     def test_other_file(self) -> None:
         """C{--htpasswd-file} instead of the data directory's."""

@@ -22,7 +22,7 @@ def user_of(certificate: x509.Certificate, source: str) -> str | None:
     """
     try:
         names = _names(certificate, source)
-    except ValueError:  # the extension is malformed, or there twice
+    except (ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension):  # an authority may sign anything
         return None
     return names[0] if len(names) == 1 and is_user_name(names[0]) else None
 

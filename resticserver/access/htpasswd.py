@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import string
@@ -25,6 +24,7 @@ import bcrypt
 from twisted.logger import Logger
 
 from ..errors import StartError
+from ..files import WatchedFile
 from ..names import is_user_name
 
 #: bcrypt looks at no more of a password than this; bcrypt 5 raises on longer ones.
@@ -39,6 +39,9 @@ _CRYPTS = {"$6$": "sha512_crypt", "$5$": "sha256_crypt", "$apr1$": "apr_md5_cryp
 #: Cost, 22 letters of salt (of the last only two bits count; bcrypt raises where others are set), 31 of hash.
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
+#: A login at this cost takes some ten seconds, and nothing can stop it; one more takes twice as long.
+_MOST_COST = 17
+
 #: Rounds of $5$ and $6$ that are taken. passlib needs about a second for so many, and there is no way to stop it.
 _MOST_ROUNDS = 1_000_000
 
@@ -49,7 +52,7 @@ _LONGEST_BYTES = 4096
 _BCRYPT_DIGEST_LETTERS = 31
 
 #: For how long and of how many pairs it is known that they were verified.
-_REMEMBER_S = 24 * 3600.0
+_REMEMBER_S = 36 * 3600.0
 _MOST_REMEMBERED = 10_000
 
 _log = Logger()
@@ -84,7 +87,9 @@ def _problem_of(hashed: str) -> str | None:
     if hashed.startswith(_SHA_PREFIX):
         return None if _is_sha(hashed) else "malformed {SHA} hash"
     if hashed.startswith(_BCRYPT_PREFIXES):
-        return None if _BCRYPT.fullmatch(hashed) else "malformed bcrypt hash"
+        if not _BCRYPT.fullmatch(hashed):
+            return "malformed bcrypt hash"
+        return f"a cost of more than {_MOST_COST}" if int(hashed[4:6]) > _MOST_COST else None
     crypt = _crypt_of(hashed)
     if crypt is None:
         return "unknown kind of hash; bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA} are taken"
@@ -145,10 +150,14 @@ def check_password(hashed: str, password: bytes) -> bool:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One reading of the file."""
+    """
+    One reading of the file.
+
+    @ivar number: how many came before it.
+    """
 
     users: Mapping[str, str]
-    stamp: tuple[int, ...]
+    number: int
     #: What an unknown user's password is checked against, so that both refusals cost the same.
     decoy: str
 
@@ -158,8 +167,9 @@ class Htpasswd:
     """
     The users of one htpasswd file, read again when it changes.
 
-    Verified passwords are remembered by a salted digest, together with the entry that they were verified against, so
-    that a changed entry forgets them: C{cache_s} seconds as right, and a day as such that were right.
+    Verified passwords are remembered by a salted digest, together with the entry that they were verified against (so that
+    a changed entry forgets them) and the place that they came from: C{cache_s} seconds as right, or until the file is read
+    again, and a day and a half (a daily backup may be late) as such that were right.
 
     @param clock: seconds that never go backwards.
     """
@@ -167,11 +177,16 @@ class Htpasswd:
     path: str
     clock: Callable[[], float]
     cache_s: float = 60.0
+    _file: WatchedFile = field(init=False, repr=False)
     _snapshot: _Snapshot = field(init=False, repr=False)
-    #: When each pair was verified last, the oldest first.
-    _verified: dict[bytes, float] = field(init=False, repr=False, default_factory=dict)
+    _readings: int = field(init=False, repr=False, default=0)
+    #: When each pair was verified last, and by which reading; the oldest first.
+    _verified: dict[bytes, tuple[float, int]] = field(init=False, repr=False, default_factory=dict)
     _salt: bytes = field(init=False, repr=False, default_factory=lambda: secrets.token_bytes(32))
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._file = WatchedFile(self.path)
 
     def load(self) -> None:
         """
@@ -183,56 +198,53 @@ class Htpasswd:
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise StartError(f"cannot load {self.path} (use --no-auth to disable authentication): {reason}") from error
+            advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
+            raise StartError(f"cannot load {self.path} ({advice}): {reason}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; the old users stay if that fails. Whether it was read."""
         try:
-            if not force and self._stamp_of(os.stat(self.path)) == self._snapshot.stamp:
+            if not force and not self._file.changed():
                 return False
-            snapshot = self._read()
+            self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
             _log.error("could not reload htpasswd file: {error}; the users known before stay", error=error)
             return False
-        with self._lock:
-            self._snapshot = snapshot
-            self._verified.clear()
         _log.info("Reloaded htpasswd file")
         return True
 
     def _read(self) -> _Snapshot:
-        with open(self.path, "rb") as file:
-            stamp = self._stamp_of(os.fstat(file.fileno()))
-            text = file.read().decode("utf-8")
-        users, warnings = parse_htpasswd(text)
+        users, warnings = parse_htpasswd(self._file.read().decode("utf-8"))
         for warning in warnings:
             _log.warn("{problem}", problem=ascii(warning)[1:-1])
-        return _Snapshot(users, stamp, _decoy_like(users))
+        self._readings += 1
+        return _Snapshot(users, self._readings, _decoy_like(users))
 
-    @staticmethod
-    def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-    def is_cached(self, user: str, password: bytes) -> bool:
-        """Whether this pair was verified within the last minute; quick, for the reactor's thread."""
-        return self._verified_within(self.cache_s, user, password)
-
-    def was_verified(self, user: str, password: bytes) -> bool:
+    def is_cached(self, user: str, password: bytes, place: str) -> bool:
         """
-        Whether this pair was verified within the last day, against the entry that the user has now; quick.
+        Whether this pair was verified within the last minute; quick, for the reactor's thread.
+
+        @param place: where it comes from; what was right elsewhere is not known here.
+        """
+        at_s, reading = self._verified_at(user, password, place)
+        return reading == self._snapshot.number and self.clock() < at_s + self.cache_s
+
+    def was_verified(self, user: str, password: bytes, place: str) -> bool:
+        """
+        Whether this pair was verified within the last day and a half, against the entry that the user has now; quick.
 
         That lets nobody in: it tells those who know a password from those who guess.
         """
-        return self._verified_within(_REMEMBER_S, user, password)
+        at_s, reading = self._verified_at(user, password, place)
+        return reading > 0 and self.clock() < at_s + _REMEMBER_S
 
-    def _verified_within(self, seconds: float, user: str, password: bytes) -> bool:
+    def _verified_at(self, user: str, password: bytes, place: str) -> tuple[float, int]:
+        """When it was, and by which reading: by none, the 0th, if never."""
+        never = (0.0, 0)
         hashed = self._snapshot.users.get(user)
-        if hashed is None:
-            return False
-        verified = self._verified.get(self._key(user, hashed, password))
-        return verified is not None and self.clock() < verified + seconds
+        return never if hashed is None else self._verified.get(self._key(user, hashed, password, place), never)
 
-    def check(self, user: str, password: bytes) -> bool:
+    def check(self, user: str, password: bytes, place: str) -> bool:
         """Whether user and password are right; blocks, and as long for an unknown user as for a wrong password."""
         snapshot = self._snapshot
         hashed = snapshot.users.get(user)
@@ -241,17 +253,17 @@ class Htpasswd:
             return False
         if not check_password(hashed, password):
             return False
-        key = self._key(user, hashed, password)
+        key = self._key(user, hashed, password, place)
         with self._lock:
             now = self.clock()
             self._verified.pop(key, None)  # it becomes the youngest
-            self._verified[key] = now
-            while len(self._verified) > _MOST_REMEMBERED or next(iter(self._verified.values())) + _REMEMBER_S <= now:
+            self._verified[key] = (now, snapshot.number)
+            while len(self._verified) > _MOST_REMEMBERED or next(iter(self._verified.values()))[0] + _REMEMBER_S <= now:
                 del self._verified[next(iter(self._verified))]
         return True
 
-    def _key(self, user: str, hashed: str, password: bytes) -> bytes:
-        parts = (user.encode(), hashed.encode(), password)
+    def _key(self, user: str, hashed: str, password: bytes, place: str) -> bytes:
+        parts = (user.encode(), hashed.encode(), password, place.encode())
         return hmac.digest(self._salt, b"".join(b"%d:%s" % (len(part), part) for part in parts), "sha256")
 
 

@@ -110,6 +110,8 @@ class RepositoryPattern:
         self._segments: tuple[str, ...] = tuple(inner.split("/")) if inner else ()
         if not text or "//" in text or any(segment in ("", ".", "..") for segment in self._segments):
             raise ValueError(f"{text!r} is no repository pattern")
+        if set("{}") & set(inner.replace("{user}", "")):
+            raise ValueError(f"{text!r}: there is {{user}} and nothing else in braces")
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
         """Whether this is one of them."""

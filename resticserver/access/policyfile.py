@@ -19,7 +19,6 @@ The policy file: TOML to rules, checked whole before any of it holds, and read a
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ..errors import StartError
+from ..files import WatchedFile
 from ..names import Target, is_user_name
 from ..sizes import parse_size
 from .policy import EVERYONE, UNLIMITED, Action, Decision, Grants, Limit, Policy, RepositoryPattern, Right, Rule
@@ -56,6 +56,8 @@ def parse_policy(text: str) -> Grants:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(str(error)) from error
+    except RecursionError:
+        raise PolicyError("nested too deep") from None
     _only(document, _KEYS, "")
     groups = _groups(document.get("groups", {}))
     tables = document.get("rule", [])
@@ -79,7 +81,7 @@ def _groups(table: Any) -> dict[str, frozenset[str]]:
         if not is_user_name(name):
             raise PolicyError(f"groups.{name}: not a name")
         for member in _strings(members, f"groups.{name}"):
-            if not is_user_name(member):
+            if not is_user_name(member) or member.startswith("@"):
                 raise PolicyError(f"groups.{name}: {member!r} is no user name")
         groups[name] = frozenset(members)
     return groups
@@ -175,7 +177,10 @@ class PolicyFile:
     path: str
     flags: Policy
     current: Policy = field(init=False)
-    _stamp: tuple[int, ...] = field(init=False, default=())
+    _file: WatchedFile = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._file = WatchedFile(self.path)
 
     def load(self) -> None:
         """
@@ -191,7 +196,7 @@ class PolicyFile:
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; what held before stays if that fails. Whether it was read."""
         try:
-            if not force and self._stamp_of(os.stat(self.path)) == self._stamp:
+            if not force and not self._file.changed():
                 return False
             self._read()
         except (OSError, ValueError) as error:
@@ -203,18 +208,10 @@ class PolicyFile:
         return True
 
     def _read(self) -> None:
-        with open(self.path, "rb") as file:
-            # Also of a broken file: one complaint about it is enough.
-            self._stamp = self._stamp_of(os.fstat(file.fileno()))
-            text = file.read().decode("utf-8")
-        grants = parse_policy(text)
+        grants = parse_policy(self._file.read().decode("utf-8"))
         if grants.user_limits or any(rule.limit != UNLIMITED for rule in grants.rules):
             _log.warn("{path}: quotas are not enforced by this version", path=self.path)
         self.current = replace(self.flags, grants=grants)
-
-    @staticmethod
-    def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """The current policy's decision."""
@@ -228,4 +225,4 @@ class PolicyFile:
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))

@@ -23,7 +23,7 @@ _DEFAULT = ("127.0.0.0/8", "::1/128")
 _MOST_HOPS = 32
 
 #: An address as both headers write it, with or without a port: 192.0.2.1:80, [2001:db8::1]:80, 2001:db8::1.
-_NODE = re.compile(r"\[(?P<v6>[^\]]*)\](?::\w+)?|(?P<v4>[0-9.]+)(?::\w+)?|(?P<bare>[0-9A-Fa-f:.]+)")
+_NODE = re.compile(r"\[(?P<v6>[^\]]*)\](?::\w+)?|(?P<v4>[0-9.]+)(?::\w+)?|(?P<bare>[0-9A-Fa-f:.]+)(?:%[\w.-]+)?")
 
 #: A pair of a Forwarded element, or what separates pairs (;) and elements (,).
 _FORWARDED = re.compile(
@@ -119,6 +119,12 @@ def _host_of(node: str) -> str:
     """An element without its port and brackets; anything for what is no address (C{unknown}, C{_hidden})."""
     found = _NODE.fullmatch(node)
     return (found["v6"] or found["v4"] or found["bare"] or "") if found is not None else ""
+
+
+def plain_address(text: str) -> str:
+    """An address in its shortest form, without a scope, and an IPv4 address as such; what is none, as it is."""
+    parsed = _parsed(text)
+    return text if parsed is None else str(parsed)
 
 
 def _parsed(text: str) -> IPAddress | None:

@@ -12,6 +12,10 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+
+from ..names import is_user_name
+from .proxies import plain_address
 
 #: No answer is later than this because of failures.
 MOST_DELAY_S = 5.0
@@ -19,6 +23,8 @@ MOST_DELAY_S = 5.0
 DELAY_STEP_S = 0.5
 #: Users, and addresses, that are remembered; the one that failed the longest ago is forgotten first.
 MOST_BUCKETS = 10_000
+#: Passwords a minute that may be looked for in vain among those that were right lately.
+LOOKUPS = 100
 
 _RATE = re.compile(r"([0-9]{1,9})(?:/(?:minute|min|m))?")
 
@@ -69,6 +75,50 @@ class _Bucket:
         return round(min(MOST_DELAY_S, max(0.0, -self.tokens) * DELAY_STEP_S), 3)
 
 
+class _Buckets:
+    """
+    Buckets by key. A full one is as good as none and is forgotten sooner or later.
+
+    @param capacity: how many tokens each holds, and gets back in a minute.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
+        self.capacity = capacity
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def get(self, key: str) -> _Bucket:
+        """The bucket of a key as it is now; it is the last to be forgotten."""
+        bucket = self._buckets.pop(key, None)
+        if bucket is None:
+            bucket = _Bucket(self.capacity, self._clock())
+            self._forget()
+        self._refill(bucket)
+        self._buckets[key] = bucket
+        return bucket
+
+    def give_back(self, key: str) -> None:
+        """A token that was taken for nothing."""
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.tokens = min(bucket.tokens + 1, self.capacity)
+
+    def _refill(self, bucket: _Bucket) -> None:
+        now = self._clock()
+        bucket.tokens = min(bucket.tokens + (now - bucket.at_s) * self.capacity / 60, self.capacity)
+        bucket.at_s = now
+
+    def _forget(self) -> None:
+        """Make room for one: two of the oldest go if they are full, one in any case if there are too many."""
+        for key in list(islice(self._buckets, 2)):
+            self._refill(self._buckets[key])
+            if self._buckets[key].tokens >= self.capacity or len(self._buckets) >= MOST_BUCKETS:
+                del self._buckets[key]
+
+
 class Throttle:
     """
     The buckets of users and of addresses. Each holds as many tokens as failures are free in a minute, and fills up in one.
@@ -79,9 +129,9 @@ class Throttle:
 
     def __init__(self, failures_per_minute: int, clock: Callable[[], float]) -> None:
         self._capacity = failures_per_minute
-        self._clock = clock
-        self._users: dict[str, _Bucket] = {}
-        self._addresses: dict[str, _Bucket] = {}
+        self._users = _Buckets(failures_per_minute, clock)
+        self._addresses = _Buckets(failures_per_minute, clock)
+        self._lookups = _Buckets(LOOKUPS, clock)
 
     def admit(self, user: str, address: str, exempt_address: bool) -> Verdict:
         """
@@ -93,9 +143,9 @@ class Throttle:
         if not self._capacity:
             return Verdict()
         delay_s = 0.0
-        key = None if exempt_address else _network_of(address)
-        if key is not None:
-            bucket = self._bucket(self._addresses, key)
+        network = None if exempt_address else network_of(address)
+        if network is not None:
+            bucket = self._addresses.get(network)
             if bucket.locked and bucket.tokens < 0:
                 return Verdict(refused=True)
             bucket.locked = False
@@ -106,35 +156,45 @@ class Throttle:
             bucket.tokens -= 1
             delay_s = bucket.delay_s
         # What is refused is not the user's failure: it cost no check, and must not slow the user down.
-        bucket = self._bucket(self._users, user)
+        bucket = self._users.get(_name_of(user))
         bucket.tokens = max(bucket.tokens - 1, -float(self._capacity) - MOST_DELAY_S / DELAY_STEP_S)
         return Verdict(max(delay_s, bucket.delay_s))
 
     def give_back(self, user: str, address: str) -> None:
         """An admitted attempt was no failure."""
-        for buckets, key in ((self._users, user), (self._addresses, _network_of(address))):
-            bucket = buckets.get(key) if key is not None else None
-            if bucket is not None:
-                bucket.tokens = min(bucket.tokens + 1, self._capacity)
+        self._users.give_back(_name_of(user))
+        network = network_of(address)
+        if network is not None:
+            self._addresses.give_back(network)
 
-    def _bucket(self, buckets: dict[str, _Bucket], key: str) -> _Bucket:
-        """The bucket of a key as it is now; it is the last to be forgotten."""
-        now = self._clock()
-        bucket = buckets.pop(key, None)
-        if bucket is None:
-            bucket = _Bucket(self._capacity, now)
-            if len(buckets) >= MOST_BUCKETS:
-                del buckets[next(iter(buckets))]
-        bucket.tokens = min(bucket.tokens + (now - bucket.at_s) * self._capacity / 60, self._capacity)
-        bucket.at_s = now
-        buckets[key] = bucket
-        return bucket
+    def may_look_up(self, user: str, address: str, exempt_address: bool) -> bool:
+        """
+        Whether a password may be looked for among those that were right lately. That is as good a guess as any, and much
+        faster, so there is a bound to the misses of an address (of a user, where the address is not counted).
+        """
+        return not self._capacity or self._lookups.get(self._lookup_key(user, address, exempt_address)).tokens >= 1
+
+    def missed(self, user: str, address: str, exempt_address: bool) -> None:
+        """It was not among them."""
+        bucket = self._lookups.get(self._lookup_key(user, address, exempt_address))
+        bucket.tokens = max(0.0, bucket.tokens - 1)
+
+    @staticmethod
+    def _lookup_key(user: str, address: str, exempt_address: bool) -> str:
+        network = None if exempt_address else network_of(address)
+        # No network has a space in it.
+        return f"user {_name_of(user)}" if network is None else network
 
 
-def _network_of(address: str) -> str | None:
+def _name_of(user: str) -> str:
+    """The key of a user; what can be no user's name is one key, however long and however many it is."""
+    return user if is_user_name(user) else ""
+
+
+def network_of(address: str) -> str | None:
     """What is counted as one address: for IPv6 the /64, which is what one customer has; C{None} for a unix socket."""
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(plain_address(address))
     except ValueError:
         return None
     if parsed.version == 4:

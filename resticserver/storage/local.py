@@ -461,7 +461,7 @@ def _remove_if_empty(directory: str) -> None:
 
 def _as_missing(error: OSError) -> Exception:
     """What a failed look means: missing is missing, everything else stays a fault of the server."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return NotFound()
     return error
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import Unavailable
+from ..files import read_file
 from .publish import Publisher
 
 FOLDER = ".rest-server"
@@ -94,8 +95,7 @@ class Volume:
         self.check()
 
     def _read(self) -> bytes:
-        with open(self._marker, "rb") as file:
-            return file.read(100).strip() or b"-"
+        return read_file(self._marker)[0][:100].strip() or b"-"
 
     def _write(self, marker: bytes) -> None:
         directory_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from twisted.logger import Logger
 
 from ..access.certificates import user_of
 from ..access.htpasswd import Htpasswd
-from ..access.throttle import Throttle
+from ..access.throttle import Throttle, network_of
 from ..errors import Forbidden, Unauthorized, Unavailable
 from ..names import is_user_name
 from .jobs import Pool
@@ -26,6 +27,8 @@ from .request import StreamingRequest
 
 #: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 64
+#: Of these, from one network.
+MOST_CHECKS_OF_A_PLACE = 16
 
 #: What restic sends since 0.16.1 where it was given no user: nobody's guess.
 NO_CREDENTIALS = ("", b"")
@@ -76,8 +79,9 @@ class PasswordAuthentication:
     """
     Checks passwords in a pool of their own; several requests with the same credentials wait for one check.
 
-    Guessing is slowed down and then refused (L{Throttle}); what was right within the last minute is not checked again,
-    and whoever was right within a day is no guesser.
+    Guessing is slowed down and then refused (L{Throttle}). What was right within the last minute is not checked again, and
+    whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
+    credentials that were right on the same connection.
     """
 
     def __init__(self, htpasswd: Htpasswd, pool: Pool, throttle: Throttle, reactor: IReactorTime) -> None:
@@ -85,8 +89,9 @@ class PasswordAuthentication:
         self._pool = pool
         self._throttle = throttle
         self._reactor = reactor
-        self._waiting: dict[tuple[str, bytes], list[Deferred[bool]]] = {}
+        self._waiting: dict[tuple[str, bytes, str], list[Deferred[bool]]] = {}
         self._checks = 0
+        self._checks_by_place: Counter[str] = Counter()
 
     async def authenticate(self, request: StreamingRequest) -> str | None:
         """
@@ -97,37 +102,57 @@ class PasswordAuthentication:
         @raise Unavailable: too many logins wait already.
         """
         credentials = credentials_of(request)
-        if credentials in (None, NO_CREDENTIALS):
+        if credentials is None or credentials == NO_CREDENTIALS:
             raise Unauthorized()
-        if not self._htpasswd.is_cached(*credentials) and not await self._check(credentials, request):
-            raise Unauthorized()
+        place = network_of(request.address) or request.address
+        if not self._was_right_just_now(credentials, place, request):
+            if not await self._check(credentials, place, request):
+                raise Unauthorized()
+        channel = request.channel_or_none()
+        if channel is not None:
+            channel.credentials = credentials
         return credentials[0]
 
-    def _check(self, credentials: tuple[str, bytes], request: StreamingRequest) -> Deferred[bool]:
-        waiting = self._waiting.get(credentials)
+    def _was_right_just_now(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> bool:
+        return self._may_look_up(credentials, request) and self._htpasswd.is_cached(*credentials, place)
+
+    def _may_look_up(self, credentials: tuple[str, bytes], request: StreamingRequest) -> bool:
+        channel = request.channel_or_none()
+        if channel is not None and channel.credentials == credentials:
+            return True
+        if channel is not None:
+            # A proxy may send many clients' requests on one connection: nobody guesses what the one before had.
+            channel.credentials = None
+        return self._throttle.may_look_up(credentials[0], request.address, request.address_is_trusted)
+
+    def _check(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> Deferred[bool]:
+        key = (*credentials, place)
+        waiting = self._waiting.get(key)
         if waiting is None:
-            checking = self._begin(credentials, request)
-            waiting = self._waiting[credentials] = []
-            checking.addBoth(self._checked, credentials)
+            checking = self._begin(credentials, place, request)
+            waiting = self._waiting[key] = []
+            checking.addBoth(self._checked, key)
         answer: Deferred[bool] = Deferred()
         waiting.append(answer)
         return answer
 
-    def _begin(self, credentials: tuple[str, bytes], request: StreamingRequest) -> Deferred[bool]:
-        if self._htpasswd.was_verified(*credentials):
-            return self._run(credentials)
-        user, address = credentials[0], request.address
-        verdict = self._throttle.admit(user, address, request.address_is_trusted)
+    def _begin(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> Deferred[bool]:
+        user, address, exempt = credentials[0], request.address, request.address_is_trusted
+        if self._may_look_up(credentials, request):
+            if self._htpasswd.was_verified(*credentials, place):
+                return self._run(credentials, place)
+            self._throttle.missed(user, address, exempt)
+        verdict = self._throttle.admit(user, address, exempt)
         if verdict.lockout_began:
             _log.warn("too many auth failures from {address}: refused for a while", address=address)
         if verdict.refused:
             raise Forbidden("too many failed logins from your address, try again later")
 
         def look() -> Deferred[bool]:
-            if self._checks >= MOST_CHECKS:
+            if self._checks >= MOST_CHECKS or (not exempt and self._checks_by_place[place] >= MOST_CHECKS_OF_A_PLACE):
                 self._throttle.give_back(user, address)
                 raise Unavailable("too many logins at once, try again")
-            return self._run(credentials).addCallback(judged)
+            return self._run(credentials, place).addCallback(judged)
 
         def judged(right: bool) -> bool:
             if right:
@@ -142,16 +167,20 @@ class PasswordAuthentication:
         later: Deferred[Any] = deferLater(self._reactor, verdict.delay_s, look)
         return later
 
-    def _run(self, credentials: tuple[str, bytes]) -> Deferred[bool]:
+    def _run(self, credentials: tuple[str, bytes], place: str) -> Deferred[bool]:
         def ended(result: bool) -> bool:
             self._checks -= 1
+            self._checks_by_place[place] -= 1
+            if not self._checks_by_place[place]:
+                del self._checks_by_place[place]
             return result
 
         self._checks += 1
-        return self._pool.run(self._htpasswd.check, *credentials).addBoth(ended)
+        self._checks_by_place[place] += 1
+        return self._pool.run(self._htpasswd.check, *credentials, place).addBoth(ended)
 
-    def _checked(self, result: object, credentials: tuple[str, bytes]) -> None:
-        for answer in self._waiting.pop(credentials):
+    def _checked(self, result: object, key: tuple[str, bytes, str]) -> None:
+        for answer in self._waiting.pop(key):
             answer.callback(result)  # type: ignore[arg-type]
 
 
@@ -185,7 +214,14 @@ class CertificateAuthentication:
             raise Unauthorized()
         credentials = credentials_of(request)
         if self._passwords is not None and credentials not in (None, NO_CREDENTIALS):
-            if await self._passwords.authenticate(request) != user:
+            name = await self._passwords.authenticate(request)
+            if name != user:
+                _log.warn(
+                    "{address} has the certificate of {user} and the password of {name}: refused",
+                    address=request.address,
+                    user=user,
+                    name=name,
+                )
                 raise Unauthorized()
         return user
 

@@ -114,6 +114,8 @@ class StreamingChannel(HTTPChannel):
         self._closing_call: IDelayedCall | None = None
         self._captured: list[bytes] | None = None
         self.peer: IAddress | None = None
+        #: User and password that were right in the last request.
+        self.credentials: tuple[str, bytes] | None = None
 
     def peers(self) -> list[str]:
         """

@@ -4,6 +4,7 @@ A request that begins at the end of its header and leaves exactly one record, wh
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString, parse_qs
 from twisted.web.server import Request
 
+from ..access.proxies import plain_address
 from ..errors import NotFound, ServerError
 from ..names import Target, parse_target
 from ..telemetry.record import STATUS_CLIENT_CLOSED, Ending, Record
@@ -31,16 +33,22 @@ _log = Logger()
 #: A path that no route but the last takes (one segment could make werkzeug redirect to the same with a slash).
 _NOWHERE = [b"*", b"*", b"*"]
 
-#: An IPv4 client on a socket that takes both families, as the system reports it.
-_MAPPED = "::ffff:"
+#: User and password in an absolute URI.
+_USERINFO = re.compile(rb"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 
 
 def address_text(address: IAddress | None) -> str:
     """A client's address for logs and rules: IPv4 in its own form also behind an IPv6 socket, C{-} for a unix socket."""
-    if isinstance(address, (IPv4Address, IPv6Address)):
-        host = address.host
-        return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host
+    if isinstance(address, IPv4Address):
+        return address.host
+    if isinstance(address, IPv6Address):
+        return plain_address(address.host)
     return "-" if isinstance(address, UNIXAddress) else "unknown"
+
+
+def without_userinfo(uri: bytes) -> bytes:
+    """A URI as it may stand in a log."""
+    return _USERINFO.sub(rb"\1", uri)
 
 
 class StreamingRequest(Request):
@@ -87,7 +95,7 @@ class StreamingRequest(Request):
 
     def header_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
         """The header is whole; C{length} is C{None} for a chunked body."""
-        self.method, self.uri, self.clientproto = method, uri, version
+        self.method, self.uri, self.clientproto = method, without_userinfo(uri), version
         self.path, _, query = uri.partition(b"?")
         self.args = parse_qs(query, keep_blank_values=True) if query else {}
         self.body = Body(self.channel, length)

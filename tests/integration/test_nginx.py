@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -176,6 +177,25 @@ class NginxTests(SynchronousTestCase):
             self.assertEqual(401, reply.status)
         wait_until(lambda: self.log.exists() and self.lines(), what="a log line")
         self.assertTrue(self.lines()[0].startswith("127.0.0.1 - - "), self.lines())
+
+    def test_proxy_protocol_on_a_unix_socket(self) -> None:
+        """Unix sockets are trusted, so also this one is the group's alone; the headers that come through it count."""
+        listen = ("--listen", f"haproxy:unix:{self.socket}")
+        server = start_server(
+            self, self.directory / "data", *listen, "--proxy-auth-username", "X-Remote-User", "--log", str(self.log)
+        )
+        self.assertEqual(0o660, stat.S_IMODE(self.socket.stat().st_mode))
+        with connect(str(self.socket)) as connection:
+            connection.sendall(b"PROXY UNKNOWN\r\nGET /config HTTP/1.1\r\nHost: x\r\nX-Remote-User: alice\r\n\r\n")
+            self.assertEqual(404, read_reply(connection).status)
+        with connect(str(self.socket)) as connection:
+            connection.sendall(b"PROXY TCP4 1.2.3.4 5.6.7.8 a b\r\n")
+            self.assertEqual(b"", connection.recv(100))
+        wait_until(lambda: self.log.exists() and self.lines(), what="a log line")
+        self.assertTrue(self.lines()[0].startswith("- - alice "), self.lines())
+        server.stop()
+        self.assertFalse(self.socket.exists())
+        self.assertFalse(server.said("Traceback"), server.err)
 
     def test_proxy_protocol(self) -> None:
         """C{haproxy:} endpoints: the claimed address is the client's, if a trusted proxy claims it; TLS stands above it."""

@@ -1,0 +1,50 @@
+"""
+Files that are read whole, and when they are read again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.files import WatchedFile, read_file
+
+
+class FileTests(SynchronousTestCase):
+    """L{read_file} and L{WatchedFile}."""
+
+    def setUp(self) -> None:
+        """A path where nothing is."""
+        self.path = Path(self.mktemp())
+        self.file = WatchedFile(str(self.path))
+
+    def test_only_regular_files(self) -> None:
+        """A FIFO or a device would hold up who reads it, and a directory has no content."""
+        os.mkfifo(self.path)
+        for path in (str(self.path), "/dev/zero", "/dev/null", os.path.dirname(self.path) or "."):
+            self.assertRaises(OSError, read_file, path)
+        self.path.unlink()
+        self.assertRaises(FileNotFoundError, read_file, str(self.path))
+
+    def test_changes(self) -> None:
+        """Once for each change: new content, another file in its place, gone, back."""
+        other = Path(self.mktemp())
+        for change in (
+            lambda: self.path.write_bytes(b"one"),
+            lambda: self.path.write_bytes(b"longer"),
+            lambda: (other.write_bytes(b"second"), other.rename(self.path)),
+            self.path.unlink,
+            lambda: self.path.write_bytes(b"back"),
+            lambda: (self.path.unlink(), self.path.mkdir()),
+        ):
+            change()
+            self.assertTrue(self.file.changed())
+            try:
+                content = self.file.read()
+            except OSError:
+                self.assertFalse(self.path.is_file())
+            else:
+                self.assertEqual(self.path.read_bytes(), content)
+            self.assertFalse(self.file.changed())
