@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 from ..names import is_user_name
@@ -191,6 +192,7 @@ def _name_of(user: str) -> str:
     return user if is_user_name(user) else ""
 
 
+@lru_cache(maxsize=10_000)
 def network_of(address: str) -> str | None:
     """What is counted as one address: for IPv6 the /64, which is what one customer has; C{None} for a unix socket."""
     try:

@@ -223,7 +223,6 @@ class LocalStore:
 
         @raise NotFound: there is no file of that name.
         """
-        self.volume.check()
         try:
             status = os.stat(self._object_path(repository, kind, name))
         except OSError as error:
@@ -271,7 +270,6 @@ class LocalObject:
 
         @raise NotFound: there is no file of that name.
         """
-        self._volume.check()
         try:
             self._fd, self.size_bytes = _open_file(self._path)
         except NotFound:

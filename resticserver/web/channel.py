@@ -16,6 +16,7 @@ that changes them is noticed. What differs from the parent:
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.abstract import FileDescriptor
@@ -36,6 +37,21 @@ if TYPE_CHECKING:
 BULK_BYTES = 512 << 10
 
 _TOKEN_SEPARATOR = re.compile(rb"[ \t]*,[ \t]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """
+    Where a connection comes from.
+
+    @ivar peers: the addresses at the other end, nearest first: the socket's, and behind it what the PROXY protocol claims.
+    @ivar address: the client's, as far as the connection knows.
+    @ivar trusted: whether what its requests say of their client is believed.
+    """
+
+    peers: tuple[str, ...]
+    address: str
+    trusted: bool
 
 
 class ReadGate:
@@ -114,16 +130,19 @@ class StreamingChannel(HTTPChannel):
         self._closing_call: IDelayedCall | None = None
         self._captured: list[bytes] | None = None
         self.peer: IAddress | None = None
+        self._origin: Origin | None = None
         #: User and password that were right in the last request.
         self.credentials: tuple[str, bytes] | None = None
 
-    def peers(self) -> list[str]:
-        """
-        The addresses at the other end, nearest first: the socket's, and behind it the one that the PROXY protocol claims.
-        """
-        claimed = address_text(self.transport.getPeer())
-        nearest = address_text(self.peer) if self.peer is not None else claimed
-        return [nearest] if claimed == nearest else [nearest, claimed]
+    def origin(self) -> Origin:
+        """Where the connection comes from; asked by its requests, so after the PROXY protocol has said what it knows."""
+        if self._origin is None:
+            claimed = address_text(self.transport.getPeer())
+            nearest = address_text(self.peer) if self.peer is not None else claimed
+            peers = (nearest,) if claimed == nearest else (nearest, claimed)
+            proxies = self.site.proxies
+            self._origin = Origin(peers, proxies.client_address(peers, (), ()), all(map(proxies.trusts, peers)))
+        return self._origin
 
     # --- the connection's life
 

@@ -86,7 +86,7 @@ class StreamingRequest(Request):
         self.begun = False
         self.aborted = False
         self.sent_bytes = 0
-        self.address = channel.peers()[0]
+        self.address = channel.origin().address
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._recorded = False
@@ -109,19 +109,18 @@ class StreamingRequest(Request):
             pass
 
     def _find_client(self) -> None:
-        """Whose request this is: the connection's, unless that is a trusted proxy's."""
-        peers = self.channel.peers()
-        proxies = self.site.proxies
-        self.peer_is_trusted = self.address_is_trusted = all(map(proxies.trusts, peers))
-        if not proxies.trusts(peers[0]):
-            self.address = peers[0]
+        """Whose request this is: the connection's, unless that is a trusted proxy's and the proxy says more."""
+        origin = self.channel.origin()
+        self.address = origin.address
+        self.peer_is_trusted = self.address_is_trusted = origin.trusted
+        if not origin.trusted:
             return
-        self.address = proxies.client_address(
-            peers,
-            self.requestHeaders.getRawHeaders(b"X-Forwarded-For", []),
-            self.requestHeaders.getRawHeaders(b"Forwarded", []),
-        )
-        self.address_is_trusted = proxies.trusts(self.address)
+        x_forwarded_for = self.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
+        forwarded = self.requestHeaders.getRawHeaders(b"Forwarded", [])
+        if x_forwarded_for or forwarded:
+            proxies = self.site.proxies
+            self.address = proxies.client_address(origin.peers, x_forwarded_for, forwarded)
+            self.address_is_trusted = proxies.trusts(self.address)
 
     def client_certificate(self) -> Certificate | None:
         """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
