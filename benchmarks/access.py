@@ -97,6 +97,7 @@ async def guess_on(url: str) -> None:
     host, _, port = urlsplit(url).netloc.partition(":")
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     tasks = []
+    print("begun", flush=True)
     started = time.monotonic()
     for number in itertools.count():
         tasks.append(asyncio.create_task(guess(host, int(port), number)))
@@ -123,7 +124,8 @@ class Guesser:
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--guess", self._url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        time.sleep(0.5)  # it begins
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it begins
         return self
 
     def __exit__(self, *_: object) -> None:
