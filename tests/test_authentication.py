@@ -405,6 +405,23 @@ class AuthenticationTests(SynchronousTestCase):
         self.pool.run_all()
         self.assertEqual("alice", self.successResultOf(again))
 
+    def test_flood(self) -> None:
+        """When many wait, a wrong password costs the pool a rest, a right one does not; and never when few wait."""
+        rests: list[float] = []
+        self.patch(authentication.time, "sleep", rests.append)
+        self.patch(authentication, "FLOOD_CHECKS", 2)
+        for number in range(2):
+            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
+        self.pool.run_all()
+        self.assertEqual([], rests)
+        for number in range(3):
+            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
+        self.drop(basic("alice:secret"), address="192.0.2.9")
+        self.pool.jobs.reverse()
+        self.pool.run_all()
+        self.assertEqual(1, len(rests))  # of four, one right, the last two when few wait
+        self.assertTrue(all(rest > 0 for rest in rests))
+
     def test_too_many_after_a_delay(self) -> None:
         """What comes out of its delay into a full pool does not wait for it either."""
         self.guess(3)

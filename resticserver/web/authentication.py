@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -26,7 +27,9 @@ from .jobs import Pool
 from .request import StreamingRequest
 
 #: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
-MOST_CHECKS = 64
+MOST_CHECKS = 32
+#: When more than so many wait, that is a flood: after a wrong password the pool rests twice as long as the check took.
+FLOOD_CHECKS = 8
 #: Of these, from one network.
 MOST_CHECKS_OF_A_PLACE = 16
 
@@ -177,7 +180,15 @@ class PasswordAuthentication:
 
         self._checks += 1
         self._checks_by_place[place] += 1
-        return self._pool.run(self._htpasswd.check, *credentials, place).addBoth(ended)
+        return self._pool.run(self._look_at, *credentials, place).addBoth(ended)
+
+    def _look_at(self, user: str, password: bytes, place: str) -> bool:
+        """In the pool: whether it is right. Those who guess wait for each other, and not transfers for them."""
+        started = time.perf_counter()
+        right = self._htpasswd.check(user, password, place)
+        if not right and self._checks > FLOOD_CHECKS:
+            time.sleep(2 * (time.perf_counter() - started))
+        return right
 
     def _checked(self, result: object, key: tuple[str, bytes, str]) -> None:
         for answer in self._waiting.pop(key):
