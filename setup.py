@@ -36,6 +36,7 @@ setup(
         "service-identity >= 23.1",
         "cryptography >= 42.0",
         "bcrypt >= 4.0",
+        "httptools >= 0.6",
         "libpass >= 1.9.3",
     ],
     extras_require={

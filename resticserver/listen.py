@@ -15,7 +15,7 @@ import socket
 import stat
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
@@ -27,7 +27,9 @@ from twisted.python.failure import Failure
 
 from .errors import StartError
 from .proxyprotocol import ProxyProtocolEndpoint
-from .web.site import RepositorySite
+
+if TYPE_CHECKING:
+    from .web.site import RepositorySite
 
 #: Endpoint strings are told from host:port by these; Twisted would take any word as a plugin's name.
 ENDPOINT_PREFIXES = ("tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "fd")
@@ -95,10 +97,8 @@ class Listeners(Service):
             _log.info("start server on {address}", address=bound_address(port))
 
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
-        if tls and self._connection_creator is not None:
-            from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
-
-            factory = TLSMemoryBIOFactory(self._connection_creator, False, factory)
+        if tls:
+            factory = tls_factory(factory, self._connection_creator)
         outcome: list[Any] = []
         endpoint.listen(factory).addBoth(outcome.append)
         # Every endpoint that parse_address lets through listens at once or fails at once.
@@ -133,25 +133,25 @@ class SocketEndpoint:
     """
     An endpoint over a socket that a function opens when asked.
 
-    @param open_socket: returns a socket that listens.
-    @param unlink: the path to remove when the port closes, for unix sockets that are ours.
+    @ivar open_socket: returns a socket that listens.
+    @ivar unlink: the path to remove when the port closes, for unix sockets that are ours.
     """
 
     def __init__(self, reactor: Any, open_socket: Callable[[], socket.socket], unlink: str | None = None) -> None:
         self._reactor = reactor
-        self._open_socket = open_socket
-        self._unlink = unlink
+        self.open_socket = open_socket
+        self.unlink = unlink
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Open the socket and accept connections from it; fails with L{StartError}."""
         return execute(self._listen, factory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
-        listening = self._open_socket()
+        listening = self.open_socket()
         listening.setblocking(False)
         with listening:
             if listening.family == socket.AF_UNIX:
-                port: Any = UnixPort.adopt(self._reactor, listening.fileno(), factory, self._unlink)
+                port: Any = UnixPort.adopt(self._reactor, listening.fileno(), factory, self.unlink)
             else:
                 port = TcpPort._fromListeningDescriptor(self._reactor, listening.fileno(), listening.family, factory)
             port.startListening()
@@ -298,6 +298,19 @@ def wants_tls(address: str) -> bool:
     return not (address.startswith(_OWN_TLS) or address.endswith(_PLAIN_SUFFIX))
 
 
+def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocolFactory:
+    """
+    A factory behind TLS.
+
+    @param connection_creator: for C{--tls}; C{None} without, and the factory is as it was.
+    """
+    if connection_creator is None:
+        return factory
+    from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
+
+    return TLSMemoryBIOFactory(connection_creator, False, factory)
+
+
 def tcp_socket(host: str, port: int) -> socket.socket:
     """
     A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6.
@@ -316,9 +329,9 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return _bound(found[0][0], found[0][4])
     except UnicodeError as error:
-        raise StartError(f"cannot listen on {_joined(host, port)}: no host has this name") from error
+        raise StartError(f"cannot listen on {joined_address(host, port)}: no host has this name") from error
     except OSError as error:
-        raise StartError(f"cannot listen on {_joined(host, port)}: {error.strerror}") from error
+        raise StartError(f"cannot listen on {joined_address(host, port)}: {error.strerror}") from error
 
 
 def _bound(family: int, address: Any, dual: bool = False) -> socket.socket:
@@ -375,7 +388,8 @@ def _remove_stale(path: str) -> None:
     raise StartError(f"cannot listen on unix:{path}: a server answers there already")
 
 
-def _joined(host: str, port: int) -> str:
+def joined_address(host: str, port: int) -> str:
+    """Host and port as one."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -385,4 +399,4 @@ def bound_address(port: IListeningPort) -> str:
     name = getattr(address, "name", None)
     if name is not None:
         return os.fsdecode(name)
-    return _joined(address.host, address.port)
+    return joined_address(address.host, address.port)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from .errors import NotFound
@@ -30,6 +31,7 @@ OWN_FOLDERS = frozenset(("-", ".trash", ".rest-server", ".tmp", ".htpasswd"))
 MAX_NAME_BYTES = 255
 
 _ID = re.compile(r"[0-9a-f]{64}\Z")
+_SIMPLE_OBJECT = re.compile(rb"(/(?:[^/]+/)*)(data|index|keys|locks|snapshots)/([0-9a-f]{64})\Z")
 _USER = re.compile(r"[\w@.\-]+\Z")
 
 
@@ -120,6 +122,12 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
         if scheme.lower() not in (b"http", b"https"):
             raise NotFound()
         path = b"/" + rest.partition(b"/")[2]
+    simple = _SIMPLE_OBJECT.match(path)
+    if simple is not None:
+        # Most requests name an object, and their folders are few: the rules below have judged them before.
+        return Target(
+            _folders(simple[1], max_depth, prefix), Kind.OBJECT, simple[2].decode("ascii"), simple[3].decode("ascii")
+        )
     segments = [_segment(raw) for raw in path[1:].split(b"/")]
     if prefix:
         if tuple(segments[: len(prefix)]) != prefix:
@@ -142,6 +150,20 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
         case [kind, name] if kind in TYPES and is_object_id(name):
             return Target(repository, Kind.OBJECT, kind, name)
     raise NotFound()
+
+
+@lru_cache(maxsize=4096)
+def _folders(path: bytes, max_depth: int, prefix: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    The repository that a path names.
+
+    @param path: with both its slashes.
+    @raise NotFound: it names none.
+    """
+    target = parse_target(path, max_depth, prefix)
+    if target.kind is not Kind.REPOSITORY:
+        raise NotFound()
+    return target.repository
 
 
 def _segment(raw: bytes) -> str:

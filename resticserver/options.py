@@ -22,6 +22,9 @@ from .settings import DEFAULT_LISTEN, Settings, default_path
 #: How deep repositories may lie at most.
 MOST_FOLDERS = 16
 
+#: More processes than this are a slip of the finger.
+MOST_WORKERS = 128
+
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
@@ -74,6 +77,7 @@ class Options(usage.Options):
         ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
         ["log", None, None, "write an access log in combined format to this file (- for stdout)"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
+        ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
         ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
     ]
 
@@ -228,6 +232,7 @@ class Options(usage.Options):
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             debug=bool(self["debug"]),
             cpu_profile=_absolute(self["cpu-profile"]),
+            workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
         )
 
@@ -261,6 +266,14 @@ def _next_value(name: str, left: Any) -> list[str]:
 def _absolute(path: str | None) -> str | None:
     """Flags name files from where the user stands; twistd may change the directory later."""
     return os.path.abspath(path) if path else None
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
+        raise usage.UsageError(f"--workers {text}: a number from 1 to {MOST_WORKERS}, or auto, is needed")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -68,13 +68,13 @@ class ProxyProtocolEndpoint:
     """
     An endpoint whose clients speak the PROXY protocol first.
 
-    @param endpoint: where they come in.
+    @ivar endpoint: where they come in.
     """
 
     def __init__(self, endpoint: Any) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen there."""
-        listening: Deferred[IListeningPort] = self._endpoint.listen(ProxyProtocolFactory(factory))
+        listening: Deferred[IListeningPort] = self.endpoint.listen(ProxyProtocolFactory(factory))
         return listening

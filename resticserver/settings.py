@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 #: rest-server's default port, on every address of the machine.
 DEFAULT_LISTEN = ":8000"
@@ -38,6 +40,7 @@ class Settings:
     @ivar tls_client_ca: PEM file of the authorities that sign clients' certificates, or C{None}.
     @ivar tls_client_required: whether a client must show a certificate.
     @ivar tls_client_user: where the user's name stands in it: C{"cn"}, C{"email"}, C{"dns"}, C{"none"}.
+    @ivar workers: how many processes serve; 1 is one process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
     """
 
@@ -67,8 +70,19 @@ class Settings:
     log: str | None = None
     debug: bool = False
     cpu_profile: str | None = None
+    workers: int = 1
     shutdown_timeout_s: float = 30.0
     path_is_default: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings for another process, in what JSON has."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """What L{as_json} made, after its way through JSON, which has no tuples."""
+        typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**typed)
 
     @property
     def passwords(self) -> bool:

@@ -4,48 +4,42 @@ The composition root: from settings to a tree of services.
 C{makeService} opens nothing, since twistd forks after it; what can be checked without opening is checked there, so that the
 person at the terminal is told. The tree starts in order (access log, pools, listeners) and stops in the other, one service
 after the other: listeners and their transfers, pools, access log.
+
+With C{--workers} the place of the listeners is taken by L{Workers}: other processes that serve, while this one has the sockets,
+the users and what is read again. What serves is the same in both (L{resticserver.serving}).
 """
 
 from __future__ import annotations
 
-import cProfile
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import LoopingCall
-from twisted.logger import LogEvent, Logger
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from . import allocator
 from .access.htpasswd import Htpasswd
-from .access.policy import Decides, Policy
-from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .errors import StartError
 from .listen import Listeners
+from .logins import ASK as LOGIN
+from .logins import PasswordJudge
 from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
+from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_store
 from .settings import Settings
-from .storage.local import LocalStore
-from .telemetry.accesslog import AccessLog, CombinedLogService
-from .web.site import RepositorySite
+from .workers import Workers
 
-if TYPE_CHECKING:
-    from .tls import ReloadingCertificates
-    from .web.authentication import Authentication
-
-#: Jobs on the disk at once; most of them wait for it.
-DISK_THREADS = 16
-#: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
-#: longer for the interpreter's lock, and the whole is slower by a tenth.
-WRITER_THREADS = max(2, os.cpu_count() or 1)
+#: Files that are read again are read one after the other; a few more for what is to come.
+FILE_THREADS = 4
 #: Password checks at once; each is a core's full work, and stands back for transfers: a flood of them gets half the cores
 #: at most, and of those only what transfers leave.
 PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
@@ -67,11 +61,21 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"rest-server: {error}") from None
 
 
-class ResticServer(MultiService):
+class Reloads(Protocol):
+    """A file that holds, and is read again when it changed."""
+
+    def reload_if_changed(self, force: bool = False) -> bool:
+        """Read it again if it changed, or in any case; whether that was done. Blocks."""
+
+    def say_reloaded(self) -> None:
+        """Log that what was read holds."""
+
+
+class ResticServer(InTurn):
     """
     One server.
 
-    @param reactor: the real one: this module and C{cli} are the only ones to see it.
+    @param reactor: the real one: this module, C{cli} and C{worker} are the only ones to see it.
     @raise StartError: a file that the settings name cannot be used.
     """
 
@@ -79,41 +83,52 @@ class ResticServer(MultiService):
         super().__init__()
         self.settings = settings
         self._reactor = reactor
-        self.store = LocalStore(
-            settings.path,
-            verify=not settings.no_verify_upload,
-            group_accessible=settings.group_accessible_repos,
-            max_depth=settings.max_depth,
-        )
-        self.disk = JobPool(reactor, "disk", DISK_THREADS)
-        self.writers = JobPool(reactor, "writers", WRITER_THREADS)
+        self.store = make_store(settings)
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS, PASSWORD_NICE)
         self.htpasswd = self._users()
-        flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
-        self.policy_file = self._policy_file(flags)
-        self.policy: Decides = self.policy_file or flags
-        self.certificates = self._certificates()
-        self.proxies = TrustedProxies.parse(settings.trusted_proxies or ())
-        access_log = AccessLog()
-        log_file = CombinedLogService(settings.log, access_log, self.disk.run) if settings.log else None
-        self.log_file = log_file
-        if settings.debug:
-            access_log.add(_debug_line)
-        self.listeners = Listeners(
-            reactor,
-            settings.listen,
-            lambda: self._site(access_log),
-            self.certificates.creator if self.certificates is not None else None,
-            settings.shutdown_timeout_s,
-        )
+        flags, self.policy_file = make_policy(settings)
+        if self.policy_file is not None:
+            self.policy_file.load()
+        self.certificates = make_certificates(settings)
+        self._reloading = DeferredLock()
+        judge = None
+        if self.htpasswd is not None:
+            throttle = Throttle(settings.auth_failures, reactor.seconds)
+            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor)
+        profile = settings.cpu_profile
+        if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
+            raise StartError(f"cannot write the profile {profile}")
+        self.workers: Workers | None = None
+        self.log_file = None
+        front: Listeners | Workers
+        services: list[IService] = []
+        if settings.workers == 1:
+            if profile:
+                services.append(CpuProfile(profile))
+            serving = Serving(settings, reactor, self.store, self.policy_file or flags, judge)
+            self.disk, self.log_file = serving.disk, serving.log_file
+            services += serving.services
+            front = Listeners(
+                reactor,
+                settings.listen,
+                serving.make_site,
+                self.certificates.creator if self.certificates is not None else None,
+                settings.shutdown_timeout_s,
+            )
+        else:
+            self.disk = JobPool(reactor, "files", FILE_THREADS)
+            services.append(self.disk)
+            verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt}
+            if judge is not None:
+                verbs[LOGIN] = judge.answer
+            front = self.workers = Workers(
+                reactor, settings.listen, settings.workers, self._beginning, verbs, settings.shutdown_timeout_s
+            )
+        self.front = front
         rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
-        for child in (log_file, self.disk, self.writers, self.passwords, rules, certificates, self.listeners):
-            if child is not None:
-                child.setServiceParent(self)
-        self._profile = cProfile.Profile() if settings.cpu_profile else None
-        if settings.cpu_profile and not os.access(os.path.dirname(settings.cpu_profile), os.W_OK | os.X_OK):
-            raise StartError(f"cannot write the profile {settings.cpu_profile}")
+        for child in (*services, self.passwords, rules, certificates, front):
+            child.setServiceParent(self)
 
     def _users(self) -> Htpasswd | None:
         if not self.settings.passwords:
@@ -121,61 +136,6 @@ class ResticServer(MultiService):
         htpasswd = Htpasswd(self.settings.htpasswd_path, self._reactor.seconds)
         htpasswd.load()
         return htpasswd
-
-    def _policy_file(self, flags: Policy) -> PolicyFile | None:
-        if self.settings.policy is None:
-            return None
-        policy_file = PolicyFile(self.settings.policy, flags)
-        policy_file.load()
-        return policy_file
-
-    def _certificates(self) -> ReloadingCertificates | None:
-        if not self.settings.tls:
-            return None
-        from .tls import ReloadingCertificates  # OpenSSL takes its time to import
-
-        settings = self.settings
-        return ReloadingCertificates(
-            settings.certificate_path,
-            settings.key_path,
-            settings.tls_min_ver,
-            settings.tls_client_ca,
-            settings.tls_client_required,
-        )
-
-    def _site(self, access_log: AccessLog) -> RepositorySite:
-        """The HTTP server factory with everything behind it."""
-        from .web.api import Api  # Klein installs the reactor when it is imported
-
-        api = Api(self.store, self.disk, self.writers, self._door(), self.policy, self.settings.auto_create)
-        settings = self.settings
-        return RepositorySite(
-            api.resource(), self._reactor, access_log, settings.max_depth, settings.proxy_prefix, self.proxies
-        )
-
-    def _door(self) -> Authentication:
-        """Who says who a user is."""
-        from .web.authentication import (
-            CertificateAuthentication,
-            NoAuthentication,
-            PasswordAuthentication,
-            ProxyAuthentication,
-        )
-
-        settings = self.settings
-        if settings.no_auth:
-            return NoAuthentication()
-        passwords = None
-        if self.htpasswd is not None:
-            throttle = Throttle(settings.auth_failures, self._reactor.seconds)
-            passwords = PasswordAuthentication(self.htpasswd, self.passwords, throttle, self._reactor)
-        door: Authentication | None = passwords
-        if settings.tls_client_ca is not None and settings.tls_client_user != "none":
-            door = CertificateAuthentication(settings.tls_client_user, passwords)
-        if settings.proxy_auth_username is not None:
-            door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
-        assert door is not None
-        return door
 
     def startService(self) -> None:
         """
@@ -186,6 +146,7 @@ class ResticServer(MultiService):
         allocator.keep_large_blocks()
         # Before anyone is told that the server is there: the signal's default ends the process.
         self._on_signal(signal.SIGHUP, self.reload)
+        self._on_signal(signal.SIGUSR2, self.replace_workers)
         try:
             self._announce()
             self.store.prepare()
@@ -197,8 +158,8 @@ class ResticServer(MultiService):
             # where sys.stderr was).
             sys.excepthook = lambda *_: print(f"rest-server: {line}", file=sys.__stderr__)
             raise StartError(line) from None
-        if self._profile is not None:
-            self._profile.enable()
+        # Not now: it takes a tenth of a second, and until the reactor runs a signal just ends the process.
+        self._reactor.callWhenRunning(allocator.leave_out_what_stays)
 
     def _announce(self) -> None:
         """Say what is on and what is off, in rest-server's words: people and scripts look for them."""
@@ -213,7 +174,7 @@ class ResticServer(MultiService):
             _log.info("Authentication disabled")
         elif settings.proxy_auth_username:
             _log.info("Proxy Authentication enabled.")
-            trusted = self.proxies.describe()
+            trusted = TrustedProxies.parse(settings.trusted_proxies or ()).describe()
             header = settings.proxy_auth_username
             _log.info("The header {header} is believed from {trusted}", header=header, trusted=trusted)
         else:
@@ -243,49 +204,82 @@ class ResticServer(MultiService):
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, lambda *_: self._reactor.callFromThread(call))
 
+    def replace_workers(self) -> None:
+        """SIGUSR2: one worker after the other is replaced; without workers there is nothing to do."""
+        if self.workers is not None:
+            self.workers.replace_all()
+        else:
+            _log.warn("SIGUSR2 replaces the processes of --workers, and there are none")
+
     def reload(self) -> None:
         """SIGHUP: read users, rules and certificates again, open the access log by its name again."""
         self.reload_rules(True)
         self.reload_certificates(True)
         if self.log_file is not None:
             self.log_file.reopen()
+        if self.workers is not None:
+            self.workers.tell_all("reopen")
 
     def reload_rules(self, force: bool = False) -> Deferred[None]:
         """Read the htpasswd and the policy file again if they changed, or in any case."""
-
-        def read() -> None:
-            for file in (self.htpasswd, self.policy_file):
-                if file is not None:
-                    file.reload_if_changed(force)
-
-        return self.disk.run(read).addErrback(_log_failure)
+        return self._reload((self.htpasswd, self.policy_file), force)
 
     def reload_certificates(self, force: bool = False) -> Deferred[None]:
         """Read certificate, key and authorities again if they changed, or in any case."""
+        return self._reload((self.certificates,), force)
 
-        def read() -> None:
-            if self.certificates is not None:
-                self.certificates.reload_if_changed(force)
+    def _reload(self, files: tuple[Reloads | None, ...], force: bool) -> Deferred[None]:
+        """Read files again, let all processes have them, then say so; one reload at a time."""
 
-        return self.disk.run(read).addErrback(_log_failure)
+        def read() -> list[Reloads]:
+            return [file for file in files if file is not None and file.reload_if_changed(force)]
+
+        async def reload() -> None:
+            changed = await self.disk.run(read)
+            for file in changed:
+                await self._spread(file)
+                file.say_reloaded()
+
+        return self._reloading.run(lambda: Deferred.fromCoroutine(reload())).addErrback(_log_failure)
+
+    # --- with workers
+
+    def _beginning(self) -> dict[str, Any]:
+        """What a worker that begins now has to know."""
+        marker = self.store.volume.known
+        return {
+            "settings": self.settings.as_json(),
+            "policy": None if self.policy_file is None else self.policy_file.text,
+            "reading": 0 if self.htpasswd is None else self.htpasswd.reading,
+            "marker": None if marker is None else marker.decode("latin-1"),
+        }
+
+    async def _spread(self, file: Reloads) -> None:
+        """Let the workers have what was read again; it holds everywhere when this is done."""
+        if self.workers is None:
+            return
+        if self.htpasswd is not None and file is self.htpasswd:
+            await self.workers.ask_all("users", reading=self.htpasswd.reading)
+        elif self.policy_file is not None and file is self.policy_file:
+            await self.workers.ask_all("policy", text=self.policy_file.text)
+        elif self.certificates is not None and not await self.workers.ask_all("certificates"):
+            self.certificates.look_again()
+
+    def _marker_learnt(self, marker: str) -> None:
+        """A worker has seen the volume's marker for the first time: from now on all miss it when it is gone."""
+        assert self.workers is not None
+        if self.store.volume.known is None:
+            self.store.volume.known = marker.encode("latin-1")
+            self.workers.tell_all("marker", marker=marker)
+
+    # --- the end
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop the services one after the other, the last started first."""
         # A second signal means: now. (Twisted's own handler would log a traceback.)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._on_signal(number, self.listeners.abort)
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        Service.stopService(self)
-        for child in reversed(list(self)):
-            stopping = child.stopService()
-            if stopping is not None:
-                await stopping
-        if self._profile is not None and self.settings.cpu_profile is not None:
-            self._profile.disable()
-            self._profile.dump_stats(self.settings.cpu_profile)
-        _log.info("shutdown cleanly")
+            self._on_signal(number, self.front.abort)
+        return super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
 
 
 class FileWatch(Service):
@@ -314,19 +308,3 @@ class FileWatch(Service):
 
 def _log_failure(failure: Failure) -> None:
     _log.failure("could not read a file again", failure)
-
-
-def _debug_line(event: LogEvent) -> None:
-    """Under C{--debug}: a line for each request among the diagnostics."""
-    record = event["record"]
-    _log.debug(
-        "{method} {uri} from {address}: {status} {ending}, {received} bytes in, {sent} bytes out, {ms:.1f} ms",
-        method=ascii(record.method.decode("latin-1"))[1:-1],
-        uri=ascii(record.uri.decode("latin-1"))[1:-1],
-        address=record.address,
-        status=record.status,
-        ending=record.ending.value,
-        received=record.received_bytes,
-        sent=record.sent_bytes,
-        ms=record.duration_s * 1000,
-    )

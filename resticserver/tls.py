@@ -26,6 +26,9 @@ MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 #: TLS 1.2: authenticated encryption with forward secrecy, nothing else. TLS 1.3 has only such suites.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
+# SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL does not export.
+_MODE_ENABLE_PARTIAL_WRITE = 1
+
 #: What session tickets belong to; OpenSSL wants one where clients show certificates.
 _SESSION_CONTEXT = b"restic"
 
@@ -67,6 +70,9 @@ def server_context(
     if client_ca_path is not None:
         _ask_for_certificates(context, client_ca_path, client_required)
     context.set_alpn_select_callback(_choose_protocol)
+    if hasattr(context, "clear_mode"):  # pyOpenSSL 25.3
+        # It asks for partial writes: one record a call, and the interpreter's lock given up and taken back for each.
+        context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     return context
 
 
@@ -146,15 +152,31 @@ class ReloadingCertificates:
             return False
         self._stamp = stamp
         try:
-            context = server_context(*self._arguments)
-            not_after = _not_after(self._certificate_path)
+            self.read()
         except StartError as error:
             _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=error)
             return False
+        return True
+
+    def read(self) -> None:
+        """
+        Serve the files as they are now. Blocks.
+
+        @raise StartError: they cannot be used; what was served before stays.
+        """
+        context = server_context(*self._arguments)
+        not_after = _not_after(self._certificate_path)
         self.creator.context = context
         self.not_after = not_after
-        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=self._certificate_path, until=not_after)
-        return True
+
+    def say_reloaded(self) -> None:
+        """Log that what was read again is served, everywhere."""
+        path = self._certificate_path
+        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=path, until=self.not_after)
+
+    def look_again(self) -> None:
+        """The next look finds a change, whatever the files are then: somebody could not read what was read here."""
+        self._stamp = ()
 
     def _current_stamp(self) -> tuple[Stamp, ...]:
         return tuple(map(stamp_at, self._paths))

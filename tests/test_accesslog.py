@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.telemetry import accesslog
 from resticserver.telemetry.accesslog import AccessLog, CombinedLogService, combined_line
 from resticserver.telemetry.record import Ending, Record
 
@@ -120,7 +121,7 @@ class LineTests(SynchronousTestCase):
         """Each record is exactly this line: nothing that a client sends ends it or closes a field."""
         in_zone(self, "UTC0")
         for changes, line in LINES:
-            self.assertEqual(line, combined_line(replace(PLAIN, **changes)))
+            self.assertEqual(line, combined_line(PLAIN._replace(**changes)))
 
     def test_zones(self) -> None:
         """The time is the local one, with its offset from UTC."""
@@ -131,7 +132,7 @@ class LineTests(SynchronousTestCase):
     def test_one_printable_line(self) -> None:
         """Whatever bytes a client sends, a line is one line of printable ASCII (but for the name of a known user)."""
         everything = bytes(range(256))
-        record = replace(PLAIN, method=everything, uri=everything, referer=everything, user_agent=everything)
+        record = PLAIN._replace(method=everything, uri=everything, referer=everything, user_agent=everything)
         line = combined_line(record)
         self.assertTrue(line.isascii() and line.isprintable())
 
@@ -191,7 +192,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
         """The file is UTF-8, whatever the locale."""
         path = Path(self.mktemp())
         log = self.started(str(path))
-        log(replace(PLAIN, user="алиса"))
+        log(PLAIN._replace(user="алиса"))
         self.service.stopService()
         self.assertIn(" - алиса [", path.read_text(encoding="utf-8"))
 
@@ -214,7 +215,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
         jobs: list[Callable[[], None]] = []
         log = self.started(str(path), jobs.append)
         for number in range(3):
-            log(replace(PLAIN, status=200 + number))
+            log(PLAIN._replace(status=200 + number))
         self.assertEqual((1, ""), (len(jobs), path.read_text()))
         jobs.pop()()
         self.assertEqual(3, path.read_text().count("\n"))
@@ -230,9 +231,9 @@ class CombinedLogServiceTests(SynchronousTestCase):
         with ThreadPoolExecutor(4) as pool:
             log = self.started(str(path), pool.submit)
             for number in range(3000):
-                log(replace(PLAIN, sent_bytes=number + 1))
+                log(PLAIN._replace(sent_bytes=number + 1))
         self.service.stopService()
-        wanted = [combined_line(replace(PLAIN, sent_bytes=number + 1)) for number in range(3000)]
+        wanted = [combined_line(PLAIN._replace(sent_bytes=number + 1)) for number in range(3000)]
         self.assertEqual(wanted, path.read_text().splitlines())
 
     def test_every_record_once_while_rotated(self) -> None:
@@ -242,7 +243,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
         with ThreadPoolExecutor(4) as pool:
             log = self.started(str(path), lambda job: jobs.append(pool.submit(job)))
             for number in range(3000):
-                log(replace(PLAIN, sent_bytes=number + 1))
+                log(PLAIN._replace(sent_bytes=number + 1))
                 if number % 500 == 250:
                     path.rename(f"{path}.{number:04d}")
                     self.service.reopen()
@@ -250,7 +251,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
         self.service.stopService()
         parts = [*sorted(path.parent.glob(f"{path.name}.*")), path]
         lines = "".join(part.read_text() for part in parts).splitlines()
-        wanted = [combined_line(replace(PLAIN, sent_bytes=number + 1)) for number in range(3000)]
+        wanted = [combined_line(PLAIN._replace(sent_bytes=number + 1)) for number in range(3000)]
         self.assertEqual(wanted, lines)
 
     def test_reopen(self) -> None:
@@ -296,9 +297,9 @@ class CombinedLogServiceTests(SynchronousTestCase):
             log(PLAIN)
         self.assertEqual(1, len(events))
         moved.rename(folder)
-        log(replace(PLAIN, status=206))
+        log(PLAIN._replace(status=206))
         self.service.stopService()
-        self.assertIn(combined_line(replace(PLAIN, status=206)), path.read_text())
+        self.assertIn(combined_line(PLAIN._replace(status=206)), path.read_text())
 
     def full_disk(self) -> str:
         """A path whose disk is full."""
@@ -331,9 +332,9 @@ class CombinedLogServiceTests(SynchronousTestCase):
             log(PLAIN)
             os.unlink(path)
             self.service.reopen()
-        log(replace(PLAIN, status=206))
+        log(PLAIN._replace(status=206))
         self.service.stopService()
-        self.assertIn(combined_line(replace(PLAIN, status=206)), Path(path).read_text())
+        self.assertIn(combined_line(PLAIN._replace(status=206)), Path(path).read_text())
 
     def test_short_writes(self) -> None:
         """A disk that takes only a part of what is written loses nothing, and tears no line."""
@@ -369,6 +370,24 @@ class CombinedLogServiceTests(SynchronousTestCase):
         print("still open", flush=True)
         self.assertEqual(f"{combined_line(PLAIN)}\n" * 2 + "still open\n", raw.getvalue().decode())
 
+    def test_a_pipe_that_others_write_to(self) -> None:
+        """No call writes more than a pipe takes in one piece, and none tears a line that fits."""
+        raw = io.BytesIO()
+        written: list[bytes] = []
+        self.patch(accesslog, "_write_all", lambda file, data: written.append(data))
+        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+        jobs: list[Callable[[], None]] = []
+        log = self.started("-", jobs.append)
+        for number in range(200):
+            log(PLAIN._replace(uri=b"/" + b"x" * number))
+        log(PLAIN._replace(uri=b"/" + b"x" * 5000))
+        log(PLAIN)
+        jobs.pop()()
+        self.assertEqual(202, b"".join(written).count(b"\n"))
+        self.assertTrue(all(piece.endswith(b"\n") for piece in written))
+        self.assertEqual(1, sum(len(piece) > select.PIPE_BUF for piece in written))
+        self.assertLess(len(written), 20)
+
     def test_stdout_of_another_encoding(self) -> None:
         """A user's name that stdout's encoding does not have costs no line, neither theirs nor another's."""
         raw = io.BytesIO()
@@ -376,7 +395,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
         jobs: list[Callable[[], None]] = []
         log = self.started("-", jobs.append)
         log(PLAIN)
-        log(replace(PLAIN, user="алиса"))
+        log(PLAIN._replace(user="алиса"))
         jobs.pop()()
         self.service.stopService()
         sys.stdout.flush()

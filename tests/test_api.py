@@ -199,14 +199,14 @@ class ListTests(ApiCase):
 
         def failing(*args: Any, **kwargs: Any) -> Any:
             listing = real(*args, **kwargs)
-            entries = listing.__class__.__iter__
+            parts = listing.__class__.__iter__
 
             class Failing(listing.__class__):  # type: ignore[misc, name-defined]
                 def __iter__(self) -> Any:
-                    for number, entry in enumerate(entries(self)):
-                        if number == 2000:
+                    for number, part in enumerate(parts(self)):
+                        if number == 200:
                             raise OSError(5, "Input/output error")
-                        yield entry
+                        yield part
 
             listing.__class__ = Failing
             return listing

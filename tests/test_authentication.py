@@ -13,12 +13,12 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.http_headers import Headers
 
+from resticserver import logins
 from resticserver.access import throttle
 from resticserver.access.throttle import Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
-from resticserver.web import authentication
+from resticserver.logins import PasswordJudge
 from resticserver.web.authentication import (
     CertificateAuthentication,
     NoAuthentication,
@@ -26,6 +26,7 @@ from resticserver.web.authentication import (
     ProxyAuthentication,
     basic_credentials,
 )
+from resticserver.web.head import Fields
 
 from .test_certificates import ALICE
 from .test_certificates import certificate as certificate_for
@@ -84,9 +85,8 @@ class FakeRequest:
         named: tuple[bytes, ...] = (),
         channel: FakeChannel | None = None,
     ) -> None:
-        self.requestHeaders = Headers({b"Authorization": list(headers)} if headers else {})
-        if named:
-            self.requestHeaders.setRawHeaders(b"X-Remote-User", named)
+        lines = [b"Authorization: %s\r\n" % value for value in headers] + [b"X-Remote-User: %s\r\n" % n for n in named]
+        self.fields = Fields(b"".join(lines) + b"\r\n")
         self.address = address
         self.address_is_trusted = address == "127.0.0.1"
         self.peer_is_trusted = through_proxy
@@ -166,7 +166,8 @@ class AuthenticationTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
-        self.door = PasswordAuthentication(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)  # type: ignore[arg-type]
+        self.judge = PasswordJudge(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)  # type: ignore[arg-type]
+        self.door = PasswordAuthentication(self.judge)
 
     def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
@@ -365,7 +366,7 @@ class AuthenticationTests(SynchronousTestCase):
 
     def test_a_place_has_its_share(self) -> None:
         """One address cannot fill the pool with its checks."""
-        self.patch(authentication, "MOST_CHECKS_OF_A_PLACE", 2)
+        self.patch(logins, "MOST_CHECKS_OF_A_PLACE", 2)
         for number in range(2):
             self.drop(basic(f"user{number}:wrong"))
         self.failureResultOf(self.ask(basic("alice:secret")), Unavailable)
@@ -391,7 +392,7 @@ class AuthenticationTests(SynchronousTestCase):
 
     def test_too_many_at_once(self) -> None:
         """When many checks wait, a new one is answered at once, and is no failure; who was right today still waits."""
-        self.patch(authentication, "MOST_CHECKS", 3)
+        self.patch(logins, "MOST_CHECKS", 3)
         for number in range(3):
             self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
         self.failureResultOf(self.ask(basic("alice:secret"), address="192.0.2.9"), Unavailable)
@@ -408,8 +409,8 @@ class AuthenticationTests(SynchronousTestCase):
     def test_flood(self) -> None:
         """When many wait, a wrong password costs the pool a rest, a right one does not; and never when few wait."""
         rests: list[float] = []
-        self.patch(authentication.time, "sleep", rests.append)
-        self.patch(authentication, "FLOOD_CHECKS", 2)
+        self.patch(logins.time, "sleep", rests.append)
+        self.patch(logins, "FLOOD_CHECKS", 2)
         for number in range(2):
             self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
         self.pool.run_all()
@@ -425,7 +426,7 @@ class AuthenticationTests(SynchronousTestCase):
     def test_too_many_after_a_delay(self) -> None:
         """What comes out of its delay into a full pool does not wait for it either."""
         self.guess(3)
-        self.patch(authentication, "MOST_CHECKS", 2)
+        self.patch(logins, "MOST_CHECKS", 2)
         answers = [self.ask(basic(f"alice:more{number}"), address=f"192.0.2.{10 + number}") for number in range(12)]
         self.clock.advance(5)
         self.pool.run_all()
@@ -443,7 +444,7 @@ class Passwords:
 
     async def authenticate(self, request: Any) -> str | None:
         """Alice or nobody."""
-        if basic_credentials(request.requestHeaders.getRawHeaders(b"Authorization", [None])[0]) != ("alice", b"secret"):
+        if basic_credentials(request.fields.last(b"authorization")) != ("alice", b"secret"):
             raise Unauthorized()
         return "alice"
 

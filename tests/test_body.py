@@ -112,14 +112,44 @@ class BodyTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """A body without a byte ends without a job, whether its end came before its taker or after."""
-        self.body.end()
-        self.assertIsNone(self.successResultOf(self.body.deliver(self.taker)))
-        later = Body(self.source, 0)
+        self.assertTrue(Body(self.source, 0).ended)
+        self.assertIsNone(self.successResultOf(Body(self.source, 0).deliver(self.taker)))
+        later = Body(self.source, None)
         delivered = later.deliver(self.taker)
         self.assertNoResult(delivered)
         later.end()
         self.assertIsNone(self.successResultOf(delivered))
         self.assertEqual([], self.taker.batches)
+
+    def test_whole(self) -> None:
+        """A small body as a whole: when its last byte is there, before or after somebody waits for it."""
+        self.body.feed(b"one")
+        whole = self.body.whole()
+        self.body.feed(b"two")
+        self.assertNoResult(whole)
+        self.body.end()
+        self.assertEqual([b"one", b"two"], self.successResultOf(whole))
+        before = Body(self.source, 3)
+        before.feed(b"abc")
+        before.end()
+        self.assertEqual([b"abc"], self.successResultOf(before.whole()))
+        self.assertEqual([], self.successResultOf(Body(self.source, 0).whole()))
+
+    def test_whole_that_never_comes(self) -> None:
+        """What cannot be understood fails it, and it can be cancelled."""
+        for fails_first in (False, True):
+            body = Body(self.source, None)
+            if fails_first:
+                body.fail(BadRequest())
+            whole = body.whole()
+            if not fails_first:
+                body.fail(BadRequest())
+            self.failureResultOf(whole, BadRequest)
+        whole = self.body.whole()
+        whole.cancel()
+        self.failureResultOf(whole, CancelledError)
+        self.body.feed(b"late")
+        self.body.end()
 
     def test_all_before_the_taker(self) -> None:
         """A small body may be whole before its taker comes."""

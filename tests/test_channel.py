@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.http import HTTPChannel
 
 from resticserver.access.policy import Policy
 from resticserver.errors import Unauthorized
@@ -44,39 +43,6 @@ class ChannelCase(SynchronousTestCase):
     def files(self, bench: Bench) -> list[str]:
         """Every file below the data directory."""
         return sorted(map(os.path.basename, files_below(Path(bench.store.path))))
-
-
-class PrivateNamesTests(SynchronousTestCase):
-    """The names of HTTPChannel's that the channel leans on: a Twisted without them must be noticed here first."""
-
-    def test_names(self) -> None:
-        """They are all there."""
-        channel = HTTPChannel()
-        for name in (
-            "_respondToBadRequestAndDisconnect",
-            "_send100Continue",
-            "_handlingRequest",
-            "_dataBuffer",
-            "_savedTimeOut",
-            "_transferDecoder",
-            "_waitingForTransport",
-            "_buffer",
-            "_busyReceiving",
-        ):
-            self.assertTrue(hasattr(channel, name), name)
-
-    def test_request_line_state(self) -> None:
-        """C{_command} is there from the request line to the end of the body, and C{line_mode} only in the header."""
-        bench = Bench(self.mktemp(), pool=HeldPool())
-        connection = bench.connect()
-        channel = connection.channel
-        self.assertFalse(hasattr(channel, "_command"))
-        connection.send(b"POST /config HTTP/1.1\r\n")
-        self.assertTrue(hasattr(channel, "_command") and channel.line_mode)
-        connection.send(b"Host: x\r\nContent-Length: 2\r\n\r\n")
-        self.assertTrue(hasattr(channel, "_command") and not channel.line_mode)
-        connection.send(b"ab")
-        self.assertFalse(hasattr(channel, "_command"))
 
 
 class FramingTests(ChannelCase):
@@ -417,3 +383,109 @@ class EndTests(ChannelCase):
         self.assertEqual(connection.statuses(), [500])
         self.assertNotIn(b"secret", connection.received)
         self.assertEqual([record.ending for record in bench.records], [Ending.FAILED])
+
+
+class HalfClosedTests(ChannelCase):
+    """Clients that close their half of the connection when they have sent their request."""
+
+    def test_waits_for_the_answer(self) -> None:
+        """It is answered, and nothing else is taken."""
+        pool = HeldPool()
+        bench = self.bench(pool=pool)
+        connection = bench.ask(request("GET", "/keys/"))
+        connection.channel.readConnectionLost()
+        self.assertFalse(connection.closed)
+        pool.release(2)
+        self.assertEqual(connection.statuses(), [200])
+        self.assertIn(b"Connection: close\r\n", connection.received)
+        self.assertTrue(connection.closed)
+
+    def test_in_the_body(self) -> None:
+        """A body that will never be whole: closed, and nothing is left."""
+        bench = self.bench()
+        connection = bench.ask(request("POST", f"/data/{NAME}", BLOB)[:-1])
+        connection.channel.readConnectionLost()
+        self.assertTrue(connection.closed)
+        connection.lose()
+        self.assertEqual(self.files(bench), [])
+        self.assertEqual([record.ending for record in bench.records], [Ending.LOST])
+
+    def test_idle(self) -> None:
+        """Between requests it is the end."""
+        connection = self.bench().ask(request("GET", "/keys/"))
+        connection.channel.readConnectionLost()
+        self.assertTrue(connection.closed)
+
+    def test_requests_that_had_come(self) -> None:
+        """All that came before are answered, and half a request behind them is none."""
+        for behind in (b"", b"GET /keys/ HT", request("POST", f"/data/{NAME}", BLOB)[:-1]):
+            pool = HeldPool()
+            bench = self.bench(pool=pool)
+            connection = bench.ask(request("GET", "/keys/") * 3 + behind)
+            connection.channel.readConnectionLost()
+            self.assertFalse(connection.closed)
+            pool.release(9)
+            self.assertEqual(connection.statuses(), [200] * 3, behind)
+            self.assertTrue(connection.closed)
+            connection.lose()
+            self.assertEqual(self.files(bench), [])
+
+    def test_still_reading(self) -> None:
+        """A slow client that has said all it wants gets the rest of its answer, and is not cut off at once."""
+        bench = self.bench()
+        connection = bench.ask(request("GET", "/keys/"))
+        connection.channel.readConnectionLost()
+        bench.clock.advance(10 * StreamingChannel.close_timeout_s)
+        self.assertEqual((True, False), (connection.closed, connection.transport.aborted))
+        bench.clock.advance(IDLE_TIMEOUT_S)
+        self.assertTrue(connection.transport.aborted)
+
+
+class PipelineTests(ChannelCase):
+    """Requests that come before the answer to the one before."""
+
+    def test_bounded(self) -> None:
+        """What waits is little: then reading is paused, and goes on behind the answer."""
+        pool = HeldPool()
+        bench = self.bench(pool=pool)
+        connection = bench.ask(request("GET", "/keys/") * 1000)
+        self.assertEqual("paused", connection.transport.producerState)
+        pool.release(3000)
+        self.assertEqual("producing", connection.transport.producerState)
+        self.assertEqual([200] * 1000, connection.statuses())
+
+    def test_client_that_takes_no_answer(self) -> None:
+        """No request is begun while answers pile up, and the rest comes behind them."""
+        bench = self.bench()
+        connection = bench.connect()
+        connection.channel.pauseProducing()
+        connection.send(request("HEAD", "/config") * 3)
+        self.assertEqual(([], "paused"), (connection.statuses(), connection.transport.producerState))
+        connection.channel.resumeProducing()
+        self.assertEqual(([404] * 3, "producing"), (connection.statuses(), connection.transport.producerState))
+
+    def test_begin_of_a_head_behind_a_request(self) -> None:
+        """It has its own deadline from then on."""
+        bench = self.bench()
+        connection = bench.ask(request("GET", "/keys/") + b"GET /keys/ HT")
+        self.assertEqual([200], connection.statuses())
+        bench.clock.advance(StreamingChannel.header_timeout_s + 1)
+        self.assertTrue(connection.closed)
+
+    def test_other_fields_each_time(self) -> None:
+        """What is remembered of the fields of the request before is never taken for another's."""
+        bench = self.bench()
+        connection = bench.ask(request("POST", f"/data/{NAME}", BLOB))
+        for wanted, status, body in (
+            ({"Range": "bytes=0-1"}, 206, BLOB[:2]),
+            ({"Range": "bytes=4-5"}, 206, BLOB[4:6]),
+            ({"Range": "bytes=4-5"}, 206, BLOB[4:6]),
+            ({}, 200, BLOB),
+        ):
+            connection.transport.clear()
+            connection.send(request("GET", f"/data/{NAME}", **wanted))
+            self.assertEqual([status], connection.statuses())
+            self.assertTrue(connection.received.endswith(b"\r\n\r\n" + body))
+        connection.transport.clear()
+        connection.send(request("GET", "/keys/", Connection="close"))
+        self.assertTrue(connection.closed)

@@ -6,7 +6,9 @@ A real site in this process on a real port, with clients in threads.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 
@@ -23,11 +26,13 @@ from resticserver.pools import JobPool
 from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore, LocalUpload
 from resticserver.telemetry.record import Ending, Record
+from resticserver.tls import ConnectionCreator, server_context
 from resticserver.web import direct
 from resticserver.web.api import Api
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.site import RepositorySite
 
+from .support.certificates import make_certificate
 from .support.client import connect, object_id, random_bytes, read_reply
 from .support.scratch import files_below, scratch_directory
 
@@ -82,13 +87,21 @@ class DirectCase(TestCase):
         self.records: list[Record] = []
         api = Api(self.store, self.pool, self.pool, NoAuthentication(), Policy())
         self.site = RepositorySite(api.resource(), real, self.records.append)
-        port = real.listenTCP(0, self.site, interface="127.0.0.1")
+        port = real.listenTCP(0, self.factory(), interface="127.0.0.1")
         self.address = ("127.0.0.1", port.getHost().port)
         self.clients = ThreadPool(0, 4)
         self.clients.start()
         self.addCleanup(self.clients.stop)
         self.addCleanup(self._gone)
         self.addCleanup(port.stopListening)
+
+    def factory(self) -> Any:
+        """What listens."""
+        return self.site
+
+    def connect(self) -> socket.socket:
+        """A client's connection."""
+        return connect(self.address)
 
     def _gone(self) -> Deferred[None]:
         self.site.abort_all()
@@ -98,7 +111,7 @@ class DirectCase(TestCase):
         """Let a client talk in a thread."""
 
         def run() -> Any:
-            with connect(self.address) as connection:
+            with self.connect() as connection:
                 return talk(connection)
 
         return deferToThreadPool(real, self.clients, run)
@@ -106,6 +119,43 @@ class DirectCase(TestCase):
     def stored(self) -> dict[str, bytes]:
         """What lies in the repository."""
         return {name: (self.path / name).read_bytes() for name in files_below(self.path)}
+
+    def store_body(self, body: bytes) -> bytes:
+        """Put an object there; the request that reads it."""
+        upload = LocalStore.upload(self.store, (), "data", object_id(body))
+        upload.open()
+        LocalUpload.write(upload, (body,))
+        upload.commit()
+        return f"GET /data/{object_id(body)} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait for something that the reactor's thread is about to do."""
+        for _ in range(500):
+            if condition():
+                return
+            waiting: Deferred[None] = Deferred()
+            real.callLater(0.01, waiting.callback, None)
+            await waiting
+        self.fail("it never came")
+
+
+class TlsCase(DirectCase):
+    """The same over TLS."""
+
+    def setUp(self) -> None:
+        directory = scratch_directory(self)
+        self.certificate = make_certificate(directory)
+        super().setUp()
+
+    def factory(self) -> Any:
+        """What listens."""
+        context = server_context(str(self.certificate.certificate), str(self.certificate.key), "1.2")
+        return TLSMemoryBIOFactory(ConnectionCreator(context), False, self.site)  # type: ignore[arg-type]
+
+    def connect(self) -> socket.socket:
+        """A client's connection."""
+        context = self.certificate.client_context()
+        return context.wrap_socket(super().connect(), server_hostname="localhost")
 
 
 def head(body: bytes, length: int | None = None) -> bytes:
@@ -251,12 +301,141 @@ class ReceiveTests(DirectCase):
         self.assertEqual(b"", await self.client(silent))
         self.assertEqual(200, await self.client(slow))
 
-    async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait for something that the reactor's thread is about to do."""
-        for _ in range(500):
-            if condition():
-                return
-            waiting: Deferred[None] = Deferred()
-            real.callLater(0.01, waiting.callback, None)
-            await waiting
-        self.fail("it never came")
+
+class TlsReceiveTests(TlsCase, ReceiveTests):
+    """Uploads by L{directtls.TlsReceiveTransfer}."""
+
+    async def test_begin_of_a_record(self) -> None:
+        """
+        The begin of a record is in OpenSSL's memory and no longer in the socket: the low-water mark does not wait for as
+        many bytes as are left of the body.
+        """
+        body = BODY[: 600 << 10]
+
+        def talk(connection: socket.socket) -> int:
+            assert isinstance(connection, ssl.SSLSocket)
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = self.certificate.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+            with connect(self.address) as raw:
+                while True:
+                    try:
+                        tls.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        raw.sendall(outgoing.read())
+                        incoming.write(raw.recv(65536))
+                raw.sendall(outgoing.read())
+                tls.write(head(body) + body)
+                encrypted = outgoing.read()
+                # The last 60,000 bytes begin within a record, and come when the server waits.
+                raw.sendall(encrypted[:-60_000])
+                time.sleep(0.3)
+                raw.sendall(encrypted[-60_000:])
+                while True:
+                    incoming.write(raw.recv(65536))
+                    try:
+                        return int(tls.read(1000).split(b" ")[1])
+                    except ssl.SSLWantReadError:
+                        pass
+
+        self.patch(direct, "SILENCE_S", 5)
+        self.assertEqual(200, await self.client(talk))
+        self.assertEqual([body], list(self.stored().values()))
+
+    async def test_half_closed(self) -> None:
+        """A client that says too early that nothing follows: nothing is stored."""
+
+        def talk(connection: socket.socket) -> None:
+            assert isinstance(connection, ssl.SSLSocket)
+            connection.sendall(head(BODY) + BODY[:-1])
+            with contextlib.suppress(OSError):
+                connection.unwrap()
+
+        await self.client(talk)
+        await self.until(lambda: self.records)
+        self.assertEqual({}, self.stored())
+
+
+class SendTests(DirectCase):
+    """Downloads by L{direct.SendfileTransfer}."""
+
+    async def test_whole(self) -> None:
+        """The object and nothing else; the request behind it is answered behind it."""
+        get, small = self.store_body(BODY), self.store_body(b"small")
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(get + small + get + b"GET /keys/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            with connection.makefile("rb") as replies:
+                return replies.read()
+
+        replies = await self.client(talk)
+        answers = replies.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        self.assertEqual([BODY, b"small", BODY, b"[]"], [answer.partition(b"\r\n\r\n")[2] for answer in answers])
+        self.assertEqual([len(BODY), 5, len(BODY), 2], [record.sent_bytes for record in self.records])
+
+    async def test_slow_client(self) -> None:
+        """One that stops reading now and then gets all of it."""
+        get = self.store_body(BODY)
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(get)
+            received = bytearray()
+            while len(received.partition(b"\r\n\r\n")[2]) < len(BODY):
+                piece = connection.recv(256 << 10)
+                if not piece:
+                    break
+                received += piece
+                if len(received) % 7 == 0:
+                    time.sleep(0.01)
+            return bytes(received)
+
+        self.assertEqual(BODY, (await self.client(talk)).partition(b"\r\n\r\n")[2])
+
+    async def test_lost(self) -> None:
+        """A client that goes away in the middle: one record that says so."""
+        body = BODY * 8
+        get = self.store_body(body)
+
+        def talk(connection: socket.socket) -> None:
+            connection.sendall(get)
+            connection.recv(1000)
+
+        await self.client(talk)
+        await self.until(lambda: self.records)
+        self.assertEqual([Ending.TRUNCATED], [record.ending for record in self.records])
+
+    async def test_stopped(self) -> None:
+        """The server ends connections in the middle: the client sees less than was promised."""
+        body = BODY * 8
+        get = self.store_body(body)
+
+        def talk(connection: socket.socket) -> int:
+            connection.sendall(get)
+            received = len(connection.recv(1000))
+            real.callFromThread(self.site.abort_all)
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):
+                while piece := connection.recv(1 << 20):
+                    received += len(piece)
+            return received
+
+        self.assertLess(await self.client(talk), len(body))
+        await self.until(lambda: self.records)
+        self.assertEqual([Ending.TRUNCATED], [record.ending for record in self.records])
+
+    async def test_stalled(self) -> None:
+        """A client that takes nothing is given up."""
+        self.patch(direct, "STALL_S", 0.3)
+        get = self.store_body(BODY * 8)
+
+        def talk(connection: socket.socket) -> None:
+            connection.sendall(get)
+            while not self.records:
+                time.sleep(0.01)
+
+        await self.client(talk)
+        self.assertEqual([Ending.TRUNCATED], [record.ending for record in self.records])
+
+
+class TlsSendTests(TlsCase, SendTests):
+    """Downloads by L{directtls.TlsSendTransfer}."""

@@ -497,6 +497,7 @@ class HtpasswdTests(SynchronousTestCase):
         self.path.write_bytes(f"alice:{SHA}\nmüller:$apr1$hidden\nx\x1b[2J:hidden\n".encode())
         with capturedLogs() as events:
             self.users.reload_if_changed()
+            self.users.say_reloaded()
         said = [event["log_format"].format(**event) for event in events]
         self.assertEqual(1, sum("Invalid htpasswd entry for m\\xfcller." in line for line in said), said)
         self.assertEqual(1, sum("Reloaded htpasswd file" in line for line in said), said)

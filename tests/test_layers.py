@@ -27,6 +27,7 @@ LAYERS = (
     ("resticserver.settings", 0),
     ("resticserver.sizes", 0),
     ("resticserver.files", 0),
+    ("resticserver.lru", 0),
     ("resticserver.storage", 1),
     ("resticserver.access", 1),
     ("resticserver.telemetry", 1),
@@ -186,24 +187,24 @@ class LayerTests(SynchronousTestCase):
         self.assert_none(bad)
 
     def test_klein(self) -> None:
-        """Only C{web/api.py} imports Klein, which installs the reactor; only C{tap.py} imports that, in a function."""
+        """Only C{web/api.py} imports Klein, which installs the reactor; only C{serving.py} imports that, in a function."""
         api = f"{PACKAGE}.web.api"
         bad = []
         for module, imported, at_top in all_imports():
             if belongs_to(imported, "klein", "werkzeug") and module != api:
                 bad.append(f"{module} imports {imported}")
-            if belongs_to(imported, api) and (module != f"{PACKAGE}.tap" or at_top):
+            if belongs_to(imported, api) and (module != f"{PACKAGE}.serving" or at_top):
                 bad.append(f"{module} imports {imported}")
         self.assert_none(bad)
 
     def test_reactor(self) -> None:
-        """Only C{tap.py} and C{cli.py} import the reactor, and not before they are called."""
+        """Only C{tap.py}, C{cli.py} and C{worker.py} import the reactor, and not before they are called."""
         importers = set()
         for module, imported, at_top in all_imports():
             if belongs_to(imported, "twisted.internet.reactor"):
                 self.assertFalse(at_top, module)
                 importers.add(module)
-        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli"})
+        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.worker"})
 
     def test_imports_do_no_work(self) -> None:
         """To import a module (but C{web/api.py}, for Klein) installs no reactor, starts no thread, opens no logging."""

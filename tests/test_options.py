@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 from dataclasses import fields, replace
@@ -62,6 +63,9 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--shutdown-timeout=0",), {"shutdown_timeout_s": 0.0}),
     (("--shutdown-timeout", "2.5"), {"shutdown_timeout_s": 2.5}),
     (("--shutdown-timeout", "90s"), {"shutdown_timeout_s": 90.0}),
+    (("--workers", "1"), {}),
+    (("--workers=4",), {"workers": 4}),
+    (("--workers", "auto"), {"workers": len(os.sched_getaffinity(0))}),
     (("--policy", "rules.toml"), {"policy": "./rules.toml"}),
     (("--max-depth", "0"), {"max_depth": 0}),
     (("--max-depth=16",), {"max_depth": 16}),
@@ -119,6 +123,11 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--shutdown-timeout", "nan"), "--shutdown-timeout nan"),
     (("--shutdown-timeout", "inf"), "--shutdown-timeout inf"),
     (("--shutdown-timeout", "1.2.3"), "--shutdown-timeout 1.2.3"),
+    (("--workers", "0"), "--workers 0: a number from 1"),
+    (("--workers=",), "--workers"),
+    (("--workers", "-2"), "--workers -2"),
+    (("--workers", "1000"), "--workers 1000"),
+    (("--workers", "many"), "--workers many"),
     (("--tls", "--tls-min-ver", "1.1"), "1.1"),
     (("--tls", "--tls-min-ver=tls1.2"), "tls1.2"),
     (("--tls-min-ver=",), "--tls-min-ver"),
@@ -211,6 +220,13 @@ class FlagTests(SynchronousTestCase):
         """No setting but by a flag, and every flag is tried in a table here."""
         tried = {name for _, changes in FLAGS for name in changes} | {name for _, name in SWITCHES}
         self.assertEqual({field.name for field in fields(Settings)}, tried)
+
+    def test_through_json(self) -> None:
+        """Settings come to a worker as they are, whatever is in them."""
+        odd = os.fsdecode(b"/srv/\xff")
+        for arguments in (*(arguments for arguments, _ in FLAGS), ("--path", odd), ("--path", "/srv/\u2603")):
+            settings = settings_of(*arguments)
+            self.assertEqual(settings, Settings.from_json(json.loads(json.dumps(settings.as_json()))))
 
     def test_environment_is_left_alone(self) -> None:
         """Settings come from flags alone; the environment is neither read nor changed."""

@@ -1,6 +1,6 @@
 """
-The parts of publishing that the contract of stores does not reach: names that are locked, C{renameat2}, the sweep's
-count.
+The parts of publishing that the contract of stores does not reach: names of directories, the last fallback's lock,
+C{renameat2}, the sweep's count.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage
 from resticserver.storage import publish
-from resticserver.storage.publish import Mechanisms, Publisher, _NameLocks, _rename_noreplace, space_errors, sweep
+from resticserver.storage.publish import Mechanisms, Publisher, _rename_noreplace, space_errors, sweep
 
 from .contract.files import failing
 
@@ -160,25 +161,73 @@ class TemporaryFileTests(SynchronousTestCase):
 
 
 class SettleTests(SynchronousTestCase):
-    """L{Publisher.settle}: directories that another thread has made and not made durable yet."""
+    """L{Publisher.settle}: directories that somebody else has made and not made durable yet."""
 
-    def test_settle(self) -> None:
-        """What stands in a directory that is being made is acknowledged only once the directory's name is durable."""
-        top = os.path.abspath(self.mktemp())
-        os.makedirs(top)
-        publisher = Publisher(0o600, 0o700)
-        synced: list[str] = []
-        self.patch(publisher, "fsync_directory", synced.append)
-        with publisher.new_directory_names(top):
-            os.mkdir(os.path.join(top, "ab"))
-            publisher.settle(os.path.join(top, "ab"))
-            self.assertEqual([top], synced)
-            publisher.settle(top + "x")
-            publisher.settle(top)
-            self.assertEqual([top], synced)
-        self.assertEqual([top, top], synced)
-        publisher.settle(os.path.join(top, "ab"))
-        self.assertEqual([top, top], synced)
+    def setUp(self) -> None:
+        """A data directory with a repository in it, both as old as they have to be."""
+        self.top = os.path.abspath(self.mktemp())
+        self.repository = os.path.join(self.top, "alice")
+        self.directory = os.path.join(self.repository, "keys")
+        os.makedirs(self.directory)
+        self.publisher = Publisher(0o600, 0o700)
+        self.synced: list[str] = []
+        self.patch(self.publisher, "fsync_directory", self.synced.append)
+        self.later_s = 60.0
+        real = publish.time.time_ns
+        self.patch(publish.time, "time_ns", lambda: real() + int(self.later_s * 1e9))
+
+    def settled(self, directory: str | None = None) -> list[str]:
+        """What a look at a directory's way made durable."""
+        self.synced.clear()
+        self.publisher.settle(directory or self.directory, self.top)
+        return list(self.synced)
+
+    def test_once(self) -> None:
+        """All that lead to a directory are made durable, and then no more."""
+        self.assertEqual([self.repository, self.top], self.settled())
+        self.assertEqual([], self.settled())
+        self.assertEqual([], self.settled(self.repository))
+        self.assertEqual([], self.settled(self.top))
+
+    def test_changed(self) -> None:
+        """Whoever makes a directory: what it was made in is made durable again, and nothing else."""
+        self.settled()
+        os.mkdir(os.path.join(self.repository, "locks"))
+        self.assertEqual([self.repository], self.settled())
+        self.assertEqual([], self.settled())
+
+    def test_made_again(self) -> None:
+        """A directory that was removed and made anew is a new name, whatever number its inode got."""
+        self.settled()
+        os.rmdir(self.directory)
+        os.mkdir(self.directory)
+        self.assertEqual([self.repository], self.settled())
+
+    def test_young(self) -> None:
+        """Times that are of this moment tell nothing: a change of the same tick would not show."""
+        self.later_s = 0.0
+        for _ in range(3):
+            self.assertEqual([self.repository, self.top], self.settled())
+        self.later_s = -3600.0
+        self.assertEqual([self.repository, self.top], self.settled())
+
+    def test_memory_is_bounded(self) -> None:
+        """What is forgotten is made durable again."""
+        self.patch(publish, "_MOST_SETTLED", 1)
+        self.assertEqual([self.repository, self.top], self.settled())
+        self.assertEqual([self.repository], self.settled(self.directory)[:1])
+        self.assertEqual(1, len(self.publisher._settled))
+
+    def test_not_ours(self) -> None:
+        """A directory on the way that the server may not read is nothing that it made something in."""
+
+        def refuse(path: str) -> None:
+            self.synced.append(path)
+            raise PermissionError(errno.EACCES, "no", path)
+
+        self.patch(self.publisher, "fsync_directory", refuse)
+        self.assertEqual([self.repository, self.top], self.settled())
+        self.assertEqual([], self.settled())
 
     def test_made_by_another(self) -> None:
         """A directory that is there already may have been made a moment ago: its name is made durable all the same."""
@@ -231,42 +280,62 @@ class RenameTests(SynchronousTestCase):
         self.assertEqual(errno.ENOSYS, error.errno)
 
 
-class NameLockTests(SynchronousTestCase):
-    """L{_NameLocks}: one at a time for a name, and no memory of names."""
+class PlainRenameTests(SynchronousTestCase):
+    """The last fallback: a look and a rename, and nobody in between."""
 
-    def test_one_at_a_time(self) -> None:
-        """Threads that want the same name come one after the other."""
-        locks, inside, most = _NameLocks(), [0], [0]
+    def test_one_wins(self) -> None:
+        """Of many who publish the same name, in this process and in others, one does; the others hear that it is taken."""
+        repository = Path(self.mktemp())
+        directory = repository / "keys"
+        directory.mkdir(parents=True)
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, directory_fd)
+        real = os.path.lexists
 
-        def work() -> None:
-            for _ in range(200):
-                with locks.held("name"):
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                    inside[0] -= 1
+        def slowly(path: str) -> bool:
+            found = real(path)
+            time.sleep(0.002)
+            return found
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual((0, 1), (inside[0], most[0]))
-        self.assertEqual({}, locks._locks)
+        self.patch(publish.os.path, "lexists", slowly)
+        # Each has locks of its own for its threads, as processes have.
+        publishers = [Publisher(0o600, 0o700, Mechanisms(False, False, False)) for _ in range(3)]
+        outcomes: list[str] = []
 
-    def test_other_names_do_not_wait(self) -> None:
-        """Different names are different locks."""
-        locks = _NameLocks()
-        with locks.held("one"), locks.held("other"):
-            pass
-        self.assertEqual({}, locks._locks)
+        def work(publisher: Publisher, name: str) -> None:
+            file = publisher.temporary(str(directory), directory_fd, str(repository))
+            try:
+                publisher.publish(file, name)
+                outcomes.append(name)
+            except FileExistsError:
+                pass
+            finally:
+                file.discard()
 
-    def test_given_back_after_an_error(self) -> None:
-        """An error inside gives the name back."""
-        locks = _NameLocks()
-        for _ in range(2):
-            with self.assertRaises(ValueError), locks.held("name"):
-                raise ValueError
-        self.assertEqual({}, locks._locks)
+        for round_number in range(5):
+            threads = [threading.Thread(target=work, args=(one, f"{round_number}")) for one in publishers * 3]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual([f"{number}" for number in range(5)], sorted(outcomes))
+        self.assertEqual([], os.listdir(repository / ".tmp"))
+
+    def test_without_locks(self) -> None:
+        """Where the file system has no locks it is tried all the same."""
+
+        def refuse(fd: int, how: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks")
+
+        self.patch(fcntl, "flock", refuse)
+        repository = Path(self.mktemp())
+        repository.mkdir()
+        directory_fd = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, directory_fd)
+        publisher = Publisher(0o600, 0o700, Mechanisms(False, False, False))
+        file = publisher.temporary(str(repository), directory_fd, str(repository))
+        publisher.publish(file, "config")
+        self.assertTrue((repository / "config").exists())
 
 
 class SweepTests(SynchronousTestCase):

@@ -78,13 +78,14 @@ class FakeRequest:
         self.body = b""
         self.aborted = False
 
-    def setResponseCode(self, status: int, reason: bytes) -> None:
-        """Status and reason."""
+    def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
+        """How it begins."""
         self.status, self.reason = status, reason
-
-    def setHeader(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self.headers[name] = value
+        for line in fields.splitlines():
+            name, _, value = line.partition(b": ")
+            self.headers[name] = value
+        if length is not None:
+            self.headers[b"Content-Length"] = b"%d" % length
 
     def write(self, data: bytes) -> None:
         """A part of the body."""

@@ -210,8 +210,11 @@ class Htpasswd:
         except (OSError, UnicodeDecodeError) as error:
             _log.error("could not reload htpasswd file: {error}; the users known before stay", error=error)
             return False
-        _log.info("Reloaded htpasswd file")
         return True
+
+    def say_reloaded(self) -> None:
+        """Log that what was read again holds, everywhere."""
+        _log.info("Reloaded htpasswd file")
 
     def _read(self) -> _Snapshot:
         users, warnings = parse_htpasswd(self._file.read().decode("utf-8"))
@@ -226,8 +229,19 @@ class Htpasswd:
 
         @param place: where it comes from; what was right elsewhere is not known here.
         """
+        return self.cached(user, password, place)[0] > 0
+
+    def cached(self, user: str, password: bytes, place: str) -> tuple[float, int]:
+        """For how many seconds that will be so, 0 for not at all, and by which reading of the file."""
         at_s, reading = self._verified_at(user, password, place)
-        return reading == self._snapshot.number and self.clock() < at_s + self.cache_s
+        if reading != self._snapshot.number:
+            return 0.0, reading
+        return max(0.0, at_s + self.cache_s - self.clock()), reading
+
+    @property
+    def reading(self) -> int:
+        """Which reading of the file holds; each has a higher number than the one before."""
+        return self._snapshot.number
 
     def was_verified(self, user: str, password: bytes, place: str) -> bool:
         """
@@ -263,8 +277,12 @@ class Htpasswd:
         return True
 
     def _key(self, user: str, hashed: str, password: bytes, place: str) -> bytes:
-        parts = (user.encode(), hashed.encode(), password, place.encode())
-        return hmac.digest(self._salt, b"".join(b"%d:%s" % (len(part), part) for part in parts), "sha256")
+        return hmac.digest(self._salt, joined(user.encode(), hashed.encode(), password, place.encode()), "sha256")
+
+
+def joined(*parts: bytes) -> bytes:
+    """Parts as one, so that no others give the same."""
+    return b"".join(b"%d:%s" % (len(part), part) for part in parts)
 
 
 def _cost_of(hashed: str) -> tuple[object, ...]:

@@ -181,6 +181,7 @@ class Grants:
 
 
 _LOCKS = "locks"
+_ALL_RIGHTS = Decision(True, rule="no policy file: all rights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Policy:
         if self.grants is None:
             if action is Action.DELETE_REPOSITORY:
                 return Decision(False, "no policy grants this", "no policy file")
-            return Decision(True, rule="no policy file: all rights")
+            return _ALL_RIGHTS
         rule = self.rule_for(user, target.repository)
         if rule is None:
             where, right, create, delete = "default", self.grants.default, False, False

@@ -172,11 +172,13 @@ class PolicyFile:
 
     @ivar flags: what the command line says; the file's grants are put into it.
     @ivar current: the policy that holds.
+    @ivar text: what it was made of.
     """
 
     path: str
     flags: Policy
     current: Policy = field(init=False)
+    text: str = field(init=False, repr=False)
     _file: WatchedFile = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -204,14 +206,26 @@ class PolicyFile:
                 "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
             )
             return False
-        _log.info("Reloaded policy {path}", path=self.path)
         return True
 
+    def say_reloaded(self) -> None:
+        """Log that what was read again holds, everywhere."""
+        _log.info("Reloaded policy {path}", path=self.path)
+
+    def take(self, text: str) -> None:
+        """
+        Let the text of a file hold that was read elsewhere.
+
+        @raise PolicyError: it is wrong; what held before stays.
+        """
+        self.current = replace(self.flags, grants=parse_policy(text))
+        self.text = text
+
     def _read(self) -> None:
-        grants = parse_policy(self._file.read().decode("utf-8"))
-        if grants.user_limits or any(rule.limit != UNLIMITED for rule in grants.rules):
+        self.take(self._file.read().decode("utf-8"))
+        grants = self.current.grants
+        if grants is not None and (grants.user_limits or any(rule.limit != UNLIMITED for rule in grants.rules)):
             _log.warn("{path}: quotas are not enforced by this version", path=self.path)
-        self.current = replace(self.flags, grants=grants)
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """The current policy's decision."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 from ..names import is_user_name
 from .proxies import plain_address
@@ -40,6 +41,26 @@ def parse_rate(text: str) -> int:
     if found is None:
         raise ValueError(f"{text}: a number of failures a minute is needed, like 20/minute")
     return int(found[1])
+
+
+class Login(NamedTuple):
+    """
+    One attempt to log in.
+
+    @ivar address_is_trusted: this is many clients' address (a trusted proxy's own).
+    @ivar known: the request before on the same connection had the same credentials, and they were right.
+    """
+
+    user: str
+    password: bytes
+    address: str
+    address_is_trusted: bool
+    known: bool
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, as far as that is told apart."""
+        return network_of(self.address) or self.address
 
 
 @dataclass(frozen=True)

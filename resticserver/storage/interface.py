@@ -1,13 +1,16 @@
 """
 What a repository store can do, one ability each, and what an upload, a stored object and a list are.
 
-Everything here blocks and is called from a pool. A repository is named by its folders (L{resticserver.names.Target}),
-which have been judged already: a store does not look at names again. Anything may raise Unavailable: the volume is gone.
+Everything here blocks and is called from a pool, but for what is called C{at_once}. A repository is named by its folders
+(L{resticserver.names.Target}), which have been judged already: a store does not look at names again. Anything may raise
+Unavailable: the volume is gone.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -25,11 +28,43 @@ class Outcome(Enum):
     HEALED = "healed"
 
 
+#: The binary form of an object's id has so many bytes.
+ID_BYTES = 32
+
+
 class Entry(NamedTuple):
-    """One line of a list. C{size_bytes} is 0 where sizes were not asked for."""
+    """One line of a list. C{size_bytes} is 0 where it is not known."""
 
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """
+    A part of a list: some objects in little memory. Nobody changes what is in it.
+
+    @ivar ids: the ids in binary form, one behind the other.
+    @ivar sizes: the size of each in bytes; C{None} where they are not known.
+    @ivar number: later lists may give out these very objects again, under the same number and no others under it, so
+        what is made of them may be worth keeping; C{None} where they come but once.
+    """
+
+    ids: bytes
+    sizes: array[int] | None
+    number: int | None = None
+
+    def __len__(self) -> int:
+        """How many objects there are."""
+        return len(self.ids) // ID_BYTES
+
+    def names(self) -> list[str]:
+        """The ids as they are written."""
+        return self.ids.hex(",", ID_BYTES).split(",") if self.ids else []
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The objects as lines of a list."""
+        return map(Entry, self.names(), self.sizes if self.sizes is not None else [0] * len(self))
 
 
 class Upload(Protocol):
@@ -86,18 +121,26 @@ class Stored(Protocol):
         @raise NotFound: there is none of that name.
         """
 
+    def open_at_once(self) -> bool:
+        """
+        Open it if that takes no waiting (so this one is not for the pool); whether it is open now. If not, C{open} says why.
+        """
+
     def fileno(self) -> int:
         """The file's descriptor, for sendfile; -1 where there is none."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to C{length} bytes from C{offset}; empty only at the end."""
 
+    def read_at_once(self, offset: int, length: int) -> bytes | None:
+        """All of a part of what was opened at once, if that takes no waiting."""
+
     def close(self) -> None:
         """Give the object back; idempotent."""
 
 
 class Listing(Protocol):
-    """The objects of one type: C{open} first, C{close} in any case; the entries are read as they are asked for."""
+    """The objects of one type: C{open} first, C{close} in any case; the parts are read as they are asked for."""
 
     def open(self) -> None:
         """
@@ -106,8 +149,11 @@ class Listing(Protocol):
         @raise NotFound: the type's directory is not there (never because an entry vanished).
         """
 
-    def __iter__(self) -> Iterator[Entry]:
-        """Each object that was there all the time, once; one that comes or goes meanwhile may or may not appear."""
+    def __iter__(self) -> Iterator[Objects]:
+        """
+        The parts, once. Each object that was there all the time is in one of them; one that comes or goes meanwhile may
+        or may not appear. Sizes are there if they were asked for, and may be there if not.
+        """
 
     def close(self) -> None:
         """Give the directory back; idempotent."""
@@ -149,6 +195,12 @@ class Loads(Protocol):
         An object's size in bytes.
 
         @raise NotFound: there is none of that name.
+        """
+
+    def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
+        """
+        An object's size in bytes, if that can be had without waiting (so this is not for the pool); else, and if there is
+        none, C{None}.
         """
 
 

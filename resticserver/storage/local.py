@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -18,14 +19,19 @@ from twisted.logger import Logger
 
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound, StartError
 from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
+from .atonce import AtOnce, Trust
 from .interface import Chunks, Listing, Outcome, Stored, Upload
 from .listing import DirectoryListing
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
+from .snapshots import Snapshots
 from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
 _READ_BYTES = 1 << 20
+#: How long it is believed what kind of file system a repository lies on, and of how many that is remembered.
+_TRUST_S = 60.0
+_MOST_TRUSTED = 10_000
 
 _log = Logger()
 
@@ -38,6 +44,7 @@ class LocalStore:
     @param verify: whether a body's hash must be its name. A name conflict is always decided by hash.
     @param group_accessible: files 0660 and directories 0770 instead of 0600 and 0700, whatever the umask.
     @param max_depth: how many folders deep repositories may lie, for the sweep at the start.
+    @param snapshots: keeps what lists have read, but for locks.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class LocalStore:
         group_accessible: bool = False,
         max_depth: int = 2,
         mechanisms: Mechanisms | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.path = os.path.abspath(path)
         self.verify = verify
@@ -55,6 +63,10 @@ class LocalStore:
         file_mode, directory_mode = (0o660, 0o770) if group_accessible else (0o600, 0o700)
         self.publisher = Publisher(file_mode, directory_mode, mechanisms)
         self.volume = Volume(self.path, self.publisher)
+        self.at_once = AtOnce()
+        self._trusts: dict[tuple[str, ...], tuple[Trust, float]] = {}
+        self.snapshots = snapshots if snapshots is not None else Snapshots()
+        self._no_snapshots = Snapshots(bound_bytes=0)
 
     def prepare(self) -> None:
         """
@@ -109,7 +121,7 @@ class LocalStore:
 
     def repository_path(self, repository: tuple[str, ...]) -> str:
         """Where a repository's directory is or would be."""
-        return os.path.join(self.path, *repository)
+        return "/".join((self.path, *repository))
 
     def _directory(self, repository: tuple[str, ...], kind: str, name: str) -> str:
         path = self.repository_path(repository)
@@ -142,6 +154,8 @@ class LocalStore:
                     with suppress(FileExistsError):
                         os.mkdir(directory, 0o700)
                         self.publisher.set_directory_mode(directory)
+            # Those that were there may be what a killed server has just made.
+            self.publisher.settle(path, self.path)
         self.volume.mark()
 
     def delete_repository(self, repository: tuple[str, ...]) -> None:
@@ -215,7 +229,31 @@ class LocalStore:
 
     def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
         """An object to be opened; does no I/O yet."""
-        return LocalObject(self._object_path(repository, kind, name), self.volume)
+        return LocalObject(self, repository, self._object_path(repository, kind, name))
+
+    def trust(self, repository: tuple[str, ...]) -> Trust | None:
+        """How files of a repository may be asked without waiting; C{None} as long as nobody has found out."""
+        found = self._trusts.get(repository)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
+    def find_trust(self, repository: tuple[str, ...], fd: int) -> None:
+        """Find out, by an open file of that repository; blocks."""
+        if not self.at_once.available or self.trust(repository) is not None:
+            return
+        if len(self._trusts) >= _MOST_TRUSTED:
+            self._trusts.clear()
+        self._trusts[repository] = (Trust.of(fd), time.monotonic() + _TRUST_S)
+
+    def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
+        """An object's size in bytes; C{None} where that cannot be had without waiting, or there is no such object."""
+        trust = self.trust(repository)
+        if trust is None or not trust.names:
+            return None
+        try:
+            status = self.at_once.look(self._object_path(repository, kind, name))
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
         """
@@ -223,19 +261,29 @@ class LocalStore:
 
         @raise NotFound: there is no file of that name.
         """
+        path = self._object_path(repository, kind, name)
         try:
-            status = os.stat(self._object_path(repository, kind, name))
+            status = os.stat(path)
         except OSError as error:
             self.volume.check()
             raise _as_missing(error) from error
         if not stat.S_ISREG(status.st_mode):
             raise NotFound()
+        if self.at_once.available and self.trust(repository) is None:
+            with suppress(OSError):
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    self.find_trust(repository, fd)
+                finally:
+                    os.close(fd)
         return status.st_size
 
     def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
         path = os.path.join(self.repository_path(repository), kind)
-        return DirectoryListing(path, self.volume, two_levels=kind == "data", with_sizes=with_sizes)
+        # A lock that a list does not have may cost a repository its data: these are read every time.
+        snapshots = self._no_snapshots if kind == "locks" else self.snapshots
+        return DirectoryListing(path, self.volume, snapshots, two_levels=kind == "data", with_sizes=with_sizes)
 
     def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
         """
@@ -258,10 +306,12 @@ class LocalObject:
     @ivar size_bytes: its size when it was opened.
     """
 
-    def __init__(self, path: str, volume: Volume) -> None:
+    def __init__(self, store: LocalStore, repository: tuple[str, ...], path: str) -> None:
+        self._store = store
+        self._repository = repository
         self._path = path
-        self._volume = volume
         self._fd = -1
+        self._trust: Trust | None = None
         self.size_bytes = 0
 
     def open(self) -> None:
@@ -273,8 +323,25 @@ class LocalObject:
         try:
             self._fd, self.size_bytes = _open_file(self._path)
         except NotFound:
-            self._volume.check()
+            self._store.volume.check()
             raise
+        self._store.find_trust(self._repository, self._fd)
+
+    def open_at_once(self) -> bool:
+        """Open the file if that takes no waiting; whether it is open."""
+        trust = self._store.trust(self._repository)
+        if trust is None or not trust.names:
+            return False
+        try:
+            fd = self._store.at_once.open(self._path)
+        except OSError:
+            return False
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            return False
+        self._fd, self.size_bytes, self._trust = fd, status.st_size, trust
+        return True
 
     def fileno(self) -> int:
         """The file's descriptor."""
@@ -283,6 +350,15 @@ class LocalObject:
     def read(self, offset: int, length: int) -> bytes:
         """Up to C{length} bytes from C{offset}."""
         return os.pread(self._fd, length, offset)
+
+    def read_at_once(self, offset: int, length: int) -> bytes | None:
+        """All of a part, if that takes no waiting."""
+        if self._trust is None:
+            return None
+        try:
+            return self._trust.read(self._fd, length, offset)
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -366,7 +442,7 @@ class LocalUpload:
         self._publisher.fsync(self._file.fd)
         outcome = self._publish()
         self._publisher.fsync(self._directory_fd)
-        self._publisher.settle(self._file.directory)
+        self._publisher.settle(self._file.directory, self._store.path)
         return outcome
 
     def _publish(self) -> Outcome:

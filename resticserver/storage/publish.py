@@ -7,7 +7,8 @@ The first of these that the file system takes is used; what it refuses once is n
     clean up after a crash;
  2. a file in the repository's C{.tmp}, published by C{link} and C{unlink};
  3. the same, published by C{renameat2(RENAME_NOREPLACE)} (file systems without hard links);
- 4. the same, by a plain rename under a lock per name (exFAT, some FUSE and SMB): safe among the threads of this process.
+ 4. the same, by a plain rename while the C{.tmp} is locked (exFAT, some FUSE and SMB): safe among the threads and the
+    processes of one machine where that file system has locks, else among the threads of a process.
 
 A file in C{.tmp} is locked (C{flock}) while its upload lives, so that the sweep at the start of another server on the
 same directory leaves it alone.
@@ -23,6 +24,7 @@ import secrets
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from dataclasses import dataclass, replace
 from twisted.logger import Logger
 
 from ..errors import InsufficientStorage
+from ..files import Stamp, stamp_of
 
 #: Where named temporary files live, inside each repository: the same file system as its objects.
 TEMPORARY_FOLDER = ".tmp"
@@ -37,6 +40,13 @@ TEMPORARY_FOLDER = ".tmp"
 _O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
 _RENAME_NOREPLACE = 1
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EISDIR, errno.EMLINK)
+
+#: A directory's times must be older than this before they tell that nothing in it has changed since: two changes in one
+#: tick of a file system's clock look like one. The coarsest (FAT's) has 2 s.
+_STILL_NS = 3_000_000_000
+
+#: Directories whose names are known to be durable; one that is forgotten is made durable again.
+_MOST_SETTLED = 10_000
 
 _log = Logger()
 
@@ -67,10 +77,11 @@ class Publisher:
         self.file_mode = file_mode
         self.directory_mode = directory_mode
         self.mechanisms = mechanisms if mechanisms is not None else Mechanisms()
-        self._names = _NameLocks()
+        self._renaming = threading.Lock()
         self._fsync_works = True
-        self._unsynced: list[str] = []
-        self._unsynced_guard = threading.Lock()
+        #: How each directory was when its names were made durable the last time; the oldest first.
+        self._settled: dict[str, Stamp] = {}
+        self._settled_guard = threading.Lock()
 
     def temporary(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
         """
@@ -184,7 +195,8 @@ class Publisher:
             else:
                 file.path = None
                 return
-        with self._names.held(target):
+        # The file is in that folder, so nobody removes the folder meanwhile.
+        with self._renaming, _locked(os.path.dirname(file.path)):
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(file.path, target)
@@ -218,25 +230,36 @@ class Publisher:
     @contextmanager
     def new_directory_names(self, parent: str) -> Iterator[None]:
         """While directories are made in C{parent}; at the end their names are durable, also those that others made."""
-        with self._unsynced_guard:
-            self._unsynced.append(parent)
-        try:
-            yield
-            self.fsync_directory(parent)
-        finally:
-            with self._unsynced_guard:
-                self._unsynced.remove(parent)
+        yield
+        self.fsync_directory(parent)
 
-    def settle(self, directory: str) -> None:
+    def settle(self, directory: str, top: str) -> None:
         """
-        Make a directory's own path durable where another thread has made a part of it and not come to the fsync yet.
+        Make the names durable that lead from C{top} to a directory below it.
 
-        Else an object could be acknowledged whose directory a power cut takes away.
+        Else an object could be acknowledged whose directory a power cut takes away: whoever made the directory (another
+        thread, another process, a server that was killed) may not have come to the fsync. A directory whose times have
+        not changed since its last fsync here has no new names, so all this costs but once is a look at each.
         """
-        with self._unsynced_guard:
-            parents = {parent for parent in self._unsynced if directory.startswith(parent + os.sep)}
-        for parent in parents:
-            self.fsync_directory(parent)
+        while len(directory) > len(top):
+            directory = os.path.dirname(directory)
+            status = os.stat(directory)
+            stamp = stamp_of(status)
+            if self._settled.get(directory) == stamp:
+                continue
+            still = max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - _STILL_NS
+            # One that we may not read is none that this server made anything in.
+            with suppress(PermissionError):
+                self.fsync_directory(directory)
+            if still:
+                self._remember_settled(directory, stamp)
+
+    def _remember_settled(self, directory: str, stamp: Stamp) -> None:
+        with self._settled_guard:
+            self._settled.pop(directory, None)
+            self._settled[directory] = stamp
+            if len(self._settled) > _MOST_SETTLED:
+                del self._settled[next(iter(self._settled))]
 
     def set_directory_mode(self, path: str) -> None:
         """Give a new directory the server's mode, whatever the umask; a setgid bit that it inherited stays."""
@@ -336,33 +359,20 @@ def space_errors() -> Iterator[None]:
 
 
 def _lock(fd: int) -> None:
-    """Lock a temporary file against the sweep of another server, where the file system has locks."""
+    """Lock a temporary file (against the sweep of another server) or a folder, where the file system has locks."""
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX)
 
 
-class _NameLocks:
-    """A lock per name, kept only while somebody holds or waits for it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(name, (threading.Lock(), 0))
-            self._locks[name] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks[name]
-                if users == 1:
-                    del self._locks[name]
-                else:
-                    self._locks[name] = (lock, users - 1)
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Hold a folder's lock, which other processes want too, where the file system has locks."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(fd)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _rename_noreplace(source: str, target: str) -> None:

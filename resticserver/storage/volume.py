@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -31,6 +32,9 @@ _log = Logger()
 class Volume:
     """
     The marker of one data directory. Safe from several threads.
+
+    @ivar known: the marker that must be there; C{None} as long as none was ever seen.
+    @ivar learnt: called with the marker when it is seen for the first time, in any thread.
     """
 
     def __init__(self, path: str, publisher: Publisher) -> None:
@@ -38,7 +42,8 @@ class Volume:
         self._folder = os.path.join(path, FOLDER)
         self._marker = os.path.join(self._folder, MARKER)
         self._publisher = publisher
-        self._known: bytes | None = None
+        self.known: bytes | None = None
+        self.learnt: Callable[[bytes], object] = lambda marker: None
         self._stamp: tuple[int, ...] = ()
         self._gone = False
 
@@ -56,14 +61,15 @@ class Volume:
                 return
             found = self._read()
         except OSError as error:
-            if self._known is None:
+            if self.known is None:
                 return
             if error.errno in _THERE:
                 raise
             found = b""
-        if self._known is None:
-            self._known = found
-        if found != self._known:
+        if self.known is None:
+            self.known = found
+            self.learnt(found)
+        if found != self.known:
             if not self._gone:
                 self._gone = True
                 what = "another volume is" if found else "no volume is"
@@ -81,7 +87,7 @@ class Volume:
         Write the marker if there is none. That it cannot be written is no reason to refuse what was asked for: a warning.
         """
         self.check()
-        if self._known is not None:
+        if self.known is not None:
             return
         try:
             self._publisher.make_directory(self._folder)
@@ -111,4 +117,4 @@ class Volume:
                 file.discard()
         finally:
             os.close(directory_fd)
-        self._publisher.settle(self._folder)
+        self._publisher.settle(self._folder, self._path)

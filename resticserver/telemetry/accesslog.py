@@ -7,11 +7,12 @@ Source: the C{LogFormat} "combined" of Apache's mod_log_config documentation.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -91,7 +92,8 @@ class CombinedLogService(Service):
     """
     A log observer that writes the combined format to a file, as a service: the file is open while it runs.
 
-    Lines are gathered and written by a pool, in order, one job at a time, so that a slow disk stops no request.
+    Lines are gathered and written by a pool, in order, one job at a time, so that a slow disk stops no request. Several
+    processes may have the same file: lines stay whole, for what is written at a time is written by one call.
 
     @param path: the file, or C{"-"} for stdout.
     @param run: runs a callable in the pool; its result is not looked at.
@@ -144,14 +146,16 @@ class CombinedLogService(Service):
         with self._lock:
             # Before the lines are taken: one that comes after asks for a job of its own.
             self._scheduled = False
-            lines = [self._lines.popleft() + "\n" for _ in range(len(self._lines))]
+            lines = [(self._lines.popleft() + "\n").encode("utf-8") for _ in range(len(self._lines))]
             try:
                 if reopen:
                     self._close()
                 if self._file is None and not self._stopped:
                     self._file = self._open()
                 if lines and self._file is not None:
-                    _write_all(self._file, "".join(lines).encode("utf-8"))
+                    # A file takes all at once. A pipe takes no more than this without others' lines in between.
+                    for batch in batches(lines, select.PIPE_BUF) if self._path == "-" else (b"".join(lines),):
+                        _write_all(self._file, batch)
                     self._complained = False
             except OSError as error:
                 if not self._complained:
@@ -170,6 +174,18 @@ class CombinedLogService(Service):
         if file is not None and self._path != "-":
             with suppress(OSError):
                 file.close()
+
+
+def batches(lines: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
+    """Lines in as few pieces as there may be; one that is longer than a piece may be is a piece of its own."""
+    batch = b""
+    for line in lines:
+        if batch and len(batch) + len(line) > most_bytes:
+            yield batch
+            batch = b""
+        batch += line
+    if batch:
+        yield batch
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -5,8 +5,8 @@ The one record that every request leaves, whatever its end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from ..names import Target
 
@@ -30,8 +30,7 @@ class Ending(Enum):
 STATUS_CLIENT_CLOSED = 499
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """
     One request.
 

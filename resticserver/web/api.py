@@ -10,35 +10,41 @@ Source: restic's REST backend document.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
-from twisted.web.resource import IResource
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+from werkzeug.routing import MapAdapter
 
 from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
 from ..names import Kind, Target
-from ..storage.interface import Entry, Listing, Outcome, RepositoryStore, Stored
+from ..storage.interface import Chunks, Outcome, RepositoryStore, Stored, Upload
 from . import replies
 from .authentication import Authentication
+from .body import WAITING_BYTES
 from .direct import receive_body
 from .jobs import Jobs, Pool
+from .lists import Lists, wants_sizes
 from .ranges import Part, choose_part
 from .request import StreamingRequest
-from .streams import ChunkProducer, batches, send_part
+from .streams import send_part
 
-LIST_V1 = b"application/vnd.x.restic.rest.v1"
-LIST_V2 = b"application/vnd.x.restic.rest.v2"
 OCTETS = b"application/octet-stream"
 
 #: Objects and parts up to this size are read by the job that opens them and answered in one write.
 SMALL_BYTES = 64 << 10
-#: How much of a list goes out at a time.
-LIST_CHUNK_BYTES = 64 << 10
+#: Up to this size they are read in the reactor's thread if they are in the kernel's caches.
+AT_ONCE_BYTES = 256 << 10
 
+Answer = Coroutine[Any, Any, None]
 Verb = Callable[[StreamingRequest, Target], Awaitable[None]]
 
 _log = Logger()
@@ -66,48 +72,48 @@ class Api:
     ) -> None:
         self._store = store
         self._pool = pool
+        self._lists = Lists(pool)
         self._writers = writers
         self._authentication = authentication
         self._policy = policy
         self._auto_create = auto_create
+        self._list_verbs: Mapping[bytes, Verb] = {b"GET": self._list}
+        self._object_verbs: Mapping[bytes, Verb] = {
+            b"GET": self._load,
+            b"HEAD": self._stat,
+            b"POST": self._save,
+            b"DELETE": self._remove,
+        }
 
     def resource(self) -> IResource:
         """What a site serves."""
-        return self.app.resource()
+        return RoutedResource(self, self.app)
 
     # --- routes: what there is, and which methods it takes
 
     @app.route("/")
-    async def repository(self, request: StreamingRequest) -> None:
+    def repository(self, request: StreamingRequest) -> Answer:
         """A repository; C{POST ?create=true} makes it, C{DELETE} is there where a policy grants it to anyone."""
         verbs: dict[bytes, Verb] = {b"POST": self._create}
         if self._policy.may_delete_repositories():
             verbs[b"DELETE"] = self._delete_repository
-        await self._answer(request, verbs)
+        return self._answer(request, verbs)
 
     @app.route("/<kind>/")
-    async def objects(self, request: StreamingRequest, kind: str) -> None:
+    def objects(self, request: StreamingRequest, kind: str) -> Answer:
         """The list of one type."""
-        await self._answer(request, {b"GET": self._list})
+        return self._answer(request, self._list_verbs)
 
     @app.route("/config")
     @app.route("/<kind>/<name>")
-    async def object(self, request: StreamingRequest, kind: str = "", name: str = "") -> None:
+    def object(self, request: StreamingRequest, kind: str = "", name: str = "") -> Answer:
         """One object, or the config."""
-        await self._answer(
-            request,
-            {
-                b"GET": self._load,
-                b"HEAD": self._stat,
-                b"POST": self._save,
-                b"DELETE": self._remove,
-            },
-        )
+        return self._answer(request, self._object_verbs)
 
     @app.route("/<path:anything>")
-    async def nothing(self, request: StreamingRequest, anything: str) -> None:
+    def nothing(self, request: StreamingRequest, anything: str) -> Answer:
         """A path that names nothing: also here 401 comes first."""
-        await self._answer(request, {})
+        return self._answer(request, {})
 
     async def _answer(self, request: StreamingRequest, verbs: Mapping[bytes, Verb]) -> None:
         """The one way of every request."""
@@ -130,9 +136,6 @@ class Api:
             request.abort()
         except Exception as error:
             replies.send_error(request, error)
-        if request.aborted and request.channel_or_none() is not None:
-            # Klein would finish the request now; the connection's end, which is on its way, cancels this instead.
-            await request.notifyFinish()
 
     # --- verbs
 
@@ -147,24 +150,31 @@ class Api:
         replies.send(request)
 
     async def _stat(self, request: StreamingRequest, target: Target) -> None:
-        size = await self._pool.run(self._store.size_of, target.repository, target.type, target.name)
+        size = self._store.size_at_once(target.repository, target.type, target.name)
+        if size is None:
+            size = await self._pool.run(self._store.size_of, target.repository, target.type, target.name)
         replies.begin(request, 200, size, OCTETS)
 
     async def _load(self, request: StreamingRequest, target: Target) -> None:
         stored = self._store.stored(target.repository, target.type, target.name)
         # The config is always sent whole, as rest-server does.
-        wanted = request.getHeader(b"Range") if target.type != "config" else None
+        wanted = request.fields.last(b"range") if target.type != "config" else None
+        if stored.open_at_once():
+            try:
+                part = choose_part(wanted, stored.size_bytes)
+                content = stored.read_at_once(part.start, part.length) if part.length <= AT_ONCE_BYTES else None
+            finally:
+                stored.close()
+            if content is not None:
+                _begin_load(request, target, part, stored.size_bytes)
+                request.write(content)
+                return
         jobs = Jobs(self._pool)
         try:
-            part, small = await jobs.run(_open_part, stored, wanted)
-            replies.begin(request, 200 if part.whole else 206, part.length, OCTETS)
-            if target.type != "config":
-                request.setHeader(b"Accept-Ranges", b"bytes")
-            if not part.whole:
-                last = part.start + part.length - 1
-                request.setHeader(b"Content-Range", b"bytes %d-%d/%d" % (part.start, last, stored.size_bytes))
-            if small is not None:
-                request.write(small)
+            part, content = await jobs.run(_open_part, stored, wanted)
+            _begin_load(request, target, part, stored.size_bytes)
+            if content is not None:
+                request.write(content)
                 return
             await send_part(request, jobs, stored, part)
         except BaseException:
@@ -175,17 +185,22 @@ class Api:
     async def _save(self, request: StreamingRequest, target: Target) -> None:
         upload = self._store.upload(target.repository, target.type, target.name)
         jobs = Jobs(self._pool)
+        body = request.body
+        small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue
         try:
+            # A small body comes in one piece, or a moment later: one job does it all then.
+            content = await body.whole() if small or body.ended else None
             try:
-                await jobs.run(upload.open)
+                outcome = await jobs.run(_open_upload, upload, content)
             except NoSuchRepository:
                 if not self._may_auto_create(request, target):
                     raise
                 await jobs.run(self._store.create_repository, target.repository)
-                await jobs.run(upload.open)
-            request.send_continue()
-            await receive_body(request, jobs, self._writers, upload.write)
-            outcome = await jobs.run(upload.commit)
+                outcome = await jobs.run(_open_upload, upload, content)
+            if outcome is None:
+                request.send_continue()
+                await receive_body(request, jobs, self._writers, upload.write)
+                outcome = await jobs.run(upload.commit)
         except BaseException:
             jobs.close(upload.abort)
             raise
@@ -203,22 +218,63 @@ class Api:
         replies.send(request)
 
     async def _list(self, request: StreamingRequest, target: Target) -> None:
-        second = any(LIST_V2 in accept for accept in request.requestHeaders.getRawHeaders(b"Accept", []))
-        listing = self._store.list_objects(target.repository, target.type, with_sizes=second)
-        read = batches(_list_json(listing, second), LIST_CHUNK_BYTES)
-        content_type = LIST_V2 if second else LIST_V1
-        jobs = Jobs(self._pool)
-        try:
-            first = await jobs.run(_open_list, listing, read)
-            if len(first) < LIST_CHUNK_BYTES:
-                replies.send(request, 200, first, content_type)
-                return
-            replies.begin(request, 200, None, content_type)
-            request.write(first)
-            await ChunkProducer(request, jobs, read).start()
-        except BaseException:
-            jobs.close(listing.close)
-            raise
+        with_sizes = wants_sizes(request)
+        listing = self._store.list_objects(target.repository, target.type, with_sizes)
+        await self._lists.send(request, listing, with_sizes)
+
+
+class RoutedResource(Resource):
+    """
+    Klein's routes by a shorter way: where a kind of target leads is looked up once, and not for every request.
+
+    (Klein puts a path together from the request, has werkzeug take it apart, and guards each call by four Deferreds.)
+
+    @param api: what the routes are bound to.
+    """
+
+    isLeaf = True
+
+    def __init__(self, api: Api, app: Klein) -> None:
+        super().__init__()
+        self._api = api
+        routes = app.url_map.bind("localhost")
+        some_id = "0" * 64
+        self._ways = {
+            None: self._way(app, routes, "*/*/*"),
+            Kind.REPOSITORY: self._way(app, routes, Target((), Kind.REPOSITORY).route),
+            Kind.CONFIG: self._way(app, routes, Target((), Kind.CONFIG).route),
+            Kind.LIST: self._way(app, routes, Target((), Kind.LIST, "data").route),
+            Kind.OBJECT: self._way(app, routes, Target((), Kind.OBJECT, "data", some_id).route),
+        }
+
+    @staticmethod
+    def _way(app: Klein, routes: MapAdapter, path: str) -> Callable[..., Answer]:
+        endpoint, arguments = routes.match(f"/{path}")
+        # As it was written, without Klein's wrapper, which makes a Deferred of it.
+        return partial(inspect.unwrap(app.endpoints[endpoint]), **arguments)
+
+    def render(self, request: Any) -> int:
+        """Twisted's call: begin to answer."""
+        target = request.target
+        request.run(self._ways[target.kind if target is not None else None](self._api, request))
+        return NOT_DONE_YET
+
+
+def _begin_load(request: StreamingRequest, target: Target, part: Part, size_bytes: int) -> None:
+    """Say how the answer begins that sends a part of an object."""
+    fields = b"Accept-Ranges: bytes\r\n" if target.type != "config" else b""
+    if not part.whole:
+        fields += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.start + part.length - 1, size_bytes)
+    replies.begin(request, 200 if part.whole else 206, part.length, OCTETS, fields=fields)
+
+
+def _open_upload(upload: Upload, content: Chunks | None) -> Outcome | None:
+    """In the pool: begin an upload; with its content, all of it."""
+    upload.open()
+    if content is None:
+        return None
+    upload.write(content)
+    return upload.commit()
 
 
 def _open_part(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None]:
@@ -227,27 +283,8 @@ def _open_part(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None
     part = choose_part(wanted, stored.size_bytes)
     if part.length > SMALL_BYTES:
         return part, None
-    small = stored.read(part.start, part.length)
+    content = stored.read(part.start, part.length)
     stored.close()
-    if len(small) != part.length:
+    if len(content) != part.length:
         raise OSError("the file became shorter while it was read")
-    return part, small
-
-
-def _open_list(listing: Listing, read: Callable[[], bytes]) -> bytes:
-    """In the pool: open a list and read its first entries."""
-    listing.open()
-    return read()
-
-
-def _list_json(listing: Listing, second: bool) -> Iterator[bytes]:
-    """A list as JSON, in pieces."""
-    separator = b"["
-    for entry in listing:
-        yield separator + (_entry_v2(entry) if second else b'"%s"' % entry.name.encode("ascii"))
-        separator = b","
-    yield b"[]" if separator == b"[" else b"]"
-
-
-def _entry_v2(entry: Entry) -> bytes:
-    return b'{"name":"%s","size":%d}' % (entry.name.encode("ascii"), entry.size_bytes)
+    return part, content

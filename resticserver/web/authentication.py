@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import time
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ..access.certificates import user_of
-from ..access.htpasswd import Htpasswd
-from ..access.throttle import Throttle, network_of
-from ..errors import Forbidden, Unauthorized, Unavailable
+from ..access.throttle import Login
+from ..errors import Unauthorized
 from ..names import is_user_name
-from .jobs import Pool
 from .request import StreamingRequest
-
-#: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
-MOST_CHECKS = 32
-#: When more than so many wait, that is a flood: after a wrong password the pool rests twice as long as the check took.
-FLOOD_CHECKS = 8
-#: Of these, from one network.
-MOST_CHECKS_OF_A_PLACE = 16
 
 #: What restic sends since 0.16.1 where it was given no user: nobody's guess.
 NO_CREDENTIALS = ("", b"")
@@ -55,7 +41,7 @@ def basic_credentials(header: bytes | None) -> tuple[str, bytes] | None:
 
 def credentials_of(request: StreamingRequest) -> tuple[str, bytes] | None:
     """What a request's one C{Authorization} header says; C{None} without one that can be understood."""
-    headers = request.requestHeaders.getRawHeaders(b"Authorization", [])
+    headers = request.fields.all(b"authorization")
     return basic_credentials(headers[0]) if len(headers) == 1 else None
 
 
@@ -78,23 +64,27 @@ class NoAuthentication:
         return None
 
 
+class Judge(Protocol):
+    """Says whether passwords are right."""
+
+    def knows(self, login: Login) -> bool:
+        """Whether a login is right without a check; quick, for it is asked with every request."""
+
+    def judge(self, login: Login) -> Awaitable[None]:
+        """
+        Check a login.
+
+        @raise Unauthorized: nobody that is known.
+        @raise Forbidden: too many failures from this address.
+        @raise Unavailable: not now.
+        """
+
+
 class PasswordAuthentication:
-    """
-    Checks passwords in a pool of their own; several requests with the same credentials wait for one check.
+    """The user whose password is in the C{Authorization} header."""
 
-    Guessing is slowed down and then refused (L{Throttle}). What was right within the last minute is not checked again, and
-    whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
-    credentials that were right on the same connection.
-    """
-
-    def __init__(self, htpasswd: Htpasswd, pool: Pool, throttle: Throttle, reactor: IReactorTime) -> None:
-        self._htpasswd = htpasswd
-        self._pool = pool
-        self._throttle = throttle
-        self._reactor = reactor
-        self._waiting: dict[tuple[str, bytes, str], list[Deferred[bool]]] = {}
-        self._checks = 0
-        self._checks_by_place: Counter[str] = Counter()
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
 
     async def authenticate(self, request: StreamingRequest) -> str | None:
         """
@@ -102,97 +92,23 @@ class PasswordAuthentication:
 
         @raise Unauthorized: nobody that is known.
         @raise Forbidden: too many failures from this address.
-        @raise Unavailable: too many logins wait already.
+        @raise Unavailable: not now.
         """
         credentials = credentials_of(request)
         if credentials is None or credentials == NO_CREDENTIALS:
             raise Unauthorized()
-        place = network_of(request.address) or request.address
-        if not self._was_right_just_now(credentials, place, request):
-            if not await self._check(credentials, place, request):
-                raise Unauthorized()
         channel = request.channel_or_none()
-        if channel is not None:
-            channel.credentials = credentials
-        return credentials[0]
-
-    def _was_right_just_now(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> bool:
-        return self._may_look_up(credentials, request) and self._htpasswd.is_cached(*credentials, place)
-
-    def _may_look_up(self, credentials: tuple[str, bytes], request: StreamingRequest) -> bool:
-        channel = request.channel_or_none()
-        if channel is not None and channel.credentials == credentials:
-            return True
-        if channel is not None:
+        known = channel is not None and channel.credentials == credentials
+        if channel is not None and not known:
             # A proxy may send many clients' requests on one connection: nobody guesses what the one before had.
             channel.credentials = None
-        return self._throttle.may_look_up(credentials[0], request.address, request.address_is_trusted)
-
-    def _check(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> Deferred[bool]:
-        key = (*credentials, place)
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            checking = self._begin(credentials, place, request)
-            waiting = self._waiting[key] = []
-            checking.addBoth(self._checked, key)
-        answer: Deferred[bool] = Deferred()
-        waiting.append(answer)
-        return answer
-
-    def _begin(self, credentials: tuple[str, bytes], place: str, request: StreamingRequest) -> Deferred[bool]:
-        user, address, exempt = credentials[0], request.address, request.address_is_trusted
-        if self._may_look_up(credentials, request):
-            if self._htpasswd.was_verified(*credentials, place):
-                return self._run(credentials, place)
-            self._throttle.missed(user, address, exempt)
-        verdict = self._throttle.admit(user, address, exempt)
-        if verdict.lockout_began:
-            _log.warn("too many auth failures from {address}: refused for a while", address=address)
-        if verdict.refused:
-            raise Forbidden("too many failed logins from your address, try again later")
-
-        def look() -> Deferred[bool]:
-            if self._checks >= MOST_CHECKS or (not exempt and self._checks_by_place[place] >= MOST_CHECKS_OF_A_PLACE):
-                self._throttle.give_back(user, address)
-                raise Unavailable("too many logins at once, try again")
-            return self._run(credentials, place).addCallback(judged)
-
-        def judged(right: bool) -> bool:
-            if right:
-                self._throttle.give_back(user, address)
-            else:
-                name = user if is_user_name(user) else "(not a user name)"
-                _log.warn("auth failure from {address} for user {name}", address=address, name=name)
-            return right
-
-        if not verdict.delay_s:
-            return look()
-        later: Deferred[Any] = deferLater(self._reactor, verdict.delay_s, look)
-        return later
-
-    def _run(self, credentials: tuple[str, bytes], place: str) -> Deferred[bool]:
-        def ended(result: bool) -> bool:
-            self._checks -= 1
-            self._checks_by_place[place] -= 1
-            if not self._checks_by_place[place]:
-                del self._checks_by_place[place]
-            return result
-
-        self._checks += 1
-        self._checks_by_place[place] += 1
-        return self._pool.run(self._look_at, *credentials, place).addBoth(ended)
-
-    def _look_at(self, user: str, password: bytes, place: str) -> bool:
-        """In the pool: whether it is right. Those who guess wait for each other, and not transfers for them."""
-        started = time.perf_counter()
-        right = self._htpasswd.check(user, password, place)
-        if not right and self._checks > FLOOD_CHECKS:
-            time.sleep(2 * (time.perf_counter() - started))
-        return right
-
-    def _checked(self, result: object, key: tuple[str, bytes, str]) -> None:
-        for answer in self._waiting.pop(key):
-            answer.callback(result)  # type: ignore[arg-type]
+        login = Login(*credentials, request.address, request.address_is_trusted, known)
+        if not self._judge.knows(login):
+            await self._judge.judge(login)
+            channel = request.channel_or_none()
+        if channel is not None:
+            channel.credentials = credentials
+        return login.user
 
 
 class CertificateAuthentication:
@@ -246,7 +162,7 @@ class ProxyAuthentication:
     """
 
     def __init__(self, header: str, passwords: Authentication | None, others: Authentication | None) -> None:
-        self._header = header.encode("ascii")
+        self._header = header.lower().encode("ascii")
         self._passwords = passwords
         self._others = others
 
@@ -257,7 +173,7 @@ class ProxyAuthentication:
         @raise Unauthorized: nobody that is known.
         """
         otherwise = self._passwords if request.peer_is_trusted else self._others
-        names = request.requestHeaders.getRawHeaders(self._header, []) if request.peer_is_trusted else []
+        names = request.fields.all(self._header) if request.peer_is_trusted else []
         if names:
             return _named(names)
         if otherwise is None:

@@ -48,7 +48,7 @@ class Body:
         self._source = source
         self.expected_bytes = length
         self.received_bytes = 0
-        self.ended = False
+        self.ended = length == 0
         self._chunks: list[bytes] = []
         self._queued_bytes = 0
         self._held = False
@@ -56,6 +56,7 @@ class Body:
         self._write: Callable[[Sequence[bytes]], Deferred[None]] | None = None
         self._writing = False
         self._delivered: Deferred[None] | None = None
+        self._whole: Deferred[list[bytes]] | None = None
         self._discard_limit: int | None = None
         self._on_excess: Callable[[], None] | None = None
 
@@ -82,12 +83,18 @@ class Body:
     def end(self) -> None:
         """All of it came."""
         self.ended = True
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            whole.callback(self.take_waiting())
         self._pump()
         self._source.body_ended(self)
 
     def fail(self, error: ServerError) -> None:
         """The rest will never be understood; whoever takes the body is told."""
         self._error = error
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            whole.errback(error)
         self._pump()
 
     # --- the route's side
@@ -106,6 +113,25 @@ class Body:
         delivered = self._delivered
         self._pump()
         return delivered
+
+    def whole(self) -> Deferred[list[bytes]]:
+        """
+        Wait for all of a body that fits into L{WAITING_BYTES}.
+
+        @return: fires with its pieces, or fails with L{resticserver.errors.BadRequest} if the body cannot be understood to
+            its end.
+        """
+        whole: Deferred[list[bytes]] = Deferred(lambda _: self._forget_whole())
+        if self._error is not None:
+            whole.errback(self._error)
+        elif self.ended:
+            whole.callback(self.take_waiting())
+        else:
+            self._whole = whole
+        return whole
+
+    def _forget_whole(self) -> None:
+        self._whole = None
 
     def take_waiting(self) -> list[bytes]:
         """What came so far; the rest is read by others, who say so by L{taken}."""

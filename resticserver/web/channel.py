@@ -1,42 +1,55 @@
 """
-Twisted's HTTPChannel, made to hand a request on at the end of its header instead of its body.
+One connection of a client: HTTP/1.1 from bytes to requests, and the requests' answers back to bytes.
 
-This is the one place that uses HTTPChannel's private names; C{tests/test_channel.py} names them, so that a Twisted
-that changes them is noticed. What differs from the parent:
+It gives Twisted's C{Request} what C{HTTPChannel} would. What is different, and why it is our own:
 
- - a request begins after its header; its body flows into the request's L{resticserver.web.body.Body};
- - C{100 Continue} is sent when the route starts to read, not before (Twisted sends it at the header's end);
+ - a request begins after its head; its body flows into the request's L{resticserver.web.body.Body}, or is left in the
+   socket for pool jobs to take (L{resticserver.web.direct});
+ - C{100 Continue} is sent when the route starts to read, not before;
  - an answer before the end of the body swallows the rest up to a bound, then closes its half and lingers, so that the
    client reads the answer and the rest of the body is never parsed as a request (RFC 9112 section 9.6);
- - stricter parsing: exactly one Host, no obsolete folding, no transfer coding but C{chunked}, no C{Content-Length} of
-   more than 18 digits, a deadline for the header, and after a bad header nothing is looked at any more (the parent
-   goes on with the next header line).
+ - strict parsing (L{resticserver.web.head}), a deadline for the head, and after anything that cannot be understood nothing
+   is looked at any more;
+ - speed: an answer goes to the socket at once where nothing waits to be written.
+
+Requests that come while one is answered (pipelining) wait as bytes, few of them.
 """
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IAddress, IDelayedCall
-from twisted.internet.protocol import connectionDone
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, _MalformedChunkedDataError
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
 
 from ..errors import BadRequest, HeaderTooLarge, ServerError
-from .request import address_text
+from .chunked import ChunkedDecoder
+from .head import Fields, RequestLine, parse_request_line
+from .request import StreamingRequest, address_text
+from .sender import Sender, sender_of
 
 if TYPE_CHECKING:
     from .body import Body
-    from .request import StreamingRequest
+    from .direct import SocketTransfer
     from .site import RepositorySite
 
 #: A body that comes through the reactor's thread is read in pieces of this size.
 BULK_BYTES = 512 << 10
+#: The longest head of a request.
+MOST_HEAD_BYTES = 32 * 1024
+#: How much of next requests may wait while one is answered.
+MOST_PIPELINED_BYTES = 16 * 1024
 
-_TOKEN_SEPARATOR = re.compile(rb"[ \t]*,[ \t]*")
+T = TypeVar("T")
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +68,7 @@ class Origin:
 
 
 class ReadGate:
-    """
-    Reading from the socket, paused as long as anyone has a reason.
-
-    It stands where HTTPChannel keeps its C{_networkProducer}; the channel's own wish is the reason C{"channel"}.
-    """
+    """Reading from the socket, paused as long as anyone has a reason."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -83,32 +92,63 @@ class ReadGate:
         for reason in tuple(self._reasons):
             self.release(reason)
 
-    def pauseProducing(self) -> None:
-        """HTTPChannel's call."""
-        self.hold("channel")
 
-    def resumeProducing(self) -> None:
-        """HTTPChannel's call."""
-        self.release("channel")
+class Deadline:
+    """
+    A point in time after which something is called, cheap to move: the timer is not touched as long as it is early enough.
+    """
 
-    def unregisterProducer(self) -> None:
-        """HTTPChannel's call before it closes."""
-        self._transport.unregisterProducer()
+    def __init__(self, reactor: Any, call: Any) -> None:
+        self._reactor = reactor
+        self._call = call
+        self._at: float | None = None
+        self._timer: IDelayedCall | None = None
+
+    def set(self, seconds: float | None) -> None:
+        """Call so many seconds from now, unless it is set anew; C{None} is never."""
+        if seconds is None:
+            self._at = None
+            return
+        self._at = self._reactor.seconds() + seconds
+        if self._timer is None:
+            self._timer = self._reactor.callLater(seconds, self._ring)
+        elif self._timer.getTime() > self._at:
+            self._timer.reset(seconds)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        left = self._at - self._reactor.seconds()
+        if left > 0:
+            self._timer = self._reactor.callLater(left, self._ring)
+        else:
+            self._at = None
+            self._call()
+
+    def stop(self) -> None:
+        """Never call again."""
+        self._at = None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
 
-class StreamingChannel(HTTPChannel):
+@implementer(IPushProducer, IHalfCloseableProtocol)
+class StreamingChannel(Protocol):
     """
     One connection.
 
-    @cvar header_timeout_s: how long a header may take from its first byte.
+    @cvar header_timeout_s: how long a head may take from its first byte.
     @cvar held_timeout_s: how long reading may stay paused by a slow disk before the connection is given up.
     @cvar swallow_timeout_s: how long the rest of a body is read after an early answer.
     @cvar swallow_bytes: how much of it, from a client that is authenticated; C{swallow_stranger_bytes} else.
-    @cvar close_timeout_s: how long an idle connection may take to close when the server stops.
+    @cvar close_timeout_s: how long an idle connection may take to close.
     @cvar linger_s: how long a half-closed connection waits for its client to read the answer.
+    @ivar persistent: whether another request may follow the one that is there.
+    @ivar peer: the socket's other end, whatever the PROXY protocol claims.
+    @ivar credentials: user and password that were right in the last request.
     """
-
-    totalHeadersSize = 32 * 1024
 
     header_timeout_s = 60.0
     held_timeout_s = 600.0
@@ -118,21 +158,38 @@ class StreamingChannel(HTTPChannel):
     linger_s = 10.0
     close_timeout_s = 2.0
 
-    site: RepositorySite
     transport: Any
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._beginning: StreamingRequest | None = None
-        self._deaf = False
-        self._swallowing: StreamingRequest | None = None
-        self._header_deadline: IDelayedCall | None = None
-        self._closing_call: IDelayedCall | None = None
-        self._captured: list[bytes] | None = None
-        self.peer: IAddress | None = None
-        self._origin: Origin | None = None
-        #: User and password that were right in the last request.
+    def __init__(self, site: RepositorySite, peer: IAddress | None = None) -> None:
+        self.site = site
+        self.peer = peer
+        self.persistent = True
         self.credentials: tuple[str, bytes] | None = None
+        #: The request that is there, from its head to the end of its answer and of its body.
+        self._request: StreamingRequest | None = None
+        self._answered = False
+        self._decoder: ChunkedDecoder | None = None
+        #: What came and is not understood yet: the begin of a head, or next requests.
+        self._rest = b""
+        self._in_head = False
+        #: Whether bytes are being looked at.
+        self._parsing = False
+        #: Whether the client has closed its half.
+        self._input_ended = False
+        #: Whether nothing that comes is looked at any more.
+        self._deaf = False
+        #: Whether the client takes answers more slowly than they are made.
+        self._clogged = False
+        self._producer: Any = None
+        self._last_fields: tuple[bytes, Fields] | None = None
+        self._closing_call: IDelayedCall | None = None
+        self._origin: Origin | None = None
+        #: Where answers go at once; C{None} where only the transport will do.
+        self.sender: Sender | None = None
+        self._in_bulk = False
+        #: Who has the socket.
+        self._transfer: SocketTransfer | None = None
+        self.secure = False
 
     def origin(self) -> Origin:
         """Where the connection comes from; asked by its requests, so after the PROXY protocol has said what it knows."""
@@ -148,118 +205,267 @@ class StreamingChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         """Twisted's call: the connection is there."""
-        super().connectionMade()
-        self.gate = ReadGate(self._networkProducer)
-        self._networkProducer = cast(Any, self.gate)
+        transport = self.transport
+        self.gate = ReadGate(transport)
+        self.secure = ISSLTransport.providedBy(transport)
+        self.sender = sender_of(transport)
+        self._deadline = Deadline(self.site.reactor, self._too_late)
+        self._deadline.set(self.site.timeOut)
+        transport.registerProducer(self, True)
+        with suppress(AttributeError, OSError):  # a unix socket has none of it
+            transport.setTcpNoDelay(True)
         self.site.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted's call: the connection is gone."""
         self._deaf = True
-        for name in ("_header_deadline", "_closing_call"):
-            self._cancel(name)
-        super().connectionLost(reason)
+        self._rest = b""
+        self._deadline.stop()
+        self._cancel_closing()
+        request, self._request = self._request, None
+        if request is not None and not self._answered:
+            request.connectionLost(reason)
         self.site.connection_lost(self)
 
-    def _cancel(self, name: str) -> None:
-        call = getattr(self, name)
-        setattr(self, name, None)
+    def _cancel_closing(self) -> None:
+        call, self._closing_call = self._closing_call, None
         if call is not None and call.active():
             call.cancel()
 
     def finish_and_close(self) -> None:
         """Take no further request: close now if none is there, else after the answer."""
         self.persistent = False
-        if not self.requests:
-            self.loseConnection()
-            # Over TLS that waits for the client's part of the closing.
-            self._closing_call = self.callLater(self.close_timeout_s, self.abort)
+        if self._request is None:
+            self._close(self.close_timeout_s)
+
+    def loseConnection(self) -> None:
+        """Close when everything is written; whatever comes is not looked at."""
+        self._close(self.site.timeOut)
+
+    def _close(self, patience_s: float) -> None:
+        """Close; a client that does not play its part is cut off after a while."""
+        self._deaf = True
+        self._rest = b""
+        self._deadline.set(None)
+        self._cancel_closing()
+        # Over TLS the closing waits for the client's part of it, on any connection for what is still to be written.
+        self._closing_call = self.site.reactor.callLater(patience_s, self.abort)
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
 
     def abort(self) -> None:
         """End the connection now, whatever is on the way."""
+        if self.secure and self._transfer is not None and self._transfer.interrupt(self._abort_now):
+            return
+        self._abort_now()
+
+    def _abort_now(self) -> None:
         if self.transport is not None:
             self.transport.abortConnection()
 
-    # --- parsing
+    def _too_late(self) -> None:
+        """The deadline: an idle connection, a head or a body that does not come, a disk that does not take it."""
+        self._close(self.close_timeout_s)
+
+    def readConnectionLost(self) -> None:
+        """Twisted's call: the client has closed its half. It may still wait for its answer, but it sends nothing more."""
+        self._input_ended = True
+        if not self._rest:
+            self.persistent = False
+        if self._deaf or self._answered:
+            # An answer that it still reads has its time.
+            self.loseConnection()
+        else:
+            self._close_unless_more()
+
+    def _close_unless_more(self) -> None:
+        """The client sends nothing more: close, unless a request is there as a whole."""
+        request = self._request
+        if not self._deaf and (request is None or not request.body.ended):
+            self.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Twisted's call: our half is closed, as was wanted."""
+
+    # --- reading
 
     def dataReceived(self, data: bytes) -> None:
         """Twisted's call: bytes came in."""
         if self._deaf:
             return
-        super().dataReceived(data)
-        # _command is there from the request line to the end of the body; line mode ends with the header.
-        in_header = self.line_mode and not self._deaf and (self._buffer or hasattr(self, "_command"))
-        if not in_header:
-            self._cancel("_header_deadline")
-        elif self._header_deadline is None:
-            self._header_deadline = self.callLater(self.header_timeout_s, self.timeoutConnection)
+        request = self._request
+        if request is not None and not request.body.ended:
+            self._deadline.set(self.site.timeOut)
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        self._parse(data)
 
-    def lineReceived(self, line: bytes) -> None:
-        """Twisted's call: one line of a header; at its end the request begins."""
-        if self._deaf:
-            return
-        if line[:1] in (b" ", b"\t"):
-            self._refuse(BadRequest("folded or misplaced header line"))
-            return
-        super().lineReceived(line)
-        request, self._beginning = self._beginning, None
-        if request is not None:
-            request.begin()
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Twisted's call: a line is longer than any that is meant well."""
-        self._refuse(HeaderTooLarge())
-
-    def headerReceived(self, line: bytes) -> bool:
-        """Twisted's call: one header field; whether it is good."""
-        if self._deaf:
-            return False
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length" and len(value.strip(b" \t")) > 18:
-            self._refuse(BadRequest("Content-Length out of bounds"))
-            return False
-        return bool(super().headerReceived(line))
-
-    def allHeadersReceived(self) -> None:
-        """Twisted's call: the header is whole. The parent's is not called: it would send C{100 Continue} by itself."""
-        if self._deaf:
-            return
-        request: StreamingRequest = self.requests[-1]
-        self.persistent = self.persistent and self.checkPersistence(request, self._version)
-        request.header_received(self._command, self._path, self._version, self.length)
+    def _parse(self, data: bytes) -> None:
+        """Look at bytes until nothing can be done with them now; an answer that ends meanwhile lets the next begin."""
+        self._parsing = True
         try:
-            self._check_framing(request)
+            while data and not self._deaf:
+                request = self._request
+                if request is None:
+                    if self._clogged:
+                        self._keep(data)
+                        break
+                    data = self._parse_head(data)
+                elif request.body.ended:
+                    self._keep(data)
+                    break
+                else:
+                    data = self._parse_body(request.body, data)
+        finally:
+            self._parsing = False
+
+    def _keep(self, data: bytes) -> None:
+        """Next requests: later."""
+        self._rest = data
+        if len(data) > MOST_PIPELINED_BYTES:
+            self.gate.hold("pipeline")
+
+    def _next(self) -> None:
+        """The connection is free for the next request; it may be here already."""
+        if self._rest and not self._clogged and not self._parsing and not self._deaf:
+            data, self._rest = self._rest, b""
+            self.gate.release("pipeline")
+            self._parse(data)
+
+    def _parse_head(self, data: bytes) -> bytes:
+        """Begin the request whose head this is, if it is whole; returns what comes after it."""
+        if data.startswith(b"\r\n"):
+            data = data[2:]  # some clients send one after a body (RFC 9112 section 2.2)
+        end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES)
+        if end < 0:
+            self._rest = data
+            if len(data) >= MOST_HEAD_BYTES:
+                self._refuse(HeaderTooLarge())
+            elif data.count(b"\n") != data.count(b"\r\n"):
+                self._refuse(BadRequest())
+            elif not self._in_head and data:
+                self._in_head = True
+                self._deadline.set(self.header_timeout_s)
+            return b""
+        self._in_head = False
+        line_end = data.find(b"\r\n") + 2
+        line = None
+        try:
+            line = parse_request_line(data[: line_end - 2])
+            fields = self._fields(data[line_end : end + 4])
+            fields.check(line.version)
         except BadRequest as error:
-            self._refuse(error)
-            return
-        self._beginning = request
+            self._refuse(error, line)
+            return b""
+        request = StreamingRequest(self, line, fields)
+        self._request = request
+        self._answered = False
+        self._decoder = ChunkedDecoder() if fields.length is None else None
+        if fields.closes or line.version != b"HTTP/1.1":
+            self.persistent = False
+        rest = data[end + 4 :]
+        if fields.length and len(rest) >= fields.length:
+            # A small body is here already: the route has it from the start.
+            rest = self._parse_body(request.body, rest)
+        self._deadline.set(None if request.body.ended else self.site.timeOut)
+        request.begin()
+        return rest
+
+    def _fields(self, lines: bytes) -> Fields:
+        """The header fields; most clients send the same ones with each request."""
+        last = self._last_fields
+        if last is not None and last[0] == lines:
+            return last[1]
+        fields = Fields(lines)
+        self._last_fields = (lines, fields)
+        return fields
+
+    def _parse_body(self, body: Body, data: bytes) -> bytes:
+        """Feed a body; returns what comes after it."""
+        decoder = self._decoder
+        if decoder is not None:
+            try:
+                pieces = decoder.feed(data)
+            except BadRequest as error:
+                self._refuse(error)
+                return b""
+            for piece in pieces:
+                body.feed(piece)
+            data = decoder.rest
+            if not decoder.ended:
+                return b""
+        else:
+            expected = body.expected_bytes
+            assert expected is not None
+            piece, data = (data, b"") if len(data) <= expected else (data[:expected], data[expected:])
+            body.feed(piece)
+            if body.expected_bytes:
+                return b""
+        if not self._deaf:
+            self._end_body(body)
+        return data
+
+    def _end_body(self, body: Body) -> None:
+        if not self._answered:
+            self._deadline.set(None)
+        body.end()
 
     def read_in_bulk(self) -> None:
         """A body is taken now that comes through the reactor's thread: read more of it at a time."""
-        if self._transferDecoder is not None:
+        request = self._request
+        if request is not None and not request.body.ended:
+            self._in_bulk = True
             self._read_at_once(BULK_BYTES)
 
-    def begin_direct_read(self) -> bool:
+    def may_read_directly(self) -> bool:
         """
-        Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs.
+        Whether others may take the body from the socket now: not while bytes are being parsed (the body's next ones may be
+        among them), and not a body in chunks, whose end is in its bytes.
+        """
+        settled = self.sender is not None and self.sender.is_empty()
+        return settled and not self._parsing and not self._deaf and self._decoder is None
 
-        @return: whether that is possible now (not while bytes are being parsed: the body's next ones may be among them).
-        """
-        if self._busyReceiving or self._deaf:
-            return False
+    def begin_direct_read(self, transfer: SocketTransfer) -> None:
+        """Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs."""
         self.gate.hold("direct")
-        self.setTimeout(None)
-        return True
+        self._deadline.set(None)
+        self._transfer = transfer
 
     def end_direct_read(self, taken_bytes: int) -> None:
         """Go on behind the bytes of the body that were read by others."""
-        self.setTimeout(self.site.timeOut)
-        request: StreamingRequest = self.requests[-1]
-        request.body.taken(taken_bytes)
-        decoder: Any = self._transferDecoder
-        decoder.contentLength -= taken_bytes
-        if decoder.contentLength == 0:
-            self.rawDataReceived(b"")  # no byte follows that would end the body
+        request = self._request
+        assert request is not None
+        body = request.body
+        self._transfer = None
+        self._deadline.set(self.site.timeOut)
+        body.taken(taken_bytes)
+        if body.expected_bytes == 0:
+            self._end_body(body)
+        self._read_on()
+
+    def while_written_directly(self, transfer: SocketTransfer, written: Deferred[None]) -> Deferred[None]:
+        """Leave the socket to others who write an answer, until C{written} fires. A TLS connection rests meanwhile."""
+        if not self.secure:
+            return written
+        self.gate.hold("direct")
+        self._transfer = transfer
+
+        def go_on(result: T) -> T:
+            self._transfer = None
+            self._read_on()
+            return result
+
+        return written.addBoth(go_on)
+
+    def _read_on(self) -> None:
+        """Read again after others had the socket, first what they left over in the connection."""
+        if self.sender is not None and not self._deaf:
+            left, ended = self.sender.take_left()
+            if left:
+                self.dataReceived(left)
+            if ended:
+                self.readConnectionLost()
         self.gate.release("direct")
 
     def _read_at_once(self, size_bytes: int) -> None:
@@ -272,113 +478,110 @@ class StreamingChannel(HTTPChannel):
         if hasattr(socket_transport, "bufferSize"):
             socket_transport.bufferSize = size_bytes
 
-    def _check_framing(self, request: StreamingRequest) -> None:
-        """
-        What the parent lets through and a strict server must not (RFC 9112 sections 3.2 and 6.1).
-
-        @raise BadRequest: the request's end or its addressee cannot be told for sure.
-        """
-        headers = request.requestHeaders
-        if self._version == b"HTTP/1.1" and len(headers.getRawHeaders(b"Host", [])) != 1:
-            raise BadRequest("exactly one Host header is needed")
-        codings = headers.getRawHeaders(b"Transfer-Encoding")
-        if codings is not None:
-            if self._version != b"HTTP/1.1" or [coding.lower() for coding in codings] != [b"chunked"]:
-                raise BadRequest("unsupported Transfer-Encoding")
-            if headers.hasHeader(b"Content-Length"):
-                raise BadRequest("both Content-Length and Transfer-Encoding")
-
-    def checkPersistence(self, request: StreamingRequest, version: bytes) -> bool:
-        """Whether the connection may take another request; unlike the parent's, by every element of C{Connection}."""
-        if version != b"HTTP/1.1":
-            return False
-        for value in request.requestHeaders.getRawHeaders(b"Connection", []):
-            if b"close" in _TOKEN_SEPARATOR.split(value.strip().lower()):
-                return False
-        return True
-
-    def rawDataReceived(self, data: bytes) -> None:
-        """Twisted's call: bytes of a body, or of a next request while one is answered."""
-        if self._deaf:
-            return
-        try:
-            super().rawDataReceived(data)
-        except _MalformedChunkedDataError:  # pragma: no cover - the parent catches it
-            self._respondToBadRequestAndDisconnect()
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        """The parent's way out for whatever it cannot parse."""
-        self._refuse(BadRequest())
-
-    def _refuse(self, error: ServerError) -> None:
+    def _refuse(self, error: ServerError, line: RequestLine | None = None) -> None:
         """Something cannot be parsed, so nothing after it can be: answer, or let the request answer, and close."""
-        if self._deaf:
-            return
         self._deaf = True
-        self._cancel("_header_deadline")
+        self._rest = b""
         self.persistent = False
         self.gate.open()
-        if not self.requests:
-            self.requests.append(self.requestFactory(self, 0))
-        request: StreamingRequest = self.requests[-1]
-        if request is self._swallowing:
+        request = self._request
+        if request is None:
+            self._deadline.set(None)
+            self._request = StreamingRequest(self, line)
+            self._answered = False
+            self._request.refuse(error)
+        elif self._answered:
             self._linger()
-        elif request.begun:
-            request.body.fail(error)
         else:
-            request.refuse(error)
+            request.body.fail(error)
 
-    # --- answering
-
-    def writeHeaders(self, version: Any, code: Any, reason: Any, headers: Any) -> None:
-        """Twisted's call: the head of an answer; kept instead of written where L{take_head} asked for it."""
-        if self._cannot_go_on(self.requests[0]):
-            self.persistent = False
-        if not self.persistent:
-            headers.setRawHeaders(b"Connection", [b"close"])
-        if self._captured is None:
-            super().writeHeaders(version, code, reason, headers)
-            return
-        self._captured.extend((version, b" ", code, b" ", reason, b"\r\n"))
-        for name, values in headers.getAllRawHeaders():
-            for value in values:
-                self._captured.extend((name, b": ", value, b"\r\n"))
-        self._captured.append(b"\r\n")
-
-    def take_head(self, request: StreamingRequest) -> bytes:
-        """The head of a request's answer, to be sent by other means; the request counts as answered from now on."""
-        self._captured = []
-        try:
-            request.write(b"")
-            return b"".join(self._captured)
-        finally:
-            self._captured = None
-
-    def send_continue(self) -> None:
-        """Tell the client to go on with its body."""
-        self._send100Continue()
+    # --- the body's calls (L{resticserver.web.body.Source})
 
     def hold_body(self) -> None:
         """Read no more for now: the body's taker is behind. The idle timer rests; a longer one watches."""
         self.gate.hold("body")
-        self.setTimeout(self.held_timeout_s)
+        self._deadline.set(self.held_timeout_s)
 
     def release_body(self) -> None:
         """Read on."""
         self.gate.release("body")
-        self.setTimeout(None if self._handlingRequest else self.site.timeOut)
+        request = self._request
+        if request is not None:
+            self._deadline.set(None if request.body.ended and not self._answered else self.site.timeOut)
+
+    def body_ended(self, body: Body) -> None:
+        """The end of a body came: if its request was answered before, the connection is free for the next."""
+        request = self._request
+        if self._answered and request is not None and request.body is body and not self._deaf:
+            self._cancel_closing()
+            self._free()
+
+    # --- answering
+
+    def last_answer(self, request: StreamingRequest) -> bool:
+        """Whether the connection ends behind this answer, so that it must say so."""
+        if self._cannot_go_on(request):
+            self.persistent = False
+        return not self.persistent
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Twisted's call: the head of an answer that was put together by Twisted's own means."""
+        assert self._request is not None
+        if self.last_answer(self._request):
+            headers.setRawHeaders(b"Connection", [b"close"])
+        lines = [version, b" ", code, b" ", reason, b"\r\n"]
+        for name, values in headers.getAllRawHeaders():
+            for value in values:
+                lines += (name, b": ", value, b"\r\n")
+        lines.append(b"\r\n")
+        self.write(b"".join(lines))
+
+    def write(self, data: bytes, body: bytes = b"") -> None:
+        """Send bytes of an answer: at once, as far as the socket takes them, where nothing waits to be written."""
+        if self.sender is not None and not self.transport.disconnecting:
+            self.sender.write(data, body)
+        else:
+            self.transport.write(data + body)
+
+    def writeSequence(self, iovec: list[bytes]) -> None:
+        """Send bytes of an answer."""
+        self.write(b"".join(iovec))
+
+    def send_continue(self) -> None:
+        """Tell the client to go on with its body."""
+        self.write(_CONTINUE)
+
+    def may_write_directly(self) -> bool:
+        """
+        Whether nothing waits to be written, so that others may write to the socket without overtaking; and not while bytes
+        are being parsed, for OpenSSL's connection is in use then.
+        """
+        settled = self.sender is not None and self.sender.is_empty()
+        return settled and not self._parsing and not self.transport.disconnecting
 
     def requestDone(self, request: StreamingRequest) -> None:
         """Twisted's call: a request is answered."""
-        self._read_at_once(FileDescriptor.bufferSize)
-        # The parent restores what it saved at the body's end, which may have been the timer of a held body.
-        self._savedTimeOut = self.site.timeOut
+        self._answered = True
+        if self._in_bulk:
+            self._in_bulk = False
+            self._read_at_once(FileDescriptor.bufferSize)
         if self._deaf or self._cannot_go_on(request):
             self._linger()
         elif request.body.ended:
-            super().requestDone(request)
+            self._free()
         else:
             self._swallow(request)
+
+    def _free(self) -> None:
+        """The request is over: close, or take the next."""
+        self._request = None
+        if not self.persistent:
+            self.loseConnection()
+            return
+        self._deadline.set(self.site.timeOut)
+        self._next()
+        if self._input_ended and not self._parsing:
+            self._close_unless_more()
 
     def _swallow_limit(self, request: StreamingRequest) -> int:
         return self.swallow_bytes if request.authenticated else self.swallow_stranger_bytes
@@ -396,31 +599,71 @@ class StreamingChannel(HTTPChannel):
 
     def _swallow(self, request: StreamingRequest) -> None:
         """Read the rest of a body that nobody wants, within bounds, so that the client comes to read its answer."""
-        self._swallowing = request
         self.release_body()
-        self._closing_call = self.callLater(self.swallow_timeout_s, self._linger)
+        self._closing_call = self.site.reactor.callLater(self.swallow_timeout_s, self._linger)
         request.body.discard(self._swallow_limit(request), self._linger)
-
-    def body_ended(self, body: Body) -> None:
-        """The end of a body came: if its request was answered before, the connection is free for the next."""
-        request = self._swallowing
-        if request is not None and request.body is body and not self._deaf:
-            self._swallowing = None
-            self._cancel("_closing_call")
-            super().requestDone(request)
 
     def _linger(self) -> None:
         """Close our half; drop what still comes, unparsed, until the client has closed its half or the time is up."""
         self._deaf = True
-        self._cancel("_closing_call")
-        self.setTimeout(None)
+        self._rest = b""
+        self._cancel_closing()
+        self._deadline.set(None)
         self.gate.open()
         transport = self.transport
         transport.unregisterProducer()
         transport.loseWriteConnection()
-        self._closing_call = self.callLater(self.linger_s, self.abort)
+        self._closing_call = self.site.reactor.callLater(self.linger_s, self.abort)
 
-    def may_write_directly(self) -> bool:
-        """Whether nothing waits to be written, so that others may write to the socket without overtaking."""
-        transport = self.transport
-        return not transport.dataBuffer and not transport._tempDataBuffer and not transport.disconnecting
+    # --- what Twisted's Request asks of its channel
+
+    @property
+    def factory(self) -> RepositorySite:
+        """The site."""
+        return self.site
+
+    def getPeer(self) -> IAddress:
+        """The other end, as the PROXY protocol claims it if it was spoken."""
+        return self.transport.getPeer()  # type: ignore[no-any-return]
+
+    def getHost(self) -> IAddress:
+        """Our end."""
+        return self.transport.getHost()  # type: ignore[no-any-return]
+
+    def isSecure(self) -> bool:
+        """Whether this is TLS."""
+        return self.secure
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """A request's producer, which is to be paused when the client takes its bytes slowly."""
+        assert streaming and self._producer is None
+        self._producer = producer
+        if self._clogged:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        """The request's producer is done."""
+        self._producer = None
+
+    # --- the transport's calls (it knows one producer for the whole connection: this)
+
+    def pauseProducing(self) -> None:
+        """Enough is waiting to be written: no further request is begun, and nothing more is read."""
+        self._clogged = True
+        self.gate.hold("write")
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Go on."""
+        self._clogged = False
+        self.gate.release("write")
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        if self._request is None:
+            self._next()
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        if self._producer is not None:
+            self._producer.stopProducing()

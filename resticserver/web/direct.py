@@ -18,12 +18,10 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
 from twisted.python.failure import Failure
 
 from ..storage.interface import Chunks, Stored
@@ -49,8 +47,6 @@ _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 _WORTH_BYTES = 256 << 10
 #: How much one look at the socket may bring.
 _RECEIVE_BYTES = 1 << 20
-#: How much one job takes before another upload may have its thread.
-_JOB_BYTES = 8 << 20
 #: A TCP socket counts as readable only when so much is there: else a job would start for every few segments.
 _LOW_WATER_BYTES = 256 << 10
 
@@ -70,18 +66,20 @@ class SocketTransfer:
     def __init__(
         self, request: StreamingRequest, jobs: Jobs, pool: Pool | None, reactor: IReactorFDSet, stall_s: float
     ) -> None:
-        transport: Any = request.channel.transport
+        sender = request.channel.sender
+        assert sender is not None
         self._request = request
         self._jobs = jobs
         self._pool = pool
         self._reactor = reactor
         self._stall_s = stall_s
-        self._socket = socket.socket(fileno=os.dup(transport.fileno()))
+        self._socket = socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
         self._running = False
         self._waiting = False
         self._stopped = False
         self._stall: IDelayedCall | None = None
         self._done: Deferred[None] | None = None
+        self._then: Callable[[], None] | None = None
 
     def start(self) -> Deferred[None]:
         """Begin; fires when everything was moved, fails when the client is gone or with what a job raised."""
@@ -106,8 +104,33 @@ class SocketTransfer:
         self._running = True
         self._jobs.run(self._move, pool=self._pool).addCallbacks(self._moved, self._failed)
 
-    def _moved(self, all_of_it: bool) -> None:
+    def interrupt(self, then: Callable[[], None]) -> bool:
+        """
+        End the job that runs, by ending the connection; whether there is one.
+
+        @param then: called when it has ended, before anyone else learns of it.
+        """
+        if not self._running:
+            return False
+        self._then = then
+        self._shut_down()
+        return True
+
+    def _shut_down(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already, which is all that was wanted
+
+    def _ended(self) -> None:
+        """A job has ended."""
         self._running = False
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def _moved(self, all_of_it: bool) -> None:
+        self._ended()
         if self._stopped:
             self._close()
         elif all_of_it:
@@ -118,7 +141,7 @@ class SocketTransfer:
             self._wait()
 
     def _failed(self, failure: Failure) -> None:
-        self._running = False
+        self._ended()
         if failure.check(ConnectionError):
             failure = Failure(ConnectionLost())
         self._finish(failure)
@@ -134,10 +157,7 @@ class SocketTransfer:
         self._stopped = True
         self._done = None
         if self._running:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it is gone already, which is all that was wanted
+            self._shut_down()
         else:
             self._close()
 
@@ -249,8 +269,13 @@ class ReceiveTransfer(SocketTransfer):
     @param first: what came before; it is written first.
     @param left_bytes: what is still to come.
     @param write: called in the pool with the next bytes, which are good only during the call.
-    @ivar taken_bytes: how much was taken from the socket.
+    @cvar job_bytes: how much one job takes before another upload may have its thread.
+    @cvar most_held_bytes: how much of what is left may have come already, and not be in the socket.
+    @ivar taken_bytes: how much of the body was taken from the connection.
     """
+
+    job_bytes = 8 << 20
+    most_held_bytes = 0
 
     def __init__(
         self,
@@ -275,9 +300,13 @@ class ReceiveTransfer(SocketTransfer):
         first, self._first = self._first, ()
         if first:
             self._write(first)
-        buffer = _thread_buffer()
-        until = self.taken_bytes + _JOB_BYTES
         self._more = False
+        self._take()
+        return self._left_bytes == 0
+
+    def _take(self) -> None:
+        buffer = thread_buffer("plain", _RECEIVE_BYTES)
+        until = self.taken_bytes + self.job_bytes
         try:
             while self._left_bytes and not self._stopped:
                 if self.taken_bytes >= until:
@@ -287,22 +316,24 @@ class ReceiveTransfer(SocketTransfer):
                 length = self._socket.recv_into(buffer, wanted, socket.MSG_DONTWAIT)
                 if length == 0:
                     raise ConnectionLost()
-                self._left_bytes -= length
-                self.taken_bytes += length
-                self._write((buffer[:length],))
+                self._taken(buffer[:length])
         except BlockingIOError:
             pass
-        return self._left_bytes == 0
+
+    def _taken(self, piece: memoryview) -> None:
+        """These bytes of the body have left the connection, whatever becomes of them."""
+        self._left_bytes -= len(piece)
+        self.taken_bytes += len(piece)
+        self._write((piece,))
 
     def _moved(self, all_of_it: bool) -> None:
-        if self._more and not self._stopped:
-            self._running = False
+        if self._more and not self._stopped and self._then is None:
             self._next()
         else:
             super()._moved(all_of_it)
 
     def _wait(self) -> None:
-        self._set_low_water(min(_LOW_WATER_BYTES, self._left_bytes))
+        self._set_low_water(max(1, min(_LOW_WATER_BYTES, self._left_bytes - self.most_held_bytes)))
         self._pending_bytes = self._kernel_has()
         self._reactor.addReader(self)  # type: ignore[arg-type]
 
@@ -337,18 +368,18 @@ class ReceiveTransfer(SocketTransfer):
             super()._stalled()
 
 
-def _thread_buffer() -> memoryview:
+def thread_buffer(name: str, size_bytes: int) -> memoryview:
     """A buffer of this thread's own, so that memory is bound by threads and not by uploads."""
-    buffer: memoryview | None = getattr(_buffers, "view", None)
-    if buffer is None:
-        buffer = _buffers.view = memoryview(bytearray(_RECEIVE_BYTES))
+    buffer: memoryview | None = getattr(_buffers, name, None)
+    if buffer is None or len(buffer) < size_bytes:
+        buffer = memoryview(bytearray(size_bytes))
+        setattr(_buffers, name, buffer)
     return buffer
 
 
-def plain_reactor(request: StreamingRequest) -> IReactorFDSet | None:
-    """The reactor for transfers on a request's connection; C{None} where there can be none (TLS, tests in memory)."""
-    transport = request.channel.transport
-    if DIRECT and isinstance(transport, FileDescriptor) and not ISSLTransport.providedBy(transport):
+def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
+    """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
+    if DIRECT and request.channel.sender is not None:
         return IReactorFDSet(request.site.reactor, None)
     return None
 
@@ -361,14 +392,18 @@ async def receive_body(request: StreamingRequest, jobs: Jobs, pool: Pool, write:
     @raise BadRequest: the body cannot be understood to its end.
     """
     channel, body = request.channel, request.body
-    reactor = plain_reactor(request)
-    if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.begin_direct_read():
+    reactor = socket_reactor(request)
+    if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.may_read_directly():
         channel.read_in_bulk()
         await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
         return
     left = body.expected_bytes
     assert left is not None
-    transfer = ReceiveTransfer(request, jobs, pool, reactor, body.take_waiting(), left, write)
+    kind: type[ReceiveTransfer] = ReceiveTransfer
+    if channel.secure:
+        from .directtls import TlsReceiveTransfer as kind
+    transfer = kind(request, jobs, pool, reactor, body.take_waiting(), left, write)
+    channel.begin_direct_read(transfer)
     try:
         await transfer.start()
     except ConnectionLost:
@@ -377,3 +412,14 @@ async def receive_body(request: StreamingRequest, jobs: Jobs, pool: Pool, write:
     finally:
         if request.channel_or_none() is not None and not request.aborted:
             channel.end_direct_read(transfer.taken_bytes)
+
+
+def send_transfer(
+    request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, stored: Stored, part: Part
+) -> Deferred[None]:
+    """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
+    kind: type[SendfileTransfer] = SendfileTransfer
+    if request.channel.secure:
+        from .directtls import TlsSendTransfer as kind
+    transfer = kind(request, jobs, reactor, request.take_head(), stored, part)
+    return request.channel.while_written_directly(transfer, transfer.start())

@@ -73,11 +73,12 @@ def send(
     body: bytes = b"",
     content_type: bytes | None = None,
     reason: bytes | None = None,
+    fields: bytes = b"",
 ) -> None:
     """
-    Answer in one write, with a length always. The caller (Klein, or the request itself) finishes the request.
+    Answer in one write, with a length always. The caller (the route's end, or the request itself) finishes the request.
     """
-    begin(request, status, len(body), content_type, reason)
+    begin(request, status, len(body), content_type, reason, fields)
     request.write(body)
 
 
@@ -87,13 +88,16 @@ def begin(
     length: int | None,
     content_type: bytes | None,
     reason: bytes | None = None,
+    fields: bytes = b"",
 ) -> None:
-    """Set status and headers of an answer whose body has C{length} bytes (C{None}: not known, so it goes in chunks)."""
-    request.setResponseCode(status, reason if reason is not None else PHRASES[status])
-    if length is not None:
-        request.setHeader(b"Content-Length", b"%d" % length)
+    """
+    Say how an answer begins, whose body has C{length} bytes (C{None}: not known, so it goes in chunks).
+
+    @param fields: more header fields, each with its CRLF.
+    """
     if content_type is not None:
-        request.setHeader(b"Content-Type", content_type)
+        fields += b"Content-Type: %s\r\n" % content_type
+    request.start_answer(status, reason if reason is not None else PHRASES[status], fields, length)
 
 
 def send_error(request: StreamingRequest, error: BaseException) -> None:
@@ -115,11 +119,16 @@ def send_error(request: StreamingRequest, error: BaseException) -> None:
         request.abort()
         return
     message = error.message if isinstance(error, errors.ServerError) else PHRASES[500].decode("ascii")
-    if isinstance(error, errors.MethodNotAllowed):
-        request.setHeader(b"Allow", b", ".join(error.allowed))
-    elif isinstance(error, errors.Unauthorized):
-        request.setHeader(b"WWW-Authenticate", _CHALLENGE)
-    elif isinstance(error, errors.RangeNotSatisfiable):
-        request.setHeader(b"Content-Range", b"bytes */%d" % error.size_bytes)
     reason = reason_phrase(message)
-    send(request, status, reason + b"\n", b"text/plain; charset=utf-8", reason)
+    send(request, status, reason + b"\n", b"text/plain; charset=utf-8", reason, _error_fields(error))
+
+
+def _error_fields(error: BaseException) -> bytes:
+    """What else an error's answer says."""
+    if isinstance(error, errors.MethodNotAllowed):
+        return b"Allow: %s\r\n" % b", ".join(error.allowed)
+    if isinstance(error, errors.Unauthorized):
+        return b"WWW-Authenticate: %s\r\n" % _CHALLENGE
+    if isinstance(error, errors.RangeNotSatisfiable):
+        return b"Content-Range: bytes */%d\r\n" % error.size_bytes
+    return b""

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Coroutine, Generator
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, ISSLTransport
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import datetimeToString, parse_qs
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from ..access.proxies import plain_address
@@ -21,17 +24,14 @@ from ..names import Target, parse_target
 from ..telemetry.record import STATUS_CLIENT_CLOSED, Ending, Record
 from . import replies
 from .body import Body
+from .head import Fields, RequestLine
+from .sender import JOINED_BYTES
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from .channel import StreamingChannel
     from .site import RepositorySite
-
-_log = Logger()
-
-#: A path that no route but the last takes (one segment could make werkzeug redirect to the same with a slash).
-_NOWHERE = [b"*", b"*", b"*"]
 
 #: User and password in an absolute URI.
 _USERINFO = re.compile(rb"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
@@ -48,110 +48,144 @@ def address_text(address: IAddress | None) -> str:
 
 def without_userinfo(uri: bytes) -> bytes:
     """A URI as it may stand in a log."""
-    return _USERINFO.sub(rb"\1", uri)
+    return uri if uri.startswith(b"/") else _USERINFO.sub(rb"\1", uri)
+
+
+def date_now() -> bytes:
+    """The value of C{Date}; made once a second."""
+    return _date(int(time.time()))
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return bytes(datetimeToString(second))
+
+
+def _going_on(
+    coroutine: Coroutine[Deferred[Any], Any, None], waiting: Deferred[Any]
+) -> Generator[Deferred[Any], Any, None]:
+    """The rest of a coroutine that has begun and waits."""
+    try:
+        while True:
+            try:
+                result = yield waiting
+            except BaseException as error:
+                waiting = coroutine.throw(error)
+            else:
+                waiting = coroutine.send(result)
+    except StopIteration:
+        return
 
 
 class StreamingRequest(Request):
     """
     One request.
 
+    Twisted's own is made for what comes as a whole: here the headers are L{Fields}, which are shared by requests that have the
+    same, and what Twisted and Klein know them as is put together only if somebody asks for it.
+
+    @param line: C{None} where there was none that can be understood.
+    @ivar fields: its header fields.
     @ivar body: its content, as it comes.
     @ivar target: what its path names; C{None} where it names nothing.
-    @ivar user: who sent it, once that is known; C{None} without authentication.
+    @ivar user_name: who sent it, once that is known; C{None} without authentication.
     @ivar address: the client's, as trusted proxies say; C{-} for a unix socket.
     @ivar address_is_trusted: whether that address is a trusted proxy's own.
     @ivar peer_is_trusted: whether a trusted proxy sent this, so that its headers are believed.
     @ivar authenticated: whether it passed the door.
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
-    @ivar begun: whether it was given to a route.
     @ivar aborted: whether its connection was ended by us; it is never finished then.
     @ivar sent_bytes: of the answer's body, where that went past C{write}.
     """
 
     defaultContentType = None
 
-    channel: StreamingChannel
+    channel: StreamingChannel  # type: ignore[assignment]
     site: RepositorySite
 
-    def __init__(self, channel: StreamingChannel, queued: object = False) -> None:
-        super().__init__(channel, queued)
+    def __init__(self, channel: StreamingChannel, line: RequestLine | None, fields: Fields | None = None) -> None:
+        # Not the parent's: most of what it makes is never asked for.
+        self.channel = channel
+        self.transport = channel.transport
         self.site = channel.site
-        self.body = Body(channel, 0)
+        self.notifications = []
+        self.cookies = []
+        self.queued = False
+        self.fields = fields if fields is not None else Fields.none()
         self.target: Target | None = None
         self.user_name: str | None = None
-        self.address_is_trusted = False
-        self.peer_is_trusted = False
         self.authenticated = False
         self.awaits_continue = False
-        self.begun = False
         self.aborted = False
         self.sent_bytes = 0
-        self.address = channel.origin().address
+        self._head: bytes | None = None
+        self._running: Deferred[None] | None = None
+        self._recorded = False
         self._started = time.time()
         self._started_monotonic = time.monotonic()
-        self._recorded = False
+        origin = channel.origin()
+        self.address = origin.address
+        self.peer_is_trusted = self.address_is_trusted = origin.trusted
+        if line is not None:
+            self.method, uri, self.clientproto = line
+            self.path, _, self._query = uri.partition(b"?")
+            self.uri = without_userinfo(uri)
+        else:
+            self.method, self.uri, self.clientproto = b"-", b"-", b"HTTP/1.1"
+        self.body = Body(channel, self.fields.length)
 
     # --- the channel's calls
 
-    def header_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
-        """The header is whole; C{length} is C{None} for a chunked body."""
-        self.method, self.uri, self.clientproto = method, without_userinfo(uri), version
-        self.path, _, query = uri.partition(b"?")
-        self.args = parse_qs(query, keep_blank_values=True) if query else {}
-        self.body = Body(self.channel, length)
-        self.awaits_continue = (
-            length != 0 and version == b"HTTP/1.1" and (self.getHeader(b"Expect") or b"").lower() == b"100-continue"
-        )
-        self._find_client()
+    def begin(self) -> None:
+        """Find the route and give it the request; bytes of the body may come any time after."""
+        self.awaits_continue = self.fields.expects_continue and self.clientproto == b"HTTP/1.1"
+        if self.peer_is_trusted:
+            self._find_client()
         try:
             self.target = parse_target(self.path, self.site.max_depth, self.site.prefix)
         except NotFound:
             pass
-
-    def _find_client(self) -> None:
-        """Whose request this is: the connection's, unless that is a trusted proxy's and the proxy says more."""
-        origin = self.channel.origin()
-        self.address = origin.address
-        self.peer_is_trusted = self.address_is_trusted = origin.trusted
-        if not origin.trusted:
-            return
-        x_forwarded_for = self.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
-        forwarded = self.requestHeaders.getRawHeaders(b"Forwarded", [])
-        if x_forwarded_for or forwarded:
-            proxies = self.site.proxies
-            self.address = proxies.client_address(origin.peers, x_forwarded_for, forwarded)
-            self.address_is_trusted = proxies.trusts(self.address)
-
-    def client_certificate(self) -> Certificate | None:
-        """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
-        transport: Any = ISSLTransport(self.channel.transport, None)
-        certificate = transport.getPeerCertificate() if transport is not None else None
-        return certificate.to_cryptography() if certificate is not None else None
-
-    def begin(self) -> None:
-        """Find the route and give it the request; bytes of the body may come any time after."""
-        self.begun = True
-        self.prepath = []
-        self.postpath = _NOWHERE if self.target is None else self.target.route.encode("ascii").split(b"/")
-        self.setHeader(b"Date", datetimeToString())
         try:
             self.render(self.site.resource)
         except Exception as error:
             replies.send_error(self, error)
             self.finish()
 
-    def handleContentChunk(self, data: bytes) -> None:
-        """Twisted's call: bytes of the body."""
-        self.body.feed(data)
+    def _find_client(self) -> None:
+        """Whose request this is, as the trusted proxy says that sent it."""
+        x_forwarded_for = self.fields.all(b"x-forwarded-for")
+        forwarded = self.fields.all(b"forwarded")
+        if x_forwarded_for or forwarded:
+            proxies = self.site.proxies
+            self.address = proxies.client_address(self.channel.origin().peers, x_forwarded_for, forwarded)
+            self.address_is_trusted = proxies.trusts(self.address)
 
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Twisted's call: the body is whole (the request began long before)."""
-        self.body.end()
+    def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Let a route work, and finish when it has ended; it is cancelled when the client goes away."""
+        try:
+            # Many have their answer at once, and a Deferred costs more than all the rest of what they do here.
+            waiting = coroutine.send(None)
+        except StopIteration:
+            self._ran(None)
+        except Exception:
+            self._failed(Failure())
+        else:
+            running = self._running = Deferred.fromCoroutine(_going_on(coroutine, waiting))
+            running.addCallbacks(self._ran, self._failed)
+
+    def _ran(self, _: object) -> None:
+        self._running = None
+        # An aborted one is never finished: the connection's end is on its way.
+        if not self.aborted:
+            self.finish()
+
+    def _failed(self, failure: Failure) -> None:
+        self._running = None
+        if not failure.check(CancelledError):
+            self.processingFailed(failure)
 
     def refuse(self, error: ServerError) -> None:
         """Answer a request that cannot be parsed and so has no route."""
-        if not self.clientproto.startswith(b"HTTP/"):
-            self.method, self.uri, self.clientproto = b"-", b"-", b"HTTP/1.1"
         replies.send_error(self, error)
         self.finish()
 
@@ -159,8 +193,42 @@ class StreamingRequest(Request):
         """Twisted's call: the client is gone."""
         self.record_end(Ending.TRUNCATED if self.startedWriting else Ending.LOST)
         super().connectionLost(reason)
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
 
     # --- the route's calls
+
+    @property
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
+        """The query's."""
+        return parse_qs(self._query, keep_blank_values=True) if self._query else {}
+
+    @cached_property
+    def requestHeaders(self) -> Headers:  # type: ignore[override]
+        """The header fields, as Twisted knows them."""
+        return Headers(self.fields.values)  # type: ignore[arg-type]
+
+    @cached_property
+    def responseHeaders(self) -> Headers:  # type: ignore[override]
+        """Header fields of an answer that is put together by Twisted's own means."""
+        return Headers({b"Date": [date_now()]})
+
+    @property
+    def client(self) -> IAddress:
+        """The other end."""
+        return self.channel.getPeer()
+
+    @property
+    def host(self) -> IAddress:
+        """Our end."""
+        return self.channel.getHost()
+
+    def client_certificate(self) -> Certificate | None:
+        """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
+        transport: Any = ISSLTransport(self.channel.transport, None)
+        certificate = transport.getPeerCertificate() if transport is not None else None
+        return certificate.to_cryptography() if certificate is not None else None
 
     def getRequestHostname(self) -> bytes:
         """A constant: the value of C{Host} is never looked at (a client on a unix socket sends anything)."""
@@ -171,6 +239,59 @@ class StreamingRequest(Request):
         if self.awaits_continue:
             self.awaits_continue = False
             self.channel.send_continue()
+
+    def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
+        """
+        Say how the answer begins; it goes out with the first bytes of its body, or at its end.
+
+        @param fields: header fields, each with its CRLF.
+        @param length: of the body; C{None} where it is not known, so that the body goes out in chunks.
+        """
+        self.code, self.code_message = status, reason
+        if length is not None:
+            fields += b"Content-Length: %d\r\n" % length
+        elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD":
+            fields += b"Transfer-Encoding: chunked\r\n"
+            self.chunked = 1
+        self._head = b"%s %d %s\r\nDate: %s\r\n%s" % (self.clientproto, status, reason, date_now(), fields)
+
+    def take_head(self) -> bytes:
+        """The begin of the answer, to be sent by other means; the answer counts as begun from now on."""
+        head, self._head = self._head, None
+        assert head is not None
+        self.startedWriting = 1
+        return head + (b"Connection: close\r\n\r\n" if self.channel.last_answer(self) else b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        """Send the next bytes of the answer's body; of an answer to HEAD only its begin is sent."""
+        if self._disconnected:
+            return
+        if self._head is None:
+            if self.method != b"HEAD" or not self.startedWriting:
+                super().write(data)
+            return
+        head = self.take_head()
+        if self.method == b"HEAD":
+            data = b""
+        self.sentLength += len(data)
+        if data and self.chunked:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if len(data) > JOINED_BYTES:
+            self.channel.write(head, data)
+        else:
+            self.channel.write(head + data)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self._disconnected or self.finished:
+            return
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked:
+            self.channel.write(b"0\r\n\r\n")
+        self.record_end()
+        self.finished = 1
+        self._cleanup()
 
     def abort(self) -> None:
         """End the connection: what was sent of an answer must not be taken for the whole."""
@@ -186,33 +307,33 @@ class StreamingRequest(Request):
 
     def record_end(self, ending: Ending | None = None) -> None:
         """Leave the one record; C{ending} is given where the answer did not come to its end."""
-        if self._recorded or not self.clientproto.startswith(b"HTTP/"):
+        if self._recorded:
             return
         self._recorded = True
         if ending is None:
             ending = Ending.DONE if self.code < 400 else Ending.FAILED if self.code == 500 else Ending.REFUSED
         self.site.record(
             Record(
-                started=self._started,
-                duration_s=time.monotonic() - self._started_monotonic,
-                address=self.address,
-                user=self.user_name,
-                method=self.method,
-                uri=self.uri,
-                version=self.clientproto,
-                target=self.target,
-                status=STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
-                sent_bytes=self.sent_bytes or self.sentLength,
-                received_bytes=self.body.received_bytes,
-                referer=self.getHeader(b"Referer"),
-                user_agent=self.getHeader(b"User-Agent"),
-                ending=ending,
+                self._started,
+                time.monotonic() - self._started_monotonic,
+                self.address,
+                self.user_name,
+                self.method,
+                self.uri,
+                self.clientproto,
+                self.target,
+                STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
+                self.sent_bytes or self.sentLength,
+                self.body.received_bytes,
+                self.fields.referer,
+                self.fields.user_agent,
+                ending,
             )
         )
 
     def processingFailed(self, reason: Failure) -> Any:
-        """Klein's last resort; ours says no more to the client than 500."""
+        """The last resort; says no more to the client than 500."""
         replies.send_error(self, reason.value or RuntimeError())
-        if not self.finished and not self._disconnected:
+        if not self.aborted:
             self.finish()
         return reason

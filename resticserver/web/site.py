@@ -10,14 +10,37 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 from twisted.web.server import Site
+from zope.interface import implementer
 
 from ..access.proxies import TrustedProxies
 from ..telemetry.record import Record, Recorder
 from .channel import StreamingChannel
-from .request import StreamingRequest
 
 #: restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
+
+
+@implementer(IResource)
+class LastAnswer:
+    """A resource whose every answer is the last of its connection, and says so."""
+
+    isLeaf = True
+
+    def __init__(self, resource: IResource) -> None:
+        self._resource = resource
+
+    def render(self, request: Any) -> Any:
+        """Twisted's call: a request begins."""
+        request.channel.persistent = False
+        return self._resource.render(request)
+
+    def getChildWithDefault(self, name: bytes, request: Any) -> IResource:
+        """Twisted's; requests come here without."""
+        return self._resource.getChildWithDefault(name, request)  # type: ignore[no-any-return]
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """Twisted's."""
+        self._resource.putChild(path, child)
 
 
 class RepositorySite(Site):
@@ -29,8 +52,8 @@ class RepositorySite(Site):
     @ivar channels: all connections.
     """
 
-    protocol = StreamingChannel  # type: ignore[assignment]
     noisy = False
+    timeOut: float  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -43,7 +66,6 @@ class RepositorySite(Site):
     ) -> None:
         super().__init__(
             resource,
-            StreamingRequest,
             reactor=reactor,
             timeout=IDLE_TIMEOUT_S,
             parsePOSTFormSubmission=False,
@@ -54,28 +76,21 @@ class RepositorySite(Site):
         self.channels: set[StreamingChannel] = set()
         self._recorder = recorder
         self._stopping = False
-        self._drained: Deferred[None] | None = None
+        self._drained: list[Deferred[None]] = []
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 alone: restic's client takes it by ALPN, and it is faster than HTTP/2 from most servers."""
         return [b"http/1.1"]
 
-    def buildProtocol(self, addr: Any) -> Any:
+    def buildProtocol(self, addr: Any) -> StreamingChannel:  # type: ignore[override]
         """Twisted's call for a new connection; C{addr} is the socket's peer, whatever the PROXY protocol will claim."""
-        channel = super().buildProtocol(addr)
-        if isinstance(channel, StreamingChannel):
-            channel.peer = addr
-        return channel
+        return StreamingChannel(self, addr)
 
     def startFactory(self) -> None:
         """Twisted's call; the parent opens a log file and starts a timer for its dates, which nobody needs here."""
 
     def stopFactory(self) -> None:
         """Twisted's call."""
-
-    def log(self, request: Any) -> None:
-        """Twisted's call when an answer is complete (a lost request records itself)."""
-        request.record_end()
 
     def record(self, record: Record) -> None:
         """A request came to its end."""
@@ -90,18 +105,30 @@ class RepositorySite(Site):
     def connection_lost(self, channel: StreamingChannel) -> None:
         """A channel lost its connection."""
         self.channels.discard(channel)
-        if self._drained is not None and not self.channels:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        if self._drained and not self.channels:
+            all_drained, self._drained = self._drained, []
+            for drained in all_drained:
+                drained.callback(None)
 
     def drain(self) -> Deferred[None]:
         """Close idle connections now and each other one after its answer; fires when none is left."""
         self._stopping = True
         for channel in tuple(self.channels):
             channel.finish_and_close()
+        return self._when_drained()
+
+    def retire(self) -> Deferred[None]:
+        """
+        Let every connection go on until its next answer, which says that it is the last; fires when none is left. No
+        client sees a connection end that it was about to use, for there is no hurry: others serve already.
+        """
+        self.resource = LastAnswer(self.resource)
+        return self._when_drained()
+
+    def _when_drained(self) -> Deferred[None]:
         drained: Deferred[None] = Deferred()
         if self.channels:
-            self._drained = drained
+            self._drained.append(drained)
         else:
             drained.callback(None)
         return drained

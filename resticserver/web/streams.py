@@ -8,7 +8,7 @@ other transports) by chunks that a pool job reads while the one before is on its
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..storage.interface import Stored
-from .direct import STALL_S, SendfileTransfer, plain_reactor
+from .direct import STALL_S, send_transfer, socket_reactor
 from .jobs import Jobs
 from .ranges import Part
 from .request import StreamingRequest
@@ -112,11 +112,9 @@ def send_part(request: StreamingRequest, jobs: Jobs, stored: Stored, part: Part)
 
     @return: fires when everything is on its way.
     """
-    channel = request.channel
-    reactor = plain_reactor(request)
-    if reactor is not None and stored.fileno() >= 0 and channel.may_write_directly():
-        head = channel.take_head(request)
-        return SendfileTransfer(request, jobs, reactor, head, stored, part).start()
+    reactor = socket_reactor(request)
+    if reactor is not None and stored.fileno() >= 0 and request.channel.may_write_directly():
+        return send_transfer(request, jobs, reactor, stored, part)
     return ChunkProducer(request, jobs, _reader(stored, part)).start()
 
 
@@ -133,19 +131,5 @@ def _reader(stored: Stored, part: Part) -> Callable[[], bytes]:
             raise OSError(errno.EIO, "the file became shorter while it was sent")
         offset += len(chunk)
         return chunk
-
-    return read
-
-
-def batches(pieces: Iterator[bytes], size_bytes: int) -> Callable[[], bytes]:
-    """Joins small pieces to chunks of about C{size_bytes}; empty at the end."""
-
-    def read() -> bytes:
-        batch = bytearray()
-        for piece in pieces:
-            batch += piece
-            if len(batch) >= size_bytes:
-                break
-        return bytes(batch)
 
     return read

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resticserver.errors import Forbidden, HashMismatch, NoSuchRepository, NotFound
 from resticserver.names import TYPES
-from resticserver.storage.interface import Entry, Outcome, RepositoryStore
+from resticserver.storage.interface import Entry, Listing, Outcome, RepositoryStore
 
 T = TypeVar("T")
 
@@ -79,13 +79,19 @@ def load(store: RepositoryStore, repository: Repository, kind: str, name: str) -
 
 
 def entries(store: RepositoryStore, repository: Repository, kind: str, with_sizes: bool = True) -> list[Entry]:
-    """A whole list, sorted."""
+    """A whole list, sorted; without sizes where they are not asked for, also if they come."""
     listing = store.list_objects(repository, kind, with_sizes)
     try:
         listing.open()
-        return sorted(listing)
+        return sorted(entry if with_sizes else Entry(entry.name, 0) for entry in lines_of(listing))
     finally:
         listing.close()
+
+
+def lines_of(listing: Listing) -> Iterator[Entry]:
+    """An open list, line by line."""
+    for objects in listing:
+        yield from objects
 
 
 def at_once(jobs: Sequence[Callable[[], T]]) -> list[T | Exception]:
@@ -527,7 +533,7 @@ class StoreContract(_Base):
                     save(store, ROOT, kind, b"%d" % number)
                 listing = store.list_objects(ROOT, kind, with_sizes)
                 listing.open()
-                reading = iter(listing)
+                reading = lines_of(listing)
                 first = next(reading).name
                 gone = set(sorted(names - {first})[::2])
                 for name in gone:
@@ -546,7 +552,7 @@ class StoreContract(_Base):
         listing = store.list_objects(ROOT, "data", True)
         listing.close()
         listing.open()
-        next(iter(listing))
+        next(lines_of(listing))
         listing.close()
         listing.close()
 

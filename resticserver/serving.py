@@ -1,0 +1,186 @@
+"""
+What serves requests: everything behind the connections of one process, which is the whole server's or a worker's.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, Logger
+
+from .access.policy import Decides, Policy
+from .access.policyfile import PolicyFile
+from .access.proxies import TrustedProxies
+from .pools import JobPool
+from .settings import Settings
+from .storage.local import LocalStore
+from .telemetry.accesslog import AccessLog, CombinedLogService
+
+if TYPE_CHECKING:
+    from .tls import ReloadingCertificates
+    from .web.authentication import Authentication, Judge
+    from .web.site import RepositorySite
+
+#: Jobs on the disk at once, in one process and in each of several; most of them wait for it.
+DISK_THREADS, SHARED_DISK_THREADS = 16, 8
+#: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
+#: longer for the interpreter's lock, and the whole is slower by a tenth. Workers share the cores; with one thread each
+#: they gain nothing on two cores, and lose where the large uploads are all at one worker.
+WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
+
+_log = Logger()
+
+
+def make_store(settings: Settings) -> LocalStore:
+    """The store of the data directory; nothing is opened."""
+    return LocalStore(
+        settings.path,
+        verify=not settings.no_verify_upload,
+        group_accessible=settings.group_accessible_repos,
+        max_depth=settings.max_depth,
+    )
+
+
+def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:
+    """What the flags say of who may do what, and the file that says more, not read yet."""
+    flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
+    return flags, None if settings.policy is None else PolicyFile(settings.policy, flags)
+
+
+def make_certificates(settings: Settings) -> ReloadingCertificates | None:
+    """
+    The server's certificates, where it speaks TLS.
+
+    @raise StartError: a file cannot be used.
+    """
+    if not settings.tls:
+        return None
+    from .tls import ReloadingCertificates  # OpenSSL takes its time to import
+
+    return ReloadingCertificates(
+        settings.certificate_path,
+        settings.key_path,
+        settings.tls_min_ver,
+        settings.tls_client_ca,
+        settings.tls_client_required,
+    )
+
+
+class Serving:
+    """
+    The parts of one process that serves.
+
+    @param judge: for passwords, or C{None} without.
+    @ivar services: to be started before the first connection, in order; stopped in the other after the last.
+    """
+
+    def __init__(
+        self, settings: Settings, reactor: Any, store: LocalStore, policy: Decides, judge: Judge | None
+    ) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._store = store
+        self._policy = policy
+        self._judge = judge
+        workers = settings.workers
+        self.disk = JobPool(reactor, "disk", DISK_THREADS if workers == 1 else SHARED_DISK_THREADS)
+        self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
+        self._access_log = AccessLog()
+        self.log_file = CombinedLogService(settings.log, self._access_log, self.disk.run) if settings.log else None
+        if settings.debug:
+            self._access_log.add(_debug_line)
+        self.services: list[IService] = [] if self.log_file is None else [self.log_file]
+        self.services += [self.disk, self.writers]
+
+    def make_site(self) -> RepositorySite:
+        """The HTTP server factory."""
+        from .web.api import Api  # Klein installs the reactor when it is imported
+        from .web.site import RepositorySite  # a parent of workers does without all that
+
+        settings = self._settings
+        api = Api(self._store, self.disk, self.writers, self._door(), self._policy, settings.auto_create)
+        proxies = TrustedProxies.parse(settings.trusted_proxies or ())
+        return RepositorySite(
+            api.resource(), self._reactor, self._access_log, settings.max_depth, settings.proxy_prefix, proxies
+        )
+
+    def _door(self) -> Authentication:
+        """Who says who a user is."""
+        from .web.authentication import (
+            CertificateAuthentication,
+            NoAuthentication,
+            PasswordAuthentication,
+            ProxyAuthentication,
+        )
+
+        settings = self._settings
+        if settings.no_auth:
+            return NoAuthentication()
+        passwords = None if self._judge is None else PasswordAuthentication(self._judge)
+        door: Authentication | None = passwords
+        if settings.tls_client_ca is not None and settings.tls_client_user != "none":
+            door = CertificateAuthentication(settings.tls_client_user, passwords)
+        if settings.proxy_auth_username is not None:
+            door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
+        assert door is not None
+        return door
+
+
+class InTurn(MultiService):
+    """Services that start in order and stop one after the other, the last started first."""
+
+    def stopService(self) -> Deferred[None]:
+        """Twisted's call; the parent's stops all of them at once."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        Service.stopService(self)
+        for child in reversed(list(self)):
+            stopping = child.stopService()
+            if stopping is not None:
+                await stopping
+
+
+class CpuProfile(Service):
+    """
+    A profile of the reactor's thread, from this service's start to its stop.
+
+    @param path: where it is written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._profile = cProfile.Profile()
+        self.setName("profile")
+
+    def startService(self) -> None:
+        """Begin."""
+        super().startService()
+        self._profile.enable()
+
+    def stopService(self) -> None:
+        """Write it."""
+        super().stopService()
+        self._profile.disable()
+        self._profile.dump_stats(self._path)
+
+
+def _debug_line(event: LogEvent) -> None:
+    """Under C{--debug}: a line for each request among the diagnostics."""
+    record = event["record"]
+    _log.debug(
+        "{method} {uri} from {address}: {status} {ending}, {received} bytes in, {sent} bytes out, {ms:.1f} ms",
+        method=ascii(record.method.decode("latin-1"))[1:-1],
+        uri=ascii(record.uri.decode("latin-1"))[1:-1],
+        address=record.address,
+        status=record.status,
+        ending=record.ending.value,
+        received=record.received_bytes,
+        sent=record.sent_bytes,
+        ms=record.duration_s * 1000,
+    )

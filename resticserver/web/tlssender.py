@@ -1,0 +1,106 @@
+"""
+Answers over TLS: encrypted record by record without a copy of each, and sent like those of plain sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL.SSL import Connection, Error, WantReadError, ZeroReturnError
+from twisted.internet import tcp
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+from .sender import Sender
+
+#: A TLS record holds so much at most (RFC 8446 section 5.1).
+RECORD_BYTES = 16 << 10
+#: What a record has beside its bytes is less than so large a part of them.
+_RECORDS_OVERHEAD = 100
+#: What OpenSSL may have to send beside them.
+_BIO_BYTES = 4 << 10
+
+
+class TlsSender(Sender):
+    """
+    A TLS connection over a socket. By the time that there is an answer, its handshake is done.
+
+    @param tls: Twisted's transport of the connection.
+    """
+
+    def __init__(self, tls: TLSMemoryBIOProtocol) -> None:
+        super().__init__(tls.transport)
+        self._tls = tls
+        self.connection: Connection = tls.getHandle()
+
+    @classmethod
+    def under(cls, transport: Any) -> TlsSender | None:
+        """What sends over a transport; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
+        if isinstance(transport, TLSMemoryBIOProtocol) and isinstance(transport.transport, tcp.Connection):
+            return cls(transport)
+        return None
+
+    def write(self, data: bytes, body: bytes = b"") -> None:
+        """Encrypt and send, now as far as possible."""
+        try:
+            encrypted = encrypt(self.connection, data, body)
+        except Error:
+            self._tls.abortConnection()
+        else:
+            super().write(encrypted)
+
+    def take_left(self) -> tuple[bytes, bool]:
+        """What is decrypted or can be, and whether the client has said that nothing follows."""
+        pieces: list[bytes] = []
+        ended = False
+        try:
+            while True:
+                pieces.append(self.connection.recv(RECORD_BYTES))
+        except WantReadError:
+            pass
+        except ZeroReturnError:
+            ended = True
+        except Error:
+            self._tls.abortConnection()
+            return b"", False
+        answer = waiting_bytes(self.connection)  # as to a change of keys
+        if answer:
+            super().write(answer)
+        return b"".join(pieces), ended
+
+
+def encrypt(connection: Connection, *pieces: bytes) -> bytes:
+    """
+    What is to be sent for some bytes.
+
+    @raise OpenSSL.SSL.Error: the connection is broken; some of them may have been encrypted.
+    """
+    size_bytes = 0
+    for piece in pieces:
+        if not piece:
+            continue
+        size_bytes += len(piece)
+        sent = connection.send(piece)
+        if sent < len(piece):
+            # A pyOpenSSL that cannot be kept from partial writes: a record at a time.
+            view = memoryview(piece)[sent:]
+            while view:
+                view = view[connection.send(view[:RECORD_BYTES]) :]
+    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + _BIO_BYTES)
+
+
+def waiting_bytes(connection: Connection, most_bytes: int = _BIO_BYTES) -> bytes:
+    """
+    What OpenSSL wants to be sent.
+
+    @param most_bytes: more than that is not expected.
+    """
+    pieces = []
+    try:
+        while True:
+            piece = connection.bio_read(most_bytes)
+            pieces.append(piece)
+            if len(piece) < most_bytes:
+                break
+    except WantReadError:
+        pass
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
