@@ -18,6 +18,7 @@ from .access.proxies import TrustedProxies
 from .access.throttle import parse_rate
 from .names import parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
+from .sizes import parse_free_space, parse_size
 
 #: How deep repositories may lie at most.
 MOST_FOLDERS = 16
@@ -75,6 +76,9 @@ class Options(usage.Options):
         ["tls-client-ca", None, None, "ask clients for a certificate of these authorities, PEM"],
         ["tls-client-auth", None, "required", "whether they must have one: required or optional"],
         ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
+        ["max-size", None, "0", "how much may be stored in all, as 500GiB; 0 for no limit"],
+        ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
+        ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
         ["log", None, None, "write an access log in combined format to this file (- for stdout)"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
         ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
@@ -92,6 +96,7 @@ class Options(usage.Options):
             "tls-client-auth": usage.CompleteList(["required", "optional"]),
             "tls-client-user": usage.CompleteList(["cn", "email", "dns", "none"]),
             "policy": usage.CompleteFiles(),
+            "state-dir": usage.CompleteDirs(),
             "log": usage.CompleteFiles(),
             "cpu-profile": usage.CompleteFiles(),
         }
@@ -204,6 +209,7 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
+        min_free = self._parsed("min-free", parse_free_space)
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),
             path_is_default=not self["path"],
@@ -229,6 +235,10 @@ class Options(usage.Options):
             tls_client_ca=_absolute(self["tls-client-ca"]),
             tls_client_required=self["tls-client-auth"] == "required",
             tls_client_user=self["tls-client-user"],
+            max_size_bytes=self._parsed("max-size", parse_size),
+            min_free_bytes=min_free.size_bytes,
+            min_free_percent=min_free.percent,
+            state_dir=_absolute(self["state-dir"]),
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             debug=bool(self["debug"]),
             cpu_profile=_absolute(self["cpu-profile"]),

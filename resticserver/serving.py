@@ -19,12 +19,15 @@ from .access.proxies import TrustedProxies
 from .pools import JobPool
 from .settings import Settings
 from .storage.local import LocalStore
+from .storage.snapshots import Snapshots
+from .storage.state import StateFile
 from .telemetry.accesslog import AccessLog, CombinedLogService
 
 if TYPE_CHECKING:
     from .tls import ReloadingCertificates
     from .web.authentication import Authentication, Judge
     from .web.site import RepositorySite
+    from .web.space import Books, Fences
 
 #: Jobs on the disk at once, in one process and in each of several; most of them wait for it.
 DISK_THREADS, SHARED_DISK_THREADS = 16, 8
@@ -36,13 +39,20 @@ WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
 _log = Logger()
 
 
-def make_store(settings: Settings) -> LocalStore:
+def make_state(settings: Settings) -> StateFile:
+    """The state file; nothing is opened."""
+    return StateFile(settings.path, settings.state_dir, 0o660 if settings.group_accessible_repos else 0o600)
+
+
+def make_store(settings: Settings, state: StateFile) -> LocalStore:
     """The store of the data directory; nothing is opened."""
     return LocalStore(
         settings.path,
         verify=not settings.no_verify_upload,
         group_accessible=settings.group_accessible_repos,
         max_depth=settings.max_depth,
+        snapshots=Snapshots(shelf=state),
+        min_free=settings.min_free,
     )
 
 
@@ -76,17 +86,28 @@ class Serving:
     The parts of one process that serves.
 
     @param judge: for passwords, or C{None} without.
+    @param books: who keeps account of what is stored.
+    @param fences: between those who change directories and who counts them.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
     """
 
     def __init__(
-        self, settings: Settings, reactor: Any, store: LocalStore, policy: Decides, judge: Judge | None
+        self,
+        settings: Settings,
+        reactor: Any,
+        store: LocalStore,
+        policy: Decides,
+        judge: Judge | None,
+        books: Books,
+        fences: Fences,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._store = store
         self._policy = policy
         self._judge = judge
+        self._books = books
+        self._fences = fences
         workers = settings.workers
         self.disk = JobPool(reactor, "disk", DISK_THREADS if workers == 1 else SHARED_DISK_THREADS)
         self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
@@ -101,9 +122,11 @@ class Serving:
         """The HTTP server factory."""
         from .web.api import Api  # Klein installs the reactor when it is imported
         from .web.site import RepositorySite  # a parent of workers does without all that
+        from .web.space import Space
 
         settings = self._settings
-        api = Api(self._store, self.disk, self.writers, self._door(), self._policy, settings.auto_create)
+        space = Space(self._books, self._fences)
+        api = Api(self._store, self.disk, self.writers, self._door(), self._policy, settings.auto_create, space)
         proxies = TrustedProxies.parse(settings.trusted_proxies or ())
         return RepositorySite(
             api.resource(), self._reactor, self._access_log, settings.max_depth, settings.proxy_prefix, proxies

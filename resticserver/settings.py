@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .sizes import FreeSpace, Limit
+
 #: rest-server's default port, on every address of the machine.
 DEFAULT_LISTEN = ":8000"
 
@@ -40,6 +42,9 @@ class Settings:
     @ivar tls_client_ca: PEM file of the authorities that sign clients' certificates, or C{None}.
     @ivar tls_client_required: whether a client must show a certificate.
     @ivar tls_client_user: where the user's name stands in it: C{"cn"}, C{"email"}, C{"dns"}, C{"none"}.
+    @ivar max_size_bytes: how much may be stored in all repositories together; 0 for no limit.
+    @ivar min_free_bytes: how much of the disk must stay free, C{min_free_percent} likewise.
+    @ivar state_dir: where the state file lies; C{None} means C{.rest-server} in the data directory.
     @ivar workers: how many processes serve; 1 is one process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
     """
@@ -67,6 +72,10 @@ class Settings:
     tls_client_ca: str | None = None
     tls_client_required: bool = True
     tls_client_user: str = "cn"
+    max_size_bytes: int = 0
+    min_free_bytes: int = 0
+    min_free_percent: float = 0.0
+    state_dir: str | None = None
     log: str | None = None
     debug: bool = False
     cpu_profile: str | None = None
@@ -91,6 +100,17 @@ class Settings:
             return False
         certificates = self.tls_client_ca is not None and self.tls_client_user != "none"
         return self.htpasswd_file is not None or not (self.proxy_auth_username or certificates)
+
+    @property
+    def limit(self) -> Limit:
+        """That of the whole server."""
+        return Limit(self.max_size_bytes or None)
+
+    @property
+    def min_free(self) -> FreeSpace | None:
+        """What must stay free, if that was said."""
+        wanted = self.min_free_bytes or self.min_free_percent
+        return FreeSpace(self.min_free_bytes, self.min_free_percent) if wanted else None
 
     @property
     def htpasswd_path(self) -> str:

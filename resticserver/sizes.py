@@ -1,10 +1,13 @@
 """
-Sizes as people write them: plain bytes, C{KB MB GB TB} in thousands, C{K KiB M MiB G GiB T TiB} in 1024s.
+Sizes as people write them: plain bytes, C{KB MB GB TB} in thousands, C{K KiB M MiB G GiB T TiB} in 1024s. And amounts and
+limits of what is stored.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNITS: dict[str, int] = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", 1):
@@ -30,3 +33,75 @@ def parse_size(text: str) -> int:
     if factor == 1:
         raise ValueError(f"{text!r} is no whole number of bytes")
     return int(whole) * factor + int(fraction) * factor // int(10 ** len(fraction))
+
+
+def format_size(size_bytes: int) -> str:
+    """A size for people to read, as C{9.98 GiB}: three digits, and never more than there is."""
+    if size_bytes < 1024:
+        return f"{size_bytes} bytes" if size_bytes != 1 else "1 byte"
+    power = min((size_bytes.bit_length() - 1) // 10, 5)
+    unit = " KMGTP"[power]
+    hundredths = size_bytes * 100 >> 10 * power
+    whole, rest = divmod(hundredths, 100)
+    if rest == 0 or whole >= 1000:
+        return f"{whole} {unit}iB"
+    if whole >= 100:
+        return f"{whole}.{rest // 10} {unit}iB".replace(".0 ", " ")
+    return f"{whole}.{rest:02d} {unit}iB"
+
+
+class Amount(NamedTuple):
+    """How much is stored, or by how much that changes: bytes and objects."""
+
+    size_bytes: int = 0
+    objects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """
+    How much may be stored; C{None} where nothing was said.
+
+    @ivar size_bytes: of all objects together.
+    @ivar objects: how many.
+    """
+
+    size_bytes: int | None = None
+    objects: int | None = None
+
+
+UNLIMITED = Limit()
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSpace:
+    """
+    How much of a file system must stay free.
+
+    @ivar size_bytes: so much, and
+    @ivar percent: so much of all of it.
+    """
+
+    size_bytes: int = 0
+    percent: float = 0.0
+
+    def of(self, total_bytes: int) -> int:
+        """How many bytes that is of a file system of this size."""
+        return max(self.size_bytes, int(total_bytes * self.percent / 100))
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.percent else format_size(self.size_bytes)
+
+
+def parse_free_space(text: str) -> FreeSpace:
+    """
+    A size, or per cent of the file system.
+
+    @raise ValueError: it is neither.
+    """
+    number = text.strip().removesuffix("%").strip()
+    if number == text.strip():
+        return FreeSpace(size_bytes=parse_size(text))
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", number) or float(number) >= 100:
+        raise ValueError(f"{text!r} is not from 0% to 99%")
+    return FreeSpace(percent=float(number))

@@ -28,14 +28,16 @@ from . import allocator
 from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
+from .accounts import KEEP_ACCOUNT, Accounts, AccountsDesk, LocalGates, WorkerGates
 from .errors import StartError
 from .listen import Listeners
 from .logins import ASK as LOGIN
 from .logins import PasswordJudge
 from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
-from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_store
+from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
 from .settings import Settings
+from .web.space import Fences
 from .workers import Workers
 
 #: Files that are read again are read one after the other; a few more for what is to come.
@@ -44,6 +46,8 @@ FILE_THREADS = 4
 #: at most, and of those only what transfers leave.
 PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
 PASSWORD_NICE = 19
+#: Counting what is stored stands back for requests.
+COUNTING_NICE = 10
 #: How often the files of users and rules, and of certificates, are looked at.
 RULES_INTERVAL_S = 10.0
 CERTIFICATES_INTERVAL_S = 2.0
@@ -83,7 +87,8 @@ class ResticServer(InTurn):
         super().__init__()
         self.settings = settings
         self._reactor = reactor
-        self.store = make_store(settings)
+        self.state = make_state(settings)
+        self.store = make_store(settings, self.state)
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS, PASSWORD_NICE)
         self.htpasswd = self._users()
         flags, self.policy_file = make_policy(settings)
@@ -99,13 +104,25 @@ class ResticServer(InTurn):
         if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
             raise StartError(f"cannot write the profile {profile}")
         self.workers: Workers | None = None
+        fences = Fences()
+        self.counting = JobPool(reactor, "counting", 1, COUNTING_NICE)
+        self._gates = WorkerGates() if settings.workers > 1 else LocalGates(fences)
+        self.accounts = Accounts(
+            reactor,
+            settings.limit,
+            self.policy_file or flags,
+            self.store.counting,
+            self.state,
+            self.counting,
+            self._gates,
+        )
         self.log_file = None
         front: Listeners | Workers
         services: list[IService] = []
         if settings.workers == 1:
             if profile:
                 services.append(CpuProfile(profile))
-            serving = Serving(settings, reactor, self.store, self.policy_file or flags, judge)
+            serving = Serving(settings, reactor, self.store, self.policy_file or flags, judge, self.accounts, fences)
             self.disk, self.log_file = serving.disk, serving.log_file
             services += serving.services
             front = Listeners(
@@ -118,16 +135,25 @@ class ResticServer(InTurn):
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
             services.append(self.disk)
+            desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt}
             if judge is not None:
                 verbs[LOGIN] = judge.answer
             front = self.workers = Workers(
-                reactor, settings.listen, settings.workers, self._beginning, verbs, settings.shutdown_timeout_s
+                reactor,
+                settings.listen,
+                settings.workers,
+                self._beginning,
+                lambda worker: {**verbs, **desk.verbs(worker)},
+                settings.shutdown_timeout_s,
+                self.accounts.holder_gone,
             )
+            assert isinstance(self._gates, WorkerGates)
+            self._gates.workers = front
         self.front = front
         rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
-        for child in (*services, self.passwords, rules, certificates, front):
+        for child in (*services, self.passwords, self.counting, self.accounts, rules, certificates, front):
             child.setServiceParent(self)
 
     def _users(self) -> Htpasswd | None:
@@ -150,6 +176,7 @@ class ResticServer(InTurn):
         try:
             self._announce()
             self.store.prepare()
+            self.state.prepare()
             super().startService()
         except (StartError, OSError) as error:
             line = str(error) if isinstance(error, StartError) else f"cannot open {error.filename}: {error.strerror}"
@@ -239,6 +266,7 @@ class ResticServer(InTurn):
             for file in changed:
                 await self._spread(file)
                 file.say_reloaded()
+            await self._keep_account()
 
         return self._reloading.run(lambda: Deferred.fromCoroutine(reload())).addErrback(_log_failure)
 
@@ -252,6 +280,8 @@ class ResticServer(InTurn):
             "policy": None if self.policy_file is None else self.policy_file.text,
             "reading": 0 if self.htpasswd is None else self.htpasswd.reading,
             "marker": None if marker is None else marker.decode("latin-1"),
+            "keeps_account": self.accounts.active,
+            "closed": self._gates.closed if isinstance(self._gates, WorkerGates) else [],
         }
 
     async def _spread(self, file: Reloads) -> None:
@@ -264,6 +294,12 @@ class ResticServer(InTurn):
             await self.workers.ask_all("policy", text=self.policy_file.text)
         elif self.certificates is not None and not await self.workers.ask_all("certificates"):
             self.certificates.look_again()
+
+    async def _keep_account(self) -> None:
+        """There may be limits now where there were none."""
+        if self.workers is not None and not self.accounts.active and self.accounts.wanted:
+            await self.workers.ask_all(KEEP_ACCOUNT)
+        self.accounts.refresh()
 
     def _marker_learnt(self, marker: str) -> None:
         """A worker has seen the volume's marker for the first time: from now on all miss it when it is gone."""

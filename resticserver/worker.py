@@ -23,14 +23,16 @@ from twisted.logger import LogEvent, Logger, LogLevel, eventAsText, globalLogBeg
 from twisted.python.failure import Failure
 
 from . import __version__, allocator
+from .accounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .errors import StartError
 from .listen import tls_factory
 from .logins import DistantJudge
 from .messages import Wire
-from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_store
+from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
 from .settings import Settings
 from .sharing import shared_factory
 from .web.site import RepositorySite
+from .web.space import Fences, Key
 from .workers import PARENTS_SIGNALS, WIRE_FD
 
 #: While so much of what was logged waits for the parent, the rest is counted and not sent.
@@ -148,6 +150,8 @@ class WorkerServer(InTurn):
     @param policy: the text of the policy file, if there is one.
     @param reading: which reading of the users the parent has.
     @param marker: of the volume, if it is known.
+    @param keeps_account: whether account is kept of what is stored.
+    @param closed: where nothing may be changed at the moment.
     @ivar verbs: what the parent may ask and tell.
     @raise StartError: something cannot be used.
     """
@@ -162,9 +166,12 @@ class WorkerServer(InTurn):
         policy: str | None,
         reading: int,
         marker: str | None,
+        keeps_account: bool,
+        closed: list[tuple[list[str], int]],
     ) -> None:
         super().__init__()
-        self._volume = (store := make_store(settings)).volume
+        self._state = make_state(settings)
+        self._volume = (store := make_store(settings, self._state)).volume
         self._volume.known = None if marker is None else marker.encode("latin-1")
         self._volume.learnt = lambda found: reactor.callFromThread(wire.tell, "marker", marker=found.decode("latin-1"))
         flags, policy_file = make_policy(settings)
@@ -172,7 +179,9 @@ class WorkerServer(InTurn):
             policy_file.take(policy)
         judge = DistantJudge(wire, reading, reactor.seconds) if settings.passwords else None
         self._certificates = make_certificates(settings)
-        self._serving = serving = Serving(settings, reactor, store, policy_file or flags, judge)
+        books = DistantAccounts(wire, keeps_account)
+        fences = Fences((tuple(repository), cell) for repository, cell in closed)
+        self._serving = serving = Serving(settings, reactor, store, policy_file or flags, judge, books, fences)
         site = serving.make_site()
         creator = self._certificates.creator if self._certificates is not None else None
         factories = [
@@ -188,6 +197,9 @@ class WorkerServer(InTurn):
             "serve": self.connections.serve,
             "abort": self.connections.abort,
             "marker": self._marker_learnt,
+            CLOSE: lambda repository, cells: Deferred.fromCoroutine(fences.close(_keys(repository, cells))),
+            OPEN: lambda repository, cells: fences.open(_keys(repository, cells)),
+            KEEP_ACCOUNT: lambda: setattr(books, "active", True),
         }
         if judge is not None:
             self.verbs["users"] = judge.users_changed
@@ -196,6 +208,10 @@ class WorkerServer(InTurn):
         if self._certificates is not None:
             self.verbs["certificates"] = self._reload_certificates
         self.verbs["reopen"] = self._reopen
+
+    def stopService(self) -> Deferred[None]:
+        """Twisted's call: stop everything, then close the state file."""
+        return super().stopService().addCallback(lambda _: self._state.close())
 
     def _marker_learnt(self, marker: str) -> None:
         """Another worker has seen the volume's marker for the first time."""
@@ -215,6 +231,10 @@ class WorkerServer(InTurn):
         """Open the access log by its name again."""
         if self._serving.log_file is not None:
             self._serving.log_file.reopen()
+
+
+def _keys(repository: list[str], cells: list[int]) -> list[Key]:
+    return [(tuple(repository), cell) for cell in cells]
 
 
 class Connections(Service):

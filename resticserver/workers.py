@@ -138,8 +138,9 @@ class Workers(Service):
 
     @param addresses: the values of C{--listen}; inherited sockets take their place.
     @param beginning: what a worker that begins must know; asked for each.
-    @param verbs: what workers may ask and tell, besides what is about themselves.
+    @param verbs: what a worker may ask and tell, besides what is about itself.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    @param gone: called when a worker's process has ended.
     """
 
     def __init__(
@@ -148,13 +149,15 @@ class Workers(Service):
         addresses: tuple[str, ...],
         number: int,
         beginning: Callable[[], dict[str, Any]],
-        verbs: Verbs,
+        verbs: Callable[[object], Verbs],
         shutdown_timeout_s: float,
+        gone: Callable[[object], object] = lambda worker: None,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
         self._beginning = beginning
         self._verbs = verbs
+        self._gone = gone
         self._shutdown_timeout_s = shutdown_timeout_s
         self._acceptors: list[Acceptor] = []
         #: For each socket the address by which workers know what to put before HTTP; None for an inherited one.
@@ -283,7 +286,7 @@ class Workers(Service):
         verbs: dict[str, Callable[..., Any]] = {
             "log": self._log_line,
             "ended": partial(self._connections_ended, worker),
-            **self._verbs,
+            **self._verbs(worker),
         }
         worker.wire = Wire(self._reactor, ours, str(worker), verbs, partial(self._wire_lost, worker))
         worker.wire.start()
@@ -312,6 +315,7 @@ class Workers(Service):
             worker.deadline.cancel()
         worker.ready = False
         self._workers.discard(worker)
+        self._gone(worker)
         if self._stopping:
             if not self._workers:
                 self._ended.callback(None)

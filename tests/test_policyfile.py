@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import resticserver
-from resticserver.access.policy import Action, Limit, Policy, Right
+from resticserver.access.policy import Action, Policy, Right
 from resticserver.access.policyfile import PolicyError, PolicyFile, parse_policy
 from resticserver.errors import StartError
 from resticserver.names import parse_target
@@ -97,7 +97,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual({"alice", "bob", "carol"}, rule.users)
         self.assertEqual((Right.APPEND, True, False), (rule.right, rule.create, rule.delete_repository))
         self.assertEqual(Limit(500 << 30, 1000), rule.limit)
-        self.assertEqual((("alice", Limit(1_000_000)), ("*", Limit(10**12))), grants.user_limits)
+        self.assertEqual({"alice": Limit(1_000_000), "*": Limit(10**12)}, grants.user_limits)
         self.assertIs(Right.NONE, grants.default)
 
     def test_wrong(self) -> None:

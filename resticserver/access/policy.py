@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import lru_cache
 from typing import Protocol
 
 from ..names import Kind, Target
+from ..sizes import UNLIMITED, Limit
 
 
 class Action(Enum):
@@ -78,22 +79,6 @@ class Decides(Protocol):
 
     def may_delete_repositories(self) -> bool:
         """Whether anyone may: else the method does not exist."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """
-    How much may be stored; C{None} where nothing was said.
-
-    @ivar size_bytes: of all objects together.
-    @ivar objects: how many.
-    """
-
-    size_bytes: int | None = None
-    objects: int | None = None
-
-
-UNLIMITED = Limit()
 
 
 class RepositoryPattern:
@@ -177,7 +162,7 @@ class Grants:
 
     rules: tuple[Rule, ...]
     default: Right = Right.NONE
-    user_limits: tuple[tuple[str, Limit], ...] = ()
+    user_limits: Mapping[str, Limit] = field(default_factory=dict)
 
 
 _LOCKS = "locks"
@@ -237,6 +222,23 @@ class Policy:
         if action is Action.DELETE_REPOSITORY and not delete:
             return Decision(False, "you may not delete this repository", f"{said}, not delete-repository")
         return Decision(True, rule=said)
+
+    def has_limits(self) -> bool:
+        """Whether there are quotas."""
+        grants = self.grants
+        return grants is not None and (
+            bool(grants.user_limits) or any(rule.limit != UNLIMITED for rule in grants.rules)
+        )
+
+    def limit_of_user(self, name: str) -> Limit:
+        """The quota of all repositories below the folder of that name: the user's own entry, or everyone's."""
+        limits = self.grants.user_limits if self.grants is not None else {}
+        return limits.get(name) or limits.get(EVERYONE, UNLIMITED)
+
+    def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
+        """The quota that a repository has for what this user adds to it: that of the rule that decides."""
+        rule = self.rule_for(user, repository)
+        return UNLIMITED if rule is None else rule.limit
 
     def rule_for(self, user: str | None, repository: tuple[str, ...]) -> Rule | None:
         """The rule that decides; C{None} if none fits or nobody is known."""

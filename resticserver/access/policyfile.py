@@ -29,8 +29,8 @@ from twisted.logger import Logger
 from ..errors import StartError
 from ..files import WatchedFile
 from ..names import Target, is_user_name
-from ..sizes import parse_size
-from .policy import EVERYONE, UNLIMITED, Action, Decision, Grants, Limit, Policy, RepositoryPattern, Right, Rule
+from ..sizes import Limit, parse_size
+from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
 
 _RIGHTS = {right.name.lower(): right for right in Right}
 _KEYS = frozenset(("default", "groups", "rule", "users"))
@@ -119,18 +119,18 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
     return Rule(frozenset(users), tuple(patterns), right, create, delete, _limit(table, where), number)
 
 
-def _users(table: Any) -> tuple[tuple[str, Limit], ...]:
+def _users(table: Any) -> dict[str, Limit]:
     if not isinstance(table, dict):
         raise PolicyError("users: must be a table")
-    limits = []
+    limits = {}
     for name, settings in table.items():
         if name != EVERYONE and not is_user_name(name):
             raise PolicyError(f"users.{name}: not a user name")
         if not isinstance(settings, dict):
             raise PolicyError(f"users.{name}: must be a table")
         _only(settings, _USER_KEYS, f"users.{name}.")
-        limits.append((name, _limit(settings, f"users.{name}.")))
-    return tuple(limits)
+        limits[name] = _limit(settings, f"users.{name}.")
+    return limits
 
 
 def _strings(value: Any, where: str) -> list[str]:
@@ -223,9 +223,6 @@ class PolicyFile:
 
     def _read(self) -> None:
         self.take(self._file.read().decode("utf-8"))
-        grants = self.current.grants
-        if grants is not None and (grants.user_limits or any(rule.limit != UNLIMITED for rule in grants.rules)):
-            _log.warn("{path}: quotas are not enforced by this version", path=self.path)
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """The current policy's decision."""
@@ -234,6 +231,18 @@ class PolicyFile:
     def may_delete_repositories(self) -> bool:
         """Whether anyone may."""
         return self.current.may_delete_repositories()
+
+    def has_limits(self) -> bool:
+        """Whether there are quotas."""
+        return self.current.has_limits()
+
+    def limit_of_user(self, name: str) -> Limit:
+        """The quota of all repositories below the folder of that name."""
+        return self.current.limit_of_user(name)
+
+    def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
+        """The quota that a repository has for what this user adds to it."""
+        return self.current.limit_of_repository(user, repository)
 
 
 def _words(error: Exception) -> str:

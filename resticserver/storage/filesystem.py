@@ -13,6 +13,11 @@ _KEEP_TIMES = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs")
 )
 
+#: File systems of other machines, or of a host that others may use.
+_SHARED = frozenset(
+    ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs")
+)
+
 
 def type_of(fd: int) -> str | None:
     """
@@ -35,3 +40,12 @@ def type_of(fd: int) -> str | None:
 def keeps_times(fd: int) -> bool:
     """Whether the times of an open directory tell every change of its names."""
     return type_of(fd) in _KEEP_TIMES
+
+
+def is_local(fd: int) -> bool:
+    """
+    Whether an open file lies on a file system that only this machine writes to, and whose locks and shared memory work; that
+    cannot be told of FUSE, which counts as none.
+    """
+    kind = type_of(fd)
+    return kind is not None and kind not in _SHARED and not kind.startswith("fuse")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from ..sizes import Amount
+
 #: Bytes on their way in, in order.
 Chunks = Sequence[bytes | memoryview]
 
@@ -75,6 +77,10 @@ class Upload(Protocol):
     Nothing is visible before C{commit} returns. C{commit} and C{abort} are idempotent, and C{abort} after C{commit}
     does nothing, so that every failure path may call it.
     """
+
+    @property
+    def change(self) -> Amount:
+        """By how much the commit has changed what is stored; nothing before, and nothing if it failed."""
 
     def open(self) -> None:
         """
@@ -180,8 +186,8 @@ class DeletesRepositories(Protocol):
 class Saves(Protocol):
     """Can take objects in."""
 
-    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
-        """A new upload; does no I/O yet."""
+    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
+        """A new upload, of so many bytes if that is known; does no I/O yet."""
 
 
 class Loads(Protocol):
@@ -214,8 +220,8 @@ class Lists(Protocol):
 class Removes(Protocol):
     """Can remove objects."""
 
-    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
-        """Remove an object for good; whether there was one."""
+    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
+        """Remove an object for good; by how much that changes what is stored: nothing if there was none."""
 
 
 class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, Lists, Removes, Protocol):

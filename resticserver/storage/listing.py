@@ -37,14 +37,28 @@ class DirectoryListing:
     @param snapshots: where snapshots are found and kept.
     @param two_levels: whether objects lie one directory deeper, as those of C{data} do.
     @param with_sizes: whether sizes are wanted; without them no file is looked at.
+    @param prefix: what the ids begin with.
+    @param makes_room: whether what is read may drive other snapshots out.
     """
 
-    def __init__(self, path: str, volume: Volume, snapshots: Snapshots, *, two_levels: bool, with_sizes: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        volume: Volume,
+        snapshots: Snapshots,
+        *,
+        two_levels: bool,
+        with_sizes: bool,
+        prefix: str = "",
+        makes_room: bool = True,
+    ) -> None:
         self._path = path
         self._volume = volume
         self._snapshots = snapshots
         self._two_levels = two_levels
         self._with_sizes = with_sizes
+        self._prefix = prefix
+        self._makes_room = makes_room
         self._turn = 0
         self._prefixes: list[str] = []
         self._source: Snapshot | int | None = None
@@ -57,7 +71,8 @@ class DirectoryListing:
         @raise NotFound: it is not there.
         """
         self._volume.check()
-        self._turn = self._snapshots.begin()
+        if self._makes_room:
+            self._turn = self._snapshots.begin()
         try:
             if self._two_levels:
                 with os.scandir(self._path) as entries:
@@ -78,7 +93,7 @@ class DirectoryListing:
         if source is None:
             yield from self._two_level_parts()
         else:
-            yield from self._directory_parts(self._path, source, "")
+            yield from self._directory_parts(self._path, source, self._prefix)
         # What is mounted in a volume's place may have directories of the same names.
         self._volume.check()
 

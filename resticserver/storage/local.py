@@ -12,23 +12,28 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 from twisted.logger import Logger
 
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound, StartError
-from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
+from ..names import CONFIG, TYPES, is_object_id
+from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
+from .counting import Counting, possible_repositories
 from .interface import Chunks, Listing, Outcome, Stored, Upload
+from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
+from .room import Room
 from .snapshots import Snapshots
 from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
 _READ_BYTES = 1 << 20
+#: How much an upload writes between two looks at the free space.
+_CHECK_ROOM_BYTES = 4 << 20
 #: How long it is believed what kind of file system a repository lies on, and of how many that is remembered.
 _TRUST_S = 60.0
 _MOST_TRUSTED = 10_000
@@ -45,6 +50,7 @@ class LocalStore:
     @param group_accessible: files 0660 and directories 0770 instead of 0600 and 0700, whatever the umask.
     @param max_depth: how many folders deep repositories may lie, for the sweep at the start.
     @param snapshots: keeps what lists have read, but for locks.
+    @param min_free: how much of the file system uploads must leave free.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class LocalStore:
         max_depth: int = 2,
         mechanisms: Mechanisms | None = None,
         snapshots: Snapshots | None = None,
+        min_free: FreeSpace | None = None,
     ) -> None:
         self.path = os.path.abspath(path)
         self.verify = verify
@@ -67,6 +74,8 @@ class LocalStore:
         self._trusts: dict[tuple[str, ...], tuple[Trust, float]] = {}
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self._no_snapshots = Snapshots(bound_bytes=0)
+        self.counting = Counting(self.path, self.volume, self.snapshots, max_depth)
+        self.room = Room(min_free) if min_free is not None else None
 
     def prepare(self) -> None:
         """
@@ -81,7 +90,8 @@ class LocalStore:
             raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
         left = 0
         in_use = False
-        for path in self._possible_repositories(self.path, self.max_depth):
+        for repository in possible_repositories(self.path, self.max_depth):
+            path = self.repository_path(repository)
             left += sweep(path)
             in_use = in_use or os.path.isfile(os.path.join(path, CONFIG))
         if in_use:
@@ -98,18 +108,6 @@ class LocalStore:
             _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
         finally:
             os.close(directory_fd)
-
-    def _possible_repositories(self, path: str, depth: int) -> Iterator[str]:
-        yield path
-        if depth == 0:
-            return
-        try:
-            with os.scandir(path) as entries:
-                folders = [e.path for e in entries if e.name not in RESERVED | OWN_FOLDERS and e.is_dir()]
-        except OSError:
-            return
-        for folder in folders:
-            yield from self._possible_repositories(folder, depth - 1)
 
     def _make_directories(self, path: str) -> None:
         missing = []
@@ -205,9 +203,9 @@ class LocalStore:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
 
-    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> Upload:
-        """A new upload; does no I/O yet."""
-        return LocalUpload(self, repository, kind, name)
+    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
+        """A new upload, of so many bytes if that is known; does no I/O yet."""
+        return LocalUpload(self, repository, kind, name, length)
 
     def open_object_directory(self, repository: tuple[str, ...], kind: str, name: str) -> int:
         """
@@ -285,18 +283,25 @@ class LocalStore:
         snapshots = self._no_snapshots if kind == "locks" else self.snapshots
         return DirectoryListing(path, self.volume, snapshots, two_levels=kind == "data", with_sizes=with_sizes)
 
-    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> bool:
+    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
         """
-        Remove an object; whether there was one.
+        Remove an object; by how much that changes what is stored: nothing if there was none.
 
         The removal is made durable: restic removes an index before the packs that it names, and after a power cut the
         index must not come back without them.
         """
         self.volume.check()
-        removed = self._remove_file(self._object_path(repository, kind, name))
-        if not removed:
-            self.volume.check()
-        return removed
+        path = self._object_path(repository, kind, name)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            status = None
+        if self._remove_file(path):
+            # Of two removals at once only one has found the name; the other, and a symlink, change nothing that counts.
+            counts = status is not None and stat.S_ISREG(status.st_mode)
+            return Amount(-status.st_size, -1) if status is not None and counts else Amount()
+        self.volume.check()
+        return Amount()
 
 
 class LocalObject:
@@ -374,7 +379,9 @@ class LocalUpload:
     @ivar size_bytes: how much has been written.
     """
 
-    def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
+    def __init__(
+        self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str, length: int | None = None
+    ) -> None:
         self._store = store
         self._publisher = store.publisher
         self._repository = repository
@@ -384,7 +391,12 @@ class LocalUpload:
         self._directory_fd = -1
         self._file: TemporaryFile | None = None
         self._outcome: Outcome | None = None
+        #: What is still to come, as far as that is known and C{--min-free} wants to know it.
+        self._coming_bytes = 0
+        self._length = length or 0
+        self._unchecked_bytes = 0
         self.size_bytes = 0
+        self.change = Amount()
 
     def open(self) -> None:
         """
@@ -396,6 +408,10 @@ class LocalUpload:
         store = self._store
         with space_errors():
             self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
+            if store.room is not None:
+                self._coming_bytes = self._length
+                store.room.coming(self._coming_bytes)
+                store.room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
         self._file = self._publisher.temporary(
             store._directory(self._repository, self._kind, self._name),
             self._directory_fd,
@@ -410,6 +426,8 @@ class LocalUpload:
         """
         assert self._file is not None
         with space_errors():
+            if self._store.room is not None:
+                self._make_room(self._store.room, sum(map(len, chunks)))
             if self._hash is None:
                 for first in range(0, len(chunks), _MOST_BUFFERS):
                     self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
@@ -418,6 +436,22 @@ class LocalUpload:
             for chunk in chunks:
                 self._hash.update(chunk)
                 self.size_bytes += _write_all(self._file.fd, (chunk,))
+
+    def _make_room(self, room: Room, size_bytes: int) -> None:
+        """Before bytes are written: see now and then whether there is still room."""
+        self._unchecked_bytes += size_bytes
+        surprise = size_bytes > self._coming_bytes  # a chunked body, whose length nobody knows
+        if surprise:
+            room.coming(size_bytes)
+        try:
+            if surprise or self._unchecked_bytes >= _CHECK_ROOM_BYTES:
+                self._unchecked_bytes = 0
+                room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
+        finally:
+            # What is written from here on the file system counts itself.
+            room.coming(-size_bytes)
+            if not surprise:
+                self._coming_bytes -= size_bytes
 
     def commit(self) -> Outcome:
         """
@@ -452,6 +486,7 @@ class LocalUpload:
             attempts -= 1
             try:
                 self._publisher.publish(self._file, self._name)
+                self.change = Amount(self.size_bytes, 1)
                 return Outcome.STORED
             except FileExistsError:
                 try:
@@ -466,7 +501,7 @@ class LocalUpload:
         """The name is taken: equal bytes stay, a damaged object is healed, anything else is refused."""
         assert self._file is not None
         path = os.path.join(self._file.directory, self._name)
-        stored_fd, _ = _open_file(path)
+        stored_fd, stored_bytes = _open_file(path)
         try:
             if self._kind == CONFIG:
                 if not _same_bytes(self._file.fd, stored_fd):
@@ -479,6 +514,7 @@ class LocalUpload:
                 if _hash_of(stored_fd) != self._name:
                     _log.warn("{path} was damaged; replaced by a verified upload", path=path)
                     self._publisher.replace(self._file, self._name)
+                    self.change = Amount(self.size_bytes - stored_bytes, 0)
                     return Outcome.HEALED
             # Another upload may have linked it without having come to the fsync.
             self._publisher.fsync(stored_fd)
@@ -491,6 +527,9 @@ class LocalUpload:
         self._close()
 
     def _close(self) -> None:
+        if self._coming_bytes and self._store.room is not None:
+            self._store.room.coming(-self._coming_bytes)
+            self._coming_bytes = 0
         file, self._file = self._file, None
         if file is not None:
             file.discard()

@@ -19,14 +19,15 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from ..lru import BoundedCache
+from ..sizes import Amount
 from . import filesystem
-from .interface import Objects
+from .interface import ID_BYTES, Objects
 
 #: Memory for snapshots; some 1.6 million objects.
 BOUND_BYTES = 64 << 20
@@ -46,6 +47,12 @@ LASTS_NS = 86_400_000_000_000
 #: 3.11, 64 bit, measured).
 _SNAPSHOT_BYTES = 700
 _PART_BYTES = 250
+
+
+#: Directories with fewer objects are read as quickly as looked up: they are not put on the shelf.
+LEAST_SHELVED = 64
+#: What comes from the shelf is cut into parts of so many objects.
+_PART_OBJECTS = 4096
 
 
 class Stamp(NamedTuple):
@@ -83,6 +90,11 @@ class Snapshot:
         return stamp == self.stamp and 0 <= now_ns - self.taken_ns < LASTS_NS
 
     @property
+    def amount(self) -> Amount:
+        """How much is in the directory; only with sizes."""
+        return Amount(sum(sum(part.sizes or ()) for part in self.parts), sum(map(len, self.parts)))
+
+    @property
     def memory_bytes(self) -> int:
         """How much memory this takes, near enough."""
         return _SNAPSHOT_BYTES + sum(map(_memory_bytes, self.parts))
@@ -90,6 +102,35 @@ class Snapshot:
 
 def _memory_bytes(part: Objects) -> int:
     return _PART_BYTES + len(part.ids) + (len(part.sizes) * part.sizes.itemsize if part.sizes is not None else 0)
+
+
+class Summary(Protocol):
+    """What a shelf knows of a directory without its objects."""
+
+    @property
+    def stamp(self) -> tuple[int, int, int, int]:
+        """Its stamp when it was read."""
+
+    @property
+    def taken_ns(self) -> int:
+        """When that was."""
+
+    @property
+    def amount(self) -> Amount:
+        """What was in it."""
+
+
+class Shelf(Protocol):
+    """Where snapshots outlast the process (L{resticserver.storage.state.StateFile})."""
+
+    def directory(self, path: str) -> Summary | None:
+        """What is there of a directory."""
+
+    def objects(self, path: str) -> tuple[tuple[int, int, int, int], int, bytes, array[int]] | None:
+        """All of it: stamp, time, ids, sizes."""
+
+    def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
+        """Keep a snapshot with sizes."""
 
 
 class Snapshots:
@@ -100,6 +141,7 @@ class Snapshots:
     @param bound_bytes: memory for them; 0 to keep none.
     @param now_ns: the time since 1970, by the clock that stamps files.
     @param keeps_times: whether an open directory's times can be believed.
+    @param shelf: where they are kept as well, and found again after a restart or when there was no more room.
     """
 
     def __init__(
@@ -107,8 +149,10 @@ class Snapshots:
         bound_bytes: int = BOUND_BYTES,
         now_ns: Callable[[], int] = time.time_ns,
         keeps_times: Callable[[int], bool] = filesystem.keeps_times,
+        shelf: Shelf | None = None,
     ) -> None:
         self.now_ns = now_ns
+        self._shelf = shelf
         self._cache: BoundedCache[str, Snapshot] = BoundedCache(bound_bytes)
         self._numbers = itertools.count()
         self._keeps_times = keeps_times
@@ -140,16 +184,54 @@ class Snapshots:
             looked at: reading it will tell why.
         """
         snapshot = self._cache.get(path)
-        if snapshot is None or (with_sizes and not snapshot.with_sizes):
+        if self._shelf is None and (snapshot is None or (with_sizes and not snapshot.with_sizes)):
             return None
         try:
             stamp = stamp_of(os.stat(path))
         except OSError:
             return None
-        if snapshot.stands_for(stamp, self.now_ns()):
-            return snapshot
-        self._cache.discard(path)
-        return None
+        if snapshot is not None:
+            if not snapshot.stands_for(stamp, self.now_ns()):
+                self._cache.discard(path)
+            elif snapshot.with_sizes or not with_sizes:
+                return snapshot
+        return self._from_shelf(path, stamp)
+
+    def _from_shelf(self, path: str, stamp: Stamp) -> Snapshot | None:
+        if self._shelf is None or not self._stands_on_shelf(path, stamp):
+            return None
+        found = self._shelf.objects(path)
+        if found is None or found[0] != stamp:
+            return None
+        _, taken_ns, ids, sizes = found
+        parts = tuple(
+            Objects(ids[first * ID_BYTES : (first + _PART_OBJECTS) * ID_BYTES], sizes[first : first + _PART_OBJECTS], number)
+            for first, number in zip(range(0, len(sizes), _PART_OBJECTS), self._numbers, strict=False)
+        )
+        snapshot = Snapshot(stamp, taken_ns, True, parts)
+        # Only where there is room: a list of more than fits comes from the shelf again.
+        self._cache.put(path, snapshot, snapshot.memory_bytes + len(path), 0)
+        return snapshot
+
+    def _stands_on_shelf(self, path: str, stamp: Stamp) -> Summary | None:
+        assert self._shelf is not None
+        found = self._shelf.directory(path)
+        stands = found is not None and found.stamp == stamp and 0 <= self.now_ns() - found.taken_ns < LASTS_NS
+        return found if stands else None
+
+    def amount(self, path: str) -> Amount | None:
+        """How much is in a directory, if that is known of it as it is now."""
+        snapshot = self._cache.get(path)
+        if self._shelf is None and snapshot is None:
+            return None
+        try:
+            stamp = stamp_of(os.stat(path))
+        except OSError:
+            return None
+        if snapshot is not None and snapshot.with_sizes and snapshot.stands_for(stamp, self.now_ns()):
+            return snapshot.amount
+        found = self._stands_on_shelf(path, stamp) if self._shelf is not None else None
+        return found.amount if found is not None else None
 
     def draft(self, path: str, fd: int, with_sizes: bool, turn: int) -> Draft:
         """
@@ -186,6 +268,8 @@ class Snapshots:
     def keep(self, path: str, snapshot: Snapshot, turn: int) -> None:
         """Keep what a draft has become; never names alone in the place of names and sizes."""
         self._cache.put(path, snapshot, snapshot.memory_bytes + len(path), turn)
+        if self._shelf is not None and snapshot.with_sizes and sum(map(len, snapshot.parts)) >= LEAST_SHELVED:
+            self._shelf.put_directory(path, snapshot.stamp, snapshot.taken_ns, snapshot.parts)
 
     def forget_draft(self, path: str) -> None:
         """A draft came to its end, whatever that was."""

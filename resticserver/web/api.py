@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -31,11 +31,14 @@ from . import replies
 from .authentication import Authentication
 from .body import WAITING_BYTES
 from .direct import receive_body
-from .jobs import Jobs, Pool
+from .jobs import Jobs, Pool, shielded
 from .lists import Lists, wants_sizes
 from .ranges import Part, choose_part
 from .request import StreamingRequest
+from .space import Space
 from .streams import send_part
+
+T = TypeVar("T")
 
 OCTETS = b"application/octet-stream"
 
@@ -57,6 +60,7 @@ class Api:
     @param pool: runs the store's blocking calls, but
     @param writers: hashes and writes the bytes of uploads.
     @param auto_create: whether an upload makes its repository where that is missing, if its user may.
+    @param space: asked for room before an upload; without it there is always room.
     """
 
     app = Klein()
@@ -69,6 +73,7 @@ class Api:
         authentication: Authentication,
         policy: Decides,
         auto_create: bool = False,
+        space: Space | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -77,6 +82,7 @@ class Api:
         self._authentication = authentication
         self._policy = policy
         self._auto_create = auto_create
+        self._space = space if space is not None else Space()
         self._list_verbs: Mapping[bytes, Verb] = {b"GET": self._list}
         self._object_verbs: Mapping[bytes, Verb] = {
             b"GET": self._load,
@@ -146,8 +152,14 @@ class Api:
         replies.send(request)
 
     async def _delete_repository(self, request: StreamingRequest, target: Target) -> None:
-        await self._pool.run(self._store.delete_repository, target.repository)
+        deleting = self._pool.run(self._store.delete_repository, target.repository)
+        deleting.addBoth(self._deleted, target)
+        await shielded(deleting)
         replies.send(request)
+
+    def _deleted(self, result: T, target: Target) -> T:
+        self._space.books.look_again(target.repository)
+        return result
 
     async def _stat(self, request: StreamingRequest, target: Target) -> None:
         size = self._store.size_at_once(target.repository, target.type, target.name)
@@ -183,13 +195,18 @@ class Api:
         jobs.close(stored.close)
 
     async def _save(self, request: StreamingRequest, target: Target) -> None:
-        upload = self._store.upload(target.repository, target.type, target.name)
-        jobs = Jobs(self._pool)
         body = request.body
+        # Of one that is here already all is known, also where no Content-Length said it.
+        length = body.received_bytes if body.ended else body.expected_bytes
+        place = await self._space.admit(request.user_name, target, length)
+        upload = self._store.upload(target.repository, target.type, target.name, length)
+        jobs = Jobs(self._pool)
         small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue
         try:
             # A small body comes in one piece, or a moment later: one job does it all then.
             content = await body.whole() if small or body.ended else None
+            if content is not None:
+                await place.enter()
             try:
                 outcome = await jobs.run(_open_upload, upload, content)
             except NoSuchRepository:
@@ -199,11 +216,14 @@ class Api:
                 outcome = await jobs.run(_open_upload, upload, content)
             if outcome is None:
                 request.send_continue()
-                await receive_body(request, jobs, self._writers, upload.write)
+                await receive_body(request, jobs, self._writers, upload.write, place.cover)
+                await place.enter()
                 outcome = await jobs.run(upload.commit)
         except BaseException:
-            jobs.close(upload.abort)
+            # A commit that runs now may still succeed.
+            jobs.close(upload.abort, lambda: place.end(upload.change))
             raise
+        place.end(upload.change)
         if outcome is Outcome.HEALED:
             _log.info("healed {kind} {name}", kind=target.type, name=target.name)
         replies.send(request)
@@ -214,7 +234,11 @@ class Api:
 
     async def _remove(self, request: StreamingRequest, target: Target) -> None:
         # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.
-        await self._pool.run(self._store.remove_object, target.repository, target.type, target.name)
+        place = self._space.place(target)
+        await place.enter()
+        removing = self._pool.run(self._store.remove_object, target.repository, target.type, target.name)
+        removing.addBoth(place.removed)
+        await shielded(removing)
         replies.send(request)
 
     async def _list(self, request: StreamingRequest, target: Target) -> None:

@@ -17,7 +17,8 @@ import struct
 import sys
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -384,18 +385,36 @@ def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
     return None
 
 
-async def receive_body(request: StreamingRequest, jobs: Jobs, pool: Pool, write: Callable[[Chunks], None]) -> None:
+async def receive_body(
+    request: StreamingRequest,
+    jobs: Jobs,
+    pool: Pool,
+    write: Callable[[Chunks], None],
+    cover: Callable[[int], Coroutine[Deferred[Any], Any, None]],
+) -> None:
     """
     Hand all of a request's body to a taker, in pool jobs.
 
     @param write: called in the pool with the next bytes, which are good only during the call.
+    @param cover: for a body of unknown length: called with the length so far, and waited for, before they are written.
     @raise BadRequest: the body cannot be understood to its end.
     """
     channel, body = request.channel, request.body
     reactor = socket_reactor(request)
     if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.may_read_directly():
         channel.read_in_bulk()
-        await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
+        if body.expected_bytes is not None:
+            await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
+            return
+        came_bytes = 0
+
+        async def write_covered(chunks: Chunks) -> None:
+            nonlocal came_bytes
+            came_bytes += sum(map(len, chunks))
+            await cover(came_bytes)
+            await jobs.run(write, chunks, pool=pool)
+
+        await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
         return
     left = body.expected_bytes
     assert left is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 T = TypeVar("T")
@@ -22,6 +22,13 @@ class Pool(Protocol):
         """Run C{job(*args)}; the Deferred fires with its result in the reactor's thread."""
 
 
+def shielded(running: Deferred[T]) -> Deferred[T]:
+    """What fires as C{running} does; to cancel it means to wait no more, and leaves C{running} alone."""
+    waiting: Deferred[T] = Deferred()
+    running.addBoth(waiting.callback)
+    return waiting
+
+
 class Jobs:
     """
     Pool jobs on one thing (an upload, an open file): one at a time, and its end after the last of them.
@@ -33,11 +40,18 @@ class Jobs:
         self._pool = pool
         self._running = False
         self._closing: Callable[[], None] | None = None
+        self._then: Callable[[], None] | None = None
         self._closed = False
 
     def run(self, job: Callable[..., T], *args: Any, pool: Pool | None = None) -> Deferred[T]:
-        """Run a job, in another pool if one is given; the one before must have ended."""
-        assert not self._running and not self._closed
+        """
+        Run a job, in another pool if one is given; the one before must have ended.
+
+        @raise CancelledError: all is over already.
+        """
+        if self._closed:
+            raise CancelledError()
+        assert not self._running
         self._running = True
         waiting: Deferred[T] = Deferred()
         (pool or self._pool).run(job, *args).addBoth(self._ended, waiting)
@@ -49,16 +63,23 @@ class Jobs:
             self._run_closing()
         waiting.callback(result)
 
-    def close(self, job: Callable[[], None]) -> None:
-        """Run C{job} when the running one has ended, and none after it. Only the first call counts."""
+    def close(self, job: Callable[[], None], then: Callable[[], None] | None = None) -> None:
+        """
+        Run C{job} when the running one has ended, and none after it. Only the first call counts.
+
+        @param then: called in the reactor's thread when that has ended.
+        """
         if self._closed:
             return
         self._closed = True
         self._closing = job
+        self._then = then
         if not self._running:
             self._run_closing()
 
     def _run_closing(self) -> None:
         job, self._closing = self._closing, None
         assert job is not None
-        self._pool.run(job).addErrback(lambda failure: _log.failure("could not clean up", failure))
+        closed = self._pool.run(job).addErrback(lambda failure: _log.failure("could not clean up", failure))
+        if (then := self._then) is not None:
+            closed.addCallback(lambda _: then())

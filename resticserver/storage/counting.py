@@ -1,0 +1,127 @@
+"""
+How much is stored, counted on disk: which repositories there are, and what is in each directory of one.
+
+Blocking, for a pool. A directory that has not changed since it was read costs a look at it
+(L{resticserver.storage.snapshots}).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from ..errors import NotFound
+from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES
+from ..sizes import Amount
+from .ledger import CELLS, Repository, cell_directory
+from .listing import DirectoryListing
+from .snapshots import Snapshots
+from .volume import Volume
+
+
+class Counting:
+    """
+    Counts below one data directory.
+
+    @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
+    @param max_depth: how many folders deep repositories may lie.
+    """
+
+    def __init__(self, path: str, volume: Volume, snapshots: Snapshots, max_depth: int) -> None:
+        self._path = path
+        self._volume = volume
+        self._snapshots = snapshots
+        self._no_snapshots = Snapshots(bound_bytes=0)
+        self._max_depth = max_depth
+
+    def repositories(self) -> list[Repository]:
+        """
+        All repositories: folders with a config or a directory of restic's.
+
+        @raise Unavailable: the volume is gone.
+        """
+        self._volume.check()
+        found = [folders for folders in possible_repositories(self._path, self._max_depth) if self.is_repository(folders)]
+        self._volume.check()
+        return found
+
+    def is_repository(self, repository: Repository) -> bool:
+        """Whether there is anything that restic has made."""
+        path = "/".join((self._path, *repository))
+        return any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
+
+    def begin(self) -> None:
+        """A number of counts begins."""
+        self._snapshots.begin()
+
+    def known(self, repository: Repository) -> dict[int, Amount]:
+        """What can be told of a repository's cells without reading them."""
+        self._volume.check()
+        path = "/".join((self._path, *repository))
+        found = {}
+        if not os.path.isdir(f"{path}/data"):
+            found = dict.fromkeys(range(256), Amount())
+        for cell in range(len(found), CELLS):
+            kind, prefix = cell_directory(cell)
+            if kind == CONFIG:
+                found[cell] = self._config(f"{path}/{CONFIG}")
+            elif kind != "locks":
+                amount = self._snapshots.amount(f"{path}/{kind}/{prefix}" if prefix else f"{path}/{kind}")
+                if amount is not None:
+                    found[cell] = amount
+        self._volume.check()
+        return found
+
+    def count(self, repository: Repository, cells: Iterable[int]) -> dict[int, Amount]:
+        """Cells, counted as the directories are now."""
+        return {cell: self._count(repository, cell) for cell in cells}
+
+    def _count(self, repository: Repository, cell: int) -> Amount:
+        path = "/".join((self._path, *repository))
+        kind, prefix = cell_directory(cell)
+        if kind == CONFIG:
+            return self._config(f"{path}/{CONFIG}")
+        listing = DirectoryListing(
+            f"{path}/{kind}/{prefix}" if prefix else f"{path}/{kind}",
+            self._volume,
+            self._no_snapshots if kind == "locks" else self._snapshots,
+            two_levels=False,
+            with_sizes=True,
+            prefix=prefix,
+            makes_room=False,
+        )
+        size_bytes = objects = 0
+        try:
+            listing.open()
+            for part in listing:
+                assert part.sizes is not None
+                size_bytes += sum(part.sizes)
+                objects += len(part)
+        except NotFound:
+            return Amount()
+        finally:
+            listing.close()
+        return Amount(size_bytes, objects)
+
+    def _config(self, path: str) -> Amount:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._volume.check()
+            return Amount()
+        return Amount(status.st_size, 1) if stat.S_ISREG(status.st_mode) else Amount()
+
+
+def possible_repositories(path: str, depth: int, above: Repository = ()) -> Iterator[Repository]:
+    """All folders below a directory in which a repository may lie, itself included, as far down as they may."""
+    yield above
+    if depth == 0:
+        return
+    try:
+        with os.scandir("/".join((path, *above))) as entries:
+            names = [entry.name for entry in entries if entry.name not in RESERVED | OWN_FOLDERS and entry.is_dir()]
+    except OSError:
+        return
+    for name in names:
+        yield from possible_repositories(path, depth - 1, (*above, name))

@@ -1,0 +1,356 @@
+"""
+The state file: what the server knows of its directories and repositories, kept for the next start. One SQLite database,
+C{.rest-server/state.sqlite3} in the data directory unless C{--state-dir} names another place.
+
+Deleting it costs time and never data: all that is in it can be read from the repositories. So nothing here fails a
+request: where it cannot be read or written that is said once, and the server goes on as if it were empty.
+
+Safe from several threads, and from several processes on one file system: SQLite's write-ahead log is for that, and needs a
+local one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+from twisted.logger import Logger
+
+from ..errors import StartError
+from ..sizes import Amount
+from .filesystem import is_local
+from .interface import Objects
+from .ledger import CELLS, Repository
+from .volume import FOLDER
+
+FILE = "state.sqlite3"
+
+#: The form of the tables; a file of another form is made anew.
+_VERSION = 1
+_TABLES = """
+CREATE TABLE directory (
+    path BLOB PRIMARY KEY,
+    device INTEGER NOT NULL, inode INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL,
+    taken_ns INTEGER NOT NULL,
+    objects INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+    ids BLOB NOT NULL, sizes BLOB NOT NULL
+);
+CREATE TABLE repository (
+    name BLOB PRIMARY KEY,
+    most_bytes INTEGER NOT NULL, most_objects INTEGER NOT NULL,
+    sizes BLOB NOT NULL, objects BLOB NOT NULL
+);
+"""
+#: How long another process may hold the file.
+_BUSY_S = 5.0
+#: After an error the file is left alone for so long.
+_PAUSE_S = 60.0
+
+T = TypeVar("T")
+
+_log = Logger()
+
+
+class DirectoryState(NamedTuple):
+    """
+    What was known of a directory.
+
+    @ivar stamp: device, inode, modification and change time.
+    @ivar taken_ns: when it was read, since 1970.
+    @ivar amount: what is in it.
+    """
+
+    stamp: tuple[int, int, int, int]
+    taken_ns: int
+    amount: Amount
+
+
+class RepositoryState(NamedTuple):
+    """
+    What was known of a repository.
+
+    @ivar at_most: it never had more.
+    @ivar sizes: bytes of each cell (L{resticserver.storage.ledger}); C{objects} likewise.
+    """
+
+    at_most: Amount
+    sizes: array[int]
+    objects: array[int]
+
+
+class StateFile:
+    """
+    The state of one data directory.
+
+    @param path: the data directory; what is kept of its directories is kept by their paths below it.
+    @param directory: where the file lies; C{None} for the data directory's own folder, and only once that is there.
+    @param file_mode: of the file.
+    """
+
+    def __init__(self, path: str, directory: str | None = None, file_mode: int = 0o600) -> None:
+        self._data = os.fsencode(path)
+        self._folder = directory if directory is not None else os.path.join(path, FOLDER)
+        self._named = directory is not None
+        self._file = os.path.join(self._folder, FILE)
+        self._file_mode = file_mode
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._not_before = 0.0
+        self._said: str | None = None
+
+    def prepare(self) -> None:
+        """
+        Make the directory for it that was named, where that is missing.
+
+        @raise StartError: it cannot be used.
+        """
+        if self._named:
+            try:
+                os.makedirs(self._folder, 0o700, exist_ok=True)
+                os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
+            except OSError as error:
+                raise StartError(f"cannot use the state directory {self._folder}: {error.strerror}") from error
+
+    # --- directories
+
+    def directory(self, path: str) -> DirectoryState | None:
+        """What was known of a directory, without its objects."""
+        row = self._run(
+            lambda connection: connection.execute(
+                "SELECT device, inode, modified_ns, changed_ns, taken_ns, size_bytes, objects "
+                "FROM directory WHERE path = ?",
+                (self._key(path),),
+            ).fetchone()
+        )
+        if row is None:
+            return None
+        device, inode, *rest = row
+        modified_ns, changed_ns, taken_ns, size_bytes, objects = rest
+        stamp = (_unsigned(device), _unsigned(inode), modified_ns, changed_ns)
+        return DirectoryState(stamp, taken_ns, Amount(size_bytes, objects))
+
+    def objects(self, path: str) -> tuple[tuple[int, int, int, int], int, bytes, array[int]] | None:
+        """The objects of a directory: its stamp, when it was read, their ids and their sizes."""
+        row = self._run(
+            lambda connection: connection.execute(
+                "SELECT device, inode, modified_ns, changed_ns, taken_ns, ids, sizes FROM directory WHERE path = ?",
+                (self._key(path),),
+            ).fetchone()
+        )
+        if row is None:
+            return None
+        device, inode, modified_ns, changed_ns, taken_ns, ids, sizes = row
+        return (_unsigned(device), _unsigned(inode), modified_ns, changed_ns), taken_ns, ids, _numbers("Q", sizes)
+
+    def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
+        """Keep what is in a directory; all parts have sizes."""
+        ids = []
+        sizes = array("Q")
+        for part in parts:
+            assert part.sizes is not None
+            ids.append(part.ids)
+            sizes.extend(part.sizes)
+        device, inode, modified_ns, changed_ns = stamp
+        row = (
+            *(self._key(path), _signed(device), _signed(inode), modified_ns, changed_ns, taken_ns),
+            *(len(sizes), sum(sizes), b"".join(ids), _bytes(sizes)),
+        )
+        self._run(lambda connection: _write(connection, "INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?,?,?,?,?,?)", [row]))
+
+    def forget_directory(self, path: str) -> None:
+        """A directory is not there any more, or is not to be kept."""
+        self._run(lambda connection: _write(connection, "DELETE FROM directory WHERE path = ?", [(self._key(path),)]))
+
+    # --- repositories
+
+    def repositories(self) -> dict[Repository, RepositoryState]:
+        """All that is known of repositories."""
+        rows = self._run(
+            lambda connection: connection.execute(
+                "SELECT name, most_bytes, most_objects, sizes, objects FROM repository"
+            ).fetchall()
+        )
+        found = {}
+        for name, most_bytes, most_objects, sizes, objects in rows or ():
+            state = RepositoryState(Amount(most_bytes, most_objects), _numbers("q", sizes), _numbers("q", objects))
+            if len(state.sizes) == len(state.objects) == CELLS:
+                found[_repository(name)] = state
+        return found
+
+    def put_repositories(self, states: dict[Repository, RepositoryState], durable: bool = True) -> bool:
+        """Keep what is known of repositories; whether it is kept. All of them, or none."""
+        rows = [
+            (_name(repository), *state.at_most, _bytes(state.sizes), _bytes(state.objects))
+            for repository, state in states.items()
+        ]
+
+        def put(connection: sqlite3.Connection) -> bool:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            try:
+                _write(connection, "INSERT OR REPLACE INTO repository VALUES (?,?,?,?,?)", rows)
+            finally:
+                connection.execute("PRAGMA synchronous = NORMAL")
+            return True
+
+        return self._run(put) is True
+
+    def forget_repositories(self, gone: Iterable[Repository]) -> None:
+        """Repositories are not there any more, nor are their directories."""
+        names = [_name(repository) for repository in gone]
+
+        def forget(connection: sqlite3.Connection) -> None:
+            _write(connection, "DELETE FROM repository WHERE name = ?", [(name,) for name in names])
+            for name in names:
+                below = name + b"/" if name else b""
+                for kind in (b"data", b"index", b"keys", b"snapshots"):
+                    first = below + kind
+                    _write(connection, "DELETE FROM directory WHERE path = ?", [(first,)])
+                    _write(connection, "DELETE FROM directory WHERE path > ? AND path < ?", [(first + b"/", first + b"0")])
+
+        if names:
+            self._run(forget)
+
+    # --- the file
+
+    def close(self) -> None:
+        """Close the file; it is opened again when somebody asks for something."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Do something with the file; C{None} where that is not possible."""
+        with self._lock:
+            if time.monotonic() < self._not_before:
+                return None
+            try:
+                connection = self._open()
+                return work(connection) if connection is not None else None
+            except (sqlite3.Error, OSError, ValueError) as error:
+                self._close()
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                    self._remove(error)
+                else:
+                    self._complain(str(error))
+                    self._not_before = time.monotonic() + _PAUSE_S
+                return None
+
+    def _open(self) -> sqlite3.Connection | None:
+        try:
+            status = os.stat(self._file)
+        except FileNotFoundError:
+            status = None
+        if self._connection is not None:
+            if status is not None and (status.st_dev, status.st_ino) == self._identity:
+                return self._connection
+            self._close()  # another volume is there now, or none, or somebody has deleted it
+        if status is None and not self._make():
+            return None
+        connection = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        self._connection = connection
+        status = os.stat(self._file)
+        self._identity = (status.st_dev, status.st_ino)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            connection.execute("BEGIN IMMEDIATE")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:  # nobody was quicker
+                for table in filter(str.strip, _TABLES.split(";")):
+                    connection.execute(table)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+            connection.execute("COMMIT")
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"it has the form of another version ({version})")
+        return connection
+
+    def _make(self) -> bool:
+        """Make an empty file with the server's mode, where it may be; whether there is one."""
+        try:
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # no repository yet, or the volume is gone
+        try:
+            if sys.platform == "linux" and not is_local(fd):
+                self._complain("its file system is none of this machine's own; --state-dir may name a directory on one that is")
+                self._not_before = float("inf")
+                return False
+        finally:
+            os.close(fd)
+        fd = os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(fd, self._file_mode)
+        finally:
+            os.close(fd)
+        return True
+
+    def _remove(self, error: sqlite3.Error) -> None:
+        """The file is broken: begin with a new one."""
+        _log.warn("{path} is made anew: {error}", path=self._file, error=error)
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                os.unlink(self._file + suffix)
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._said:
+            self._said = reason
+            _log.warn("cannot use {path}: {reason}; the next start will take longer", path=self._file, reason=reason)
+
+    def _key(self, path: str) -> bytes:
+        return os.fsencode(path)[len(self._data) + 1 :]
+
+
+def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.executemany(statement, rows)
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _name(repository: Repository) -> bytes:
+    return os.fsencode("/".join(repository))
+
+
+def _repository(name: bytes) -> Repository:
+    return tuple(os.fsdecode(name).split("/")) if name else ()
+
+
+def _signed(number: int) -> int:
+    """SQLite's integers have a sign; inodes and devices may need all 64 bits."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _unsigned(number: int) -> int:
+    return number + (1 << 64) if number < 0 else number
+
+
+def _bytes(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers = array(numbers.typecode, numbers)
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _numbers(typecode: str, content: bytes) -> array[int]:
+    numbers = array(typecode)
+    numbers.frombytes(content)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
