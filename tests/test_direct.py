@@ -66,9 +66,9 @@ class Store(LocalStore):
         super().__init__(path)
         self.directly: list[bool] = []
 
-    def upload(self, repository: tuple[str, ...], kind: str, name: str) -> SlowUpload:
+    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> SlowUpload:
         """A new upload."""
-        return SlowUpload(self, repository, kind, name)
+        return SlowUpload(self, repository, kind, name, length)
 
 
 class DirectCase(TestCase):

@@ -14,6 +14,7 @@ from resticserver.access.policy import Action, Policy, Right
 from resticserver.access.policyfile import PolicyError, PolicyFile, parse_policy
 from resticserver.errors import StartError
 from resticserver.names import parse_target
+from resticserver.sizes import Limit
 
 #: what is wrong -> a part of what is said
 WRONG = (

@@ -10,6 +10,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import errors
+from resticserver.storage.ledger import Account, QuotaExceeded
 from resticserver.web import replies
 
 #: text -> the phrase that goes out
@@ -34,6 +35,11 @@ PHRASES: tuple[tuple[str, bytes], ...] = (
 
 #: error -> status and reason
 STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
+    (
+        QuotaExceeded(Account("ren\u00e9", used_bytes=9 << 30), "10 GiB", "9 GiB"),
+        507,
+        b"quota of 10 GiB for ren\\xe9 exceeded (9 GiB used)",
+    ),
     (errors.NotFound(), 404, b"not found"),
     (errors.NoSuchRepository(), 404, b"no such repository"),
     (errors.Unavailable(), 503, b"not available now"),

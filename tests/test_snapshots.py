@@ -172,7 +172,7 @@ class StandsTests(SnapshotsCase):
         for number in range(100):
             self.write(f"index/{name_of(number)}")
             self.assertEqual(1, len(self.names("index")))
-            self.assertTrue(self.store.remove_object(ROOT, "index", name_of(number)))
+            self.assertEqual(-1, self.store.remove_object(ROOT, "index", name_of(number)).objects)
             self.assertEqual([], self.names("index"))
 
     def test_modification_time_put_back(self) -> None:

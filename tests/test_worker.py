@@ -194,7 +194,15 @@ class WorkerProcessTests(SynchronousTestCase):
         """Tell it to begin; why it cannot."""
         settings = Settings(path=self.mktemp(), no_auth=True, **changed).as_json()
         answer = self.parent.ask(
-            "begin", version=version, settings=settings, listeners=[], policy=None, reading=0, marker=None
+            "begin",
+            version=version,
+            settings=settings,
+            listeners=[],
+            policy=None,
+            reading=0,
+            marker=None,
+            keeps_account=False,
+            closed=[],
         )
         self.reactor.pump()
         return str(self.failureResultOf(answer, Failed).value)

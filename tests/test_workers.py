@@ -94,7 +94,7 @@ class WorkersTests(SynchronousTestCase):
         self.heard: list[Any] = []
         self.state = 1
         self.workers = Workers(
-            self.reactor, ("127.0.0.1:0",), 2, lambda: {"state": self.state}, {"hear": self.hear}, 30.0
+            self.reactor, ("127.0.0.1:0",), 2, lambda: {"state": self.state}, lambda worker: {"hear": self.hear}, 30.0
         )
         self.workers.startService()
         self.reactor.pump()

@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
+from urllib.parse import quote
 
 from twisted.logger import Logger
 
@@ -92,14 +93,19 @@ class StateFile:
     @param path: the data directory; what is kept of its directories is kept by their paths below it.
     @param directory: where the file lies; C{None} for the data directory's own folder, and only once that is there.
     @param file_mode: of the file.
+    @param read_only: for a look from outside: the file is neither made nor changed, not even by being looked at, because it
+        belongs to the server's user.
     """
 
-    def __init__(self, path: str, directory: str | None = None, file_mode: int = 0o600) -> None:
+    def __init__(
+        self, path: str, directory: str | None = None, file_mode: int = 0o600, read_only: bool = False
+    ) -> None:
         self._data = os.fsencode(path)
         self._folder = directory if directory is not None else os.path.join(path, FOLDER)
         self._named = directory is not None
         self._file = os.path.join(self._folder, FILE)
         self._file_mode = file_mode
+        self._read_only = read_only
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
@@ -152,6 +158,8 @@ class StateFile:
 
     def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
         """Keep what is in a directory; all parts have sizes."""
+        if self._read_only:
+            return
         ids = []
         sizes = array("Q")
         for part in parts:
@@ -241,7 +249,9 @@ class StateFile:
                 return work(connection) if connection is not None else None
             except (sqlite3.Error, OSError, ValueError) as error:
                 self._close()
-                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                if self._read_only:
+                    self._not_before = float("inf")
+                elif isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                     self._remove(error)
                 else:
                     self._complain(str(error))
@@ -257,6 +267,8 @@ class StateFile:
             if status is not None and (status.st_dev, status.st_ino) == self._identity:
                 return self._connection
             self._close()  # another volume is there now, or none, or somebody has deleted it
+        if self._read_only:
+            return self._open_read_only() if status is not None else None
         if status is None and not self._make():
             return None
         connection = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
@@ -276,6 +288,22 @@ class StateFile:
             connection.execute("COMMIT")
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"it has the form of another version ({version})")
+        return connection
+
+    def _open_read_only(self) -> sqlite3.Connection | None:
+        """The file as it is; C{None} where to read it would change something."""
+        log, index = (os.path.exists(self._file + suffix) for suffix in ("-wal", "-shm"))
+        if log and not index:
+            return None
+        mode = "mode=ro" if log else "immutable=1"
+        name = f"file:{quote(os.fsencode(self._file))}?{mode}"
+        connection = sqlite3.connect(name, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        self._connection = connection
+        status = os.stat(self._file)
+        self._identity = (status.st_dev, status.st_ino)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != _VERSION:
+            raise sqlite3.DatabaseError("it has the form of another version")
         return connection
 
     def _make(self) -> bool:

@@ -638,7 +638,7 @@ class FileStoreContract(StoreContract):
                     self.assertEqual(Outcome.STORED, save(store, ROOT, "data", b"a pack"))
                     self.assertEqual(Outcome.UNCHANGED, save(store, ROOT, "data", b"a pack"))
                     self.assertEqual(Outcome.STORED, save(store, ROOT, "keys", b"a key"))
-                    self.assertTrue(store.remove_object(ROOT, "keys", id_of(b"a key")))
+                    self.assertEqual(-1, store.remove_object(ROOT, "keys", id_of(b"a key")).objects)
             finally:
                 patch.restore()
             self.assertEqual(1, sum("fsync" in str(event["log_format"]) for event in events))

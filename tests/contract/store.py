@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resticserver.errors import Forbidden, HashMismatch, NoSuchRepository, NotFound
 from resticserver.names import TYPES
+from resticserver.sizes import Amount
 from resticserver.storage.interface import Entry, Listing, Outcome, RepositoryStore
 
 T = TypeVar("T")
@@ -176,7 +177,7 @@ class StoreContract(_Base):
                 store.size_of(("bob",), kind, object_name)
             with self.assertRaises(NotFound):
                 load(store, ("bob",), kind, object_name)
-            self.assertFalse(store.remove_object(("bob",), kind, object_name))
+            self.assertEqual(Amount(), store.remove_object(("bob",), kind, object_name))
         for with_sizes in (True, False):
             with self.assertRaises(NotFound):
                 entries(store, ("bob",), "data", with_sizes)
@@ -260,7 +261,7 @@ class StoreContract(_Base):
             load(store, ROOT, "data", name)
         self.assertEqual([], entries(store, ROOT, "data"))
         self.assertEqual([], entries(store, ROOT, "data", with_sizes=False))
-        self.assertFalse(store.remove_object(ROOT, "data", name))
+        self.assertEqual(Amount(), store.remove_object(ROOT, "data", name))
         self.assertEqual(Outcome.STORED, upload.commit())
         self.assertEqual(content, load(store, ROOT, "data", name))
 
@@ -405,7 +406,7 @@ class StoreContract(_Base):
                 with self.assertRaises(Forbidden):
                     save(store, repository, "config", other, "config")
             self.assertEqual(b"a config", load(store, repository, "config", "config"))
-            self.assertTrue(store.remove_object(repository, "config", "config"))
+            self.assertEqual(-1, store.remove_object(repository, "config", "config").objects)
             self.assertEqual(Outcome.STORED, save(store, repository, "config", b"a new one", "config"))
 
     # --- loading
@@ -431,7 +432,7 @@ class StoreContract(_Base):
         save(store, ROOT, "data", b"a pack")
         stored = store.stored(ROOT, "data", id_of(b"a pack"))
         stored.open()
-        self.assertTrue(store.remove_object(ROOT, "data", id_of(b"a pack")))
+        self.assertEqual(-1, store.remove_object(ROOT, "data", id_of(b"a pack")).objects)
         self.assertEqual(b"a pack", stored.read(0, 100))
         stored.close()
 
@@ -454,13 +455,13 @@ class StoreContract(_Base):
         for kind in TYPES:
             save(store, ROOT, kind, b"to be removed")
             save(store, ROOT, kind, b"to stay")
-            self.assertTrue(store.remove_object(ROOT, kind, id_of(b"to be removed")))
-            self.assertFalse(store.remove_object(ROOT, kind, id_of(b"to be removed")))
+            self.assertEqual(-1, store.remove_object(ROOT, kind, id_of(b"to be removed")).objects)
+            self.assertEqual(Amount(), store.remove_object(ROOT, kind, id_of(b"to be removed")))
             with self.assertRaises(NotFound):
                 store.size_of(ROOT, kind, id_of(b"to be removed"))
             self.assertEqual([Entry(id_of(b"to stay"), 7)], entries(store, ROOT, kind))
             self.assertEqual(Outcome.STORED, save(store, ROOT, kind, b"to be removed"))
-        self.assertFalse(store.remove_object(ROOT, "config", "config"))
+        self.assertEqual(Amount(), store.remove_object(ROOT, "config", "config"))
 
     # --- lists
 
@@ -537,7 +538,7 @@ class StoreContract(_Base):
                 first = next(reading).name
                 gone = set(sorted(names - {first})[::2])
                 for name in gone:
-                    self.assertTrue(store.remove_object(ROOT, kind, name))
+                    self.assertEqual(-1, store.remove_object(ROOT, kind, name).objects)
                 listed = [first, *(entry.name for entry in reading)]
                 listing.close()
                 self.assertEqual(len(listed), len(set(listed)))
@@ -630,7 +631,8 @@ class StoreContract(_Base):
                 lambda: save(store, ROOT, "locks", b"a lock"),
             ]
             results = at_once(jobs)
-            self.assertLessEqual(set(results), {Outcome.STORED, Outcome.UNCHANGED, True, False}, results)
+            removals = {Amount(), Amount(-len(b"a lock"), -1)}
+            self.assertLessEqual(set(results), {Outcome.STORED, Outcome.UNCHANGED, *removals}, results)
             self.assertIn(self.contents(), ({}, {f"locks/{name}": b"a lock"}))
 
 

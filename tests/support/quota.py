@@ -85,6 +85,11 @@ def _base() -> bytes:
     return random_bytes(seed=7, length=4 * MIB)
 
 
+def seed_of(*parts: object) -> int:
+    """A seed for L{body_of}, another one for other parts."""
+    return random.Random(repr(parts)).getrandbits(60)
+
+
 def body_of(seed: int, length: int) -> bytes:
     """Bytes for a seed, other ones for each, without the cost of making so many."""
     begin = hashlib.sha256(b"%d" % seed).digest()[:length]

@@ -1,0 +1,244 @@
+"""
+C{rest-server usage}: how much each repository holds, of what it may hold, and when it was last backed up to.
+
+Counted on disk, beside a server that runs or without one. What the server knows already (its state file) makes it quick, and
+is not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+
+from .access.policy import Policy
+from .access.policyfile import PolicyError, parse_policy
+from .arguments import OneLineParser, write_line
+from .errors import ServerError
+from .files import read_file
+from .names import is_object_id
+from .settings import default_path
+from .sizes import Amount, Limit, format_size, parse_size
+from .storage.counting import Counting
+from .storage.ledger import CELLS, Repository, owner_of
+from .storage.local import LocalStore
+from .storage.snapshots import Snapshots
+from .storage.state import StateFile
+
+#: How often a terminal is told how far it is.
+_PROGRESS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """
+    One repository.
+
+    @ivar last_snapshot_s: when the youngest snapshot was stored, in seconds since 1970; C{None} without one.
+    """
+
+    repository: Repository
+    amount: Amount
+    limit: Limit
+    last_snapshot_s: float | None
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return "/".join(self.repository) or "/"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: what stands behind C{usage}.
+    @return: 0, 1 if it cannot be counted, 2 if the question makes no sense.
+    """
+    parser = OneLineParser("rest-server usage", description="Say how much each repository holds.")
+    parser.add_argument("--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
+    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
+    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
+    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    try:
+        asked = parser.parse_args(arguments)
+        total = Limit(parse_size(asked.max_size) or None)
+        policy = _policy(asked.policy)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
+    except (PolicyError, OSError, ValueError) as error:
+        print(f"{parser.prog}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 2
+    progress = _Progress() if sys.stderr.isatty() else None
+    try:
+        lines = _lines(asked, policy, progress)
+    except (ServerError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"{parser.prog}: cannot count {asked.path}: {reason}", file=sys.stderr)
+        return 1
+    finally:
+        if progress is not None:
+            progress.clear()
+    text = _json(lines, policy, total) if asked.json else _table(lines, policy, total)
+    return 0 if write_line(text) else 1
+
+
+def _policy(path: str | None) -> Policy:
+    if path is None:
+        return Policy()
+    return replace(Policy(), grants=parse_policy(read_file(path)[0].decode("utf-8")))
+
+
+def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None) -> list[Line]:
+    """
+    All repositories.
+
+    @raise OSError: something cannot be read.
+    """
+    path = os.path.abspath(asked.path)
+    os.listdir(path)
+    state = StateFile(path, asked.state_dir, read_only=True)
+    store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(shelf=state))
+    counting = store.counting
+    lines = []
+    repositories = sorted(counting.repositories())
+    for number, repository in enumerate(repositories):
+        say = partial(progress.say, number, len(repositories)) if progress is not None else None
+        lines.append(
+            Line(
+                repository,
+                _count(counting, repository, say),
+                policy.limit_of_repository(owner_of(repository), repository),
+                _last_snapshot(store.repository_path(repository)),
+            )
+        )
+    state.close()
+    return lines
+
+
+def _count(counting: Counting, repository: Repository, say: Callable[[int], object] | None) -> Amount:
+    size_bytes = objects = 0
+    known = counting.known(repository)
+    for cell in range(CELLS):
+        amount = known[cell] if cell in known else counting.count(repository, (cell,))[cell]
+        size_bytes += amount.size_bytes
+        objects += amount.objects
+        if say is not None:
+            say(objects)
+    return Amount(size_bytes, objects)
+
+
+def _last_snapshot(path: str) -> float | None:
+    try:
+        with os.scandir(f"{path}/snapshots") as entries:
+            times = [entry.stat().st_mtime for entry in entries if is_object_id(entry.name)]
+    except FileNotFoundError:
+        return None
+    return max(times, default=None)
+
+
+class _Progress:
+    """A line on a terminal that says how far it is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PROGRESS_S
+        self._shown = False
+
+    def say(self, done: int, of: int, objects: int) -> None:
+        """So many repositories are counted, and so many objects of the next."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PROGRESS_S
+            self._shown = True
+            print(f"\r\033[Kcounting: {done} of {of} repositories, {objects} objects", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """The line is not needed any more."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _sum(lines: Iterable[Line]) -> Amount:
+    amounts = [line.amount for line in lines]
+    return Amount(sum(amount.size_bytes for amount in amounts), sum(amount.objects for amount in amounts))
+
+
+def _owners(lines: Sequence[Line], policy: Policy) -> list[tuple[str, Amount, Limit]]:
+    """Users with a quota: what they have, and may have."""
+    owners = sorted({owner for line in lines if (owner := owner_of(line.repository)) is not None})
+    found = [
+        (owner, _sum(line for line in lines if owner_of(line.repository) == owner), policy.limit_of_user(owner))
+        for owner in owners
+    ]
+    return [line for line in found if line[2] != Limit()]
+
+
+def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
+    rows = [("REPOSITORY", "OWNER", "SIZE", "QUOTA", "OBJECTS", "LAST SNAPSHOT")]
+    rows += [
+        (
+            *(_printable(line.name), owner_of(line.repository) or "-"),
+            *(format_size(line.amount.size_bytes), _quota(line.limit), str(line.amount.objects)),
+            _date(line.last_snapshot_s, "-"),
+        )
+        for line in lines
+    ]
+    for owner, amount, limit in _owners(lines, policy):
+        rows.append(("", owner, format_size(amount.size_bytes), _quota(limit), str(amount.objects), ""))
+    amount = _sum(lines)
+    rows.append(("all", "", format_size(amount.size_bytes), _quota(total), str(amount.objects), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return "\n".join(
+        "  ".join(
+            value.rjust(width) if column in (2, 3, 4) else value.ljust(width)
+            for column, (value, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _quota(limit: Limit) -> str:
+    words = [] if limit.size_bytes is None else [format_size(limit.size_bytes)]
+    return ", ".join(words + ([] if limit.objects is None else [f"{limit.objects} objects"])) or "-"
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def _date(seconds: float | None, missing: str) -> str:
+    return missing if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _json(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
+    def amounts(amount: Amount, limit: Limit) -> dict[str, int | None]:
+        return {
+            "size_bytes": amount.size_bytes,
+            "objects": amount.objects,
+            "quota_bytes": limit.size_bytes,
+            "quota_objects": limit.objects,
+        }
+
+    document = {
+        "repositories": [
+            {
+                "repository": line.name,
+                "owner": owner_of(line.repository),
+                **amounts(line.amount, line.limit),
+                "last_snapshot": None
+                if line.last_snapshot_s is None
+                else datetime.fromtimestamp(line.last_snapshot_s, UTC).isoformat(timespec="seconds"),
+            }
+            for line in lines
+        ],
+        "users": [{"user": owner, **amounts(amount, limit)} for owner, amount, limit in _owners(lines, policy)],
+        "total": amounts(_sum(lines), total),
+    }
+    return json.dumps(document, indent=2)
