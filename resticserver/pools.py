@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -92,12 +93,16 @@ class JobPool(Service):
             except BaseException:
                 result = Failure()
             self._ended.append((waiting, result))
-            # The other way round in _answer: what is appended behind its look finds this False.
-            if not self._told:
-                self._told = True
-                self._reactor.callFromThread(self._answer)
+            self._tell()
             # Else the last job's arguments and result would live until the next comes.
             del item, waiting, job, args, result
+
+    def _tell(self) -> None:
+        """Tell the reactor that jobs have ended."""
+        # The other way round in _answer: what is appended behind its look finds this False.
+        if not self._told:
+            self._told = True
+            self._reactor.callFromThread(self._answer)
 
     def _answer(self) -> None:
         """In the reactor's thread: hand on the results that are there."""
@@ -121,3 +126,148 @@ class JobPool(Service):
         else:
             waiting.callback(None)
         return waiting
+
+
+class QuickPool(JobPool):
+    """
+    A pool for jobs that are short where the disk is quick, and wait where it is not: small uploads and removals.
+
+    Threads that work for so short a time hinder each other and the reactor's more than they help: each of their calls of
+    the system gives up the interpreter's lock and wakes one that waits for it, and has it back before that one has come. So
+    jobs are handed over when the reactor has been through its sockets, one thread does them all, and their results come
+    back together: the reactor's thread sleeps meanwhile.
+
+    That holds as long as jobs are quick. When one takes longer, those behind it get a thread each after L{PATIENCE_S}; and
+    when most take longer, they get it from the start for the next L{SLOW_S}, so that on a slow disk many wait at once.
+
+    @cvar HOLD_S: how long a result waits for those of the jobs behind it.
+    @cvar PATIENCE_S: how long a job waits for the one before it; to twice of that.
+    @cvar QUICK_S: what a quick job takes at most. With longer ones several threads are quicker after all.
+    @cvar SLOW_S: how long it is remembered that jobs are slow; one that begins by chance must not go on by the threads that
+        hinder each other.
+    """
+
+    HOLD_S = 0.001
+    PATIENCE_S = 0.002
+    QUICK_S = 0.0005
+    SLOW_S = 1.0
+
+    #: So many more slow jobs than quick ones make the pool slow; a wait that was too long counts twice.
+    _SIGNS = 8
+
+    def __init__(self, reactor: IReactorFromThreads, name: str, size: int) -> None:
+        super().__init__(reactor, name, size)
+        self._clock = IReactorTime(reactor)
+        #: What the reactor has not handed over yet, and what no thread has taken yet.
+        self._new: list[_Job] = []
+        self._waiting: deque[_Job] = deque()
+        #: What each thread sleeps on; those that sleep, of which the last one is woken first; those without a thread.
+        self._beds: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
+        self._asleep = list(self._beds)
+        self._free_beds: list[SimpleQueue[bool]] = []
+        #: Guards what waits and who sleeps: no job may be left between a thread's last look and its sleep.
+        self._guard = threading.Lock()
+        self._taken = 0
+        self._taken_before = 0
+        self._looking: IDelayedCall | None = None
+        self._signs = 0
+        self._slow_until = 0.0
+
+    def startService(self) -> None:
+        """Start the threads."""
+        self._free_beds = list(self._beds)
+        super().startService()
+
+    def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
+        """Run C{job(*args)} in a thread; the Deferred fires with its result in the reactor's thread."""
+        self._running += 1
+        waiting: Deferred[T] = Deferred()
+        if not self._new:
+            self._clock.callLater(0, self._hand_over)
+        self._new.append((waiting, job, args))
+        return waiting
+
+    def _hand_over(self) -> None:
+        """In the reactor's thread, behind its sockets: let the new jobs begin."""
+        new, self._new = self._new, []
+        with self._guard:
+            self._waiting.extend(new)
+            if time.monotonic() < self._slow_until:
+                self._wake(len(self._waiting))
+            elif len(self._asleep) == self._size:
+                self._wake(1)
+        if self._looking is None:
+            self._look_later()
+
+    def _wake(self, wanted: int) -> None:
+        for _ in range(min(wanted, len(self._asleep))):
+            self._asleep.pop().put(True)
+
+    def _look_later(self) -> None:
+        self._taken_before = self._taken
+        self._looking = self._clock.callLater(self.PATIENCE_S, self._look)
+
+    def _look(self) -> None:
+        """In the reactor's thread, now and then while there are jobs: see whether one keeps the others waiting."""
+        self._looking = None
+        with self._guard:
+            if self._waiting and self._taken == self._taken_before:
+                self._wake(len(self._waiting))
+                self._sign(2)
+        # Results that wait for a job that takes so long, too.
+        self._answer()
+        if self._running:
+            self._look_later()
+
+    def _end_threads(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        for bed in self._beds:
+            bed.put(False)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _work(self) -> None:
+        """A thread's life."""
+        bed = self._free_beds.pop()
+        while bed.get():
+            self._work_off(bed)
+
+    def _work_off(self, bed: SimpleQueue[bool]) -> None:
+        """Run jobs as long as there are any."""
+        told = ended = time.monotonic()
+        quick = False
+        while True:
+            with self._guard:
+                # As long as jobs are quick one thread is enough, and only one that is alone can see whether they are.
+                if not self._waiting or (quick and len(self._asleep) < self._size - 1):
+                    self._asleep.append(bed)
+                    break
+                waiting, job, args = self._waiting.popleft()
+                self._taken += 1
+            result: Any
+            try:
+                result = job(*args)
+            except BaseException:
+                result = Failure()
+            self._ended.append((waiting, result))
+            del waiting, job, args, result
+            began, ended = ended, time.monotonic()
+            took_s = ended - began
+            quick = ended >= self._slow_until
+            # What several do at once takes each of them longer, which says nothing of the disk.
+            if len(self._asleep) == self._size - 1:
+                self._sign(1 if took_s > self.QUICK_S else -1)
+            if took_s > self.QUICK_S or ended - told > self.HOLD_S:
+                told = ended
+                self._tell()
+        self._tell()
+
+    def _sign(self, weight: int) -> None:
+        """A sign that jobs are slow, or that they are not."""
+        self._signs = max(0, self._signs + weight)
+        if self._signs >= self._SIGNS:
+            self._signs = 0
+            self._slow_until = time.monotonic() + self.SLOW_S

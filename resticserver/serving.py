@@ -16,7 +16,7 @@ from twisted.logger import LogEvent, Logger
 from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
-from .pools import JobPool
+from .pools import JobPool, QuickPool
 from .settings import Settings
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
@@ -109,14 +109,16 @@ class Serving:
         self._books = books
         self._fences = fences
         workers = settings.workers
-        self.disk = JobPool(reactor, "disk", DISK_THREADS if workers == 1 else SHARED_DISK_THREADS)
+        disk_threads = DISK_THREADS if workers == 1 else SHARED_DISK_THREADS
+        self.disk = JobPool(reactor, "disk", disk_threads)
+        self.quick = QuickPool(reactor, "quick", disk_threads)
         self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
         self._access_log = AccessLog()
         self.log_file = CombinedLogService(settings.log, self._access_log, self.disk.run) if settings.log else None
         if settings.debug:
             self._access_log.add(_debug_line)
         self.services: list[IService] = [] if self.log_file is None else [self.log_file]
-        self.services += [self.disk, self.writers]
+        self.services += [self.disk, self.quick, self.writers]
 
     def make_site(self) -> RepositorySite:
         """The HTTP server factory."""
@@ -126,7 +128,8 @@ class Serving:
 
         settings = self._settings
         space = Space(self._books, self._fences)
-        api = Api(self._store, self.disk, self.writers, self._door(), self._policy, settings.auto_create, space)
+        pools = (self.disk, self.writers, self.quick)
+        api = Api(self._store, *pools, self._door(), self._policy, settings.auto_create, space)
         proxies = TrustedProxies.parse(settings.trusted_proxies or ())
         return RepositorySite(
             api.resource(), self._reactor, self._access_log, settings.max_depth, settings.proxy_prefix, proxies

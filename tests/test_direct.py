@@ -85,7 +85,7 @@ class DirectCase(TestCase):
         self.pool.startService()
         self.addCleanup(self.pool.stopService)
         self.records: list[Record] = []
-        api = Api(self.store, self.pool, self.pool, NoAuthentication(), Policy())
+        api = Api(self.store, self.pool, self.pool, self.pool, NoAuthentication(), Policy())
         self.site = RepositorySite(api.resource(), real, self.records.append)
         port = real.listenTCP(0, self.factory(), interface="127.0.0.1")
         self.address = ("127.0.0.1", port.getHost().port)

@@ -4,14 +4,17 @@ The thread pools: jobs elsewhere, answers in the reactor's thread, and an orderl
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from resticserver.pools import JobPool
+from resticserver.pools import JobPool, QuickPool
 from resticserver.web.jobs import Jobs
 
 #: No test waits so long; it only keeps a broken one from hanging for ever.
@@ -153,6 +156,121 @@ class JobPoolTests(TestCase):
         gate.set()
         await stopped
         self.assertEqual([1, 2, 3, 4, 5], done)
+
+
+class QuickPoolTests(JobPoolTests):
+    """L{QuickPool}: all that L{JobPool} does, and by how many threads."""
+
+    def started(self, size: int = 4, **attributes: float) -> JobPool:
+        """
+        A pool that takes jobs and is stopped at the end of the test.
+
+        @param attributes: of the class, that are other ones here.
+        """
+        pool = QuickPool(reactor, "jobs", size)  # type: ignore[arg-type]
+        for name, value in attributes.items():
+            setattr(pool, name, value)
+        pool.startService()
+        self.addCleanup(lambda: pool.stopService() if pool.running else None)
+        return pool
+
+    async def together(self, pool: JobPool, number: int) -> int:
+        """By how many threads so many jobs are done that come at once, and that each wait for the others a moment."""
+        barrier = threading.Barrier(number)
+
+        def job() -> int:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(0.2)
+            return threading.get_ident()
+
+        return len(set(await gatherResults([pool.run(job) for _ in range(number)])))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what threads do."""
+        while not condition():
+            await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+
+    async def test_quick(self) -> None:
+        """One thread is enough for jobs that are quick."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=PATIENCE_S)
+        threads = set()
+        for _ in range(5):
+            threads |= set(await gatherResults([pool.run(threading.get_ident) for _ in range(20)]))
+        self.assertEqual(1, len(threads))
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_handed_over_together(self) -> None:
+        """Jobs begin when the reactor has come round, and results of quick ones come back together."""
+        pool = self.started(HOLD_S=PATIENCE_S, QUICK_S=PATIENCE_S, PATIENCE_S=PATIENCE_S)
+        began: list[int] = []
+        ended: list[int] = []
+        gate = self.gate()
+
+        def job(number: int) -> int:
+            began.append(number)
+            return number
+
+        jobs = [pool.run(job, number).addCallback(ended.append) for number in range(3)]
+        last = pool.run(lambda: began.append(3) or gate.wait(PATIENCE_S))  # type: ignore[func-returns-value]
+        self.assertEqual([], began)
+        await self.until(lambda: len(began) == 4)
+        self.assertEqual([], ended)
+        gate.set()
+        await gatherResults([*jobs, last])
+        self.assertEqual([0, 1, 2], ended)
+
+    async def test_a_slow_one_holds_up_nobody(self) -> None:
+        """Behind a job that takes long the others are done by other threads, and what ended before it comes back."""
+        pool = self.started(HOLD_S=PATIENCE_S)
+        gate = self.gate()
+        before = pool.run(lambda: "before")
+        slow = pool.run(gate.wait, PATIENCE_S)
+        behind = [pool.run(lambda: "behind") for _ in range(5)]
+        self.assertEqual("before", await before)
+        self.assertEqual(["behind"] * 5, await gatherResults(behind))
+        self.assertEqual("later", await pool.run(lambda: "later"))
+        self.assertNoResult(slow)
+        gate.set()
+        self.assertTrue(await slow)
+
+    async def test_all_slow(self) -> None:
+        """When jobs take long, each has a thread from the start."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
+        for _ in range(10):
+            await pool.run(lambda: None)
+        self.assertEqual(3, await self.together(pool, 3))
+
+    async def test_slow_once(self) -> None:
+        """A slow one now and then makes no slow pool."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, SLOW_S=PATIENCE_S, QUICK_S=PATIENCE_S)
+        for number in range(20):
+            pool.QUICK_S = -1.0 if number % 2 else PATIENCE_S  # type: ignore[attr-defined]
+            await pool.run(lambda: None)
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_not_slow_for_ever(self) -> None:
+        """After a while it is tried again whether one thread is enough."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
+        for _ in range(10):
+            await pool.run(lambda: None)
+        self.assertEqual(3, await self.together(pool, 3))
+        pool._slow_until = 0.0  # type: ignore[attr-defined]
+        pool.QUICK_S = PATIENCE_S  # type: ignore[attr-defined]
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_goes_back_to_one(self) -> None:
+        """Threads that helped do not go on side by side when jobs are quick again."""
+        pool = self.started(QUICK_S=PATIENCE_S)
+        gate = self.gate()
+        began: list[int] = []
+        slow = [pool.run(lambda: began.append(1) or gate.wait(PATIENCE_S)) for _ in range(3)]  # type: ignore[func-returns-value]
+        await self.until(lambda: len(began) == 3)
+        pool.PATIENCE_S = PATIENCE_S  # type: ignore[attr-defined]
+        pool._slow_until = 0.0  # type: ignore[attr-defined]
+        more = [pool.run(threading.get_ident) for _ in range(100)]
+        gate.set()
+        await gatherResults(slow)
+        self.assertLessEqual(len(set((await gatherResults(more))[5:])), 1)
 
 
 class HeldPool:

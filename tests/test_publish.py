@@ -203,6 +203,16 @@ class SettleTests(SynchronousTestCase):
         os.mkdir(self.directory)
         self.assertEqual([self.repository], self.settled())
 
+    def test_root(self) -> None:
+        """The way ends at the data directory also where that is the root, below which paths have a slash more."""
+        self.publisher.settle(f"/{self.directory}", "/")
+        self.assertEqual([f"/{self.repository}", f"/{self.top}"], self.synced[:2])
+        self.assertEqual("/", self.synced[-1])
+        self.synced.clear()
+        self.publisher._settled.clear()
+        self.publisher.settle("/any", "/")
+        self.assertEqual(["/"], self.synced)
+
     def test_young(self) -> None:
         """Times that are of this moment tell nothing: a change of the same tick would not show."""
         self.later_s = 0.0

@@ -26,8 +26,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 
 from twisted.logger import Logger
 
@@ -242,7 +243,7 @@ class Publisher:
         not changed since its last fsync here has no new names, so all this costs but once is a look at each.
         """
         while len(directory) > len(top):
-            directory = os.path.dirname(directory)
+            directory = directory[: directory.rindex("/")] or "/"
             status = os.stat(directory)
             stamp = stamp_of(status)
             if self._settled.get(directory) == stamp:
@@ -347,15 +348,26 @@ def sweep(repository_path: str) -> int:
     return removed
 
 
-@contextmanager
-def space_errors() -> Iterator[None]:
-    """Turn a full disk or an exceeded disk quota into the domain's word for it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+class _SpaceErrors:
+    """What L{space_errors} gives: the same for all, without the generator that costs a small upload three microseconds."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InsufficientStorage() from error
-        raise
+
+
+_SPACE_ERRORS = _SpaceErrors()
+
+
+def space_errors() -> AbstractContextManager[None]:
+    """Turn a full disk or an exceeded disk quota into the domain's word for it."""
+    return _SPACE_ERRORS
 
 
 def _lock(fd: int) -> None:

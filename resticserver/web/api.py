@@ -58,7 +58,8 @@ class Api:
     The routes of one server.
 
     @param pool: runs the store's blocking calls, but
-    @param writers: hashes and writes the bytes of uploads.
+    @param writers: hashes and writes the bytes of large uploads.
+    @param quick: runs what is short where the disk is quick: small uploads, removals.
     @param auto_create: whether an upload makes its repository where that is missing, if its user may.
     @param space: asked for room before an upload; without it there is always room.
     """
@@ -70,6 +71,7 @@ class Api:
         store: RepositoryStore,
         pool: Pool,
         writers: Pool,
+        quick: Pool,
         authentication: Authentication,
         policy: Decides,
         auto_create: bool = False,
@@ -79,6 +81,7 @@ class Api:
         self._pool = pool
         self._lists = Lists(pool)
         self._writers = writers
+        self._quick = quick
         self._authentication = authentication
         self._policy = policy
         self._auto_create = auto_create
@@ -200,11 +203,11 @@ class Api:
         length = body.received_bytes if body.ended else body.expected_bytes
         place = await self._space.admit(request.user_name, target, length)
         upload = self._store.upload(target.repository, target.type, target.name, length)
-        jobs = Jobs(self._pool)
         small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue
+        jobs = Jobs(self._quick if small else self._pool)
         try:
             # A small body comes in one piece, or a moment later: one job does it all then.
-            content = await body.whole() if small or body.ended else None
+            content = body.take_waiting() if body.ended else await body.whole() if small else None
             if content is not None:
                 await place.enter()
             try:
@@ -212,7 +215,7 @@ class Api:
             except NoSuchRepository:
                 if not self._may_auto_create(request, target):
                     raise
-                await jobs.run(self._store.create_repository, target.repository)
+                await jobs.run(self._store.create_repository, target.repository, pool=self._pool)
                 outcome = await jobs.run(_open_upload, upload, content)
             if outcome is None:
                 request.send_continue()
@@ -236,7 +239,7 @@ class Api:
         # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.
         place = self._space.place(target)
         await place.enter()
-        removing = self._pool.run(self._store.remove_object, target.repository, target.type, target.name)
+        removing = self._quick.run(self._store.remove_object, target.repository, target.type, target.name)
         removing.addBoth(place.removed)
         await shielded(removing)
         replies.send(request)

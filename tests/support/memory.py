@@ -128,7 +128,9 @@ class Bench:
         self.store = LocalStore(path, **store_options)
         self.store.prepare()
         self.pool = pool if pool is not None else InlinePool()
-        self.api = Api(self.store, self.pool, self.pool, authentication or NoAuthentication(), policy or Policy())
+        self.api = Api(
+            self.store, self.pool, self.pool, self.pool, authentication or NoAuthentication(), policy or Policy()
+        )
         self.site = RepositorySite(self.api.resource(), self.clock, self.records.append)
 
     def connect(self) -> Connection:

@@ -36,12 +36,13 @@ def scratch_directory(test: Cleans, needed_bytes: int = _USUAL_BYTES) -> Path:
 
 
 def files_below(directory: Path) -> set[str]:
-    """Everything below a directory that is not a directory itself, as relative paths, but for the volume's marker."""
-    return {
+    """Everything below a directory that is not a directory itself, as relative paths, but for what is the server's own."""
+    found = {
         os.path.relpath(os.path.join(folder, name), directory)
         for folder, _, names in os.walk(directory)
         for name in names
-    } - {".rest-server/id"}
+    }
+    return {name for name in found if not name.startswith(".rest-server/")}
 
 
 def contents_below(directory: Path) -> dict[str, str]:
