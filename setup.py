@@ -38,6 +38,7 @@ setup(
         "bcrypt >= 4.0",
         "httptools >= 0.6",
         "libpass >= 1.9.3",
+        "prometheus-client >= 0.20",
     ],
     extras_require={
         "dev": [

@@ -13,6 +13,7 @@ the file being told first. So after a crash what is stored is at most that, unti
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from itertools import count
@@ -29,9 +30,19 @@ from .messages import Failed, Wire, WireLost
 from .names import CONFIG, Kind, Target
 from .sizes import UNLIMITED, Amount, Limit
 from .storage.counting import Counting
-from .storage.ledger import CELLS, Ledger, Limits, QuotaExceeded, Repository, RepositoryAccount, Reservation, owner_of
+from .storage.ledger import (
+    CELLS,
+    Ledger,
+    Limits,
+    QuotaExceeded,
+    Repository,
+    RepositoryAccount,
+    Reservation,
+    cell_of,
+    owner_of,
+)
 from .storage.state import RepositoryState, StateFile
-from .web.jobs import Pool, shielded
+from .web.jobs import Pool, ended_within, shielded
 from .web.space import Fences, Key
 
 #: Repositories are counted again this long after they were, or after so many times as long as that took.
@@ -54,6 +65,8 @@ RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
 #: What the parent tells and asks.
 CLOSE, OPEN, KEEP_ACCOUNT = "close fences", "open fences", "keep account"
 _REFUSALS = {error.__name__: error for error in (InsufficientStorage, Unavailable)}
+
+SNAPSHOTS = cell_of("snapshots", "")
 
 T = TypeVar("T")
 
@@ -169,7 +182,9 @@ class Accounts(Service):
     @param limit: of the whole server.
     @param quotas: the policy's limits.
     @param pool: where directories are counted and the state file is read.
-    @ivar active: whether account is kept: only where there are limits.
+    @param in_any_case: whether account is kept also where there are no limits, because somebody looks at it.
+    @ivar active: whether account is kept.
+    @ivar quotas: the policy's limits.
     """
 
     def __init__(
@@ -181,10 +196,12 @@ class Accounts(Service):
         state: StateFile,
         pool: Pool,
         gates: Gates,
+        in_any_case: bool = False,
     ) -> None:
+        self._in_any_case = in_any_case
         self._reactor = reactor
         self._limit = limit
-        self._quotas = quotas
+        self.quotas = quotas
         self._counting = counting
         self._state = state
         self._pool = pool
@@ -211,14 +228,19 @@ class Accounts(Service):
 
     @property
     def wanted(self) -> bool:
-        """Whether there are limits."""
-        return self._limit != UNLIMITED or self._quotas.has_limits()
+        """Whether account should be kept."""
+        return self._in_any_case or self._limited
+
+    @property
+    def _limited(self) -> bool:
+        return self._limit != UNLIMITED or self.quotas.has_limits()
 
     def refresh(self) -> bool:
         """The limits may have changed; whether account is kept now."""
         if self.wanted and not self.active and self.running:
             self.active = True
-            _log.info("Initializing quota (can take a while)...")
+            if self._limited:
+                _log.info("Initializing quota (can take a while)...")
             self._reactor.callLater(0, self._begin)
         return self.active
 
@@ -262,8 +284,8 @@ class Accounts(Service):
             await self._within(self._count(repository))
         owner = owner_of(repository)
         limits = Limits(
-            UNLIMITED if owner is None else self._quotas.limit_of_user(owner),
-            self._quotas.limit_of_repository(user, repository),
+            UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
+            self.quotas.limit_of_repository(user, repository),
         )
         try:
             reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
@@ -304,6 +326,8 @@ class Accounts(Service):
             return
         if change != (0, 0):
             self.ledger.change(repository, cell, change)
+            if change.objects > 0 and cell == SNAPSHOTS:
+                self.ledger.account(repository).last_snapshot_s = time.time()
         held = self._reservations.pop(number, None)
         if held is not None:
             self.ledger.release(held[0])
@@ -362,21 +386,7 @@ class Accounts(Service):
 
     async def _within(self, work: Deferred[Any]) -> bool:
         """Wait for something for as long as an upload may wait; whether it came to its end."""
-        waiting = shielded(work)
-        late = self._reactor.callLater(PATIENCE_S, waiting.cancel)
-        timed_out = False
-        try:
-            await waiting
-        except CancelledError:
-            if late.active():
-                raise  # the client is gone
-            timed_out = True
-        except ServerError:
-            raise
-        finally:
-            if late.active():
-                late.cancel()
-        return not timed_out
+        return await ended_within(PATIENCE_S, self._reactor, work)
 
     # --- counting
 
@@ -417,6 +427,8 @@ class Accounts(Service):
         await self._keep(kept, STEP)
         if not self._complete:
             self._based = self._complete = True
+            if not self._limited:
+                return
             gib = self.ledger.server.used_bytes / (1 << 30)
             _log.info("Quota initialized, currently using {gib:.2f} GiB", gib=gib)
 
@@ -434,6 +446,9 @@ class Accounts(Service):
             await self._closed(repository, cells, partial(self._counting.count, repository, cells))
             took = max(self._reactor.seconds() - began, 0.001)
             batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
+        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository)
+        if repository in self.ledger.repositories:
+            self.ledger.account(repository).last_snapshot_s = last_snapshot_s
         self.ledger.all_counted(repository)
 
     async def _closed(

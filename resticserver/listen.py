@@ -58,6 +58,7 @@ class Listeners(Service):
     @param make_site: makes the HTTP factory when the service starts.
     @param connection_creator: for TLS, or C{None}.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    @param words: what is said of each address; these are listened on in any case then, whatever was inherited.
     """
 
     def __init__(
@@ -67,15 +68,17 @@ class Listeners(Service):
         make_site: Callable[[], RepositorySite],
         connection_creator: Any,
         shutdown_timeout_s: float,
+        words: str | None = None,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
+        self._words = words
         self._make_site = make_site
         self._connection_creator = connection_creator
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ports: list[IListeningPort] = []
         self._site: RepositorySite | None = None
-        self.setName("listeners")
+        self.setName(words or "listeners")
 
     def startService(self) -> None:
         """
@@ -84,7 +87,7 @@ class Listeners(Service):
         @raise StartError: an address is none or cannot be had.
         """
         super().startService()
-        inherited = inherited_sockets(process_environment(), os.getpid())
+        inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []
         endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
         site = self._site = self._make_site()
         if inherited:
@@ -94,7 +97,7 @@ class Listeners(Service):
             return
         for address, endpoint in endpoints:
             port = self._listen(endpoint, site, tls=wants_tls(address))
-            _log.info("start server on {address}", address=bound_address(port))
+            _log.info("{words} {address}", words=self._words or "start server on", address=bound_address(port))
 
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
         if tls:

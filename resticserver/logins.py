@@ -50,6 +50,8 @@ class PasswordJudge:
     Guessing is slowed down and then refused (L{Throttle}). What was right within the last minute is not checked again, and
     whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
     credentials that were right on the same connection.
+
+    @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
     """
 
     def __init__(self, htpasswd: Htpasswd, pool: Pool, throttle: Throttle, reactor: IReactorTime) -> None:
@@ -58,6 +60,8 @@ class PasswordJudge:
         self._throttle = throttle
         self._reactor = reactor
         self._waiting: dict[tuple[str, bytes, str], list[Deferred[bool]]] = {}
+        self.failures = 0
+        self.lockouts = 0
         self._checks = 0
         self._checks_by_place: Counter[str] = Counter()
 
@@ -114,6 +118,7 @@ class PasswordJudge:
             self._throttle.missed(user, address, exempt)
         verdict = self._throttle.admit(user, address, exempt)
         if verdict.lockout_began:
+            self.lockouts += 1
             _log.warn("too many auth failures from {address}: refused for a while", address=address)
         if verdict.refused:
             raise Forbidden("too many failed logins from your address, try again later")
@@ -129,6 +134,7 @@ class PasswordJudge:
             if right:
                 self._throttle.give_back(user, address)
             else:
+                self.failures += 1
                 name = user if is_user_name(user) else "(not a user name)"
                 _log.warn("auth failure from {address} for user {name}", address=address, name=name)
             return right

@@ -35,7 +35,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 #: No frame is longer; who sends one that says it is has lost the thread, and the wire ends.
-MOST_BYTES = 16 << 20
+MOST_BYTES = 64 << 20
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 64 << 10

@@ -60,6 +60,8 @@ class Options(usage.Options):
         ["no-verify-upload", None, "do not verify the hash of uploads (it is on a name conflict). Not recommended"],
         ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
         ["tls", None, "serve TLS"],
+        ["prometheus", None, "serve metrics at /metrics, to the user metrics"],
+        ["prometheus-no-auth", None, "serve metrics to everyone"],
         ["debug", None, "log debug messages"],
     ]
 
@@ -80,6 +82,7 @@ class Options(usage.Options):
         ["max-size", None, "0", "how much may be stored in all, as 500GiB; 0 for no limit"],
         ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
         ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
+        ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
         ["log", None, None, "write an access log in combined format to this file (- for stdout)"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
         ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
@@ -240,6 +243,9 @@ class Options(usage.Options):
             min_free_bytes=min_free.size_bytes,
             min_free_percent=min_free.percent,
             state_dir=_absolute(self["state-dir"]),
+            prometheus=bool(self["prometheus"]),
+            prometheus_no_auth=bool(self["prometheus-no-auth"]),
+            metrics_listen=self["metrics-listen"],
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             debug=bool(self["debug"]),
             cpu_profile=_absolute(self["cpu-profile"]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import cProfile
 import math
 import os
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
@@ -17,15 +18,20 @@ from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
 from .pools import JobPool, QuickPool
+from .readiness import Readiness
 from .settings import Settings
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
 from .storage.state import StateFile
 from .telemetry.accesslog import AccessLog, CombinedLogService
+from .telemetry.record import Recorder
 
 if TYPE_CHECKING:
+    from twisted.web.resource import IResource
+
     from .tls import ReloadingCertificates
     from .web.authentication import Authentication, Judge
+    from .web.pages import Answer, Page
     from .web.site import RepositorySite
     from .web.space import Books, Fences
 
@@ -88,6 +94,8 @@ class Serving:
     @param judge: for passwords, or C{None} without.
     @param books: who keeps account of what is stored.
     @param fences: between those who change directories and who counts them.
+    @param tally: counts requests; C{None} where nobody wants to know.
+    @param metrics: all of the server's, for C{/metrics}.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
     """
 
@@ -100,12 +108,16 @@ class Serving:
         judge: Judge | None,
         books: Books,
         fences: Fences,
+        tally: Recorder | None,
+        metrics: Callable[[], Awaitable[Answer]],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._store = store
         self._policy = policy
         self._judge = judge
+        self._metrics = metrics
+        self._site: RepositorySite | None = None
         self._books = books
         self._fences = fences
         workers = settings.workers
@@ -117,44 +129,72 @@ class Serving:
         self.log_file = CombinedLogService(settings.log, self._access_log, self.disk.run) if settings.log else None
         if settings.debug:
             self._access_log.add(_debug_line)
+        if tally is not None:
+            self._access_log.add(lambda event: tally(event["record"]))
+        self._readiness = Readiness(reactor, store, self.disk)
         self.services: list[IService] = [] if self.log_file is None else [self.log_file]
         self.services += [self.disk, self.quick, self.writers]
+
+    def requests_in_flight(self) -> int:
+        """How many requests are being answered."""
+        return sum(channel.is_busy() for channel in self._site.channels) if self._site is not None else 0
 
     def make_site(self) -> RepositorySite:
         """The HTTP server factory."""
         from .web.api import Api  # Klein installs the reactor when it is imported
-        from .web.site import RepositorySite  # a parent of workers does without all that
+        from .web.pages import Pages  # a parent of workers does without all that
         from .web.space import Space
 
         settings = self._settings
         space = Space(self._books, self._fences)
         pools = (self.disk, self.writers, self.quick)
-        api = Api(self._store, *pools, self._door(), self._policy, settings.auto_create, space)
-        proxies = TrustedProxies.parse(settings.trusted_proxies or ())
-        return RepositorySite(
-            api.resource(), self._reactor, self._access_log, settings.max_depth, settings.proxy_prefix, proxies
-        )
+        door = make_door(settings, self._judge)
+        api = Api(self._store, *pools, door, self._policy, settings.auto_create, space)
+        metrics = self._metrics if settings.prometheus else None
+        pages = make_pages(settings, self._readiness, metrics)
+        self._site = make_site(settings, self._reactor, self._access_log, Pages(pages, door, api.resource()))
+        return self._site
 
-    def _door(self) -> Authentication:
-        """Who says who a user is."""
-        from .web.authentication import (
-            CertificateAuthentication,
-            NoAuthentication,
-            PasswordAuthentication,
-            ProxyAuthentication,
-        )
 
-        settings = self._settings
-        if settings.no_auth:
-            return NoAuthentication()
-        passwords = None if self._judge is None else PasswordAuthentication(self._judge)
-        door: Authentication | None = passwords
-        if settings.tls_client_ca is not None and settings.tls_client_user != "none":
-            door = CertificateAuthentication(settings.tls_client_user, passwords)
-        if settings.proxy_auth_username is not None:
-            door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
-        assert door is not None
-        return door
+def make_pages(
+    settings: Settings, readiness: Readiness, metrics: Callable[[], Awaitable[Answer]] | None
+) -> dict[bytes, Page]:
+    """What a site says of the server itself."""
+    from .web import pages
+
+    found = {pages.HEALTH: pages.Page(pages.health), pages.READY: pages.ready_page(readiness.look)}
+    if metrics is not None:
+        found[pages.METRICS] = pages.Page(metrics, None if settings.prometheus_no_auth else pages.METRICS_USER)
+    return found
+
+
+def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IResource) -> RepositorySite:
+    """The HTTP server factory for a resource."""
+    from .web.site import RepositorySite
+
+    proxies = TrustedProxies.parse(settings.trusted_proxies or ())
+    return RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
+
+
+def make_door(settings: Settings, judge: Judge | None) -> Authentication:
+    """Who says who a user is."""
+    from .web.authentication import (
+        CertificateAuthentication,
+        NoAuthentication,
+        PasswordAuthentication,
+        ProxyAuthentication,
+    )
+
+    if settings.no_auth:
+        return NoAuthentication()
+    passwords = None if judge is None else PasswordAuthentication(judge)
+    door: Authentication | None = passwords
+    if settings.tls_client_ca is not None and settings.tls_client_user != "none":
+        door = CertificateAuthentication(settings.tls_client_user, passwords)
+    if settings.proxy_auth_username is not None:
+        door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
+    assert door is not None
+    return door
 
 
 class InTurn(MultiService):

@@ -45,6 +45,8 @@ class Settings:
     @ivar max_size_bytes: how much may be stored in all repositories together; 0 for no limit.
     @ivar min_free_bytes: how much of the disk must stay free, C{min_free_percent} likewise.
     @ivar state_dir: where the state file lies; C{None} means C{.rest-server} in the data directory.
+    @ivar prometheus: whether C{/metrics} is there; C{prometheus_no_auth}: for everyone.
+    @ivar metrics_listen: an address of its own for metrics and health, or C{None}.
     @ivar workers: how many processes serve; 1 is one process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
     """
@@ -76,6 +78,9 @@ class Settings:
     min_free_bytes: int = 0
     min_free_percent: float = 0.0
     state_dir: str | None = None
+    prometheus: bool = False
+    prometheus_no_auth: bool = False
+    metrics_listen: str | None = None
     log: str | None = None
     debug: bool = False
     cpu_profile: str | None = None
@@ -111,6 +116,11 @@ class Settings:
         """What must stay free, if that was said."""
         wanted = self.min_free_bytes or self.min_free_percent
         return FreeSpace(self.min_free_bytes, self.min_free_percent) if wanted else None
+
+    @property
+    def metrics(self) -> bool:
+        """Whether anyone can ask for metrics."""
+        return self.prometheus or self.metrics_listen is not None
 
     @property
     def htpasswd_path(self) -> str:

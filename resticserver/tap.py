@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, DeferredLock
@@ -33,12 +33,30 @@ from .errors import StartError
 from .listen import Listeners
 from .logins import ASK as LOGIN
 from .logins import PasswordJudge
+from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
-from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
+from .readiness import Readiness
+from .serving import (
+    CpuProfile,
+    InTurn,
+    Serving,
+    make_certificates,
+    make_door,
+    make_pages,
+    make_policy,
+    make_site,
+    make_state,
+    make_store,
+)
 from .settings import Settings
+from .telemetry.metrics import Family, Kind, Sample
+from .web.jobs import ended_within
 from .web.space import Fences
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .web.site import RepositorySite
 
 #: Files that are read again are read one after the other; a few more for what is to come.
 FILE_THREADS = 4
@@ -48,6 +66,8 @@ PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
 PASSWORD_NICE = 19
 #: Counting what is stored stands back for requests.
 COUNTING_NICE = 10
+#: What workers may take to say what they have counted.
+COUNT_TIMEOUT_S = 2.0
 #: How often the files of users and rules, and of certificates, are looked at.
 RULES_INTERVAL_S = 10.0
 CERTIFICATES_INTERVAL_S = 2.0
@@ -115,14 +135,29 @@ class ResticServer(InTurn):
             self.state,
             self.counting,
             self._gates,
+            in_any_case=settings.metrics,
         )
+        self._judge = judge
+        self._serving: Serving | None = None
         self.log_file = None
         front: Listeners | Workers
         services: list[IService] = []
         if settings.workers == 1:
             if profile:
                 services.append(CpuProfile(profile))
-            serving = Serving(settings, reactor, self.store, self.policy_file or flags, judge, self.accounts, fences)
+            self.monitoring = self._monitoring(self._count_here)
+            tally = self.monitoring.tally if settings.metrics else None
+            serving = self._serving = Serving(
+                settings,
+                reactor,
+                self.store,
+                self.policy_file or flags,
+                judge,
+                self.accounts,
+                fences,
+                tally,
+                self.monitoring.metrics,
+            )
             self.disk, self.log_file = serving.disk, serving.log_file
             services += serving.services
             front = Listeners(
@@ -135,6 +170,7 @@ class ResticServer(InTurn):
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
             services.append(self.disk)
+            self.monitoring = self._monitoring(self._count_in_workers)
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt}
             if judge is not None:
@@ -144,17 +180,81 @@ class ResticServer(InTurn):
                 settings.listen,
                 settings.workers,
                 self._beginning,
-                lambda worker: {**verbs, **desk.verbs(worker)},
+                lambda worker: {**verbs, **desk.verbs(worker), **self.monitoring.verbs(worker)},
                 settings.shutdown_timeout_s,
-                self.accounts.holder_gone,
+                self._worker_gone,
             )
             assert isinstance(self._gates, WorkerGates)
             self._gates.workers = front
         self.front = front
+        others: list[IService] = []
+        if settings.metrics_listen is not None:
+            creator = self.certificates.creator if self.certificates is not None else None
+            others.append(
+                Listeners(
+                    reactor,
+                    (settings.metrics_listen,),
+                    self._metrics_site,
+                    creator,
+                    settings.shutdown_timeout_s,
+                    words="metrics on",
+                )
+            )
         rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
-        for child in (*services, self.passwords, self.counting, self.accounts, rules, certificates, front):
+        for child in (*services, self.passwords, self.counting, self.accounts, rules, certificates, front, *others):
             child.setServiceParent(self)
+
+    # --- what can be seen
+
+    def _monitoring(self, gather: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Monitoring:
+        settings = self.settings
+        monitoring = Monitoring(
+            settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, gather
+        )
+        monitoring.more.append(self._families)
+        return monitoring
+
+    def _families(self) -> Iterator[Family]:
+        """Metrics of what is here."""
+        if self._judge is not None:
+            for name, help_, value in (
+                ("rest_server_auth_failures", "Logins with a wrong password or an unknown user", self._judge.failures),
+                ("rest_server_auth_lockouts", "How often an address was refused from then on", self._judge.lockouts),
+            ):
+                yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+        if self.certificates is not None:
+            yield gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When the TLS certificate ends, in seconds since 1970",
+                self.certificates.not_after.timestamp(),
+            )
+        if self.workers is not None:
+            yield gauge("workers", "Processes that serve", self.workers.number_ready())
+
+    async def _count_here(self) -> None:
+        assert self._serving is not None
+        self.monitoring.in_flight[self] = self._serving.requests_in_flight()
+
+    async def _count_in_workers(self) -> None:
+        assert self.workers is not None
+        # One that hangs must not make the metrics hang that would tell.
+        asked = Deferred.fromCoroutine(self.workers.ask_all(COUNTED))
+        await ended_within(COUNT_TIMEOUT_S, self._reactor, asked)
+
+    def _worker_gone(self, worker: object) -> None:
+        self.accounts.holder_gone(worker)
+        self.monitoring.in_flight.pop(worker, None)
+
+    def _metrics_site(self) -> RepositorySite:
+        """What is on C{--metrics-listen}. Its requests are not counted, nor in the access log."""
+        from .web.pages import Pages
+
+        settings = self.settings
+        readiness = Readiness(self._reactor, self.store, self.disk)
+        pages = make_pages(settings, readiness, self.monitoring.metrics)
+        resource = Pages(pages, make_door(settings, self._judge), None)
+        return make_site(settings, self._reactor, lambda record: None, resource)
 
     def _users(self) -> Htpasswd | None:
         if not self.settings.passwords:

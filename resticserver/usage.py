@@ -22,7 +22,6 @@ from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
 from .errors import ServerError
 from .files import read_file
-from .names import is_object_id
 from .settings import default_path
 from .sizes import Amount, Limit, format_size, parse_size
 from .storage.counting import Counting
@@ -117,7 +116,7 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
                 repository,
                 _count(counting, repository, say),
                 policy.limit_of_repository(owner_of(repository), repository),
-                _last_snapshot(store.repository_path(repository)),
+                counting.last_snapshot_s(repository),
             )
         )
     state.close()
@@ -134,15 +133,6 @@ def _count(counting: Counting, repository: Repository, say: Callable[[int], obje
         if say is not None:
             say(objects)
     return Amount(size_bytes, objects)
-
-
-def _last_snapshot(path: str) -> float | None:
-    try:
-        with os.scandir(f"{path}/snapshots") as entries:
-            times = [entry.stat().st_mtime for entry in entries if is_object_id(entry.name)]
-    except FileNotFoundError:
-        return None
-    return max(times, default=None)
 
 
 class _Progress:

@@ -28,6 +28,7 @@ from .errors import StartError
 from .listen import tls_factory
 from .logins import DistantJudge
 from .messages import Wire
+from .monitoring import COUNTED, WorkerMonitoring
 from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
 from .settings import Settings
 from .sharing import shared_factory
@@ -181,7 +182,18 @@ class WorkerServer(InTurn):
         self._certificates = make_certificates(settings)
         books = DistantAccounts(wire, keeps_account)
         fences = Fences((tuple(repository), cell) for repository, cell in closed)
-        self._serving = serving = Serving(settings, reactor, store, policy_file or flags, judge, books, fences)
+        monitoring = WorkerMonitoring(reactor, wire, lambda: self._serving.requests_in_flight())
+        self._serving = serving = Serving(
+            settings,
+            reactor,
+            store,
+            policy_file or flags,
+            judge,
+            books,
+            fences,
+            monitoring.tally if settings.metrics else None,
+            monitoring.metrics,
+        )
         site = serving.make_site()
         creator = self._certificates.creator if self._certificates is not None else None
         factories = [
@@ -191,6 +203,8 @@ class WorkerServer(InTurn):
         self.connections = Connections(reactor, site, factories, wire, settings.shutdown_timeout_s)
         if settings.cpu_profile:
             CpuProfile(f"{settings.cpu_profile}.{number}").setServiceParent(self)
+        if settings.metrics:
+            monitoring.setServiceParent(self)
         for child in (*serving.services, self.connections):
             child.setServiceParent(self)
         self.verbs: dict[str, Callable[..., Any]] = {
@@ -200,6 +214,7 @@ class WorkerServer(InTurn):
             CLOSE: lambda repository, cells: Deferred.fromCoroutine(fences.close(_keys(repository, cells))),
             OPEN: lambda repository, cells: fences.open(_keys(repository, cells)),
             KEEP_ACCOUNT: lambda: setattr(books, "active", True),
+            COUNTED: monitoring.send,
         }
         if judge is not None:
             self.verbs["users"] = judge.users_changed

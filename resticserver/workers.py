@@ -409,6 +409,10 @@ class Workers(Service):
 
     # --- all workers
 
+    def number_ready(self) -> int:
+        """How many serve."""
+        return sum(worker is not None and worker.ready for worker in self._places.values())
+
     def tell_all(self, verb: str, **arguments: Any) -> None:
         """Tell every worker something."""
         for worker in self._workers:

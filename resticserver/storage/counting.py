@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from ..errors import NotFound
-from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES
+from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
 from ..sizes import Amount
 from .ledger import CELLS, Repository, cell_directory
 from .listing import DirectoryListing
@@ -103,6 +104,17 @@ class Counting:
         finally:
             listing.close()
         return Amount(size_bytes, objects)
+
+    def last_snapshot_s(self, repository: Repository) -> float | None:
+        """When the youngest snapshot of a repository was stored, in seconds since 1970."""
+        times = []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            with os.scandir("/".join((self._path, *repository, "snapshots"))) as entries:
+                for entry in entries:
+                    if is_object_id(entry.name):
+                        with suppress(FileNotFoundError):
+                            times.append(entry.stat().st_mtime)
+        return max(times, default=None)
 
     def _config(self, path: str) -> Amount:
         try:

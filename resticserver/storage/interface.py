@@ -79,6 +79,10 @@ class Upload(Protocol):
     """
 
     @property
+    def size_bytes(self) -> int:
+        """How much was written."""
+
+    @property
     def change(self) -> Amount:
         """By how much the commit has changed what is stored; nothing before, and nothing if it failed."""
 

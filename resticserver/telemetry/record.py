@@ -26,6 +26,25 @@ class Ending(Enum):
     TRUNCATED = "truncated"
 
 
+class Operation(Enum):
+    """What a request did to an object, in the words of the metrics."""
+
+    WRITE = "write"
+    READ = "read"
+    DELETE = "delete"
+
+
+class Effect(NamedTuple):
+    """
+    What a request did to what it named.
+
+    @ivar size_bytes: of the object that came or went; of a read only the record tells how much was sent.
+    """
+
+    operation: Operation
+    size_bytes: int = 0
+
+
 #: What the log shows for a client that went away before its answer; there is no HTTP status for it (nginx's custom).
 STATUS_CLIENT_CLOSED = 499
 
@@ -43,6 +62,7 @@ class Record(NamedTuple):
     @ivar status: of the answer; L{STATUS_CLIENT_CLOSED} where there was none.
     @ivar sent_bytes: of the answer's body.
     @ivar received_bytes: of the request's body.
+    @ivar effect: what it did to the object that it named; C{None} where nothing was done or there was none.
     """
 
     started: float
@@ -59,6 +79,7 @@ class Record(NamedTuple):
     referer: bytes | None
     user_agent: bytes | None
     ending: Ending
+    effect: Effect | None = None
 
 
 #: Whoever wants to know of every request.

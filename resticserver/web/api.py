@@ -27,6 +27,7 @@ from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
 from ..names import Kind, Target
 from ..storage.interface import Chunks, Outcome, RepositoryStore, Stored, Upload
+from ..telemetry.record import Effect, Operation
 from . import replies
 from .authentication import Authentication
 from .body import WAITING_BYTES
@@ -41,6 +42,8 @@ from .streams import send_part
 T = TypeVar("T")
 
 OCTETS = b"application/octet-stream"
+
+_READ = Effect(Operation.READ)
 
 #: Objects and parts up to this size are read by the job that opens them and answered in one write.
 SMALL_BYTES = 64 << 10
@@ -227,6 +230,8 @@ class Api:
             jobs.close(upload.abort, lambda: place.end(upload.change))
             raise
         place.end(upload.change)
+        if outcome is not Outcome.UNCHANGED:
+            request.effect = Effect(Operation.WRITE, upload.size_bytes)
         if outcome is Outcome.HEALED:
             _log.info("healed {kind} {name}", kind=target.type, name=target.name)
         replies.send(request)
@@ -241,7 +246,9 @@ class Api:
         await place.enter()
         removing = self._quick.run(self._store.remove_object, target.repository, target.type, target.name)
         removing.addBoth(place.removed)
-        await shielded(removing)
+        change = await shielded(removing)
+        if change.objects:
+            request.effect = Effect(Operation.DELETE, -change.size_bytes)
         replies.send(request)
 
     async def _list(self, request: StreamingRequest, target: Target) -> None:
@@ -289,6 +296,7 @@ class RoutedResource(Resource):
 
 def _begin_load(request: StreamingRequest, target: Target, part: Part, size_bytes: int) -> None:
     """Say how the answer begins that sends a part of an object."""
+    request.effect = _READ
     fields = b"Accept-Ranges: bytes\r\n" if target.type != "config" else b""
     if not part.whole:
         fields += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.start + part.length - 1, size_bytes)

@@ -232,6 +232,10 @@ class StreamingChannel(Protocol):
         if call is not None and call.active():
             call.cancel()
 
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._request is not None and not self._answered
+
     def finish_and_close(self) -> None:
         """Take no further request: close now if none is there, else after the answer."""
         self.persistent = False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 T = TypeVar("T")
@@ -27,6 +28,26 @@ def shielded(running: Deferred[T]) -> Deferred[T]:
     waiting: Deferred[T] = Deferred()
     running.addBoth(waiting.callback)
     return waiting
+
+
+async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[Any]) -> bool:
+    """
+    Wait for something, but not for ever; whether it has ended. It goes on in any case.
+
+    What it fails with is raised.
+    """
+    waiting = shielded(running)
+    late = reactor.callLater(seconds, waiting.cancel)
+    try:
+        await waiting
+    except CancelledError:
+        if late.active():
+            raise  # not the time is up, but whoever waits has been cancelled
+        return False
+    finally:
+        if late.active():
+            late.cancel()
+    return True
 
 
 class Jobs:

@@ -21,7 +21,7 @@ from twisted.web.server import Request
 from ..access.proxies import plain_address
 from ..errors import NotFound, ServerError
 from ..names import Target, parse_target
-from ..telemetry.record import STATUS_CLIENT_CLOSED, Ending, Record
+from ..telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
 from . import replies
 from .body import Body
 from .head import Fields, RequestLine
@@ -96,6 +96,7 @@ class StreamingRequest(Request):
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
     @ivar aborted: whether its connection was ended by us; it is never finished then.
     @ivar sent_bytes: of the answer's body, where that went past C{write}.
+    @ivar effect: what it did to the object that it names.
     """
 
     defaultContentType = None
@@ -118,6 +119,7 @@ class StreamingRequest(Request):
         self.awaits_continue = False
         self.aborted = False
         self.sent_bytes = 0
+        self.effect: Effect | None = None
         self._head: bytes | None = None
         self._running: Deferred[None] | None = None
         self._recorded = False
@@ -328,6 +330,7 @@ class StreamingRequest(Request):
                 self.fields.referer,
                 self.fields.user_agent,
                 ending,
+                self.effect,
             )
         )
 

@@ -1,0 +1,211 @@
+"""
+What can be seen of the server from outside: its metrics, put together where the accounts are kept.
+
+L{Monitoring} is in the process that keeps account. With workers that is the parent: they send what they have counted
+(L{WorkerMonitoring}), and when one of them is asked for the metrics, it asks the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
+
+import twisted
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+from . import __version__
+from .accounts import Accounts, Quotas
+from .errors import Unavailable
+from .messages import Failed, Wire, WireLost
+from .sizes import Limit
+from .storage.ledger import RepositoryAccount, owner_of
+from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from .web.jobs import Pool
+from .web.pages import Answer
+
+#: How often a worker sends what it has counted.
+SEND_S = 1.0
+#: What the parent asks its workers, and they it.
+COUNTED, METRICS = "counted", "metrics"
+
+
+class Monitoring:
+    """
+    The metrics of the whole server.
+
+    @param data_path: whose file system is looked at.
+    @param limit: of the whole server.
+    @param gather: waits until all other processes have sent what they counted.
+    @ivar tally: counts this process's requests, and is told of the others'.
+    @ivar in_flight: requests that are being answered, by process.
+    @ivar more: families that others know of, asked for each time.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        limit: Limit,
+        quotas: Quotas,
+        accounts: Accounts,
+        pool: Pool,
+        gather: Callable[[], Coroutine[Deferred[Any], Any, object]] | None = None,
+    ) -> None:
+        self._data_path = data_path
+        self._limit = limit
+        self._quotas = quotas
+        self._accounts = accounts
+        self._pool = pool
+        self._gather = gather
+        self._exposition = Exposition()
+        self._started = time.time()
+        self.tally = Tally()
+        self.in_flight: dict[object, int] = {}
+        self.more: list[Callable[[], Iterator[Family]]] = []
+
+    async def metrics(self) -> Answer:
+        """All metrics as text."""
+        if self._gather is not None:
+            await self._gather()
+        counted = self.tally.counted.copy()
+        accounts = list(self._accounts.ledger.repositories.values())
+        in_flight = sum(self.in_flight.values())
+        known = [gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
+        for more in self.more:
+            known += more()
+        text = await self._pool.run(self._text, counted, accounts, known)
+        return Answer(200, CONTENT_TYPE, text)
+
+    def _text(self, counted: Counted, accounts: list[RepositoryAccount], known: list[Family]) -> bytes:
+        """In the pool."""
+        return self._exposition.text(counted, (*self._own(), *self._stored(accounts), *known))
+
+    def _own(self) -> Iterator[Family]:
+        info = (__version__, platform.python_version(), twisted.__version__)
+        yield Family(
+            Kind.GAUGE,
+            "rest_server_build_info",
+            "Versions, in the labels",
+            ("version", "python", "twisted"),
+            [Sample(info, 1)],
+        )
+        yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
+        try:
+            status = os.statvfs(self._data_path)
+        except OSError:
+            return
+        free, size = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+        yield gauge("disk_free_bytes", "Free space of the data directory's file system", free)
+        yield gauge("disk_size_bytes", "Size of the data directory's file system", size)
+
+    def _stored(self, accounts: list[RepositoryAccount]) -> Iterator[Family]:
+        sizes, objects, quotas, free, snapshots = [], [], [], [], []
+        users: dict[str, int] = {}
+        for account in sorted(accounts, key=lambda account: account.repository):
+            if not (account.used_objects or account.counted):
+                continue  # a name that somebody asked for
+            owner = owner_of(account.repository)
+            labels = (owner or "", "/".join(account.repository))
+            sizes.append(Sample(labels, account.used_bytes))
+            objects.append(Sample(labels, account.used_objects))
+            limit = self._quotas.limit_of_repository(owner, account.repository).size_bytes
+            if limit is not None:
+                quotas.append(Sample(labels, limit))
+                free.append(Sample(labels, max(0, limit - account.used_bytes)))
+            if account.last_snapshot_s is not None:
+                snapshots.append(Sample(labels, account.last_snapshot_s))
+            if owner is not None:
+                users[owner] = users.get(owner, 0) + account.used_bytes
+        labels_ = ("user", "repo")
+        for name, help_, samples in (
+            ("size_bytes", "What is stored in a repository", sizes),
+            ("objects", "How many objects a repository has", objects),
+            ("quota_bytes", "What may be stored in a repository", quotas),
+            ("quota_free_bytes", "How much more may be stored in a repository, by its own quota", free),
+            ("last_snapshot_timestamp_seconds", "When a repository got its youngest snapshot", snapshots),
+        ):
+            yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels_, samples)
+        limits = {user: self._quotas.limit_of_user(user).size_bytes for user in sorted(users)}
+        yield Family(
+            Kind.GAUGE,
+            "rest_server_user_size_bytes",
+            "What is stored below the folder of a user's name",
+            ("user",),
+            [Sample((user,), size) for user, size in sorted(users.items())],
+        )
+        yield Family(
+            Kind.GAUGE,
+            "rest_server_user_quota_bytes",
+            "What may be stored there",
+            ("user",),
+            [Sample((user,), limit) for user, limit in limits.items() if limit is not None],
+        )
+        yield gauge("size_bytes", "What is stored in all repositories", sum(sample.value for sample in sizes))
+        if self._limit.size_bytes is not None:
+            yield gauge("quota_bytes", "What may be stored in all repositories", self._limit.size_bytes)
+
+    # --- workers
+
+    def verbs(self, worker: object) -> dict[str, Callable[..., Any]]:
+        """What a worker may ask and tell."""
+        return {
+            COUNTED: partial(self._counted, worker),
+            METRICS: lambda: Deferred.fromCoroutine(self._answer()),
+        }
+
+    def _counted(self, worker: object, taken: dict[str, Any], in_flight: int) -> None:
+        self.tally.add(taken)
+        self.in_flight[worker] = in_flight
+
+    async def _answer(self) -> str:
+        return (await self.metrics()).body.decode("utf-8")
+
+
+class WorkerMonitoring(Service):
+    """
+    A worker's part: it counts, and asks the parent for the whole.
+
+    @param requests_in_flight: how many requests are being answered here.
+    """
+
+    def __init__(self, reactor: IReactorTime, wire: Wire, requests_in_flight: Callable[[], int]) -> None:
+        self._wire = wire
+        self._sending = LoopingCall(self.send)
+        self._sending.clock = reactor
+        self.setName("monitoring")
+        self._requests_in_flight = requests_in_flight
+        self.tally = Tally()
+
+    def startService(self) -> None:
+        """Send what was counted now and then: who is killed says nothing more."""
+        super().startService()
+        self._sending.start(SEND_S, now=False)
+
+    def stopService(self) -> None:
+        """Send the last of it."""
+        super().stopService()
+        self._sending.stop()
+        self.send()
+
+    def send(self) -> None:
+        """Send what was counted to the parent, which may have asked for it."""
+        self._wire.tell(COUNTED, taken=self.tally.take(), in_flight=self._requests_in_flight())
+
+    async def metrics(self) -> Answer:
+        """All metrics of the server as text."""
+        try:
+            text = await self._wire.ask(METRICS)
+        except (WireLost, Failed) as error:
+            raise Unavailable() from error
+        return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
+
+
+def gauge(name: str, help_: str, value: float) -> Family:
+    """A value without labels."""
+    return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])

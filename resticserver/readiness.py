@@ -1,0 +1,84 @@
+"""
+Whether the server can do its work: its data directory is there and takes what is written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from .errors import ServerError
+from .storage.local import LocalStore
+from .web.jobs import Pool, ended_within
+
+#: What was found is believed for so long, however many ask.
+FRESH_S = 2.0
+#: A disk that does not answer for so long is not ready.
+PATIENCE_S = 3.0
+
+_log = Logger()
+
+
+class Readiness:
+    """
+    Tries the data directory by writing to it, when somebody asks.
+
+    @ivar reason: why the server is not ready, as of the last look; empty if it is.
+    """
+
+    def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
+        self._reactor = reactor
+        self._store = store
+        self._pool = pool
+        self._looked_s = -FRESH_S
+        self._looking: Deferred[None] | None = None
+        self._found = ""
+        self.reason = "not looked at yet"
+
+    async def look(self) -> str:
+        """Why the server is not ready; empty if it is."""
+        if self._reactor.seconds() - self._looked_s < FRESH_S:
+            return self.reason
+        if self._looking is None:
+            # The next look waits for this one's end, so that a disk that hangs takes one thread and not all of them.
+            self._looking = self._pool.run(self._try).addCallback(self._looked)
+        in_time = await ended_within(PATIENCE_S, self._reactor, self._looking)
+        found = self._found if in_time else "the data directory does not answer"
+        if found != self.reason and (found or self.reason != "not looked at yet"):
+            _log.warn("{state}", state=f"not ready: {found}" if found else "ready again")
+        self.reason = found
+        return found
+
+    def _looked(self, found: str) -> None:
+        self._looking = None
+        self._looked_s = self._reactor.seconds()
+        self._found = found
+
+    def _try(self) -> str:
+        """In the pool."""
+        store = self._store
+        try:
+            store.volume.check()
+            directory_fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                file = store.publisher.temporary(store.path, directory_fd, store.path)
+                try:
+                    os.write(file.fd, b"\0" * 4096)
+                    store.publisher.fsync(file.fd)
+                finally:
+                    file.discard()
+                if store.room is not None:
+                    store.room.check(directory_fd, above=False)
+            finally:
+                os.close(directory_fd)
+        except ServerError as error:
+            return error.message
+        except OSError as error:
+            return f"the data directory cannot be written: {error.strerror}"
+        except Exception:
+            _log.failure("could not look whether the server is ready")
+            return "a fault of the server"
+        return ""

@@ -1,0 +1,226 @@
+"""
+What is counted of requests, and how it is written for Prometheus.
+
+A L{Tally} counts, in the process that serves; those of several processes are added up in one of them by what L{Tally.take}
+gives. L{Exposition} makes the text of it, with the client library's families and registries of its own: nothing global, and
+none of the C{_created} series that nobody asks for.
+
+The C{rest_server_blob_*} families are those of rest-server, with its labels, so that its dashboards work.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from .record import Operation, Record
+
+#: The upper ends of the duration histogram, in seconds: from an answer out of a cache to a pack over a slow line.
+DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: Methods that have a label of their own; the label's values must not be the clients' to choose.
+_METHODS = {name: name.decode("ascii") for name in (b"GET", b"HEAD", b"POST", b"DELETE")}
+
+_DONE = {Operation.WRITE: "written", Operation.READ: "read", Operation.DELETE: "deleted"}
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class Kind(Enum):
+    """What a family is for Prometheus."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+
+class Sample(NamedTuple):
+    """One value of a family."""
+
+    labels: tuple[str, ...]
+    value: float
+
+
+class Family(NamedTuple):
+    """
+    Values that belong together.
+
+    @ivar name: without the C{_total} that counters get.
+    @ivar labels: the names of its labels.
+    """
+
+    kind: Kind
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    samples: Sequence[Sample]
+
+
+@dataclass
+class Counted:
+    """
+    What was counted of requests.
+
+    @ivar blobs: objects and bytes by operation, user, repository and type.
+    @ivar requests: by method and status.
+    @ivar durations: requests by the bucket of their duration, the last beyond all.
+    @ivar duration_s: of all together.
+    """
+
+    blobs: dict[tuple[str, str, str, str], tuple[int, int]] = field(default_factory=dict)
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS_S) + 1))
+    duration_s: float = 0.0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+    def copy(self) -> Counted:
+        """What was counted so far, for another thread."""
+        return replace(
+            self, blobs=self.blobs.copy(), requests=self.requests.copy(), durations=self.durations.copy()
+        )
+
+    def families(self) -> Iterator[Family]:
+        """All but the histogram."""
+        labels = ("user", "repo", "type")
+        for operation, done in _DONE.items():
+            counted = [(key[1:], value) for key, value in sorted(self.blobs.items()) if key[0] == operation.value]
+            name = f"rest_server_blob_{operation.value}"
+            numbers = [Sample(key, number) for key, (number, _) in counted]
+            yield Family(Kind.COUNTER, name, f"Number of objects {done}", labels, numbers)
+            sizes = [Sample(key, size_bytes) for key, (_, size_bytes) in counted]
+            yield Family(Kind.COUNTER, f"{name}_bytes", f"Bytes of objects {done}", labels, sizes)
+        requests = [Sample((method, str(code)), number) for (method, code), number in sorted(self.requests.items())]
+        yield Family(
+            Kind.COUNTER, "rest_server_http_requests", "Requests by method and status", ("method", "code"), requests
+        )
+        for name, help_, value in (
+            ("rest_server_http_received_bytes", "Bytes of request bodies", self.received_bytes),
+            ("rest_server_http_sent_bytes", "Bytes of response bodies", self.sent_bytes),
+        ):
+            yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+
+
+class Tally:
+    """
+    Counts requests. For one thread.
+
+    @ivar counted: since the start, or since it was taken.
+    """
+
+    def __init__(self) -> None:
+        self.counted = Counted()
+
+    def __call__(self, record: Record) -> None:
+        """A request has ended (L{resticserver.telemetry.record.Recorder})."""
+        counted = self.counted
+        counted.requests[_METHODS.get(record.method, "other"), record.status] += 1
+        counted.durations[bisect_left(DURATION_BUCKETS_S, record.duration_s)] += 1
+        counted.duration_s += record.duration_s
+        counted.received_bytes += record.received_bytes
+        counted.sent_bytes += record.sent_bytes
+        effect, target = record.effect, record.target
+        if effect is not None and target is not None:
+            size_bytes = record.sent_bytes if effect.operation is Operation.READ else effect.size_bytes
+            # Only what is there has an effect, so a client cannot invent labels.
+            self._add((effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes)
+
+    def _add(self, key: tuple[str, str, str, str], number: int, size_bytes: int) -> None:
+        before = self.counted.blobs.get(key, (0, 0))
+        self.counted.blobs[key] = (before[0] + number, before[1] + size_bytes)
+
+    def take(self) -> dict[str, Any]:
+        """What was counted since the last time, in what JSON has; it is not here any more."""
+        taken, self.counted = self.counted, Counted()
+        return {
+            "blobs": [[*key, *both] for key, both in taken.blobs.items()],
+            "requests": [[*key, number] for key, number in taken.requests.items()],
+            "durations": taken.durations,
+            "sums": [taken.duration_s, taken.received_bytes, taken.sent_bytes],
+        }
+
+    def add(self, taken: dict[str, Any]) -> None:
+        """What another has counted."""
+        for operation, user, repository, kind, number, size_bytes in taken["blobs"]:
+            self._add((operation, user, repository, kind), number, size_bytes)
+        counted = self.counted
+        for method, status, number in taken["requests"]:
+            counted.requests[method, status] += number
+        counted.durations = [a + b for a, b in zip(counted.durations, taken["durations"], strict=True)]
+        duration_s, received_bytes, sent_bytes = taken["sums"]
+        counted.duration_s += duration_s
+        counted.received_bytes += received_bytes
+        counted.sent_bytes += sent_bytes
+
+    def forget(self, repository: str) -> None:
+        """A repository is not there any more, nor are its series."""
+        blobs = self.counted.blobs
+        self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] != repository}
+
+
+class Exposition:
+    """
+    Writes text for Prometheus. What has not changed since the last time is not written again: with a thousand repositories
+    that is nearly all of it, and takes most of the time. Safe from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[Sequence[Sample], bytes]] = {}
+        self._lock = threading.Lock()
+
+    def text(self, counted: Counted, families: Iterable[Family]) -> bytes:
+        """All of it. Takes its time where there is much; nothing of it may change meanwhile."""
+        with self._lock:
+            pieces = [self._piece(family) for family in (*counted.families(), *families)]
+            return b"".join((*pieces, _histogram(counted)))
+
+    def _piece(self, family: Family) -> bytes:
+        known = self._written.get(family.name)
+        if known is not None and known[0] == family.samples:
+            return known[1]
+        text = _family(family)
+        self._written[family.name] = (family.samples, text)
+        return text
+
+
+def _family(family: Family) -> bytes:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    kind = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    made = kind(family.name, family.help, labels=family.labels)
+    for labels, value in family.samples:
+        made.add_metric(labels, value)
+    return _text(made)
+
+
+def _histogram(counted: Counted) -> bytes:
+    from prometheus_client.core import HistogramMetricFamily
+
+    ends = (*map(str, DURATION_BUCKETS_S), "+Inf")
+    return _text(
+        HistogramMetricFamily(
+            "rest_server_http_request_duration_seconds",
+            "Time from a request's head to the end of its answer",
+            buckets=list(zip(ends, accumulate(counted.durations), strict=True)),
+            sum_value=counted.duration_s,
+        )
+    )
+
+
+def _text(metric: Any) -> bytes:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Collector:
+        """Gives what it has when it is asked."""
+
+        def collect(self) -> Iterator[Any]:
+            """The client library's call."""
+            yield metric
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector())
+    return bytes(generate_latest(registry))
