@@ -401,8 +401,7 @@ class Accounts(Service):
             self._again(max(COUNT_AGAIN_S, COUNT_AGAIN_TIMES * took))
 
         def failed(failure: Failure) -> None:
-            if failure.check(ServerError) is None:  # the volume is gone, which has been said
-                _log_failure(failure)
+            _log_failure(failure)
             self._again(TRY_AGAIN_S)
 
         self._together.run("all", self._pass).addCallbacks(done, failed)
@@ -455,6 +454,8 @@ class Accounts(Service):
         self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]]
     ) -> dict[int, Amount]:
         """Look at cells while nobody changes anything there, and book what is found."""
+        if not self.running:
+            raise Unavailable("the server stops")
         keys = [(repository, cell) for cell in cells]
         try:
             await self._gates.close(keys)
@@ -612,4 +613,6 @@ def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[
 
 
 def _log_failure(failure: Failure) -> None:
+    if failure.check(ServerError):
+        return  # the volume is gone, which has been said, or the server stops
     _log.failure("could not count what is stored", failure)

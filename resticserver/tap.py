@@ -64,8 +64,8 @@ FILE_THREADS = 4
 #: at most, and of those only what transfers leave.
 PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
 PASSWORD_NICE = 19
-#: Counting what is stored stands back for requests.
-COUNTING_NICE = 10
+#: Repositories are counted one after the other; some more for the state file, and for what an upload waits for.
+COUNTING_THREADS = 4
 #: What workers may take to say what they have counted.
 COUNT_TIMEOUT_S = 2.0
 #: How often the files of users and rules, and of certificates, are looked at.
@@ -125,7 +125,7 @@ class ResticServer(InTurn):
             raise StartError(f"cannot write the profile {profile}")
         self.workers: Workers | None = None
         fences = Fences()
-        self.counting = JobPool(reactor, "counting", 1, COUNTING_NICE)
+        self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
         self._gates = WorkerGates() if settings.workers > 1 else LocalGates(fences)
         self.accounts = Accounts(
             reactor,

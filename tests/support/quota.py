@@ -302,8 +302,8 @@ class Storm:
     def _count(self, action: str, reply: Reply) -> None:
         with self._guard:
             self.statuses[action, reply.status] += 1
-        if reply.status == 503:
-            raise AssertionError(f"{action}: 503 {reply.reason}")
+        if reply.status >= 500 and reply.status != REFUSED and not self.tolerant:
+            raise AssertionError(f"{action}: {reply.status} {reply.reason}")
 
     @contextlib.contextmanager
     def _some(self, source: random.Random, alone: bool = False) -> Iterator[tuple[str, Known] | None]:
@@ -428,7 +428,7 @@ def assert_exact(
     said = f"{used(data, below):,} of {limit_bytes:,} bytes are stored, {remaining:,} are left"
 
     def store(seed: int, length: int, kind: str = "data") -> tuple[str, Reply]:
-        body = body_of(seed, length)
+        body = body_of(seed_of("exact", seed), length)
         path = f"{repository}{kind}/{object_id(body)}"
         return path, client.post(path, body)
 
