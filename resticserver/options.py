@@ -83,7 +83,8 @@ class Options(usage.Options):
         ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
         ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
         ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
-        ["log", None, None, "write an access log in combined format to this file (- for stdout)"],
+        ["log", None, None, "write an access log to this file (- for stdout)"],
+        ["log-format", None, "combined", "what its lines look like: combined (Apache's), or json"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
         ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
         ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
@@ -102,6 +103,7 @@ class Options(usage.Options):
             "policy": usage.CompleteFiles(),
             "state-dir": usage.CompleteDirs(),
             "log": usage.CompleteFiles(),
+            "log-format": usage.CompleteList(["combined", "json"]),
             "cpu-profile": usage.CompleteFiles(),
         }
     )
@@ -201,6 +203,7 @@ class Options(usage.Options):
                 if self[flag] != self._default(flag):
                     raise usage.UsageError(f"--{flag} needs --tls-client-ca")
         self._one_of("tls-min-ver", ("1.2", "1.3"), "unknown TLS version, 1.2 and 1.3 are allowed")
+        self._one_of("log-format", ("combined", "json"), "only combined and json are allowed")
         self._one_of("tls-client-auth", ("required", "optional"), "only required and optional are allowed")
         self._one_of("tls-client-user", ("cn", "email", "dns", "none"), "only cn, email, dns and none are allowed")
         if self["no-auth"]:
@@ -247,6 +250,7 @@ class Options(usage.Options):
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=self["metrics-listen"],
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
+            log_format=self["log-format"],
             debug=bool(self["debug"]),
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),

@@ -23,7 +23,7 @@ from .settings import Settings
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
 from .storage.state import StateFile
-from .telemetry.accesslog import AccessLog, CombinedLogService
+from .telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from .telemetry.record import Recorder
 
 if TYPE_CHECKING:
@@ -126,7 +126,11 @@ class Serving:
         self.quick = QuickPool(reactor, "quick", disk_threads)
         self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
         self._access_log = AccessLog()
-        self.log_file = CombinedLogService(settings.log, self._access_log, self.disk.run) if settings.log else None
+        self.log_file = (
+            AccessLogService(settings.log, self._access_log, self.disk.run, FORMATS[settings.log_format])
+            if settings.log
+            else None
+        )
         if settings.debug:
             self._access_log.add(_debug_line)
         if tally is not None:

@@ -29,6 +29,7 @@ class Settings:
     @ivar listen: addresses as given, at least one.
     @ivar htpasswd_file: C{None} means C{.htpasswd} in the data directory.
     @ivar log: a file's path, C{"-"} for stdout, or C{None} for no access log.
+    @ivar log_format: C{"combined"} or C{"json"}.
     @ivar tls_cert: PEM certificate chain; C{None} means C{public_key} in the data directory.
     @ivar tls_key: PEM key; C{None} means C{private_key} in the data directory.
     @ivar tls_min_ver: C{"1.2"} or C{"1.3"}.
@@ -82,6 +83,7 @@ class Settings:
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None
     log: str | None = None
+    log_format: str = "combined"
     debug: bool = False
     cpu_profile: str | None = None
     workers: int = 1

@@ -5,6 +5,7 @@ The access log: lines of the combined format, and the file that they go to.
 from __future__ import annotations
 
 import io
+import json
 import os
 import select
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.names import parse_target
 from resticserver.telemetry import accesslog
-from resticserver.telemetry.accesslog import AccessLog, CombinedLogService, combined_line
+from resticserver.telemetry.accesslog import FORMATS, AccessLog, AccessLogService, combined_line, json_line
 from resticserver.telemetry.record import Ending, Record
 
 #: 2026-03-01 12:00:05 UTC
@@ -137,6 +139,61 @@ class LineTests(SynchronousTestCase):
         self.assertTrue(line.isascii() and line.isprintable())
 
 
+class JsonTests(SynchronousTestCase):
+    """L{json_line}."""
+
+    def test_keys(self) -> None:
+        """What is known of a request stands under these keys, and nothing else."""
+        record = PLAIN._replace(target=parse_target(b"/alice/laptop/data/" + b"0" * 64), received_bytes=7)
+        self.assertEqual(
+            {
+                "time": "2026-03-01T12:00:05.750Z",
+                "address": "192.0.2.7",
+                "user": "alice",
+                "method": "GET",
+                "uri": "/alice/locks/?x=1",
+                "version": "HTTP/1.1",
+                "repository": "alice/laptop",
+                "type": "data",
+                "status": 200,
+                "ending": "done",
+                "received_bytes": 7,
+                "sent_bytes": 1234,
+                "duration_s": 0.25,
+                "referer": None,
+                "user_agent": "Go-http-client/1.1",
+            },
+            json.loads(json_line(record)),
+        )
+
+    def test_what_names_nothing(self) -> None:
+        """Without a target, a user or headers there is null; the root repository has an empty name."""
+        nobody = json.loads(json_line(PLAIN._replace(user=None, user_agent=None)))
+        self.assertEqual([None] * 4, [nobody[key] for key in ("user", "repository", "type", "user_agent")])
+        root = json.loads(json_line(PLAIN._replace(target=parse_target(b"/"))))
+        self.assertEqual(("", None), (root["repository"], root["type"]))
+
+    def test_one_line(self) -> None:
+        """Whatever a client sends, it is one line of ASCII that JSON reads, and no byte of it is lost."""
+        everything = bytes(range(256))
+        line = json_line(PLAIN._replace(method=everything, uri=everything, user_agent=everything, user="алиса"))
+        self.assertTrue(line.isascii() and line.isprintable())
+        document = json.loads(line)
+        self.assertEqual("алиса", document["user"])
+        for key in ("method", "uri", "user_agent"):
+            self.assertEqual(everything, document[key].encode("latin-1"))
+
+    def test_written(self) -> None:
+        """A service with this format writes it."""
+        path = Path(self.mktemp())
+        log = AccessLog()
+        service = AccessLogService(str(path), log, at_once, FORMATS["json"])
+        service.startService()
+        log(PLAIN)
+        service.stopService()
+        self.assertEqual(f"{json_line(PLAIN)}\n", path.read_text())
+
+
 class AccessLogTests(SynchronousTestCase):
     """L{AccessLog}: records to observers."""
 
@@ -160,13 +217,13 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual([], list(events))
 
 
-class CombinedLogServiceTests(SynchronousTestCase):
-    """L{CombinedLogService}: lines to a file."""
+class AccessLogServiceTests(SynchronousTestCase):
+    """L{AccessLogService}: lines to a file."""
 
     def started(self, path: str, run: Callable[[Callable[[], None]], object] = at_once) -> AccessLog:
         """An access log whose file is open."""
         self.log = AccessLog()
-        self.service = CombinedLogService(path, self.log, run)
+        self.service = AccessLogService(path, self.log, run)
         self.service.startService()
         self.addCleanup(self.stop)
         return self.log
@@ -350,7 +407,7 @@ class CombinedLogServiceTests(SynchronousTestCase):
                 written.extend(bytes(data[:7]))
                 return len(data[:7])
 
-        self.patch(CombinedLogService, "_open", lambda service: Reluctant())
+        self.patch(AccessLogService, "_open", lambda service: Reluctant())
         log = self.started("unused")
         for _ in range(3):
             log(PLAIN)

@@ -1,11 +1,12 @@
 """
-The access log in Apache's combined format: a log observer, and the file that it writes.
+The access log, in Apache's combined format or as JSON: a log observer, and the file that it writes.
 
 Source: the C{LogFormat} "combined" of Apache's mod_log_config documentation.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 from twisted.application.service import Service
@@ -55,6 +57,32 @@ def combined_line(record: Record) -> str:
     )
 
 
+def json_line(record: Record) -> str:
+    """One line of JSON, without its end; its keys are in docs/operations.md."""
+    target = record.target
+    document = {
+        "time": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "address": record.address,
+        "user": record.user,
+        "method": record.method.decode("latin-1"),
+        "uri": record.uri.decode("latin-1"),
+        "version": record.version.decode("latin-1"),
+        "repository": "/".join(target.repository) if target is not None else None,
+        "type": target.type or None if target is not None else None,
+        "status": record.status,
+        "ending": record.ending.value,
+        "received_bytes": record.received_bytes,
+        "sent_bytes": record.sent_bytes,
+        "duration_s": round(record.duration_s, 6),
+        "referer": None if record.referer is None else record.referer.decode("latin-1"),
+        "user_agent": None if record.user_agent is None else record.user_agent.decode("latin-1"),
+    }
+    return json.dumps(document, separators=(",", ":"))
+
+
+#: What a line may look like, by the values of C{--log-format}.
+FORMATS = {"combined": combined_line, "json": json_line}
+
 #: What ILogObserver is for a type checker.
 Observer = Callable[[LogEvent], None]
 
@@ -88,19 +116,27 @@ class AccessLog:
 
 
 @implementer(ILogObserver)
-class CombinedLogService(Service):
+class AccessLogService(Service):
     """
-    A log observer that writes the combined format to a file, as a service: the file is open while it runs.
+    A log observer that writes a line for each request to a file, as a service: the file is open while it runs.
 
     Lines are gathered and written by a pool, in order, one job at a time, so that a slow disk stops no request. Several
     processes may have the same file: lines stay whole, for what is written at a time is written by one call.
 
     @param path: the file, or C{"-"} for stdout.
     @param run: runs a callable in the pool; its result is not looked at.
+    @param line: makes the line, without its end.
     """
 
-    def __init__(self, path: str, access_log: AccessLog, run: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self,
+        path: str,
+        access_log: AccessLog,
+        run: Callable[[Callable[[], None]], object],
+        line: Callable[[Record], str] = combined_line,
+    ) -> None:
         self._path = path
+        self._line = line
         self._access_log = access_log
         self._run = run
         self._lines: deque[str] = deque()
@@ -136,7 +172,7 @@ class CombinedLogService(Service):
 
     def __call__(self, event: LogEvent) -> None:
         """Take an event (L{ILogObserver})."""
-        self._lines.append(combined_line(event["record"]))
+        self._lines.append(self._line(event["record"]))
         if not self._scheduled:
             self._scheduled = True
             self._run(lambda: self._write(reopen=False))
