@@ -14,7 +14,8 @@ the file being told first. So after a crash what is stored is at most that, unti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeVar
@@ -42,6 +43,7 @@ from .storage.ledger import (
     owner_of,
 )
 from .storage.state import RepositoryState, StateFile
+from .telemetry.events import Event, EventKind
 from .web.jobs import Pool, ended_within, shielded
 from .web.space import Fences, Key
 
@@ -183,6 +185,7 @@ class Accounts(Service):
     @param quotas: the policy's limits.
     @param pool: where directories are counted and the state file is read.
     @param in_any_case: whether account is kept also where there are no limits, because somebody looks at it.
+    @param tell: told when a quota is reached, with a key for what is the same again.
     @ivar active: whether account is kept.
     @ivar quotas: the policy's limits.
     """
@@ -197,7 +200,9 @@ class Accounts(Service):
         pool: Pool,
         gates: Gates,
         in_any_case: bool = False,
+        tell: Callable[[Event, str], object] = lambda event, key: None,
     ) -> None:
+        self._tell = tell
         self._in_any_case = in_any_case
         self._reactor = reactor
         self._limit = limit
@@ -290,8 +295,9 @@ class Accounts(Service):
         try:
             reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
         except QuotaExceeded as error:
-            await self._look_for_room(error)
-            reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
+            with self._told(repository, user):
+                await self._look_for_room(error)
+                reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
         try:
             await self._raise_ceiling(repository)
         except BaseException:
@@ -314,10 +320,12 @@ class Accounts(Service):
         try:
             self.ledger.grow(reservation, size_bytes)
         except QuotaExceeded as error:
-            await self._look_for_room(error)
+            with self._told(reservation.repository, None):
+                await self._look_for_room(error)
             if number not in self._reservations:
                 return
-            self.ledger.grow(reservation, size_bytes)
+            with self._told(reservation.repository, None):
+                self.ledger.grow(reservation, size_bytes)
         await self._raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
@@ -355,6 +363,17 @@ class Accounts(Service):
         await self._together.run("all", self._pass)
 
     # --- room
+
+    @contextmanager
+    def _told(self, repository: Repository, user: str | None) -> Iterator[None]:
+        """What is refused here is told of."""
+        try:
+            yield
+        except QuotaExceeded as error:
+            name = "/".join(repository)
+            words = f"refused an upload to repository {ascii(name or '/')[1:-1]}: {ascii(error.message)[1:-1]}"
+            self._tell(Event(EventKind.QUOTA_REACHED, words, name, user), error.account.words)
+            raise
 
     async def _look_for_room(self, refusal: QuotaExceeded) -> None:
         """

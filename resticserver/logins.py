@@ -24,6 +24,7 @@ from .access.throttle import Login, Throttle
 from .errors import Forbidden, ServerError, Unauthorized, Unavailable
 from .messages import Failed, Wire, WireLost
 from .names import is_user_name
+from .telemetry.events import Event, EventKind
 from .web.jobs import Pool
 
 #: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
@@ -54,7 +55,15 @@ class PasswordJudge:
     @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
     """
 
-    def __init__(self, htpasswd: Htpasswd, pool: Pool, throttle: Throttle, reactor: IReactorTime) -> None:
+    def __init__(
+        self,
+        htpasswd: Htpasswd,
+        pool: Pool,
+        throttle: Throttle,
+        reactor: IReactorTime,
+        tell: Callable[[Event, str], object] = lambda event, key: None,
+    ) -> None:
+        self._tell = tell
         self._htpasswd = htpasswd
         self._pool = pool
         self._throttle = throttle
@@ -119,6 +128,8 @@ class PasswordJudge:
         verdict = self._throttle.admit(user, address, exempt)
         if verdict.lockout_began:
             self.lockouts += 1
+            message = f"{address} is refused for a while after too many failed logins"
+            self._tell(Event(EventKind.LOCKOUT, message, details={"address": address}), address)
             _log.warn("too many auth failures from {address}: refused for a while", address=address)
         if verdict.refused:
             raise Forbidden("too many failed logins from your address, try again later")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from twisted.python import usage
 from . import __version__
 from .access.proxies import TrustedProxies
 from .access.throttle import parse_rate
+from .events import runnable
 from .names import parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
 from .sizes import parse_free_space, parse_size
@@ -83,6 +85,7 @@ class Options(usage.Options):
         ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
         ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
         ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
+        ["on-event", None, None, "command that gets each event (new snapshot, quota reached, ...) as JSON on its input"],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "what its lines look like: combined (Apache's), or json"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
@@ -249,6 +252,7 @@ class Options(usage.Options):
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=self["metrics-listen"],
+            on_event=self._parsed("on-event", _command) if self["on-event"] is not None else (),
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
             debug=bool(self["debug"]),
@@ -287,6 +291,21 @@ def _next_value(name: str, left: Any) -> list[str]:
 def _absolute(path: str | None) -> str | None:
     """Flags name files from where the user stands; twistd may change the directory later."""
     return os.path.abspath(path) if path else None
+
+
+def _command(text: str) -> tuple[str, ...]:
+    """
+    A command line, as a shell would take it apart; there is no shell.
+
+    @raise ValueError: it is none, or there is no such program.
+    """
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+    if not command or not runnable(command):
+        raise ValueError(f"{text}: there is no such program")
+    return (os.path.abspath(command[0]) if os.sep in command[0] else command[0], *command[1:])
 
 
 def _workers(text: str) -> int:

@@ -24,6 +24,7 @@ from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
 from .storage.state import StateFile
 from .telemetry.accesslog import FORMATS, AccessLog, AccessLogService
+from .telemetry.events import Tells
 from .telemetry.record import Recorder
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Serving:
     @param judge: for passwords, or C{None} without.
     @param books: who keeps account of what is stored.
     @param fences: between those who change directories and who counts them.
+    @param tell: told of events.
     @param tally: counts requests; C{None} where nobody wants to know.
     @param metrics: all of the server's, for C{/metrics}.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
@@ -108,6 +110,7 @@ class Serving:
         judge: Judge | None,
         books: Books,
         fences: Fences,
+        tell: Tells,
         tally: Recorder | None,
         metrics: Callable[[], Awaitable[Answer]],
     ) -> None:
@@ -116,6 +119,7 @@ class Serving:
         self._store = store
         self._policy = policy
         self._judge = judge
+        self._tell = tell
         self._metrics = metrics
         self._site: RepositorySite | None = None
         self._books = books
@@ -153,7 +157,7 @@ class Serving:
         space = Space(self._books, self._fences)
         pools = (self.disk, self.writers, self.quick)
         door = make_door(settings, self._judge)
-        api = Api(self._store, *pools, door, self._policy, settings.auto_create, space)
+        api = Api(self._store, *pools, door, self._policy, settings.auto_create, space, self._tell)
         metrics = self._metrics if settings.prometheus else None
         pages = make_pages(settings, self._readiness, metrics)
         self._site = make_site(settings, self._reactor, self._access_log, Pages(pages, door, api.resource()))

@@ -48,6 +48,7 @@ class Settings:
     @ivar state_dir: where the state file lies; C{None} means C{.rest-server} in the data directory.
     @ivar prometheus: whether C{/metrics} is there; C{prometheus_no_auth}: for everyone.
     @ivar metrics_listen: an address of its own for metrics and health, or C{None}.
+    @ivar on_event: a command and its arguments that is told of events, or nothing.
     @ivar workers: how many processes serve; 1 is one process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
     """
@@ -82,6 +83,7 @@ class Settings:
     prometheus: bool = False
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None
+    on_event: tuple[str, ...] = ()
     log: str | None = None
     log_format: str = "combined"
     debug: bool = False

@@ -16,10 +16,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,6 +31,7 @@ from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import KEEP_ACCOUNT, Accounts, AccountsDesk, LocalGates, WorkerGates
 from .errors import StartError
+from .events import EVENT, Events
 from .listen import Listeners
 from .logins import ASK as LOGIN
 from .logins import PasswordJudge
@@ -50,6 +52,7 @@ from .serving import (
     make_store,
 )
 from .settings import Settings
+from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
 from .web.jobs import ended_within
 from .web.space import Fences
@@ -66,6 +69,9 @@ PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
 PASSWORD_NICE = 19
 #: Repositories are counted one after the other; some more for the state file, and for what an upload waits for.
 COUNTING_THREADS = 4
+#: How often it is looked whether the certificate ends soon, and what is soon.
+EXPIRY_INTERVAL_S = 86_400.0
+EXPIRY_DAYS = 14
 #: What workers may take to say what they have counted.
 COUNT_TIMEOUT_S = 2.0
 #: How often the files of users and rules, and of certificates, are looked at.
@@ -116,10 +122,11 @@ class ResticServer(InTurn):
             self.policy_file.load()
         self.certificates = make_certificates(settings)
         self._reloading = DeferredLock()
+        self.events = Events(reactor, settings.on_event)
         judge = None
         if self.htpasswd is not None:
             throttle = Throttle(settings.auth_failures, reactor.seconds)
-            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor)
+            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, self.events.tell_now_and_then)
         profile = settings.cpu_profile
         if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
             raise StartError(f"cannot write the profile {profile}")
@@ -136,6 +143,7 @@ class ResticServer(InTurn):
             self.counting,
             self._gates,
             in_any_case=settings.metrics,
+            tell=self.events.tell_now_and_then,
         )
         self._judge = judge
         self._serving: Serving | None = None
@@ -155,6 +163,7 @@ class ResticServer(InTurn):
                 judge,
                 self.accounts,
                 fences,
+                self.events.tell,
                 tally,
                 self.monitoring.metrics,
             )
@@ -172,7 +181,7 @@ class ResticServer(InTurn):
             services.append(self.disk)
             self.monitoring = self._monitoring(self._count_in_workers)
             desk = AccountsDesk(self.accounts)
-            verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt}
+            verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
             if judge is not None:
                 verbs[LOGIN] = judge.answer
             front = self.workers = Workers(
@@ -202,7 +211,9 @@ class ResticServer(InTurn):
             )
         rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
-        for child in (*services, self.passwords, self.counting, self.accounts, rules, certificates, front, *others):
+        if self.certificates is not None:
+            others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
+        for child in (*services, self.events, self.passwords, self.counting, self.accounts, rules, certificates, front, *others):
             child.setServiceParent(self)
 
     # --- what can be seen
@@ -212,7 +223,7 @@ class ResticServer(InTurn):
         monitoring = Monitoring(
             settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, gather
         )
-        monitoring.more.append(self._families)
+        monitoring.more += [self._families, self.events.families]
         return monitoring
 
     def _families(self) -> Iterator[Family]:
@@ -245,6 +256,17 @@ class ResticServer(InTurn):
     def _worker_gone(self, worker: object) -> None:
         self.accounts.holder_gone(worker)
         self.monitoring.in_flight.pop(worker, None)
+
+    def _look_at_expiry(self) -> Deferred[None]:
+        """Whether the certificate ends soon."""
+        assert self.certificates is not None
+        left = self.certificates.not_after - datetime.now(UTC)
+        if left < timedelta(days=EXPIRY_DAYS):
+            until = self.certificates.not_after.isoformat()
+            message = f"the TLS certificate {'ends' if left > timedelta() else 'has ended'} on {until}"
+            event = Event(EventKind.CERTIFICATE, message, details={"not_after": until})
+            self.events.tell_now_and_then(event, until)
+        return succeed(None)
 
     def _metrics_site(self) -> RepositorySite:
         """What is on C{--metrics-listen}. Its requests are not counted, nor in the access log."""
@@ -423,9 +445,13 @@ class FileWatch(Service):
     Has files looked at every few seconds, so that a change holds without a signal.
 
     @param look: a look, which does not fail; the next comes when it has ended.
+    @param now: whether the first is at the start.
     """
 
-    def __init__(self, name: str, reactor: Any, interval_s: float, look: Callable[[], Deferred[None]]) -> None:
+    def __init__(
+        self, name: str, reactor: Any, interval_s: float, look: Callable[[], Deferred[None]], now: bool = False
+    ) -> None:
+        self._now = now
         self._call = LoopingCall(look)
         self._call.clock = reactor
         self._interval_s = interval_s
@@ -434,7 +460,7 @@ class FileWatch(Service):
     def startService(self) -> None:
         """Begin to look."""
         super().startService()
-        self._call.start(self._interval_s, now=False)
+        self._call.start(self._interval_s, now=self._now)
 
     def stopService(self) -> None:
         """Look no more."""

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from . import __version__, allocator
 from .accounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .errors import StartError
+from .events import EVENT
 from .listen import tls_factory
 from .logins import DistantJudge
 from .messages import Wire
@@ -191,6 +192,7 @@ class WorkerServer(InTurn):
             judge,
             books,
             fences,
+            lambda event: wire.tell(EVENT, **event.on_the_wire()),
             monitoring.tally if settings.metrics else None,
             monitoring.metrics,
         )

@@ -52,6 +52,7 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--state-dir", "/var/lib/restic-rest"), {"state_dir": "/var/lib/restic-rest"}),
     (("--metrics-listen", "127.0.0.1:9090"), {"metrics_listen": "127.0.0.1:9090"}),
     (("--log-format", "json"), {"log_format": "json"}),
+    (("--on-event", "cat -u 'a b'"), {"on_event": ("cat", "-u", "a b")}),
     (("--listen", ":8001"), {"listen": (":8001",)}),
     (("--listen=127.0.0.1:0",), {"listen": ("127.0.0.1:0",)}),
     (("--listen", ":1", "--listen=unix:/run/x", "--listen", "[::1]:2"), {"listen": (":1", "unix:/run/x", "[::1]:2")}),

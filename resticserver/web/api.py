@@ -27,6 +27,7 @@ from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
 from ..names import Kind, Target
 from ..storage.interface import Chunks, Outcome, RepositoryStore, Stored, Upload
+from ..telemetry.events import Event, EventKind, Tells, nobody
 from ..telemetry.record import Effect, Operation
 from . import replies
 from .authentication import Authentication
@@ -65,6 +66,7 @@ class Api:
     @param quick: runs what is short where the disk is quick: small uploads, removals.
     @param auto_create: whether an upload makes its repository where that is missing, if its user may.
     @param space: asked for room before an upload; without it there is always room.
+    @param tell: told of events.
     """
 
     app = Klein()
@@ -79,6 +81,7 @@ class Api:
         policy: Decides,
         auto_create: bool = False,
         space: Space | None = None,
+        tell: Tells = nobody,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -88,6 +91,7 @@ class Api:
         self._authentication = authentication
         self._policy = policy
         self._auto_create = auto_create
+        self._tell = tell
         self._space = space if space is not None else Space()
         self._list_verbs: Mapping[bytes, Verb] = {b"GET": self._list}
         self._object_verbs: Mapping[bytes, Verb] = {
@@ -161,6 +165,7 @@ class Api:
         deleting = self._pool.run(self._store.delete_repository, target.repository)
         deleting.addBoth(self._deleted, target)
         await shielded(deleting)
+        self._tell(_event(EventKind.REPOSITORY_DELETED, "{repository} was deleted", request, target))
         replies.send(request)
 
     def _deleted(self, result: T, target: Target) -> T:
@@ -233,7 +238,12 @@ class Api:
         if outcome is not Outcome.UNCHANGED:
             request.effect = Effect(Operation.WRITE, upload.size_bytes)
         if outcome is Outcome.HEALED:
-            _log.info("healed {kind} {name}", kind=target.type, name=target.name)
+            words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
+            self._tell(_event(EventKind.CORRUPTION, words, request, target))
+        elif outcome is Outcome.STORED and target.type == "snapshots":
+            self._tell(_event(EventKind.SNAPSHOT, f"new snapshot {target.name[:8]} in {{repository}}", request, target))
+        elif outcome is Outcome.STORED and target.kind is Kind.CONFIG:
+            self._tell(_event(EventKind.REPOSITORY_CREATED, "{repository} was created", request, target))
         replies.send(request)
 
     def _may_auto_create(self, request: StreamingRequest, target: Target) -> bool:
@@ -292,6 +302,13 @@ class RoutedResource(Resource):
         target = request.target
         request.run(self._ways[target.kind if target is not None else None](self._api, request))
         return NOT_DONE_YET
+
+
+def _event(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:
+    repository = "/".join(target.repository)
+    message = words.format(repository=f"repository {ascii(repository or '/')[1:-1]}")
+    details = {"type": target.type, "name": target.name} if target.name else {}
+    return Event(kind, message, repository, request.user_name, details)
 
 
 def _begin_load(request: StreamingRequest, target: Target, part: Part, size_bytes: int) -> None:

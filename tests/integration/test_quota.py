@@ -651,6 +651,11 @@ class RefusalTests(QuotaCase):
             self.assertEqual(200, client.delete("/config").status)
         self.assert_nothing_new()
 
+    def is_receiving(self) -> bool:
+        """Whether an upload is on its way."""
+        opened = self.server.open_files_below(self.data)
+        return any(not path.startswith(f"{self.data}/.rest-server/") for path in opened)
+
     def test_uploads_on_their_way_hold_their_room(self) -> None:
         """What has begun with a length will not fail for want of room; what breaks off gives it back."""
         body, other = body_of(8, 700_000), body_of(9, 400_000)
@@ -662,17 +667,11 @@ class RefusalTests(QuotaCase):
         )
         with self.server.client() as client:
             self.assertEqual(200, client.delete(f"/data/{self.kept}").status)
-
-            def held() -> bool:
-                if client.post(path_of_other, other).status == REFUSED:
-                    return True
-                client.delete(path_of_other)  # it came before the other
-                return False
-
             for end in ends:
                 with connect(("127.0.0.1", self.server.port)) as connection:
                     connection.sendall(self.head(body, f"Content-Length: {len(body)}") + body[:100_000])
-                    wait_until(held, what="the reservation")
+                    wait_until(self.is_receiving, what="the beginning of the upload")
+                    self.assert_refusal(client.post(path_of_other, other))
                     end(connection)
                     if end is ends[-1]:
                         self.assertEqual(200, read_reply(connection, "POST").status)

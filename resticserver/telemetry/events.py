@@ -1,0 +1,79 @@
+"""
+What an administrator wants to be told of: the kinds of events, and what an event is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+
+class EventKind(Enum):
+    """What can happen."""
+
+    #: A snapshot was stored: a backup has finished.
+    SNAPSHOT = "snapshot"
+    REPOSITORY_CREATED = "repository-created"
+    REPOSITORY_DELETED = "repository-deleted"
+    #: An upload was refused because of a quota; told once in a while for each.
+    QUOTA_REACHED = "quota-reached"
+    #: A stored object had other bytes than its name says.
+    CORRUPTION = "corruption"
+    #: An address is refused after too many failed logins.
+    LOCKOUT = "lockout"
+    #: The TLS certificate ends soon.
+    CERTIFICATE = "certificate-expiring"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    One event.
+
+    @ivar message: what happened, for people; names in it are escaped.
+    @ivar repository: as C{alice/laptop}, where it is about one.
+    @ivar user: who did it, where that is known.
+    @ivar details: more, by kind (docs/operations.md).
+    @ivar time_s: when, in seconds since 1970.
+    """
+
+    kind: EventKind
+    message: str
+    repository: str | None = None
+    user: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    time_s: float = field(default_factory=time.time)
+
+    def as_json(self) -> bytes:
+        """One line, as a command gets it."""
+        document = {
+            "event": self.kind.value,
+            "time": datetime.fromtimestamp(self.time_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "message": self.message,
+            "repository": self.repository,
+            "user": self.user,
+            **self.details,
+        }
+        return json.dumps(document, separators=(",", ":")).encode("ascii") + b"\n"
+
+    def on_the_wire(self) -> dict[str, Any]:
+        """In what JSON has, for another process."""
+        return {**asdict(self), "kind": self.kind.value}
+
+    @classmethod
+    def from_wire(cls, kind: str, **values: Any) -> Event:
+        """What L{on_the_wire} made."""
+        return cls(EventKind(kind), **values)
+
+
+#: Whoever wants to know of every event.
+Tells = Callable[[Event], object]
+
+
+def nobody(event: Event) -> None:
+    """Where nobody wants to know."""

@@ -1,0 +1,235 @@
+"""
+Events: what they look like, when they are told of, and the command that gets them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from resticserver import events
+from resticserver.events import Events, runnable
+from resticserver.telemetry.events import Event, EventKind
+
+from .support.scratch import scratch_directory
+
+SNAPSHOT = Event(EventKind.SNAPSHOT, "new snapshot", "alice/laptop", "alice", {"name": "0a"}, time_s=1772366405.75)
+
+
+class EventTests(SynchronousTestCase):
+    """L{Event}."""
+
+    def test_json(self) -> None:
+        """One line of ASCII with what is known, and null for what is not."""
+        self.assertEqual(
+            {
+                "event": "snapshot",
+                "time": "2026-03-01T12:00:05Z",
+                "message": "new snapshot",
+                "repository": "alice/laptop",
+                "user": "alice",
+                "name": "0a",
+            },
+            json.loads(SNAPSHOT.as_json()),
+        )
+        odd = Event(EventKind.CORRUPTION, "a\nb", "\u0430/\udc80", None)
+        self.assertEqual(1, odd.as_json().count(b"\n"))
+        self.assertEqual(("\u0430/\udc80", None), tuple(json.loads(odd.as_json())[key] for key in ("repository", "user")))
+
+    def test_over_the_wire(self) -> None:
+        """Another process gets the same."""
+        self.assertEqual(SNAPSHOT, Event.from_wire(**json.loads(json.dumps(SNAPSHOT.on_the_wire()))))
+
+
+class Held(Events):
+    """Events whose command never starts."""
+
+    def _next(self) -> None:
+        pass
+
+
+def counts(told: Events) -> dict[tuple[str, ...], float]:
+    """What the metrics say."""
+    (family,) = told.families()
+    return {sample.labels: sample.value for sample in family.samples}
+
+
+class TellingTests(SynchronousTestCase):
+    """L{Events} without its command."""
+
+    def test_now_and_then(self) -> None:
+        """The same again is told of once an hour, another one at once."""
+        clock = Clock()
+        told = Events(clock, ())
+        quota = Event(EventKind.QUOTA_REACHED, "full")
+        for key, after_s, number in (
+            ("alice", 0, 1),
+            ("alice", 1, 1),
+            ("bob", 0, 2),
+            ("alice", events.AGAIN_S - 2, 2),
+            ("alice", 1, 3),
+            ("alice", 0, 3),
+        ):
+            clock.advance(after_s)
+            told.tell_now_and_then(quota, key)
+            self.assertEqual(number, counts(told)["quota-reached", "told"], (key, after_s))
+
+    def test_many_keys(self) -> None:
+        """However many things are told of, what is remembered of them has a bound."""
+        told = Events(Clock(), ())
+        for number in range(events._MOST_TOLD + 10):
+            told.tell_now_and_then(SNAPSHOT, str(number))
+        self.assertLessEqual(len(told._told), events._MOST_TOLD)
+
+    def test_log(self) -> None:
+        """Bad news is a warning, a backup is news, all else is only for those who look for it."""
+        told = Events(Clock(), ())
+        with capturedLogs() as logged:
+            for kind in EventKind:
+                told.tell(Event(kind, kind.value))
+        levels = {formatEvent(event): event["log_level"].name for event in logged}
+        self.assertEqual(
+            {
+                "snapshot": "info",
+                "repository-created": "debug",
+                "repository-deleted": "debug",
+                "quota-reached": "warn",
+                "corruption": "warn",
+                "lockout": "debug",
+                "certificate-expiring": "warn",
+            },
+            levels,
+        )
+
+    def test_bounded(self) -> None:
+        """What comes more quickly than the command takes it: the oldest is given up, and that is counted."""
+        told = Held(Clock(), ("true",))
+        told.startService()
+        for number in range(events.MOST_WAITING + 3):
+            told.tell(Event(EventKind.SNAPSHOT, str(number)))
+        self.assertEqual("3", told._waiting[0].message)
+        self.assertEqual(3, counts(told)["snapshot", "dropped"])
+
+    def test_runnable(self) -> None:
+        """A program by its path or by PATH; no directory, and nothing that may not be run."""
+        file = Path(self.mktemp())
+        file.touch(0o600)
+        for command, there in (
+            ("cat", True),
+            (sys.executable, True),
+            ("no-such-program", False),
+            ("/", False),
+            (str(file.absolute()), False),
+        ):
+            self.assertEqual(there, runnable((command,)), command)
+
+
+class CommandTests(TestCase):
+    """L{Events} with real commands."""
+
+    timeout = 30.0
+
+    def setUp(self) -> None:
+        self.output = scratch_directory(self) / "output"
+
+    def started(self, script: str) -> Events:
+        """Events that are told to a shell script, which finds C{$output}."""
+        told = Events(reactor, ("/bin/sh", "-c", f"output={shlex.quote(str(self.output))}; {script}"))
+        told.startService()
+        self.addCleanup(lambda: told.stopService() if told.running else None)
+        return told
+
+    async def until(self, told: Events, outcome: str, number: int = 1) -> None:
+        """Wait until so many have come to this end."""
+        while sum(value for (_, how), value in counts(told).items() if how == outcome) < number:
+            await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+
+    def test_delivered(self) -> Deferred[None]:
+        """Each event is a line on the command's input, one command after the other, in order."""
+
+        async def test() -> None:
+            told = self.started("cat >> $output")
+            for number in range(5):
+                told.tell(Event(EventKind.SNAPSHOT, str(number)))
+            await self.until(told, "delivered", 5)
+            lines = [json.loads(line)["message"] for line in self.output.read_text().splitlines()]
+            self.assertEqual(list("01234"), lines)
+
+        return Deferred.fromCoroutine(test())
+
+    def test_fails(self) -> Deferred[None]:
+        """A command that fails is named with its last words, escaped, and the next event comes to its own."""
+
+        async def test() -> None:
+            told = self.started("cat >/dev/null; printf 'first\\n\\033[31mlast\\n' >&2; exit 3")
+            with capturedLogs() as logged:
+                told.tell(SNAPSHOT)
+                told.tell(SNAPSHOT)
+                await self.until(told, "failed", 2)
+            warnings = [formatEvent(event) for event in logged if event["log_level"].name == "warn"]
+            self.assertEqual(2, len(warnings))
+            self.assertIn("exit code 3", warnings[0])
+            self.assertTrue(warnings[0].endswith(": \\x1b[31mlast"), warnings[0])
+
+        return Deferred.fromCoroutine(test())
+
+    def test_hangs(self) -> Deferred[None]:
+        """A command that hangs is ended when its time is up, also if it has started others; it is not waited for."""
+        self.patch(events, "TIME_LIMIT_S", 0.3)
+
+        async def test() -> None:
+            told = self.started("echo $$ > $output; sleep 60 & wait")
+            told.tell(SNAPSHOT)
+            await self.until(told, "failed")
+            self.assertRaises(ProcessLookupError, os.kill, int(self.output.read_text()), 0)
+
+        return Deferred.fromCoroutine(test())
+
+    def test_takes_no_input(self) -> Deferred[None]:
+        """A command that does not read what it gets, or not all of it, is none that fails."""
+
+        async def test() -> None:
+            told = self.started("exec <&-; exit 0")
+            big: dict[str, Any] = {"filling": "x" * 1_000_000}
+            told.tell(Event(EventKind.SNAPSHOT, "big", details=big))
+            await self.until(told, "delivered")
+
+        return Deferred.fromCoroutine(test())
+
+    def test_not_there(self) -> Deferred[None]:
+        """A program that is gone since the start is one that fails."""
+
+        async def test() -> None:
+            told = Events(reactor, (str(self.output),))
+            told.startService()
+            told.tell(SNAPSHOT)
+            await self.until(told, "failed")
+        return Deferred.fromCoroutine(test())
+
+    def test_stop(self) -> Deferred[None]:
+        """At the server's end the running command is ended, and no other begins."""
+
+        async def test() -> None:
+            told = self.started("echo $$ > $output; sleep 60")
+            told.tell(SNAPSHOT)
+            told.tell(SNAPSHOT)
+            while not (self.output.exists() and self.output.read_text()):
+                await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+            stopping = told.stopService()
+            assert stopping is not None
+            await stopping
+            self.assertRaises(ProcessLookupError, os.kill, int(self.output.read_text()), 0)
+            self.assertEqual(1, counts(told)["snapshot", "failed"])
+
+        return Deferred.fromCoroutine(test())
+
