@@ -10,6 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, Logger
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from .tls import ReloadingCertificates
     from .web.authentication import Authentication, Judge
+    from .web.jobs import Pool
     from .web.pages import Answer, Page
     from .web.site import RepositorySite
     from .web.space import Books, Fences
@@ -43,12 +45,22 @@ DISK_THREADS, SHARED_DISK_THREADS = 16, 8
 #: they gain nothing on two cores, and lose where the large uploads are all at one worker.
 WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
 
+#: How often it is looked whether the state file was used.
+STATE_INTERVAL_S = 10.0
+
 _log = Logger()
 
 
 def make_state(settings: Settings) -> StateFile:
     """The state file; nothing is opened."""
     return StateFile(settings.path, settings.state_dir, 0o660 if settings.group_accessible_repos else 0o600)
+
+
+def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
+    """A service that closes the state file when nobody uses it: a volume with an open file cannot be unmounted."""
+    service = TimerService(STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle))
+    service.clock = reactor
+    return service
 
 
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
@@ -106,6 +118,7 @@ class Serving:
         settings: Settings,
         reactor: Any,
         store: LocalStore,
+        state: StateFile,
         policy: Decides,
         judge: Judge | None,
         books: Books,
@@ -140,8 +153,9 @@ class Serving:
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
         self._readiness = Readiness(reactor, store, self.disk)
+        idle = closes_idle(state, self.disk, reactor)
         self.services: list[IService] = [] if self.log_file is None else [self.log_file]
-        self.services += [self.disk, self.quick, self.writers]
+        self.services += [self.disk, self.quick, self.writers, idle]
 
     def requests_in_flight(self) -> int:
         """How many requests are being answered."""

@@ -43,6 +43,7 @@ from .serving import (
     CpuProfile,
     InTurn,
     Serving,
+    closes_idle,
     make_certificates,
     make_door,
     make_pages,
@@ -159,6 +160,7 @@ class ResticServer(InTurn):
                 settings,
                 reactor,
                 self.store,
+                self.state,
                 self.policy_file or flags,
                 judge,
                 self.accounts,
@@ -178,7 +180,7 @@ class ResticServer(InTurn):
             )
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
-            services.append(self.disk)
+            services += [self.disk, closes_idle(self.state, self.disk, reactor)]
             self.monitoring = self._monitoring(self._count_in_workers)
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}

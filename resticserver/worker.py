@@ -188,6 +188,7 @@ class WorkerServer(InTurn):
             settings,
             reactor,
             store,
+            self._state,
             policy_file or flags,
             judge,
             books,

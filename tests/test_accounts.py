@@ -585,7 +585,7 @@ class RefusalTests(AccountsCase):
 
     def test_both_limits(self) -> None:
         """Where a repository's limit and its user's leave no room both are looked at before it is refused."""
-        self.quotas.users = {"alice": Limit(1500)}
+        self.quotas.users = {"alice": Limit(1200)}
         self.quotas.repositories = {ALICE: Limit(1000)}
         self.store.create_repository(LAPTOP)
         paths = [self.plant(ALICE, b"x" * 1000), self.plant(LAPTOP, b"y" * 500)]
@@ -891,7 +891,9 @@ class RestartTests(AccountsCase):
         jobs = pool.finish()
         self.successResultOf(stopped)
         self.assertLess(jobs, 10)
-        self.assertEqual({Amount(10, 1)}, {state.at_most for state in self.promised().values() if state.at_most != (0, 0)})
+        self.assertEqual(
+            {Amount(10, 1)}, {state.at_most for state in self.promised().values() if state.at_most != (0, 0)}
+        )
 
     def test_stopped_while_it_is_counted_first(self) -> None:
         """Nor does a stop wait for the first count."""
@@ -940,11 +942,13 @@ class RestartTests(AccountsCase):
 
     def test_crash_after_things_moved(self) -> None:
         """Never less than what is there at any step of the count, also where much was removed and as much came."""
-        path = self.plant(ALICE, b"x" * 100_000)
+        # It is in one of the directories that are counted first.
+        first = next(b"%d" % n + b"x" * 100_000 for n in range(999) if id_of(b"%d" % n + b"x" * 100_000) < "10")
+        path = self.plant(ALICE, first)
         self.start(1 << 50)
         others = [b"%d" % number for number in range(200)]
         path.unlink()
-        self.accounts.settle(0, ALICE, cell_of("data", path.name), Amount(-100_000, -1))
+        self.accounts.settle(0, ALICE, cell_of("data", path.name), Amount(-len(first), -1))
         for content in others:
             number = self.reserve(ALICE, 500, content=content)
             self.plant(ALICE, content * (500 // len(content)))
@@ -952,10 +956,8 @@ class RestartTests(AccountsCase):
         pool = StepPool()
         # A ceiling that is as low as it may be: nothing more than there was.
         self.patch(accounts_module, "STEP", Amount())
-        most = max(self.stored().size_bytes, 100_000)
-        self.state.put_repositories(
-            {ALICE: RepositoryState(Amount(most, 200), *(self.promised()[ALICE][1:]))}
-        )
+        most = max(self.stored().size_bytes, len(first))
+        self.state.put_repositories({ALICE: RepositoryState(Amount(most, 200), *self.promised()[ALICE][1:])})
         self.crash(1 << 50, pool=pool)
         pool.step()
         stored = self.stored()

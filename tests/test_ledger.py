@@ -99,9 +99,7 @@ class LimitCase(SynchronousTestCase):
         """Room."""
         return self.ledger.reserve(repository, kind, NAME if kind != "config" else kind, size_bytes, limits)
 
-    def refused(
-        self, repository: Repository, size_bytes: int, limits: Limits = NO_LIMITS, kind: str = "data"
-    ) -> str:
+    def refused(self, repository: Repository, size_bytes: int, limits: Limits = NO_LIMITS, kind: str = "data") -> str:
         """What a refusal says."""
         before = self.sums()
         error = self.assertRaises(QuotaExceeded, self.reserve, repository, size_bytes, limits, kind)
@@ -202,7 +200,13 @@ class LimitTests(LimitCase):
                 2,
                 "quota of 1 byte for repository alice/home exceeded (0 bytes used)",
             ),
-            (ROOT, limits(repository=Limit(5)), UNLIMITED, 6, "quota of 5 bytes for repository / exceeded (0 bytes used)"),
+            (
+                ROOT,
+                limits(repository=Limit(5)),
+                UNLIMITED,
+                6,
+                "quota of 5 bytes for repository / exceeded (0 bytes used)",
+            ),
             (BOB, NO_LIMITS, Limit(10 * GIB), GIB, "quota of 10 GiB for this server exceeded (9.98 GiB used)"),
             (ALICE, limits(Limit(objects=1)), UNLIMITED, 0, "quota of 1 objects for alice exceeded (1 used)"),
         ):
@@ -461,7 +465,8 @@ LIMITS = st.builds(Limit, st.none() | st.integers(0, 250), st.none() | st.intege
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("reserve"), st.tuples(st.sampled_from(REPOSITORIES), st.sampled_from(KINDS), SIZES, st.integers(0, 3))
+            st.just("reserve"),
+            st.tuples(st.sampled_from(REPOSITORIES), st.sampled_from(KINDS), SIZES, st.integers(0, 3)),
         ),
         st.tuples(st.just("grow"), st.tuples(st.integers(0, 5), SIZES)),
         st.tuples(st.just("release"), st.integers(0, 5)),

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.access.policy import ACTIONS, Action, Policy, RepositoryPattern
+from resticserver.access.policy import ACTIONS, Action, Grants, Policy, RepositoryPattern, Right, Rule
 from resticserver.access.policyfile import parse_policy
 from resticserver.errors import NotFound
 from resticserver.names import parse_target
+from resticserver.sizes import UNLIMITED, Limit
 
 ID = "0123456789abcdef" * 4
 
@@ -425,3 +426,66 @@ class RepositoryPatternTests(SynchronousTestCase):
         self.assertTrue(pattern.matches(name, (name,)))
         self.assertFalse(pattern.matches(name, (name + "x",)))
         self.assertFalse(pattern.matches(name, ("x" + name,)))
+
+
+class LimitsTests(SynchronousTestCase):
+    """Quotas: which limit holds for what."""
+
+    def rule(self, users: str, pattern: str, limit: Limit, number: int) -> Rule:
+        """A rule with a limit."""
+        return Rule(frozenset(users.split()), (RepositoryPattern(pattern),), Right.FULL, limit=limit, number=number)
+
+    def policy(self, **user_limits: Limit) -> Policy:
+        """A policy with three rules."""
+        rules = (
+            self.rule("root", "**", UNLIMITED, 1),
+            self.rule("alice bob", "shared", Limit(500, 100), 2),
+            self.rule("*", "{user}/**", Limit(100), 3),
+        )
+        return Policy(grants=Grants(rules, user_limits=user_limits))
+
+    def test_has_limits(self) -> None:
+        """Whether there are any: of a user, or in a rule."""
+        for policy, has in (
+            (Policy(), False),
+            (Policy(read_only=True, append_only=True), False),
+            (Policy(grants=Grants(())), False),
+            (Policy(grants=Grants((self.rule("*", "**", UNLIMITED, 1),))), False),
+            (Policy(grants=Grants((self.rule("*", "**", Limit(0), 1),))), True),
+            (Policy(grants=Grants((self.rule("*", "**", Limit(objects=0), 1),))), True),
+            (Policy(grants=Grants((), user_limits={"alice": Limit(0)})), True),
+        ):
+            self.assertEqual(has, policy.has_limits())
+
+    def test_of_user(self) -> None:
+        """A user's own entry, or everyone's; a user's own is not added to it and may be larger or nothing at all."""
+        policy = self.policy(alice=Limit(0), carol=Limit(None, 5), **{"*": Limit(10)})
+        for name, limit in (
+            ("alice", Limit(0)),
+            ("carol", Limit(None, 5)),
+            ("bob", Limit(10)),
+            ("Alice", Limit(10)),
+        ):
+            self.assertEqual(limit, policy.limit_of_user(name))
+        for policy in (Policy(), self.policy(alice=Limit(1))):
+            self.assertEqual(UNLIMITED, policy.limit_of_user("bob"))
+
+    def test_of_repository(self) -> None:
+        """That of the rule that decides for this user: the first that fits, and no other."""
+        policy = self.policy()
+        for user, path, limit in (
+            ("root", "shared", UNLIMITED),
+            ("root", "alice", UNLIMITED),
+            ("alice", "shared", Limit(500, 100)),
+            ("bob", "shared", Limit(500, 100)),
+            ("carol", "shared", UNLIMITED),
+            ("alice", "alice", Limit(100)),
+            ("alice", "alice/laptop", Limit(100)),
+            ("alice", "bob", UNLIMITED),
+            ("alice", "", UNLIMITED),
+            (None, "shared", UNLIMITED),
+            (None, "alice", UNLIMITED),
+        ):
+            repository = tuple(path.split("/")) if path else ()
+            self.assertEqual(limit, policy.limit_of_repository(user, repository), (user, path))
+        self.assertEqual(UNLIMITED, Policy().limit_of_repository("alice", ("alice",)))

@@ -178,7 +178,11 @@ class FencesTests(SynchronousTestCase):
         self.assertEqual((0, 0, 0), (len(self.fences._inside), len(self.fences._closed), len(self.fences._leaving)))
 
     @settings(deadline=None, database=None)
-    @given(st.lists(st.tuples(st.sampled_from(["enter", "leave", "close", "open", "cancel"]), st.integers(0, 1)), max_size=40))
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(["enter", "leave", "close", "open", "cancel"]), st.integers(0, 1)), max_size=40
+        )
+    )
     def test_any_order(self, steps: list[tuple[str, int]]) -> None:
         """Nobody is ever inside while it is closed for good, and at the end everybody was inside or has given up."""
         fences = Fences()

@@ -153,7 +153,14 @@ class KeptTests(StateCase):
 
     def test_odd_names(self) -> None:
         """Names that are no UTF-8, quotes, spaces, and a folder that looks like another's."""
-        names: list[Repository] = [("a\udcff",), ("'; DROP TABLE repository; --",), (" ",), ("a%",), ("a_",), ("ü", "\udc80")]
+        names: list[Repository] = [
+            ("a\udcff",),
+            ("'; DROP TABLE repository; --",),
+            (" ",),
+            ("a%",),
+            ("a_",),
+            ("ü", "\udc80"),
+        ]
         for number, name in enumerate(names):
             self.assertTrue(self.state.put_repositories({name: known(number)}))
             self.put("/".join((*name, "index")), number)

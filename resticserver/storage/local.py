@@ -34,6 +34,8 @@ _MOST_BUFFERS = 1024
 _READ_BYTES = 1 << 20
 #: How much an upload writes between two looks at the free space.
 _CHECK_ROOM_BYTES = 4 << 20
+#: What a file system gives a file at least.
+_BLOCK_BYTES = 4096
 #: How long it is believed what kind of file system a repository lies on, and of how many that is remembered.
 _TRUST_S = 60.0
 _MOST_TRUSTED = 10_000
@@ -409,8 +411,8 @@ class LocalUpload:
         with space_errors():
             self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
             if store.room is not None:
-                self._coming_bytes = self._length
-                store.room.coming(self._coming_bytes)
+                # A file takes whole blocks, also for its last bytes.
+                self._coming(store.room, (self._length // _BLOCK_BYTES + 1) * _BLOCK_BYTES)
                 store.room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
         self._file = self._publisher.temporary(
             store._directory(self._repository, self._kind, self._name),
@@ -425,33 +427,37 @@ class LocalUpload:
         @raise InsufficientStorage: the disk is full.
         """
         assert self._file is not None
+        room = self._store.room
+        size_bytes = sum(map(len, chunks)) if room is not None else 0
         with space_errors():
-            if self._store.room is not None:
-                self._make_room(self._store.room, sum(map(len, chunks)))
+            if room is not None:
+                self._make_room(room, size_bytes)
             if self._hash is None:
                 for first in range(0, len(chunks), _MOST_BUFFERS):
                     self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
-                return
-            # Chunk by chunk, so that the processor's cache still has it when it is written.
-            for chunk in chunks:
-                self._hash.update(chunk)
-                self.size_bytes += _write_all(self._file.fd, (chunk,))
+            else:
+                # Chunk by chunk, so that the processor's cache still has it when it is written.
+                for chunk in chunks:
+                    self._hash.update(chunk)
+                    self.size_bytes += _write_all(self._file.fd, (chunk,))
+        if room is not None:
+            # Only now: what is written the file system counts itself.
+            self._coming(room, -size_bytes)
 
     def _make_room(self, room: Room, size_bytes: int) -> None:
         """Before bytes are written: see now and then whether there is still room."""
+        surprise = size_bytes - self._coming_bytes  # a chunked body, whose length nobody knows
+        if surprise > 0:
+            self._coming(room, surprise)
         self._unchecked_bytes += size_bytes
-        surprise = size_bytes > self._coming_bytes  # a chunked body, whose length nobody knows
-        if surprise:
-            room.coming(size_bytes)
-        try:
-            if surprise or self._unchecked_bytes >= _CHECK_ROOM_BYTES:
-                self._unchecked_bytes = 0
-                room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
-        finally:
-            # What is written from here on the file system counts itself.
-            room.coming(-size_bytes)
-            if not surprise:
-                self._coming_bytes -= size_bytes
+        if surprise > 0 or self._unchecked_bytes >= _CHECK_ROOM_BYTES:
+            self._unchecked_bytes = 0
+            room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
+
+    def _coming(self, room: Room, size_bytes: int) -> None:
+        """So many more bytes are going to be written, or (negative) have been."""
+        room.coming(size_bytes)
+        self._coming_bytes += size_bytes
 
     def commit(self) -> Outcome:
         """
@@ -527,9 +533,8 @@ class LocalUpload:
         self._close()
 
     def _close(self) -> None:
-        if self._coming_bytes and self._store.room is not None:
-            self._store.room.coming(-self._coming_bytes)
-            self._coming_bytes = 0
+        if self._store.room is not None:
+            self._coming(self._store.room, -self._coming_bytes)
         file, self._file = self._file, None
         if file is not None:
             file.discard()

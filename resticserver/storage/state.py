@@ -53,6 +53,8 @@ CREATE TABLE repository (
 _BUSY_S = 5.0
 #: After an error the file is left alone for so long.
 _PAUSE_S = 60.0
+#: It is closed when it was not used for so long.
+_IDLE_S = 5.0
 
 T = TypeVar("T")
 
@@ -110,6 +112,7 @@ class StateFile:
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._not_before = 0.0
+        self._used_s = 0.0
         self._said: str | None = None
 
     def prepare(self) -> None:
@@ -171,7 +174,8 @@ class StateFile:
             *(self._key(path), _signed(device), _signed(inode), modified_ns, changed_ns, taken_ns),
             *(len(sizes), sum(sizes), b"".join(ids), _bytes(sizes)),
         )
-        self._run(lambda connection: _write(connection, "INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?,?,?,?,?,?)", [row]))
+        statement = "INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?,?,?,?,?,?)"
+        self._run(lambda connection: _write(connection, statement, [row]), make=True)
 
     def forget_directory(self, path: str) -> None:
         """A directory is not there any more, or is not to be kept."""
@@ -208,7 +212,7 @@ class StateFile:
                 connection.execute("PRAGMA synchronous = NORMAL")
             return True
 
-        return self._run(put) is True
+        return self._run(put, make=True) is True
 
     def forget_repositories(self, gone: Iterable[Repository]) -> None:
         """Repositories are not there any more, nor are their directories."""
@@ -239,13 +243,24 @@ class StateFile:
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """Do something with the file; C{None} where that is not possible."""
+    def close_if_idle(self) -> None:
+        """Close the file if nobody has asked for anything for a while: a volume with an open file cannot be unmounted."""
         with self._lock:
-            if time.monotonic() < self._not_before:
+            if time.monotonic() - self._used_s > _IDLE_S:
+                self._close()
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], make: bool = False) -> T | None:
+        """
+        Do something with the file; C{None} where that is not possible.
+
+        @param make: whether the file is made if there is none.
+        """
+        with self._lock:
+            now = self._used_s = time.monotonic()
+            if now < self._not_before:
                 return None
             try:
-                connection = self._open()
+                connection = self._open(make)
                 return work(connection) if connection is not None else None
             except (sqlite3.Error, OSError, ValueError) as error:
                 self._close()
@@ -258,7 +273,7 @@ class StateFile:
                     self._not_before = time.monotonic() + _PAUSE_S
                 return None
 
-    def _open(self) -> sqlite3.Connection | None:
+    def _open(self, make: bool) -> sqlite3.Connection | None:
         try:
             status = os.stat(self._file)
         except FileNotFoundError:
@@ -269,7 +284,7 @@ class StateFile:
             self._close()  # another volume is there now, or none, or somebody has deleted it
         if self._read_only:
             return self._open_read_only() if status is not None else None
-        if status is None and not self._make():
+        if status is None and not (make and self._make()):
             return None
         connection = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection = connection
