@@ -28,7 +28,7 @@ setup(
         "resticserver.web",
         "twisted.plugins",
     ],
-    package_data={"resticserver": ["py.typed"]},
+    package_data={"resticserver": ["py.typed"], "resticserver.web": ["status.css"]},
     install_requires=[
         "Twisted >= 25.5",
         "klein >= 24.8",

@@ -269,6 +269,15 @@ class Accounts(Service):
             await self._keep(self.ledger.repositories.values(), Amount())
         await self._pool.run(self._state.close)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every repository has been counted since the start."""
+        return self._complete
+
+    async def history(self) -> dict[Repository, list[tuple[int, int]]]:
+        """How large each repository was, by days since 1970."""
+        return await self._pool.run(self._state.history)
+
     # --- uploads and removals
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int, holder: object = None) -> int:
@@ -443,6 +452,8 @@ class Accounts(Service):
             self._ceilings.pop(repository, None)
         await self._pool.run(self._state.forget_repositories, gone)
         await self._keep(kept, STEP)
+        sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
+        await self._pool.run(self._state.put_history, int(time.time() // 86_400), sizes)
         if not self._complete:
             self._based = self._complete = True
             if not self._limited:
@@ -465,8 +476,10 @@ class Accounts(Service):
             took = max(self._reactor.seconds() - began, 0.001)
             batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
         last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository)
+        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository)
         if repository in self.ledger.repositories:
-            self.ledger.account(repository).last_snapshot_s = last_snapshot_s
+            account = self.ledger.account(repository)
+            account.last_snapshot_s, account.oldest_lock_s = last_snapshot_s, oldest_lock_s
         self.ledger.all_counted(repository)
 
     async def _closed(

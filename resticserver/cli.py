@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     @return: the exit status.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in ("user", "policy", "usage"):
+    if arguments and arguments[0] in ("user", "policy", "usage", "status"):
         return _subcommand(arguments[0], arguments[1:])
     options = Options()
     options.parseOptions(arguments)
@@ -69,6 +69,10 @@ def _subcommand(name: str, arguments: Sequence[str]) -> int:
         from . import users
 
         return users.main(arguments)
+    if name == "status":
+        from . import statuscommand
+
+        return statuscommand.main(arguments)
     if name == "usage":
         from . import usage
 

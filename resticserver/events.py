@@ -20,7 +20,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .telemetry.events import Event, EventKind
+from .telemetry.events import Event, EventKind, Tells
 from .telemetry.metrics import Family, Kind, Sample
 
 #: So many events wait for the command; the oldest is given up for one more.
@@ -45,11 +45,13 @@ class Events(Service):
     One server's events, in the process that keeps account.
 
     @param command: the command and its arguments, or empty.
+    @ivar observers: who is told as well.
     """
 
     def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
         self._reactor = reactor
         self._command = command
+        self.observers: list[Tells] = []
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
@@ -59,6 +61,8 @@ class Events(Service):
 
     def tell(self, event: Event) -> None:
         """Something happened."""
+        for observer in self.observers:
+            observer(event)
         self._counts[event.kind.value, "told"] += 1
         if event.kind in _BAD:
             _log.warn("{text}", text=event.message)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -25,15 +27,19 @@ from .accounts import Accounts, Quotas
 from .errors import Unavailable
 from .messages import Failed, Wire, WireLost
 from .sizes import Limit
-from .storage.ledger import RepositoryAccount, owner_of
+from .storage.ledger import RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from .web.jobs import Pool
 from .web.pages import Answer
 
 #: How often a worker sends what it has counted.
 SEND_S = 1.0
 #: What the parent asks its workers, and they it.
-COUNTED, METRICS = "counted", "metrics"
+COUNTED, METRICS, STATUS = "counted", "metrics", "status"
+
+DAY_S = 86_400
+LOCKS = cell_of("locks", "")
 
 
 class Monitoring:
@@ -45,6 +51,9 @@ class Monitoring:
     @param gather: waits until all other processes have sent what they counted.
     @ivar tally: counts this process's requests, and is told of the others'.
     @ivar in_flight: requests that are being answered, by process.
+    @ivar damaged: damaged files that were found, by repository.
+    @ivar certificate_ends: when the TLS certificate ends.
+    @ivar not_ready: why the server is not ready; empty if it is.
     @ivar more: families that others know of, asked for each time.
     """
 
@@ -67,6 +76,9 @@ class Monitoring:
         self._started = time.time()
         self.tally = Tally()
         self.in_flight: dict[object, int] = {}
+        self.damaged: Counter[str] = Counter()
+        self.certificate_ends: Callable[[], datetime | None] = lambda: None
+        self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
         self.more: list[Callable[[], Iterator[Family]]] = []
 
     async def metrics(self) -> Answer:
@@ -96,11 +108,9 @@ class Monitoring:
             [Sample(info, 1)],
         )
         yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
-        try:
-            status = os.statvfs(self._data_path)
-        except OSError:
+        free, size = self._disk()
+        if free is None or size is None:
             return
-        free, size = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
         yield gauge("disk_free_bytes", "Free space of the data directory's file system", free)
         yield gauge("disk_size_bytes", "Size of the data directory's file system", size)
 
@@ -150,6 +160,61 @@ class Monitoring:
         if self._limit.size_bytes is not None:
             yield gauge("quota_bytes", "What may be stored in all repositories", self._limit.size_bytes)
 
+    async def status(self) -> ServerStatus:
+        """What a status page says."""
+        history = await self._accounts.history()
+        now_s = time.time()
+        today = int(now_s // DAY_S)
+        repositories: list[RepositoryStatus] = []
+        users: dict[str, int] = {}
+        for account in list(self._accounts.ledger.repositories.values()):
+            if not (account.used_objects or account.counted):
+                continue
+            owner = owner_of(account.repository)
+            name = "/".join(account.repository)
+            limit = self._quotas.limit_of_repository(owner, account.repository)
+            locks = account.objects[LOCKS]
+            repositories.append(
+                RepositoryStatus(
+                    name,
+                    owner,
+                    account.used_bytes,
+                    account.used_objects,
+                    limit.size_bytes,
+                    limit.objects,
+                    account.last_snapshot_s,
+                    locks,
+                    account.oldest_lock_s if locks else None,
+                    self.damaged[name],
+                    (*(day for day in history.get(account.repository, ()) if day[0] < today), (today, account.used_bytes)),
+                )
+            )
+            if owner is not None:
+                users[owner] = users.get(owner, 0) + account.used_bytes
+        free, size = await self._pool.run(self._disk)
+        certificate = self.certificate_ends()
+        return ServerStatus(
+            __version__,
+            now_s,
+            self._started,
+            await self.not_ready(),
+            self._accounts.complete,
+            self._limit.size_bytes,
+            free,
+            size,
+            None if certificate is None else certificate.timestamp(),
+            tuple(repositories),
+            tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
+        )
+
+    def _disk(self) -> tuple[int | None, int | None]:
+        """In the pool: free space and size of the data directory's file system, if it is there."""
+        try:
+            status = os.statvfs(self._data_path)
+        except OSError:
+            return None, None
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
     # --- workers
 
     def verbs(self, worker: object) -> dict[str, Callable[..., Any]]:
@@ -157,11 +222,15 @@ class Monitoring:
         return {
             COUNTED: partial(self._counted, worker),
             METRICS: lambda: Deferred.fromCoroutine(self._answer()),
+            STATUS: lambda: Deferred.fromCoroutine(self._status()),
         }
 
     def _counted(self, worker: object, taken: dict[str, Any], in_flight: int) -> None:
         self.tally.add(taken)
         self.in_flight[worker] = in_flight
+
+    async def _status(self) -> dict[str, Any]:
+        return (await self.status()).as_json()
 
     async def _answer(self) -> str:
         return (await self.metrics()).body.decode("utf-8")
@@ -204,6 +273,17 @@ class WorkerMonitoring(Service):
         except (WireLost, Failed) as error:
             raise Unavailable() from error
         return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
+
+    async def status(self) -> ServerStatus:
+        """What a status page says."""
+        try:
+            return ServerStatus.from_json(await self._wire.ask(STATUS))
+        except (WireLost, Failed) as error:
+            raise Unavailable() from error
+
+
+async def _ready() -> str:
+    return ""
 
 
 def gauge(name: str, help_: str, value: float) -> Family:

@@ -50,7 +50,7 @@ class Options(usage.Options):
     longdesc = (
         "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
         "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what), "
-        "rest-server usage --help (how much is stored)."
+        "rest-server usage --help (how much is stored), rest-server status --help (how a running server is)."
     )
 
     optFlags = [

@@ -27,6 +27,7 @@ from .storage.state import StateFile
 from .telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from .telemetry.events import Tells
 from .telemetry.record import Recorder
+from .telemetry.status import ServerStatus
 
 if TYPE_CHECKING:
     from twisted.web.resource import IResource
@@ -109,7 +110,7 @@ class Serving:
     @param fences: between those who change directories and who counts them.
     @param tell: told of events.
     @param tally: counts requests; C{None} where nobody wants to know.
-    @param metrics: all of the server's, for C{/metrics}.
+    @param metrics: all of the server's, for C{/metrics}; C{status} likewise for C{/-/status}.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
     """
 
@@ -126,6 +127,7 @@ class Serving:
         tell: Tells,
         tally: Recorder | None,
         metrics: Callable[[], Awaitable[Answer]],
+        status: Callable[[], Awaitable[ServerStatus]],
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -134,6 +136,7 @@ class Serving:
         self._judge = judge
         self._tell = tell
         self._metrics = metrics
+        self._status = status
         self._site: RepositorySite | None = None
         self._books = books
         self._fences = fences
@@ -166,6 +169,7 @@ class Serving:
         from .web.api import Api  # Klein installs the reactor when it is imported
         from .web.pages import Pages  # a parent of workers does without all that
         from .web.space import Space
+        from .web.status import StatusPages
 
         settings = self._settings
         space = Space(self._books, self._fences)
@@ -174,7 +178,9 @@ class Serving:
         api = Api(self._store, *pools, door, self._policy, settings.auto_create, space, self._tell)
         metrics = self._metrics if settings.prometheus else None
         pages = make_pages(settings, self._readiness, metrics)
-        self._site = make_site(settings, self._reactor, self._access_log, Pages(pages, door, api.resource()))
+        status = StatusPages(self._status, self._policy, self.disk) if settings.prometheus else None
+        resource = Pages(pages, door, api.resource(), status)
+        self._site = make_site(settings, self._reactor, self._access_log, resource)
         return self._site
 
 

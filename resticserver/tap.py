@@ -168,6 +168,7 @@ class ResticServer(InTurn):
                 self.events.tell,
                 tally,
                 self.monitoring.metrics,
+                self.monitoring.status,
             )
             self.disk, self.log_file = serving.disk, serving.log_file
             services += serving.services
@@ -198,6 +199,9 @@ class ResticServer(InTurn):
             assert isinstance(self._gates, WorkerGates)
             self._gates.workers = front
         self.front = front
+        self._flags = flags
+        self._readiness = Readiness(reactor, self.store, self.disk)
+        self.monitoring.not_ready = self._readiness.look
         others: list[IService] = []
         if settings.metrics_listen is not None:
             creator = self.certificates.creator if self.certificates is not None else None
@@ -225,6 +229,10 @@ class ResticServer(InTurn):
         monitoring = Monitoring(
             settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, gather
         )
+        if self.certificates is not None:
+            certificates = self.certificates
+            monitoring.certificate_ends = lambda: certificates.not_after
+        self.events.observers.append(lambda event: self._count_damage(monitoring, event))
         monitoring.more += [self._families, self.events.families]
         return monitoring
 
@@ -259,6 +267,11 @@ class ResticServer(InTurn):
         self.accounts.holder_gone(worker)
         self.monitoring.in_flight.pop(worker, None)
 
+    @staticmethod
+    def _count_damage(monitoring: Monitoring, event: Event) -> None:
+        if event.kind is EventKind.CORRUPTION and event.repository is not None:
+            monitoring.damaged[event.repository] += 1
+
     def _look_at_expiry(self) -> Deferred[None]:
         """Whether the certificate ends soon."""
         assert self.certificates is not None
@@ -273,11 +286,12 @@ class ResticServer(InTurn):
     def _metrics_site(self) -> RepositorySite:
         """What is on C{--metrics-listen}. Its requests are not counted, nor in the access log."""
         from .web.pages import Pages
+        from .web.status import StatusPages
 
         settings = self.settings
-        readiness = Readiness(self._reactor, self.store, self.disk)
-        pages = make_pages(settings, readiness, self.monitoring.metrics)
-        resource = Pages(pages, make_door(settings, self._judge), None)
+        pages = make_pages(settings, self._readiness, self.monitoring.metrics)
+        status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.disk)
+        resource = Pages(pages, make_door(settings, self._judge), None, status)
         return make_site(settings, self._reactor, lambda record: None, resource)
 
     def _users(self) -> Htpasswd | None:

@@ -196,6 +196,7 @@ class WorkerServer(InTurn):
             lambda event: wire.tell(EVENT, **event.on_the_wire()),
             monitoring.tally if settings.metrics else None,
             monitoring.metrics,
+            monitoring.status,
         )
         site = serving.make_site()
         creator = self._certificates.creator if self._certificates is not None else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from resticserver.storage import local as local_module
 from resticserver.storage.counting import Counting
 from resticserver.storage.ledger import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
+from resticserver.storage.publish import Mechanisms
 from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import StateFile
 
@@ -119,7 +121,7 @@ class WhatCountsTests(CountingCase):
 
     def test_unfinished_uploads(self) -> None:
         """What is on its way does not count, whatever the way."""
-        for mechanisms in (local_module.Mechanisms(), local_module.Mechanisms(unnamed=False)):
+        for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
             store = self.make_store(mechanisms=mechanisms)
             upload = store.upload(ALICE, "data", id_of(b"x"))
             upload.open()
@@ -298,7 +300,10 @@ class KnownTests(CountingCase):
     def test_from_memory_and_shelf(self) -> None:
         """Directories that are known need not be read, and those that changed since do."""
         offset_ns = 3600 * 10**9
-        now_ns = lambda: __import__("time").time_ns() + offset_ns  # noqa: E731
+
+        def now_ns() -> int:
+            return time.time_ns() + offset_ns
+
         state = StateFile(str(self.data))
         self.addCleanup(state.close)
         for number in range(100):

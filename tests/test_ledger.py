@@ -54,7 +54,7 @@ class CellTests(SynchronousTestCase):
 
     def test_cells(self) -> None:
         """Each directory with objects is a cell of its own, and the config is one."""
-        found = {}
+        found: dict[int, set[tuple[str, str]]] = {}
         for kind in ("data", "index", "keys", "locks", "snapshots"):
             for number in range(256):
                 name = f"{number:02x}" + "0" * 62
@@ -102,10 +102,10 @@ class LimitCase(SynchronousTestCase):
     def refused(self, repository: Repository, size_bytes: int, limits: Limits = NO_LIMITS, kind: str = "data") -> str:
         """What a refusal says."""
         before = self.sums()
-        error = self.assertRaises(QuotaExceeded, self.reserve, repository, size_bytes, limits, kind)
+        error: Any = self.assertRaises(QuotaExceeded, self.reserve, repository, size_bytes, limits, kind)
         self.assertIsInstance(error, InsufficientStorage)
         self.assertEqual(before, self.sums(), "what was refused has reserved something")
-        return error.message
+        return str(error)
 
     def sums(self) -> dict[str, tuple[int, int, int, int]]:
         """All accounts that are not empty."""

@@ -95,7 +95,7 @@ class AnswerTests(PagesCase):
         received = self.ask(self.site(), "GET", "/-/health").received
         head, _, body = received.partition(b"\r\n\r\n")
         self.assertTrue(head.startswith(b"HTTP/1.1 200 OK\r\n"), head)
-        self.assertIn(b"\r\nContent-Length: 3\r\n", head)
+        self.assertIn(b"\r\nContent-Length: 3", head)
         self.assertIn(b"\r\nCache-Control: no-store", head)
         self.assertIn(b"\r\nContent-Type: text/plain; charset=utf-8", head)
         self.assertEqual(b"ok\n", body)

@@ -20,14 +20,17 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import NotFound, Unavailable
+from resticserver.sizes import Amount
 from resticserver.storage import listing as listing_module
 from resticserver.storage import snapshots as snapshots_module
 from resticserver.storage.interface import Entry, Objects
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import LASTS_NS, QUIET_NS, SETTLED_NS, Snapshots, Stamp
+from resticserver.storage.snapshots import LASTS_NS, LEAST_SHELVED, QUIET_NS, SETTLED_NS, Snapshots, Stamp
+from resticserver.storage.state import StateFile
 
 from .contract.files import failing
 from .contract.store import entries, id_of, lines_of, save
@@ -570,6 +573,271 @@ class AtOnceTests(SnapshotsCase):
         self.assertEqual(sorted(path.name for path in self.path.glob("data/??/*")), self.names("data"))
 
 
+class ShelfTests(SnapshotsCase):
+    """What is kept in the state file, and found again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.shelf = StateFile(str(self.path))
+        self.addCleanup(self.shelf.close)
+        self.restart()
+
+    def restart(self, **options: Any) -> None:
+        """Another process."""
+        self.store = self.store_of(shelf=self.shelf, **options)
+
+    def fill(self, kind: str = "keys", count: int = 2 * LEAST_SHELVED, first: int = 0) -> None:
+        """Objects of a type, each of another size."""
+        for number in range(first, first + count):
+            self.write(f"{kind}/{name_of(number)}", b"x" * number)
+
+    def plain(self, kind: str = "keys") -> list[Entry]:
+        """What is there."""
+        return sorted(Entry(path.name, path.stat().st_size) for path in (self.path / kind).iterdir())
+
+    def shelved(self, kind: str) -> bool:
+        """Whether there is something of a directory on the shelf, whatever it is worth."""
+        return self.shelf.directory(f"{self.store.path}/{kind}") is not None
+
+    def test_after_a_restart(self) -> None:
+        """What was read before a restart need not be read after it, in either form."""
+        self.fill()
+        self.assertEqual(1, self.scans_of(self.names))
+        for with_sizes in (True, False):
+            self.restart()
+            self.assertEqual(0, self.scans_of(lambda: self.names(with_sizes=with_sizes)))
+            self.assertEqual(
+                0, self.scans_of(lambda: self.assertEqual(self.plain(), entries(self.store, ROOT, "keys")))
+            )
+
+    def test_other_connection(self) -> None:
+        """Also where another process has read it."""
+        self.fill()
+        self.names()
+        other = StateFile(str(self.path))
+        self.addCleanup(other.close)
+        self.store = self.store_of(shelf=other)
+        self.assertEqual(0, self.scans_of(lambda: self.assertEqual(self.plain(), entries(self.store, ROOT, "keys"))))
+
+    def test_two_levels(self) -> None:
+        """Of C{data} those directories are found that are large enough, and the others read."""
+        for number in range(LEAST_SHELVED):
+            self.write(f"data/00/{name_of(number, '00')}")
+            self.write(f"data/ab/{name_of(number, 'ab')}", b"1234")
+        self.write("data/ff/" + name_of(1, "ff"))
+        before = entries(self.store, ROOT, "data")
+        self.restart()
+        self.assertEqual(254, self.scans_of(lambda: self.assertEqual(before, entries(self.store, ROOT, "data"))))
+
+    def test_many_parts(self) -> None:
+        """A large directory comes in parts, each with its own number, and the same ones from memory afterwards."""
+        self.patch(snapshots_module, "_PART_OBJECTS", 50)
+        self.fill(count=130)
+        self.names()
+        self.restart()
+
+        def parts() -> list[Objects]:
+            listing = self.store.list_objects(ROOT, "keys", True)
+            listing.open()
+            return list(listing)
+
+        first, second = parts(), parts()
+        self.assertEqual([50, 50, 30], [len(part) for part in first])
+        self.assertEqual(3, len({part.number for part in first}))
+        for one, other in zip(first, second, strict=True):
+            self.assertIs(one, other)
+        self.assertEqual(self.plain(), sorted(entry for part in first for entry in part))
+
+    def test_small_ones(self) -> None:
+        """Directories with few objects are read as quickly: they are not on the shelf."""
+        self.fill(count=LEAST_SHELVED - 1)
+        self.names()
+        self.names("index")
+        self.assertFalse(self.shelved("keys") or self.shelved("index"))
+        self.write("keys/" + name_of(LEAST_SHELVED - 1))
+        self.names()
+        self.assertTrue(self.shelved("keys"))
+
+    def test_without_sizes(self) -> None:
+        """A list of names alone is not put there, nor in the place of one with sizes."""
+        self.fill()
+        self.names(with_sizes=False)
+        self.assertFalse(self.shelved("keys"))
+        self.names()
+        self.restart(bound_bytes=64 << 20)
+        self.names(with_sizes=False)
+        self.restart()
+        self.assertEqual(0, self.scans_of(self.names))
+
+    def test_locks(self) -> None:
+        """Locks never are, whatever the number."""
+        self.fill("locks")
+        self.names("locks")
+        self.assertFalse(self.shelved("locks"))
+        self.assertEqual(1, self.scans_of(lambda: self.names("locks")))
+
+    def test_young(self) -> None:
+        """What changed just now is not put there: it may change again and show the same times."""
+        base = self.now_ns
+        self.hand_made(keys=(base - SETTLED_NS + 1, 0))
+        self.fill()
+        self.names()
+        self.assertFalse(self.shelved("keys"))
+        self.now_ns += 1
+        self.names()
+        self.assertTrue(self.shelved("keys"))
+
+    def test_times_that_are_not_believed(self) -> None:
+        """Nor is anything of a file system whose times tell nothing."""
+        self.believed = False
+        self.fill()
+        self.names()
+        self.assertFalse(self.shelved("keys"))
+
+    def test_each_of_the_stamp(self) -> None:
+        """It falls with any of the times, to whichever side they go, and with another directory in its place."""
+        old = self.now_ns - HOUR_NS
+        times = self.hand_made(keys=(old, old))
+        self.fill()
+        self.names()
+        for changed in ((old + 1, old), (old, old + 1), (old - 1, old), (old, old - 1)):
+            self.restart()
+            times["keys"] = changed
+            self.assertEqual(1, self.scans_of(self.names), changed)
+            self.restart()
+            self.assertEqual(0, self.scans_of(self.names), changed)
+        os.rename(self.path / "keys", self.path / "away")
+        (self.path / "keys").mkdir()
+        self.restart()
+        self.assertEqual([], self.names())
+
+    def test_daily(self) -> None:
+        """It stands for a day since it was read, however often the server is started, and not before it was read."""
+        self.fill()
+        self.names()
+        taken_ns = self.now_ns
+        for now_ns, scans in (
+            (taken_ns + LASTS_NS // 2, 0),
+            (taken_ns + LASTS_NS - 1, 0),
+            (taken_ns - 1, 1),
+        ):
+            self.shelf.put_directory(*self.as_taken(taken_ns))
+            self.restart()
+            self.now_ns = now_ns
+            self.assertEqual(scans, self.scans_of(self.names), now_ns - taken_ns)
+            self.restart()
+        self.shelf.put_directory(*self.as_taken(taken_ns))
+        self.now_ns = taken_ns + LASTS_NS
+        self.restart()
+        self.assertEqual(1, self.scans_of(self.names))
+
+    def as_taken(self, taken_ns: int) -> tuple[str, tuple[int, int, int, int], int, list[Objects]]:
+        """What is on the shelf, as it was read at that time."""
+        path = f"{self.store.path}/keys"
+        found = self.shelf.objects(path)
+        assert found is not None
+        return path, found[0], taken_ns, [Objects(found[2], found[3])]
+
+    def test_memory_from_the_shelf_has_its_age(self) -> None:
+        """What came from the shelf into memory is not young again."""
+        self.fill()
+        self.names()
+        taken_ns = self.now_ns
+        self.now_ns = taken_ns + LASTS_NS - 1
+        self.restart()
+        self.assertEqual(0, self.scans_of(lambda: [self.names(), self.names()]))
+        self.now_ns += 1
+        self.assertEqual(1, self.scans_of(self.names))
+
+    def test_missing_and_back(self) -> None:
+        """A directory that is gone is NotFound whatever is on the shelf, and what comes in its place is read."""
+        self.fill()
+        self.names()
+        shutil.rmtree(self.path / "keys")
+        self.restart()
+        self.assertRaises(NotFound, self.names)
+        self.write("keys/" + name_of(2))
+        self.assertEqual([name_of(2)], self.names())
+
+    def test_volume(self) -> None:
+        """Without its volume a directory is not served from a shelf that lies elsewhere."""
+        elsewhere = Path(self.mktemp()).absolute()
+        self.shelf = StateFile(str(self.path), str(elsewhere))
+        self.addCleanup(self.shelf.close)
+        self.shelf.prepare()
+        self.restart()
+        self.fill()
+        self.names()
+        self.assertTrue(self.shelved("keys"))
+        os.rename(self.path, self.path.with_suffix(".away"))
+        shutil.copytree(self.path.with_suffix(".away") / "keys", self.path / "keys")
+        self.assertRaises(Unavailable, self.names)
+
+    def test_no_memory(self) -> None:
+        """With no memory nothing is put on the shelf, and what is there is found."""
+        self.fill()
+        self.restart(bound_bytes=0)
+        self.names()
+        self.assertFalse(self.shelved("keys"))
+        self.restart()
+        self.names()
+        self.restart(bound_bytes=0)
+        for _ in range(2):
+            self.assertEqual(
+                0, self.scans_of(lambda: self.assertEqual(self.plain(), entries(self.store, ROOT, "keys")))
+            )
+        self.assertEqual(0, self.store.snapshots.used_bytes)
+
+    def test_little_memory(self) -> None:
+        """More than fits is found on the shelf each time, and never drives out what is in memory."""
+        kinds = ("keys", "index", "snapshots")
+        for number, kind in enumerate(kinds):
+            self.fill(kind, first=1000 * number)
+        self.restart(bound_bytes=10_000)
+        for kind in kinds:
+            self.names(kind)
+        for _ in range(3):
+            for kind in kinds:
+                scans = self.scans
+                self.assertEqual(self.plain(kind), entries(self.store, ROOT, kind))
+                self.assertEqual(scans, self.scans)
+            self.assertLessEqual(self.store.snapshots.used_bytes, 10_000)
+
+    def test_amount(self) -> None:
+        """How much there is is known as long as the list would be, from memory and from the shelf."""
+        path = str(self.path / "keys")
+        self.fill()
+        expected = Amount(sum(entry.size_bytes for entry in self.plain()), 2 * LEAST_SHELVED)
+        self.assertIsNone(self.store.snapshots.amount(path))
+        self.names(with_sizes=False)
+        self.assertIsNone(self.store.snapshots.amount(path))
+        self.names()
+        self.assertEqual(expected, self.store.snapshots.amount(path))
+        for options in ({}, {"bound_bytes": 0}):
+            self.restart(**options)
+            self.assertEqual(expected, self.store.snapshots.amount(path))
+        self.names(with_sizes=False)
+        self.assertEqual(expected, self.store.snapshots.amount(path))
+        self.now_ns += LASTS_NS
+        self.assertIsNone(self.store.snapshots.amount(path))
+        self.now_ns -= LASTS_NS
+        time.sleep(0.02)
+        os.unlink(self.path / "keys" / name_of(1))
+        self.assertIsNone(self.store.snapshots.amount(path))
+        self.assertIsNone(self.store.snapshots.amount(str(self.path / "nowhere")))
+
+    def test_shelf_that_cannot_be_used(self) -> None:
+        """Without the file lists are read."""
+        self.fill()
+        (self.path / ".rest-server" / "state.sqlite3").mkdir()
+        with capturedLogs():
+            for _ in range(2):
+                self.restart()
+                self.assertEqual(
+                    1, self.scans_of(lambda: self.assertEqual(self.plain(), entries(self.store, ROOT, "keys")))
+                )
+
+
 class CoarseDisk:
     """
     A file system whose times move in steps of a second, and the only thing that moves them is a change of names: each
@@ -619,6 +887,8 @@ STEPS = st.lists(
         st.tuples(st.just("change"), CHANGES),
         st.tuples(st.just("pass"), st.sampled_from([n * SECOND_NS // 10 for n in (1, 5, 9, 9, 10, 11, 19, 20, 30)])),
         st.tuples(st.just("list"), st.tuples(st.sampled_from(["data", "index"]), st.booleans())),
+        st.tuples(st.just("restart"), st.sampled_from([0, 1500, 64 << 20])),
+        st.tuples(st.just("amount"), st.sampled_from(["data/00", "data/ab", "index"])),
         st.tuples(st.just("beside"), st.tuples(st.sampled_from(["data", "index"]), st.booleans(), CHANGES)),
     ),
     max_size=25,
@@ -658,6 +928,8 @@ class AnyOrderTests(SynchronousTestCase):
                     disk.now_ns += what
                 elif step == "list":
                     self.assert_whole(disk, store, *what)
+                elif step in ("restart", "amount"):
+                    pass  # these are for the test with a shelf
                 else:
                     kind, with_sizes, change = what
                     before = {entry.name for entry in disk.plain(kind)}
@@ -674,6 +946,48 @@ class AnyOrderTests(SynchronousTestCase):
             for kind in ("data", "index"):
                 for with_sizes in (True, False):
                     self.assert_whole(disk, store, kind, with_sizes)
+
+    @by_chance
+    @given(STEPS)
+    def test_with_a_shelf(self, steps: list[tuple[str, Any]]) -> None:
+        """The same with a state file, restarts, and little memory or none; and known amounts are those of a plain scan."""
+        with self.disk() as (disk, _):
+            shelf = StateFile(str(disk.path), str(disk.path))
+            patch = self.patch(snapshots_module, "LEAST_SHELVED", 1)
+
+            def store_of(bound_bytes: int) -> LocalStore:
+                snapshots = Snapshots(bound_bytes, lambda: disk.now_ns, bool, shelf)
+                return LocalStore(str(disk.path), snapshots=snapshots)
+
+            try:
+                store = store_of(64 << 20)
+                for step, what in steps:
+                    if step == "change":
+                        disk.change(*what)
+                    elif step == "pass":
+                        disk.now_ns += what
+                    elif step == "list":
+                        self.assert_whole(disk, store, *what)
+                    elif step == "restart":
+                        store = store_of(what)
+                    elif step == "amount":
+                        found = [path.stat().st_size for path in (disk.path / what).iterdir()]
+                        amount = store.snapshots.amount(str(disk.path / what))
+                        self.assertIn(amount, (None, (sum(found), len(found))))
+                    else:
+                        kind, with_sizes, change = what
+                        listing = store.list_objects(ROOT, kind, with_sizes)
+                        listing.open()
+                        reading = lines_of(listing)
+                        next(reading, None)
+                        disk.change(*change)
+                        list(reading)
+                for kind in ("data", "index"):
+                    for with_sizes in (True, False):
+                        self.assert_whole(disk, store, kind, with_sizes)
+            finally:
+                patch.restore()
+                shelf.close()
 
     def assert_whole(self, disk: CoarseDisk, store: LocalStore, kind: str, with_sizes: bool) -> None:
         """A list is what is there."""

@@ -197,7 +197,8 @@ class FencesTests(SynchronousTestCase):
         for step, key in steps:
             if step == "enter":
                 entering = Deferred.fromCoroutine(fences.enter((ALICE, key)))
-                waiting.append(entering.addCallback(lambda _, key=key: entered(key)))
+                entering.addCallback(lambda _, key=key: entered(key))  # type: ignore[call-overload]
+                waiting.append(entering)
             elif step == "leave" and inside[key]:
                 inside[key] -= 1
                 fences.leave((ALICE, key))

@@ -117,10 +117,14 @@ class KeptTests(StateCase):
 
     def test_repositories(self) -> None:
         """All or some of them, each replaced as a whole."""
-        first = {(): known(5), ("alice",): known(7, 2, Amount(100, 50)), ("alice", "ü"): known(-3, 0, Amount(0, 0))}
+        first: dict[Repository, RepositoryState] = {
+            (): known(5),
+            ("alice",): known(7, 2, Amount(100, 50)),
+            ("alice", "ü"): known(-3, 0, Amount(0, 0)),
+        }
         self.assertTrue(self.state.put_repositories(first))
         self.assertEqual(first, self.state.repositories())
-        second = {("alice",): known(8), ("bob",): known(1)}
+        second: dict[Repository, RepositoryState] = {("alice",): known(8), ("bob",): known(1)}
         self.assertTrue(self.state.put_repositories(second, durable=False))
         self.assertEqual({**first, **second}, self.open().repositories())
         self.assertTrue(self.state.put_repositories({}))
@@ -514,7 +518,7 @@ class BrokenTests(StateCase):
         execute = sqlite3.connect
 
         def full(*arguments: Any, **named: Any) -> sqlite3.Connection:
-            made = execute(*arguments, **named)
+            made: sqlite3.Connection = execute(*arguments, **named)
             made.execute("PRAGMA max_page_count = 1")
             return made
 

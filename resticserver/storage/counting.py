@@ -107,14 +107,19 @@ class Counting:
 
     def last_snapshot_s(self, repository: Repository) -> float | None:
         """When the youngest snapshot of a repository was stored, in seconds since 1970."""
-        times = []
+        return max(self._times(repository, "snapshots"), default=None)
+
+    def oldest_lock_s(self, repository: Repository) -> float | None:
+        """When the oldest lock of a repository was made, in seconds since 1970."""
+        return min(self._times(repository, "locks"), default=None)
+
+    def _times(self, repository: Repository, kind: str) -> Iterator[float]:
         with suppress(FileNotFoundError, NotADirectoryError):
-            with os.scandir("/".join((self._path, *repository, "snapshots"))) as entries:
+            with os.scandir("/".join((self._path, *repository, kind))) as entries:
                 for entry in entries:
                     if is_object_id(entry.name):
                         with suppress(FileNotFoundError):
-                            times.append(entry.stat().st_mtime)
-        return max(times, default=None)
+                            yield entry.stat().st_mtime
 
     def _config(self, path: str) -> Amount:
         try:

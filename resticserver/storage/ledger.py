@@ -114,15 +114,17 @@ class RepositoryAccount(Account):
     @ivar margin: how much more there may be than the cells say, as long as it was not counted.
     @ivar counted: whether every cell was counted since the start.
     @ivar last_snapshot_s: when its youngest snapshot was stored, in seconds since 1970, as far as is known.
+    @ivar oldest_lock_s: when its oldest lock was made, as of the last count.
     @ivar changed: whether a cell has changed since somebody has set this back.
     """
 
-    __slots__ = ("changed", "counted", "last_snapshot_s", "margin", "objects", "repository", "sizes")
+    __slots__ = ("changed", "counted", "last_snapshot_s", "margin", "objects", "oldest_lock_s", "repository", "sizes")
 
     def __init__(self, repository: Repository) -> None:
         super().__init__(f"repository {'/'.join(repository) or '/'}")
         self.repository = repository
         self.last_snapshot_s: float | None = None
+        self.oldest_lock_s: float | None = None
         self.changed = True
         self.sizes = array("q", bytes(8 * CELLS))
         self.objects = array("q", bytes(8 * CELLS))

@@ -48,7 +48,13 @@ CREATE TABLE repository (
     most_bytes INTEGER NOT NULL, most_objects INTEGER NOT NULL,
     sizes BLOB NOT NULL, objects BLOB NOT NULL
 );
+CREATE TABLE history (
+    name BLOB NOT NULL, day INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (name, day)
+) WITHOUT ROWID;
 """
+#: How long sizes are kept.
+HISTORY_DAYS = 400
 #: How long another process may hold the file.
 _BUSY_S = 5.0
 #: After an error the file is left alone for so long.
@@ -220,6 +226,7 @@ class StateFile:
 
         def forget(connection: sqlite3.Connection) -> None:
             _write(connection, "DELETE FROM repository WHERE name = ?", [(name,) for name in names])
+            _write(connection, "DELETE FROM history WHERE name = ?", [(name,) for name in names])
             for name in names:
                 below = name + b"/" if name else b""
                 for kind in (b"data", b"index", b"keys", b"snapshots"):
@@ -229,6 +236,32 @@ class StateFile:
 
         if names:
             self._run(forget)
+
+    # --- sizes over time
+
+    def put_history(self, day: int, sizes: dict[Repository, int]) -> None:
+        """
+        Keep how large repositories are on a day; what was kept of the same day is replaced, and of long ago is forgotten.
+
+        @param day: days since 1970.
+        """
+        rows = [(_name(repository), day, size_bytes) for repository, size_bytes in sizes.items()]
+
+        def put(connection: sqlite3.Connection) -> None:
+            _write(connection, "INSERT OR REPLACE INTO history VALUES (?,?,?)", rows)
+            _write(connection, "DELETE FROM history WHERE day < ?", [(day - HISTORY_DAYS,)])
+
+        self._run(put, make=True)
+
+    def history(self) -> dict[Repository, list[tuple[int, int]]]:
+        """How large each repository was, by days since 1970, the oldest first."""
+        rows = self._run(
+            lambda connection: connection.execute("SELECT name, day, size_bytes FROM history ORDER BY day").fetchall()
+        )
+        found: dict[Repository, list[tuple[int, int]]] = {}
+        for name, day, size_bytes in rows or ():
+            found.setdefault(_repository(name), []).append((day, size_bytes))
+        return found
 
     # --- the file
 

@@ -7,7 +7,7 @@ A page is asked for before the API, by its exact path; it answers GET and HEAD a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError
 from twisted.web.resource import IResource, Resource
@@ -30,11 +30,16 @@ _METHODS = (b"GET", b"HEAD")
 
 
 class Answer(NamedTuple):
-    """What a page says."""
+    """
+    What a page says.
+
+    @ivar fields: more header fields, each with its CRLF.
+    """
 
     status: int
     content_type: bytes
     body: bytes
+    fields: bytes = b""
 
 
 class Page(NamedTuple):
@@ -49,17 +54,42 @@ class Page(NamedTuple):
     user: str | None = None
 
 
+class UserPage(NamedTuple):
+    """
+    A page for everyone who is known, which says to each what they may know.
+
+    @ivar make: what it says to a user; C{None} without authentication.
+    """
+
+    make: Callable[[str | None], Awaitable[Answer]]
+
+
+class Finds(Protocol):
+    """Has more pages."""
+
+    def find(self, path: bytes) -> UserPage | None:
+        """The page of a path, if there is one."""
+
+
 class Pages(Resource):
     """
     The pages of a site, and behind them the rest of it.
 
     @param rest: what all other paths lead to; C{None} for a site that has nothing else.
+    @param more: more pages.
     """
 
     isLeaf = True
 
-    def __init__(self, pages: Mapping[bytes, Page], authentication: Authentication, rest: IResource | None) -> None:
+    def __init__(
+        self,
+        pages: Mapping[bytes, Page],
+        authentication: Authentication,
+        rest: IResource | None,
+        more: Finds | None = None,
+    ) -> None:
         super().__init__()
+        self._more = more
         self._pages = pages
         self._authentication = authentication
         self._rest = rest
@@ -70,27 +100,31 @@ class Pages(Resource):
             return self._rest.render(request)
         prefix = b"".join(b"/" + folder.encode("utf-8") for folder in request.site.prefix)
         path = request.path
-        page = self._pages.get(path)
+        page = self._find(path)
         if page is None and prefix and path.startswith(prefix):
-            page = self._pages.get(path[len(prefix) :])
+            page = self._find(path[len(prefix) :])
         if page is None and self._rest is not None:
             return self._rest.render(request)
         request.run(self._answer(request, page))
         return NOT_DONE_YET
 
-    async def _answer(self, request: StreamingRequest, page: Page | None) -> None:
+    def _find(self, path: bytes) -> Page | UserPage | None:
+        return self._pages.get(path) or (self._more.find(path) if self._more is not None else None)
+
+    async def _answer(self, request: StreamingRequest, page: Page | UserPage | None) -> None:
         try:
             if page is None:
                 raise NotFound()
-            if page.user is not None:
+            if isinstance(page, UserPage) or page.user is not None:
                 request.user_name = await self._authentication.authenticate(request)
                 request.authenticated = True
-                if request.user_name is not None and request.user_name != page.user:
+                if isinstance(page, Page) and request.user_name not in (None, page.user):
                     raise Forbidden(f"only for the user {page.user}")
             if request.method not in _METHODS:
                 raise MethodNotAllowed(_METHODS)
-            answer = await page.make()
-            replies.send(request, answer.status, answer.body, answer.content_type, fields=b"Cache-Control: no-store\r\n")
+            answer = await (page.make() if isinstance(page, Page) else page.make(request.user_name))
+            fields = b"Cache-Control: no-store\r\n" + answer.fields
+            replies.send(request, answer.status, answer.body, answer.content_type, fields=fields)
         except CancelledError:
             raise
         except Exception as error:
