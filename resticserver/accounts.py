@@ -14,25 +14,24 @@ the file being told first. So after a crash what is stored is at most that, unti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .errors import InsufficientStorage, ServerError, Unavailable
-from .messages import Failed, Wire, WireLost
-from .names import CONFIG, Kind, Target
+from .errors import ServerError, Unavailable
+from .names import Target
 from .sizes import UNLIMITED, Amount, Limit
 from .storage.counting import Counting
 from .storage.ledger import (
     CELLS,
+    Account,
     Ledger,
     Limits,
     QuotaExceeded,
@@ -44,8 +43,8 @@ from .storage.ledger import (
 )
 from .storage.state import RepositoryState, StateFile
 from .telemetry.events import Event, EventKind
-from .web.jobs import Pool, ended_within, shielded
-from .web.space import Fences, Key
+from .web.jobs import Pool, ended_within
+from .web.space import NOTHING, Fences, Key
 
 #: Repositories are counted again this long after they were, or after so many times as long as that took.
 COUNT_AGAIN_S = 600.0
@@ -62,13 +61,10 @@ COUNT_S = 0.02
 #: By how much a repository's ceiling is raised above what it has.
 STEP = Amount(256 << 20, 10_000)
 
-#: What a worker asks and tells.
-RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
-#: What the parent tells and asks.
-CLOSE, OPEN, KEEP_ACCOUNT = "close fences", "open fences", "keep account"
-_REFUSALS = {error.__name__: error for error in (InsufficientStorage, Unavailable)}
-
 SNAPSHOTS = cell_of("snapshots", "")
+
+#: The key of a count of everything.
+ALL = ("all",)
 
 T = TypeVar("T")
 
@@ -113,68 +109,37 @@ class LocalGates:
         self._fences.open(keys)
 
 
-class WorkerGates:
-    """
-    Those of all workers.
-
-    @ivar workers: who they are.
-    @ivar closed: what is closed now, for workers that begin.
-    """
-
-    def __init__(self) -> None:
-        self.workers: AsksAll
-        self.closed: list[Key] = []
-
-    async def close(self, keys: list[Key]) -> None:
-        """Let nobody enter, in no worker; what they have booked before is here when all have answered."""
-        self.closed += keys
-        for repository, cells in _by_repository(keys).items():
-            await self.workers.ask_all(CLOSE, repository=list(repository), cells=cells)
-
-    def open(self, keys: list[Key]) -> None:
-        """Let everyone enter."""
-        gone = set(keys)
-        self.closed = [key for key in self.closed if key not in gone]
-        for repository, cells in _by_repository(keys).items():
-            self.workers.tell_all(OPEN, repository=list(repository), cells=cells)
-
-
-def _by_repository(keys: list[Key]) -> dict[Repository, list[int]]:
-    found: dict[Repository, list[int]] = {}
-    for repository, cell in keys:
-        found.setdefault(repository, []).append(cell)
-    return found
-
-
-class AsksAll(Protocol):
-    """What is needed of L{resticserver.workers.Workers}."""
-
-    def tell_all(self, verb: str, **arguments: Any) -> None:
-        """Tell every worker something."""
-
-    async def ask_all(self, verb: str, **arguments: Any) -> bool:
-        """Ask every worker something, and wait for the answers."""
-
-
 class _Together:
-    """Work that several ask for while it is under way is done once, and each has its result."""
+    """Work that several ask for at once is done once for all of them."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Any, list[Deferred[Any]]] = {}
+        #: Whoever waits for the run that goes on, and for the next one.
+        self._waiting: dict[Any, tuple[list[Deferred[Any]], list[Deferred[Any]]]] = {}
 
-    def run(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> Deferred[T]:
-        """Do it, or wait for whoever does it already."""
+    def run(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], join: bool = False) -> Deferred[T]:
+        """
+        Do it.
+
+        @param join: whether a run that goes on already will do; else it is one that begins now or later.
+        """
         waiting: Deferred[T] = Deferred()
-        if key in self._waiting:
-            self._waiting[key].append(waiting)
-            return waiting
-        self._waiting[key] = [waiting]
-        Deferred.fromCoroutine(work()).addBoth(self._done, key)
+        if key not in self._waiting:
+            self._begin(key, work, [waiting])
+        else:
+            self._waiting[key][0 if join else 1].append(waiting)
         return waiting
 
-    def _done(self, result: Any, key: Any) -> None:
-        for waiting in self._waiting.pop(key):
-            waiting.callback(result)
+    def _begin(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], waiting: list[Deferred[T]]) -> None:
+        self._waiting[key] = (waiting, [])
+
+        def done(result: Any) -> None:
+            these, next_ones = self._waiting.pop(key)
+            if next_ones:
+                self._begin(key, work, next_ones)
+            for one in these:
+                one.callback(result)
+
+        Deferred.fromCoroutine(work()).addBoth(done)
 
 
 class Accounts(Service):
@@ -218,9 +183,13 @@ class Accounts(Service):
         self._complete = False
         self._together = _Together()
         self._ceilings: dict[Repository, Amount] = {}
+        #: The state file is written by one at a time, so that what is said last is what stays.
+        self._writing = DeferredLock()
         self._checked: dict[Any, float] = {}
         self._numbers = count(1)
         self._reservations: dict[int, tuple[Reservation, object]] = {}
+        #: Whose reservations are on their way, by number.
+        self._asking: dict[int, object] = {}
         self._next_count: IDelayedCall | None = None
         self.setName("accounts")
 
@@ -266,7 +235,8 @@ class Accounts(Service):
         if self._next_count is not None and self._next_count.active():
             self._next_count.cancel()
         if self.active and self._complete:
-            await self._keep(self.ledger.repositories.values(), Amount())
+            await self._keep([one for one in self.ledger.repositories.values() if one.known], NOTHING)
+            await self._forget_gone()
         await self._pool.run(self._state.close)
 
     @property
@@ -291,30 +261,53 @@ class Accounts(Service):
         """
         if not self.active:
             return 0
+        number = next(self._numbers)
+        self._asking[number] = holder
+        try:
+            reservation = await self._reserve(user, target, size_bytes)
+            try:
+                await self._raise_ceiling(target.repository)
+                if number not in self._asking:
+                    raise Unavailable("whoever asked is gone")
+            except BaseException:
+                self.ledger.release(reservation)
+                raise
+        finally:
+            self._asking.pop(number, None)
+        self._reservations[number] = (reservation, holder)
+        return number
+
+    async def _reserve(self, user: str | None, target: Target, size_bytes: int) -> Reservation:
         repository = target.repository
-        if not self._based and not await self._within(self._together.run("all", self._pass)):
-            raise Unavailable("the server still counts what is stored")
-        if repository not in self.ledger.repositories:
-            await self._within(self._count(repository))
+        if not self._based:
+            await self._counted(self._together.run(ALL, self._pass, join=True))
+        account = self.ledger.repositories.get(repository)
+        counted_now = account is None or not account.known
+        if counted_now:
+            await self._counted(self._count(repository, join=True))
         owner = owner_of(repository)
         limits = Limits(
             UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
             self.quotas.limit_of_repository(user, repository),
         )
-        try:
-            reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
-        except QuotaExceeded as error:
-            with self._told(repository, user):
-                await self._look_for_room(error)
-                reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, limits)
-        try:
-            await self._raise_ceiling(repository)
-        except BaseException:
-            self.ledger.release(reservation)
-            raise
-        number = next(self._numbers)
-        self._reservations[number] = (reservation, holder)
-        return number
+        reservation = await self._with_room(
+            repository,
+            user,
+            lambda: self.ledger.reserve(repository, target.type, target.name, size_bytes, limits),
+        )
+        if counted_now:
+            # Also where nothing was found, so that nothing of it was kept.
+            self.ledger.account(repository).known = True
+        return reservation
+
+    async def _counted(self, count: Deferred[None]) -> None:
+        """
+        Wait for a count.
+
+        @raise Unavailable: it takes too long.
+        """
+        if not await self._within(count):
+            raise Unavailable("the server still counts what is stored")
 
     async def grow(self, number: int, size_bytes: int) -> None:
         """
@@ -326,22 +319,20 @@ class Accounts(Service):
         if held is None:
             return  # it has ended meanwhile
         reservation, _ = held
-        try:
-            self.ledger.grow(reservation, size_bytes)
-        except QuotaExceeded as error:
-            with self._told(reservation.repository, None):
-                await self._look_for_room(error)
-            if number not in self._reservations:
-                return
-            with self._told(reservation.repository, None):
+
+        def grow() -> None:
+            if number in self._reservations:
                 self.ledger.grow(reservation, size_bytes)
-        await self._raise_ceiling(reservation.repository)
+
+        await self._with_room(reservation.repository, None, grow)
+        if number in self._reservations:
+            await self._raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
         if not self.active:
             return
-        if change != (0, 0):
+        if change != NOTHING:
             self.ledger.change(repository, cell, change)
             if change.objects > 0 and cell == SNAPSHOTS:
                 self.ledger.account(repository).last_snapshot_s = time.time()
@@ -358,7 +349,9 @@ class Accounts(Service):
         """
         Nobody will settle these reservations: what has become of them is counted, and until then they count as stored.
         """
-        if self.active:
+        for number in [number for number, whose in self._asking.items() if whose is holder]:
+            del self._asking[number]
+        if self.active and self.running:
             Deferred.fromCoroutine(self._count_for(holder)).addErrback(_log_failure)
 
     async def _count_for(self, holder: object) -> None:
@@ -368,46 +361,59 @@ class Accounts(Service):
         for number, held in left.items():
             if self._reservations.pop(number, None) is not None:
                 self.ledger.release(held)
-        # It may have removed things, too, and not have said so.
-        await self._together.run("all", self._pass)
+        # It may have removed something as well, and not have come to say so.
+        await self._together.run(ALL, self._pass)
 
     # --- room
 
-    @contextmanager
-    def _told(self, repository: Repository, user: str | None) -> Iterator[None]:
-        """What is refused here is told of."""
-        try:
-            yield
-        except QuotaExceeded as error:
-            name = "/".join(repository)
-            words = f"refused an upload to repository {ascii(name or '/')[1:-1]}: {ascii(error.message)[1:-1]}"
-            self._tell(Event(EventKind.QUOTA_REACHED, words, name, user), error.account.words)
-            raise
-
-    async def _look_for_room(self, refusal: QuotaExceeded) -> None:
+    async def _with_room(self, repository: Repository, user: str | None, take: Callable[[], T]) -> T:
         """
-        Somebody may have removed something beside the server: count what the refusal is about, if that was not done just now.
+        Take room. Before it is refused, what the refusal is about is counted, for each limit that is in the way.
 
-        @raise QuotaExceeded: that was done just now.
+        @raise QuotaExceeded: there is none; that is told of.
+        @raise Unavailable: that is not known for sure, and finding out takes too long.
+        """
+        looked: set[Any] = set()
+        while True:
+            try:
+                return take()
+            except QuotaExceeded as error:
+                key = self._key_of(error.account)
+                if key in looked or not await self._looked_again(key):
+                    name = "/".join(repository)
+                    words = f"refused an upload to repository {ascii(name or '/')[1:-1]}: {ascii(error.message)[1:-1]}"
+                    self._tell(Event(EventKind.QUOTA_REACHED, words, name, user), error.account.words)
+                    raise
+                looked.add(key)
+
+    def _key_of(self, account: Account) -> tuple[Any, ...]:
+        if isinstance(account, RepositoryAccount):
+            return ("repository", account.repository)
+        return ("server",) if account is self.ledger.server else ("user", account.words)
+
+    async def _looked_again(self, key: tuple[Any, ...]) -> bool:
+        """
+        Somebody may have removed something beside the server: count what a refusal is about; whether that was done.
+
         @raise Unavailable: it takes too long, and what is there is not known for sure.
         """
-        account = refusal.account
-        now = self._reactor.seconds()
-        if self._complete and now - self._checked.get(account.words, -FRESH_S) < FRESH_S:
-            raise refusal
-        if not await self._within(self._together.run(account.words, lambda: self._check(account.words, account))):
-            if self._complete:
-                raise refusal
-            raise Unavailable("the server still counts what is stored")
+        if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
+            return False
+        if await self._within(self._together.run(("look", key), partial(self._look_again, key))):
+            return True
+        if self._complete:
+            return False
+        raise Unavailable("the server still counts what is stored")
 
-    async def _check(self, key: str, account: Any) -> None:
-        if isinstance(account, RepositoryAccount):
-            await self._count(account.repository)
-        elif account is self.ledger.server or not self._complete:
-            await self._together.run("all", self._pass)
-        else:
-            for repository in list(self.ledger.of_user(key)):
+    async def _look_again(self, key: tuple[Any, ...]) -> None:
+        match key:
+            case ("repository", repository):
                 await self._count(repository)
+            case ("user", name) if self._complete:
+                for repository in list(self.ledger.of_user(name)):
+                    await self._count(repository)
+            case _:
+                await self._together.run(ALL, self._pass)
         if len(self._checked) > 1000:
             self._checked.clear()
         self._checked[key] = self._reactor.seconds()
@@ -432,7 +438,7 @@ class Accounts(Service):
             _log_failure(failure)
             self._again(TRY_AGAIN_S)
 
-        self._together.run("all", self._pass).addCallbacks(done, failed)
+        self._together.run(ALL, self._pass).addCallbacks(done, failed)
 
     def _again(self, later_s: float) -> None:
         if self.running:
@@ -446,12 +452,8 @@ class Accounts(Service):
             await self._count(repository)
         for repository in before.difference(found):
             await self._count(repository)  # it may be there by now
-        kept = [account for account in self.ledger.repositories.values() if account.counted and account.changed]
-        gone = (before | set(self._ceilings)).difference(self.ledger.repositories)
-        for repository in gone:
-            self._ceilings.pop(repository, None)
-        await self._pool.run(self._state.forget_repositories, gone)
-        await self._keep(kept, STEP)
+        await self._keep([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
+        await self._forget_gone()
         sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
         await self._pool.run(self._state.put_history, int(time.time() // 86_400), sizes)
         if not self._complete:
@@ -461,9 +463,13 @@ class Accounts(Service):
             gib = self.ledger.server.used_bytes / (1 << 30)
             _log.info("Quota initialized, currently using {gib:.2f} GiB", gib=gib)
 
-    def _count(self, repository: Repository) -> Deferred[None]:
-        """Count a repository."""
-        return self._together.run(repository, lambda: self._count_cells(repository))
+    def _count(self, repository: Repository, join: bool = False) -> Deferred[None]:
+        """
+        Count a repository.
+
+        @param join: whether a count that goes on already will do: nobody asks for what has changed beside the server.
+        """
+        return self._together.run(("count", repository), lambda: self._count_cells(repository), join)
 
     async def _count_cells(self, repository: Repository) -> None:
         known = await self._closed(repository, list(range(CELLS)), lambda: self._counting.known(repository))
@@ -495,17 +501,19 @@ class Accounts(Service):
             drift = self.ledger.count(repository, found)
         finally:
             self._gates.open(keys)
-        if drift != (0, 0) and self._complete:
+        if drift != NOTHING and self._complete:
             _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
         return found
 
     # --- what is kept
 
     async def _raise_ceiling(self, repository: Repository) -> None:
-        """See that the state file does not promise less than a repository may come to have."""
+        """
+        See that the state file does not promise less than a repository may come to have.
+        """
         account = self.ledger.account(repository)
         while True:
-            ceiling = self._ceilings.get(repository, Amount())
+            ceiling = self._ceilings.get(repository, NOTHING)
             most = account.most
             if most.size_bytes <= ceiling.size_bytes and most.objects <= ceiling.objects:
                 return
@@ -513,135 +521,33 @@ class Accounts(Service):
 
     async def _keep(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
         """Let the state file know what is known of repositories, with a ceiling so far above what they have."""
+        await self._writing.run(lambda: Deferred.fromCoroutine(self._write(accounts, above)))
+
+    async def _write(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
         states = {}
         for account in accounts:
             most = Amount(account.most.size_bytes + above.size_bytes, account.most.objects + above.objects)
             states[account.repository] = RepositoryState(most, account.sizes[:], account.objects[:])
             account.changed = False
+            # A ceiling that comes down does so before the file says it.
+            before = self._ceilings.get(account.repository, NOTHING)
+            self._ceilings[account.repository] = Amount(
+                min(before.size_bytes, most.size_bytes), min(before.objects, most.objects)
+            )
         if states:
             await self._pool.run(self._state.put_repositories, states)
             # Also where it could not be kept: uploads go on, and after a crash more is counted.
             self._ceilings.update({repository: state.at_most for repository, state in states.items()})
 
+    async def _forget_gone(self) -> None:
+        """Let the state file forget what is no repository any more."""
+        await self._writing.run(lambda: Deferred.fromCoroutine(self._write_gone()))
 
-class DistantAccounts:
-    """
-    A worker's books: the parent keeps them.
-
-    @ivar active: whether account is kept; the parent says so.
-    """
-
-    def __init__(self, wire: Wire, active: bool) -> None:
-        self._wire = wire
-        self.active = active
-
-    async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
-        """
-        Reserve room for an upload.
-
-        @return: the reservation's number; 0 where no account is kept.
-        @raise InsufficientStorage: a quota leaves no room.
-        @raise Unavailable: nothing is known yet, or the parent is gone.
-        """
-        if not self.active:
-            return 0
-        asked = self._wire.ask(
-            RESERVE,
-            user=user,
-            repository=list(target.repository),
-            kind=target.type,
-            name=target.name,
-            size_bytes=size_bytes,
-        )
-        try:
-            return _admitted(await shielded(asked))
-        except (CancelledError, GeneratorExit):
-            # The client is gone, and the parent does not know: nobody else will give back what it reserves.
-            asked.addCallbacks(self._give_back, lambda _: None)
-            raise
-        except (WireLost, Failed) as error:
-            raise Unavailable() from error
-
-    def _give_back(self, answer: dict[str, Any]) -> None:
-        if "number" in answer:
-            self._wire.tell(SETTLE, number=answer["number"], repository=[], cell=0, change=[0, 0])
-
-    async def grow(self, number: int, size_bytes: int) -> None:
-        """
-        Reserve more for the same upload.
-
-        @raise InsufficientStorage: a quota leaves no room.
-        @raise Unavailable: the parent is gone.
-        """
-        try:
-            _admitted(await shielded(self._wire.ask(GROW, number=number, size_bytes=size_bytes)))
-        except (WireLost, Failed) as error:
-            raise Unavailable() from error
-
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
-        """An upload or a removal has ended."""
-        if self.active:
-            self._wire.tell(SETTLE, number=number, repository=list(repository), cell=cell, change=list(change))
-
-    def look_again(self, repository: Repository) -> None:
-        """So much has changed in a repository that it should be counted."""
-        self._wire.tell(LOOK_AGAIN, repository=list(repository))
-
-
-def _admitted(answer: dict[str, Any]) -> int:
-    """
-    A reservation's number, of the parent's answer.
-
-    @raise InsufficientStorage: it says so; or C{Unavailable}.
-    """
-    if "number" in answer:
-        return int(answer["number"])
-    raise _REFUSALS[answer["refused"]](answer["reason"])
-
-
-class AccountsDesk:
-    """
-    The parent's side of L{DistantAccounts}.
-
-    @ivar closed: the keys whose fences are closed now.
-    """
-
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
-
-    def verbs(self, holder: object) -> dict[str, Callable[..., Any]]:
-        """What a worker may ask and tell."""
-        return {
-            RESERVE: partial(self._reserve, holder),
-            GROW: self._grow,
-            SETTLE: self._settle,
-            LOOK_AGAIN: lambda repository: self._accounts.look_again(tuple(repository)),
-        }
-
-    def _reserve(
-        self, holder: object, user: str | None, repository: list[str], kind: str, name: str, size_bytes: int
-    ) -> Deferred[dict[str, Any]]:
-        target = Target(tuple(repository), Kind.CONFIG if kind == CONFIG else Kind.OBJECT, kind, name)
-        return _answered(self._accounts.reserve(user, target, size_bytes, holder))
-
-    def _grow(self, number: int, size_bytes: int) -> Deferred[dict[str, Any]]:
-        return _answered(self._accounts.grow(number, size_bytes))
-
-    def _settle(self, number: int, repository: list[str], cell: int, change: list[int]) -> None:
-        self._accounts.settle(number, tuple(repository), cell, Amount(*change))
-
-
-def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[str, Any]]:
-    """What becomes of something, as an answer over the wire."""
-
-    async def answer() -> dict[str, Any]:
-        try:
-            return {"number": await work or 0}
-        except ServerError as error:
-            name = InsufficientStorage.__name__ if isinstance(error, InsufficientStorage) else Unavailable.__name__
-            return {"refused": name, "reason": error.message}
-
-    return Deferred.fromCoroutine(answer())
+    async def _write_gone(self) -> None:
+        gone = [repository for repository in self._ceilings if repository not in self.ledger.repositories]
+        for repository in gone:
+            del self._ceilings[repository]
+        await self._pool.run(self._state.forget_repositories, gone)
 
 
 def _log_failure(failure: Failure) -> None:

@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
         "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out.",
     )
-    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)")
+    parser.add_argument(
+        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
+    )
     parser.add_argument("--user", metavar="NAME", help="whose repositories; the user metrics sees all")
     parser.add_argument(
         "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"

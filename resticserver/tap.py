@@ -29,7 +29,7 @@ from . import allocator
 from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
-from .accounts import KEEP_ACCOUNT, Accounts, AccountsDesk, LocalGates, WorkerGates
+from .accounts import Accounts, LocalGates
 from .errors import StartError
 from .events import EVENT, Events
 from .listen import Listeners
@@ -53,6 +53,7 @@ from .serving import (
     make_store,
 )
 from .settings import Settings
+from .sharedaccounts import KEEP_ACCOUNT, AccountsDesk, WorkerGates
 from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
 from .web.jobs import ended_within

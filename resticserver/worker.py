@@ -23,7 +23,6 @@ from twisted.logger import LogEvent, Logger, LogLevel, eventAsText, globalLogBeg
 from twisted.python.failure import Failure
 
 from . import __version__, allocator
-from .accounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .errors import StartError
 from .events import EVENT
 from .listen import tls_factory
@@ -32,6 +31,7 @@ from .messages import Wire
 from .monitoring import COUNTED, WorkerMonitoring
 from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
 from .settings import Settings
+from .sharedaccounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .sharing import shared_factory
 from .web.site import RepositorySite
 from .web.space import Fences, Key

@@ -20,23 +20,11 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import accounts as accounts_module
-from resticserver.accounts import (
-    CLOSE,
-    COUNT_AGAIN_S,
-    FRESH_S,
-    OPEN,
-    PATIENCE_S,
-    STEP,
-    TRY_AGAIN_S,
-    Accounts,
-    AccountsDesk,
-    DistantAccounts,
-    LocalGates,
-    WorkerGates,
-)
+from resticserver.accounts import COUNT_AGAIN_S, FRESH_S, PATIENCE_S, STEP, TRY_AGAIN_S, Accounts, LocalGates
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.messages import Wire
 from resticserver.names import Kind, Target
+from resticserver.sharedaccounts import CLOSE, OPEN, AccountsDesk, DistantAccounts, WorkerGates
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.ledger import Repository, cell_of
 from resticserver.storage.local import LocalStore

@@ -339,6 +339,13 @@ class ReservationTests(LimitCase):
         self.ledger.forget(LAPTOP)
         self.assert_empty()
 
+    def test_a_user_with_bytes_alone(self) -> None:
+        """A user whose other repositories have bytes and (by what is known) no objects keeps them."""
+        self.ledger.load(LAPTOP, [0] * CELLS, [0] * CELLS, Amount(5, 0))
+        self.ledger.release(self.reserve(ALICE, 10))
+        self.assertEqual((5, 0, 0, 0), self.sums().get("alice"))
+        self.assertEqual((5, 0, 0, 0), self.sums()["this server"])
+
 
 class StoredTests(LimitCase):
     """Changes, counts, and what was known before."""

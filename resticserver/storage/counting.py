@@ -43,7 +43,8 @@ class Counting:
         @raise Unavailable: the volume is gone.
         """
         self._volume.check()
-        found = [folders for folders in possible_repositories(self._path, self._max_depth) if self.is_repository(folders)]
+        possible = possible_repositories(self._path, self._max_depth, strict=True)
+        found = [folders for folders in possible if self.is_repository(folders)]
         self._volume.check()
         return found
 
@@ -61,7 +62,7 @@ class Counting:
         self._volume.check()
         path = "/".join((self._path, *repository))
         found = {}
-        if not os.path.isdir(f"{path}/data"):
+        if not _is_there(f"{path}/data"):
             found = dict.fromkeys(range(256), Amount())
         for cell in range(len(found), CELLS):
             kind, prefix = cell_directory(cell)
@@ -130,15 +131,37 @@ class Counting:
         return Amount(status.st_size, 1) if stat.S_ISREG(status.st_mode) else Amount()
 
 
-def possible_repositories(path: str, depth: int, above: Repository = ()) -> Iterator[Repository]:
-    """All folders below a directory in which a repository may lie, itself included, as far down as they may."""
+def _is_there(path: str) -> bool:
+    """
+    Whether there is such a directory.
+
+    @raise OSError: that cannot be told.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def possible_repositories(
+    path: str, depth: int, above: Repository = (), strict: bool = False
+) -> Iterator[Repository]:
+    """
+    All folders below a directory in which a repository may lie, itself included, as far down as they may.
+
+    @param strict: whether a folder that cannot be read is an error; one that we may not read (C{lost+found}) is none of ours.
+    """
     yield above
     if depth == 0:
         return
     try:
         with os.scandir("/".join((path, *above))) as entries:
             names = [entry.name for entry in entries if entry.name not in RESERVED | OWN_FOLDERS and entry.is_dir()]
+    except (PermissionError, FileNotFoundError, NotADirectoryError):
+        return
     except OSError:
+        if strict:
+            raise
         return
     for name in names:
-        yield from possible_repositories(path, depth - 1, (*above, name))
+        yield from possible_repositories(path, depth - 1, (*above, name), strict)

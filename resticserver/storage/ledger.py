@@ -113,12 +113,13 @@ class RepositoryAccount(Account):
 
     @ivar margin: how much more there may be than the cells say, as long as it was not counted.
     @ivar counted: whether every cell was counted since the start.
+    @ivar known: whether there is not more than this says: it was counted or loaded, and is not just what was booked.
     @ivar last_snapshot_s: when its youngest snapshot was stored, in seconds since 1970, as far as is known.
     @ivar oldest_lock_s: when its oldest lock was made, as of the last count.
     @ivar changed: whether a cell has changed since somebody has set this back.
     """
 
-    __slots__ = ("changed", "counted", "last_snapshot_s", "margin", "objects", "oldest_lock_s", "repository", "sizes")
+    __slots__ = ("changed", "counted", "known", "last_snapshot_s", "margin", "objects", "oldest_lock_s", "repository", "sizes")
 
     def __init__(self, repository: Repository) -> None:
         super().__init__(f"repository {'/'.join(repository) or '/'}")
@@ -129,7 +130,7 @@ class RepositoryAccount(Account):
         self.sizes = array("q", bytes(8 * CELLS))
         self.objects = array("q", bytes(8 * CELLS))
         self.margin = Amount()
-        self.counted = False
+        self.counted = self.known = False
 
     @property
     def most(self) -> Amount:
@@ -198,7 +199,11 @@ class Ledger:
         """
         reservation = Reservation(repository, kind, cell_of(kind, name), limits, 0, 0)
         reservation.accounts = self._accounts(repository)
-        self._add(reservation, size_bytes, 1)
+        try:
+            self._add(reservation, size_bytes, 1)
+        except QuotaExceeded:
+            self._drop_if_empty(repository)
+            raise
         return reservation
 
     def grow(self, reservation: Reservation, size_bytes: int) -> None:
@@ -253,6 +258,12 @@ class Ledger:
             account.changed = account.changed or counted != (account.sizes[cell], account.objects[cell])
             account.sizes[cell], account.objects[cell] = counted
         drift = Amount(size_bytes, objects)
+        if account.known and not account.counted:
+            # What is less here may be more in a cell that was not counted yet.
+            less = Amount(-min(0, size_bytes), -min(0, objects))
+            margin = account.margin
+            account.margin = Amount(margin.size_bytes + less.size_bytes, margin.objects + less.objects)
+            self._sum(repository, less)
         self._sum(repository, drift)
         return drift
 
@@ -261,7 +272,7 @@ class Ledger:
         account = self.account(repository)
         margin, account.margin = account.margin, Amount()
         self._sum(repository, Amount(-margin.size_bytes, -margin.objects))
-        account.counted = True
+        account.counted = account.known = True
         self._drop_if_empty(repository)
 
     def load(self, repository: Repository, sizes: Iterable[int], objects: Iterable[int], at_most: Amount) -> None:
@@ -272,6 +283,7 @@ class Ledger:
             max(0, at_most.size_bytes - account.used_bytes), max(0, at_most.objects - account.used_objects)
         )
         self._sum(repository, account.margin)
+        account.known = True
 
     def forget(self, repository: Repository) -> None:
         """A repository is not there any more."""
@@ -294,5 +306,5 @@ class Ledger:
         owner = owner_of(repository)
         if owner is not None:
             user = self._users.get(owner)
-            if user is not None and not (user.used_objects or user.reserved_objects):
+            if user is not None and not (user.used_objects or user.used_bytes or user.reserved_objects):
                 del self._users[owner]

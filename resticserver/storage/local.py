@@ -295,11 +295,11 @@ class LocalStore:
         self.volume.check()
         path = self._object_path(repository, kind, name)
         try:
-            status = os.lstat(path)
+            status = os.stat(path)  # as lists count it, also behind a symlink
         except OSError:
             status = None
         if self._remove_file(path):
-            # Of two removals at once only one has found the name; the other, and a symlink, change nothing that counts.
+            # Of two removals at once only one has found the name.
             counts = status is not None and stat.S_ISREG(status.st_mode)
             return Amount(-status.st_size, -1) if status is not None and counts else Amount()
         self.volume.check()
@@ -507,7 +507,7 @@ class LocalUpload:
         """The name is taken: equal bytes stay, a damaged object is healed, anything else is refused."""
         assert self._file is not None
         path = os.path.join(self._file.directory, self._name)
-        stored_fd, stored_bytes = _open_file(path)
+        stored_fd, _ = _open_file(path)
         try:
             if self._kind == CONFIG:
                 if not _same_bytes(self._file.fd, stored_fd):
@@ -519,8 +519,9 @@ class LocalUpload:
                     )
                 if _hash_of(stored_fd) != self._name:
                     _log.warn("{path} was damaged; replaced by a verified upload", path=path)
-                    self._publisher.replace(self._file, self._name)
-                    self.change = Amount(self.size_bytes - stored_bytes, 0)
+                    before = self._publisher.replace(self._file, self._name)
+                    # Gone meanwhile is less than nothing.
+                    self.change = Amount(self.size_bytes - max(0, before), int(before < 0))
                     return Outcome.HEALED
             # Another upload may have linked it without having come to the fsync.
             self._publisher.fsync(stored_fd)

@@ -166,8 +166,13 @@ class Publisher:
                 return
         self._rename(file, target)
 
-    def replace(self, file: TemporaryFile, name: str) -> None:
-        """Give the file its name and take it from whatever had it, in one step."""
+    def replace(self, file: TemporaryFile, name: str) -> int:
+        """
+        Give the file its name and take it from whatever had it, in one step.
+
+        @return: the size in bytes of what had it. Two that replace the same do so one after the other, and the second is told of
+            the first's.
+        """
         if file.path is None:
             path = self._temporary_name(file.repository_path)
             self.make_directory(os.path.dirname(path))
@@ -181,8 +186,15 @@ class Publisher:
             else:
                 file.path = path
         assert file.path is not None
-        os.rename(file.path, os.path.join(file.directory, name))
-        file.path = None
+        target = os.path.join(file.directory, name)
+        with self._renaming, _locked(os.path.dirname(file.path)):
+            try:
+                before = os.stat(target).st_size
+            except FileNotFoundError:
+                before = -1
+            os.rename(file.path, target)
+            file.path = None
+        return before
 
     def _rename(self, file: TemporaryFile, target: str) -> None:
         assert file.path is not None

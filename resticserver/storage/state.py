@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from ..errors import StartError
 from ..sizes import Amount
 from .filesystem import is_local
-from .interface import Objects
+from .interface import ID_BYTES, Objects
 from .ledger import CELLS, Repository
 from .volume import FOLDER
 
@@ -163,6 +163,8 @@ class StateFile:
         if row is None:
             return None
         device, inode, modified_ns, changed_ns, taken_ns, ids, sizes = row
+        if len(ids) // ID_BYTES * 8 != len(sizes) or len(ids) % ID_BYTES:
+            return None  # somebody's hand was in it
         return (_unsigned(device), _unsigned(inode), modified_ns, changed_ns), taken_ns, ids, _numbers("Q", sizes)
 
     def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
@@ -198,9 +200,9 @@ class StateFile:
         )
         found = {}
         for name, most_bytes, most_objects, sizes, objects in rows or ():
-            state = RepositoryState(Amount(most_bytes, most_objects), _numbers("q", sizes), _numbers("q", objects))
-            if len(state.sizes) == len(state.objects) == CELLS:
-                found[_repository(name)] = state
+            if len(sizes) == len(objects) == 8 * CELLS:
+                at_most = Amount(most_bytes, most_objects)
+                found[_repository(name)] = RepositoryState(at_most, _numbers("q", sizes), _numbers("q", objects))
         return found
 
     def put_repositories(self, states: dict[Repository, RepositoryState], durable: bool = True) -> bool:
@@ -295,6 +297,8 @@ class StateFile:
             try:
                 connection = self._open(make)
                 return work(connection) if connection is not None else None
+            except OverflowError:
+                return None  # larger than SQLite's numbers: sparse files of absurd sizes
             except (sqlite3.Error, OSError, ValueError) as error:
                 self._close()
                 if self._read_only:
@@ -317,8 +321,10 @@ class StateFile:
             self._close()  # another volume is there now, or none, or somebody has deleted it
         if self._read_only:
             return self._open_read_only() if status is not None else None
-        if status is None and not (make and self._make()):
+        if (status is None and not make) or not self._may_be_here():
             return None
+        if status is None:
+            self._make()
         connection = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection = connection
         status = os.stat(self._file)
@@ -354,8 +360,8 @@ class StateFile:
             raise sqlite3.DatabaseError("it has the form of another version")
         return connection
 
-    def _make(self) -> bool:
-        """Make an empty file with the server's mode, where it may be; whether there is one."""
+    def _may_be_here(self) -> bool:
+        """Whether the folder is there, and on a file system that is good for this."""
         try:
             fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -367,12 +373,15 @@ class StateFile:
                 return False
         finally:
             os.close(fd)
+        return True
+
+    def _make(self) -> None:
+        """Make an empty file with the server's mode."""
         fd = os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(fd, self._file_mode)
         finally:
             os.close(fd)
-        return True
 
     def _remove(self, error: sqlite3.Error) -> None:
         """The file is broken: begin with a new one."""

@@ -207,8 +207,7 @@ class Api:
 
     async def _save(self, request: StreamingRequest, target: Target) -> None:
         body = request.body
-        # Of one that is here already all is known, also where no Content-Length said it.
-        length = body.received_bytes if body.ended else body.expected_bytes
+        length = body.whole_bytes
         place = await self._space.admit(request.user_name, target, length)
         upload = self._store.upload(target.repository, target.type, target.name, length)
         small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue

@@ -60,6 +60,15 @@ class Body:
         self._discard_limit: int | None = None
         self._on_excess: Callable[[], None] | None = None
 
+    @property
+    def whole_bytes(self) -> int | None:
+        """
+        How long it is; C{None} as long as nobody knows. Of one that is here that is known also without a C{Content-Length}.
+        """
+        if self.ended:
+            return self.received_bytes
+        return None if self.expected_bytes is None else self.received_bytes + self.expected_bytes
+
     # --- the channel's side
 
     def feed(self, data: bytes) -> None:
