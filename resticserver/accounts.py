@@ -279,22 +279,21 @@ class Accounts(Service):
 
     async def _reserve(self, user: str | None, target: Target, size_bytes: int) -> Reservation:
         repository = target.repository
+        owner = owner_of(repository)
+        limits = Limits(
+            UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
+            self.quotas.limit_of_repository(user, repository),
+        )
+        reserve = partial(self.ledger.reserve, repository, target.type, target.name, size_bytes, limits)
+        if self._limit == limits.user == limits.repository == UNLIMITED:
+            return reserve()  # account is kept for others, or for those who look at it
         if not self._based:
             await self._counted(self._together.run(ALL, self._pass, join=True))
         account = self.ledger.repositories.get(repository)
         counted_now = account is None or not account.known
         if counted_now:
             await self._counted(self._count(repository, join=True))
-        owner = owner_of(repository)
-        limits = Limits(
-            UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
-            self.quotas.limit_of_repository(user, repository),
-        )
-        reservation = await self._with_room(
-            repository,
-            user,
-            lambda: self.ledger.reserve(repository, target.type, target.name, size_bytes, limits),
-        )
+        reservation = await self._with_room(repository, user, reserve)
         if counted_now:
             # Also where nothing was found, so that nothing of it was kept.
             self.ledger.account(repository).known = True

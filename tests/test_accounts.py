@@ -375,6 +375,32 @@ class StartTests(AccountsCase):
         self.successResultOf(fits)
         self.failureResultOf(does_not, InsufficientStorage)
 
+    def test_who_has_no_limit_does_not_wait(self) -> None:
+        """Where account is kept because somebody looks at it, or for others, an upload waits for no count."""
+        pool = self.pool = StepPool()
+        accounts = Accounts(
+            self.clock,
+            UNLIMITED,
+            self.quotas,
+            self.store.counting,
+            self.state,
+            self.pool,
+            LocalGates(self.fences),
+            in_any_case=True,
+        )
+        self.accounts = accounts
+        with capturedLogs() as events:
+            accounts.startService()
+            self.clock.advance(0)
+            asked = self.ask(ALICE, 500)
+            while not asked.called:  # for the ceiling's sake alone
+                pool.step()
+            self.assertFalse(accounts._complete)
+            self.successResultOf(asked)
+            pool.finish()
+        self.assertTrue(accounts._complete)
+        self.assertEqual([], self.said(events))
+
     def test_patience(self) -> None:
         """After 20 seconds it is 503, and the count goes on; who goes before that is gone."""
         pool = self.pool = StepPool()

@@ -54,7 +54,7 @@ from .test_faults import in_parallel
 
 MIB = 1 << 20
 TWO = ("--workers", "2")
-USUAL_SECONDS = 3.0
+USUAL_SECONDS = 2.0
 SECONDS = float(os.environ.get("RESTICSERVER_QUOTA_SECONDS", USUAL_SECONDS))
 ROUNDS = int(os.environ.get("RESTICSERVER_QUOTA_ROUNDS", "4"))
 #: Whether restic is left alone until it gives up, which takes a minute.
@@ -206,21 +206,20 @@ class StormTests(QuotaCase):
             assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
 
     def test_healed_and_nothing_else(self) -> None:
-        """Whatever length the damaged file had: healed at once, or removed, it leaves nothing wrong in the sum."""
+        """Whatever length the damaged file had: healed or removed, it leaves nothing wrong in the sum."""
         server = self.start()
         with server.client() as client:
-            for turn, length in enumerate((0, 7, MIB - 1, MIB, MIB + 1, 5 * MIB)):
-                for end in ("heal", "delete"):
-                    body = body_of(turn, MIB)
-                    name = client.save("data", body)
-                    path = object_path(self.data, "data", name)
-                    path.write_bytes(bytes(length))
-                    if end == "heal":
-                        self.assertEqual(200, client.post(f"/data/{name}", body).status)
-                        self.assertEqual(MIB, path.stat().st_size)
-                    else:
-                        self.assertEqual(200, client.delete(f"/data/{name}").status)
-                    assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
+            for end, length in (("heal", 7), ("heal", 3 * MIB), ("delete", 7), ("delete", 3 * MIB)):
+                body = body_of(length, MIB)
+                name = client.save("data", body)
+                path = object_path(self.data, "data", name)
+                path.write_bytes(bytes(length))
+                if end == "heal":
+                    self.assertEqual(200, client.post(f"/data/{name}", body).status)
+                    self.assertEqual(MIB, path.stat().st_size)
+                else:
+                    self.assertEqual(200, client.delete(f"/data/{name}").status)
+                assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
 
     def test_without_verification(self) -> None:
         """C{--no-verify-upload} changes nothing of it."""
@@ -312,8 +311,8 @@ class KilledTests(QuotaCase):
             assert_exact(client, self.data, LIMIT_BYTES)
 
 
-class RestartTests(QuotaCase):
-    """What a server knows of what was there before it."""
+class RestartCase(QuotaCase):
+    """A server that is stopped and started again."""
 
     def fill(self, server: ServerProcess, count: int = 20) -> list[str]:
         """Some objects of 1 MiB; their names."""
@@ -328,6 +327,10 @@ class RestartTests(QuotaCase):
         with server.client() as client:
             assert_exact(client, self.data, LIMIT_BYTES)
         return server
+
+
+class RestartTests(RestartCase):
+    """What a server knows of what was there before it."""
 
     def test_what_is_said(self) -> None:
         """The lines that people know from rest-server, with the sum."""
@@ -362,6 +365,10 @@ class RestartTests(QuotaCase):
             (self.data / ".htpasswd").write_bytes(b"x" * 500)
 
         self.restart(server, between=change)
+
+
+class StateTests(RestartCase):
+    """The state file, and starts that differ from the last one."""
 
     def test_lost_and_broken_state(self) -> None:
         """Without what the last server wrote down, or with something else in its place, everything is counted again."""
@@ -720,8 +727,8 @@ quota = "1.5 MiB"
 """
 
 
-class PolicyQuotaTests(SynchronousTestCase):
-    """Limits of a policy file: for each repository, for each user; all hold."""
+class PolicyQuotaCase(SynchronousTestCase):
+    """A server with a policy file that limits repositories and users."""
 
     every_server: tuple[str, ...] = ()
     EACH = 100_000
@@ -753,6 +760,10 @@ class PolicyQuotaTests(SynchronousTestCase):
                 self.assertEqual(REFUSED, reply.status, reply)
                 return number, reply
         raise AssertionError(f"{repository} is never full")
+
+
+class PolicyLimitsTests(PolicyQuotaCase):
+    """Limits of a policy file: for each repository, for each user; all hold."""
 
     def test_all_hold(self) -> None:
         """The repository's, the user's and the server's, each with its own words; others are not touched."""
@@ -803,6 +814,10 @@ class PolicyQuotaTests(SynchronousTestCase):
             self.assertEqual(12, self.fill(alice, "/alice/desktop/", 100)[0])
         with server.client("root", "root") as root:
             self.assertEqual(200, root.post(f"/alice/laptop/data/{object_id(b'y')}", b"y").status)
+
+
+class PolicyQuotaTests(PolicyQuotaCase):
+    """Limits of a policy file, with many at once and while they change."""
 
     def test_at_once(self) -> None:
         """Many uploads of one user to several repositories at once: none of the limits is exceeded by a byte."""
