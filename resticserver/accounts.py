@@ -266,7 +266,12 @@ class Accounts(Service):
         try:
             reservation = await self._reserve(user, target, size_bytes)
             try:
-                await self._raise_ceiling(target.repository)
+                raising = self._raise_ceiling(target.repository)
+                if self._unlimited(reservation.limits):
+                    # Nobody is kept waiting for the sake of limits that there may be at some later start.
+                    Deferred.fromCoroutine(raising).addErrback(_log_failure)
+                else:
+                    await raising
                 if number not in self._asking:
                     raise Unavailable("whoever asked is gone")
             except BaseException:
@@ -285,7 +290,7 @@ class Accounts(Service):
             self.quotas.limit_of_repository(user, repository),
         )
         reserve = partial(self.ledger.reserve, repository, target.type, target.name, size_bytes, limits)
-        if self._limit == limits.user == limits.repository == UNLIMITED:
+        if self._unlimited(limits):
             return reserve()  # account is kept for others, or for those who look at it
         if not self._based:
             await self._counted(self._together.run(ALL, self._pass, join=True))
@@ -298,6 +303,9 @@ class Accounts(Service):
             # Also where nothing was found, so that nothing of it was kept.
             self.ledger.account(repository).known = True
         return reservation
+
+    def _unlimited(self, limits: Limits) -> bool:
+        return self._limit == limits.user == limits.repository == UNLIMITED
 
     async def _counted(self, count: Deferred[None]) -> None:
         """
@@ -324,7 +332,7 @@ class Accounts(Service):
                 self.ledger.grow(reservation, size_bytes)
 
         await self._with_room(reservation.repository, None, grow)
-        if number in self._reservations:
+        if number in self._reservations and not self._unlimited(reservation.limits):
             await self._raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
@@ -471,6 +479,8 @@ class Accounts(Service):
         return self._together.run(("count", repository), lambda: self._count_cells(repository), join)
 
     async def _count_cells(self, repository: Repository) -> None:
+        account = self.ledger.repositories.get(repository)
+        snapshot_before_s = account.last_snapshot_s if account is not None else None
         known = await self._closed(repository, list(range(CELLS)), lambda: self._counting.known(repository))
         left = [cell for cell in range(CELLS) if cell not in known]
         batch = FIRST_BATCH
@@ -484,7 +494,9 @@ class Accounts(Service):
         oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository)
         if repository in self.ledger.repositories:
             account = self.ledger.account(repository)
-            account.last_snapshot_s, account.oldest_lock_s = last_snapshot_s, oldest_lock_s
+            account.oldest_lock_s = oldest_lock_s
+            if account.last_snapshot_s == snapshot_before_s:  # else one was stored meanwhile
+                account.last_snapshot_s = last_snapshot_s
         self.ledger.all_counted(repository)
 
     async def _closed(

@@ -118,20 +118,21 @@ class Monitoring:
         sizes, objects, quotas, free, snapshots = [], [], [], [], []
         users: dict[str, int] = {}
         for account in sorted(accounts, key=lambda account: account.repository):
-            if not (account.used_objects or account.counted):
+            stored = account.stored
+            if not (stored.objects or account.counted):
                 continue  # a name that somebody asked for
             owner = owner_of(account.repository)
             labels = (owner or "", "/".join(account.repository))
-            sizes.append(Sample(labels, account.used_bytes))
-            objects.append(Sample(labels, account.used_objects))
+            sizes.append(Sample(labels, stored.size_bytes))
+            objects.append(Sample(labels, stored.objects))
             limit = self._quotas.limit_of_repository(owner, account.repository).size_bytes
             if limit is not None:
                 quotas.append(Sample(labels, limit))
-                free.append(Sample(labels, max(0, limit - account.used_bytes)))
+                free.append(Sample(labels, max(0, limit - stored.size_bytes)))
             if account.last_snapshot_s is not None:
                 snapshots.append(Sample(labels, account.last_snapshot_s))
             if owner is not None:
-                users[owner] = users.get(owner, 0) + account.used_bytes
+                users[owner] = users.get(owner, 0) + stored.size_bytes
         labels_ = ("user", "repo")
         for name, help_, samples in (
             ("size_bytes", "What is stored in a repository", sizes),
@@ -168,7 +169,8 @@ class Monitoring:
         repositories: list[RepositoryStatus] = []
         users: dict[str, int] = {}
         for account in list(self._accounts.ledger.repositories.values()):
-            if not (account.used_objects or account.counted):
+            stored = account.stored
+            if not (stored.objects or account.counted):
                 continue
             owner = owner_of(account.repository)
             name = "/".join(account.repository)
@@ -178,19 +180,19 @@ class Monitoring:
                 RepositoryStatus(
                     name,
                     owner,
-                    account.used_bytes,
-                    account.used_objects,
+                    stored.size_bytes,
+                    stored.objects,
                     limit.size_bytes,
                     limit.objects,
                     account.last_snapshot_s,
                     locks,
                     account.oldest_lock_s if locks else None,
                     self.damaged[name],
-                    (*(day for day in history.get(account.repository, ()) if day[0] < today), (today, account.used_bytes)),
+                    (*(day for day in history.get(account.repository, ()) if day[0] < today), (today, stored.size_bytes)),
                 )
             )
             if owner is not None:
-                users[owner] = users.get(owner, 0) + account.used_bytes
+                users[owner] = users.get(owner, 0) + stored.size_bytes
         free, size = await self._pool.run(self._disk)
         certificate = self.certificate_ends()
         return ServerStatus(

@@ -107,6 +107,23 @@ def parse_prefix(text: str) -> tuple[str, ...]:
     return segments
 
 
+def path_below(path: bytes, prefix: tuple[str, ...]) -> bytes:
+    """
+    What of a request's path stands below a prefix, still percent-encoded; all of it where the prefix does not stand before it.
+
+    @param path: also in the absolute form.
+    """
+    if not path.startswith(b"/"):
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    segments = path[1:].split(b"/")
+    try:
+        if prefix and tuple(map(_segment, segments[: len(prefix)])) == prefix:
+            return b"/" + b"/".join(segments[len(prefix) :])
+    except NotFound:
+        pass
+    return path
+
+
 def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> Target:
     """
     The canonical form of a request's path.

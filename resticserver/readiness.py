@@ -19,6 +19,8 @@ FRESH_S = 2.0
 #: A disk that does not answer for so long is not ready.
 PATIENCE_S = 3.0
 
+NOT_LOOKED_AT = "not looked at yet"
+
 _log = Logger()
 
 
@@ -35,8 +37,7 @@ class Readiness:
         self._pool = pool
         self._looked_s = -FRESH_S
         self._looking: Deferred[None] | None = None
-        self._found = ""
-        self.reason = "not looked at yet"
+        self.reason = NOT_LOOKED_AT
 
     async def look(self) -> str:
         """Why the server is not ready; empty if it is."""
@@ -45,17 +46,19 @@ class Readiness:
         if self._looking is None:
             # The next look waits for this one's end, so that a disk that hangs takes one thread and not all of them.
             self._looking = self._pool.run(self._try).addCallback(self._looked)
-        in_time = await ended_within(PATIENCE_S, self._reactor, self._looking)
-        found = self._found if in_time else "the data directory does not answer"
-        if found != self.reason and (found or self.reason != "not looked at yet"):
-            _log.warn("{state}", state=f"not ready: {found}" if found else "ready again")
-        self.reason = found
-        return found
+        if not await ended_within(PATIENCE_S, self._reactor, self._looking) and self._looking is not None:
+            self._found("the data directory does not answer")
+        return self.reason
+
+    def _found(self, reason: str) -> None:
+        if reason != self.reason and (reason or self.reason != NOT_LOOKED_AT):
+            _log.warn("{state}", state=f"not ready: {reason}" if reason else "ready again")
+        self.reason = reason
 
     def _looked(self, found: str) -> None:
         self._looking = None
         self._looked_s = self._reactor.seconds()
-        self._found = found
+        self._found(found)
 
     def _try(self) -> str:
         """In the pool."""

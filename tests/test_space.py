@@ -10,7 +10,6 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
@@ -420,21 +419,6 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual([(7, *KEY, Amount())], self.books.settled)
         self.fences.open([KEY])
         self.assertTrue(self.closed())
-
-    def test_removal(self) -> None:
-        """A removal needs no reservation; what it changed is settled with the number 0, and its fence is left."""
-        for result, settled in (
-            (Amount(-5, -1), [(0, *KEY, Amount(-5, -1))]),
-            (Amount(), []),
-            (Failure(OSError("broken")), []),
-        ):
-            self.books.settled = []
-            place = self.space.place(TARGET)
-            self.successResultOf(self.enter(place))
-            self.assertIs(result, place.removed(result))
-            self.assertEqual(settled, self.books.settled)
-            self.assertTrue(self.closed())
-        self.assertEqual([], self.books.asked)
 
     def test_no_books(self) -> None:
         """Where nobody keeps account everything is admitted."""

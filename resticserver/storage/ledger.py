@@ -133,6 +133,11 @@ class RepositoryAccount(Account):
         self.counted = self.known = False
 
     @property
+    def stored(self) -> Amount:
+        """What is stored, as far as is known."""
+        return Amount(self.used_bytes - self.margin.size_bytes, self.used_objects - self.margin.objects)
+
+    @property
     def most(self) -> Amount:
         """What it may come to have when all uploads on their way have ended."""
         return Amount(self.used_bytes + self.reserved_bytes, self.used_objects + self.reserved_objects)

@@ -193,7 +193,7 @@ def _family(family: Family) -> bytes:
     kind = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
     made = kind(family.name, family.help, labels=family.labels)
     for labels, value in family.samples:
-        made.add_metric(labels, value)
+        made.add_metric([label.encode("utf-8", "backslashreplace").decode("utf-8") for label in labels], value)
     return _text(made)
 
 

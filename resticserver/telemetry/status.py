@@ -71,7 +71,7 @@ class RepositoryStatus:
     @property
     def name(self) -> str:
         """What it is called."""
-        return self.repository or "/"
+        return self.repository.encode("utf-8", "backslashreplace").decode("utf-8") or "/"
 
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""

@@ -19,6 +19,7 @@ from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import MapAdapter
@@ -26,6 +27,7 @@ from werkzeug.routing import MapAdapter
 from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
 from ..names import Kind, Target
+from ..sizes import Amount
 from ..storage.interface import Chunks, Outcome, RepositoryStore, Stored, Upload
 from ..telemetry.events import Event, EventKind, Tells, nobody
 from ..telemetry.record import Effect, Operation
@@ -37,7 +39,7 @@ from .jobs import Jobs, Pool, shielded
 from .lists import Lists, wants_sizes
 from .ranges import Part, choose_part
 from .request import StreamingRequest
-from .space import Space
+from .space import NOTHING, Place, Space
 from .streams import send_part
 
 T = TypeVar("T")
@@ -212,6 +214,7 @@ class Api:
         upload = self._store.upload(target.repository, target.type, target.name, length)
         small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue
         jobs = Jobs(self._quick if small else self._pool)
+        request.hold_record()
         try:
             # A small body comes in one piece, or a moment later: one job does it all then.
             content = body.take_waiting() if body.ended else await body.whole() if small else None
@@ -231,11 +234,9 @@ class Api:
                 outcome = await jobs.run(upload.commit)
         except BaseException:
             # A commit that runs now may still succeed.
-            jobs.close(upload.abort, lambda: place.end(upload.change))
+            jobs.close(upload.abort, lambda: _upload_ended(request, upload, place))
             raise
-        place.end(upload.change)
-        if outcome is not Outcome.UNCHANGED:
-            request.effect = Effect(Operation.WRITE, upload.size_bytes)
+        _upload_ended(request, upload, place, outcome)
         if outcome is Outcome.HEALED:
             words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
             self._tell(_event(EventKind.CORRUPTION, words, request, target))
@@ -253,11 +254,10 @@ class Api:
         # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.
         place = self._space.place(target)
         await place.enter()
+        request.hold_record()
         removing = self._quick.run(self._store.remove_object, target.repository, target.type, target.name)
-        removing.addBoth(place.removed)
-        change = await shielded(removing)
-        if change.objects:
-            request.effect = Effect(Operation.DELETE, -change.size_bytes)
+        removing.addBoth(_removed, request, place)
+        await shielded(removing)
         replies.send(request)
 
     async def _list(self, request: StreamingRequest, target: Target) -> None:
@@ -301,6 +301,23 @@ class RoutedResource(Resource):
         target = request.target
         request.run(self._ways[target.kind if target is not None else None](self._api, request))
         return NOT_DONE_YET
+
+
+def _upload_ended(
+    request: StreamingRequest, upload: Upload, place: Place, outcome: Outcome | None = None
+) -> None:
+    """An upload has come to its end, whoever still waits for that."""
+    place.end(upload.change)
+    written = upload.change != NOTHING or outcome is Outcome.HEALED
+    request.release_record(Effect(Operation.WRITE, upload.size_bytes) if written else None)
+
+
+def _removed(change: Amount | Failure, request: StreamingRequest, place: Place) -> Amount | Failure:
+    """A removal has come to its end, whoever still waits for that."""
+    done = change if isinstance(change, Amount) else NOTHING
+    place.end(done)
+    request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
+    return change
 
 
 def _event(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:

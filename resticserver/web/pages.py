@@ -14,6 +14,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from ..errors import Forbidden, MethodNotAllowed, NotFound
+from ..names import path_below
 from . import replies
 from .authentication import Authentication
 from .request import StreamingRequest
@@ -98,11 +99,7 @@ class Pages(Resource):
         """Twisted's call: begin to answer."""
         if self._rest is not None and request.target is not None:
             return self._rest.render(request)
-        prefix = b"".join(b"/" + folder.encode("utf-8") for folder in request.site.prefix)
-        path = request.path
-        page = self._find(path)
-        if page is None and prefix and path.startswith(prefix):
-            page = self._find(path[len(prefix) :])
+        page = self._find(path_below(request.path, ())) or self._find(path_below(request.path, request.site.prefix))
         if page is None and self._rest is not None:
             return self._rest.render(request)
         request.run(self._answer(request, page))

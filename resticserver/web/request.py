@@ -120,6 +120,8 @@ class StreamingRequest(Request):
         self.aborted = False
         self.sent_bytes = 0
         self.effect: Effect | None = None
+        self._record: Record | None = None
+        self._record_held = False
         self._head: bytes | None = None
         self._running: Deferred[None] | None = None
         self._recorded = False
@@ -314,25 +316,39 @@ class StreamingRequest(Request):
         self._recorded = True
         if ending is None:
             ending = Ending.DONE if self.code < 400 else Ending.FAILED if self.code == 500 else Ending.REFUSED
-        self.site.record(
-            Record(
-                self._started,
-                time.monotonic() - self._started_monotonic,
-                self.address,
-                self.user_name,
-                self.method,
-                self.uri,
-                self.clientproto,
-                self.target,
-                STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
-                self.sent_bytes or self.sentLength,
-                self.body.received_bytes,
-                self.fields.referer,
-                self.fields.user_agent,
-                ending,
-                self.effect,
-            )
+        record = Record(
+            self._started,
+            time.monotonic() - self._started_monotonic,
+            self.address,
+            self.user_name,
+            self.method,
+            self.uri,
+            self.clientproto,
+            self.target,
+            STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
+            self.sent_bytes or self.sentLength,
+            self.body.received_bytes,
+            self.fields.referer,
+            self.fields.user_agent,
+            ending,
+            self.effect,
         )
+        if self._record_held:
+            self._record = record
+        else:
+            self.site.record(record)
+
+    def hold_record(self) -> None:
+        """From now on it is not sure what the request does, though its client may go: leave no record before that is known."""
+        self._record_held = True
+
+    def release_record(self, effect: Effect | None) -> None:
+        """This is what it has done."""
+        self.effect = effect
+        self._record_held = False
+        record, self._record = self._record, None
+        if record is not None:
+            self.site.record(record._replace(effect=effect))
 
     def processingFailed(self, reason: Failure) -> Any:
         """The last resort; says no more to the client than 500."""

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from ..errors import InsufficientStorage
 from ..names import Target
@@ -177,11 +176,6 @@ class Place:
             self._books.settle(self._number, repository, cell, change)
         if self._inside:
             self._fences.leave(key)
-
-    def removed(self, change: Amount | Failure) -> Amount | Failure:
-        """A callback for the end of a removal."""
-        self.end(change if isinstance(change, Amount) else NOTHING)
-        return change
 
 
 class Space:

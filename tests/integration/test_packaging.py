@@ -183,7 +183,7 @@ class ContentsTests(SynchronousTestCase):
         ours = {
             path.relative_to(CHECKOUT).as_posix()
             for path in (CHECKOUT / "resticserver").rglob("*")
-            if path.suffix == ".py" or path.name == "py.typed"
+            if path.suffix in (".py", ".css") or path.name == "py.typed"
         }
         self.assertEqual(installed, ours | {"twisted/plugins/restic_rest.py"})
         self.assertTrue([name for name in names if name.endswith("LICENSE")])

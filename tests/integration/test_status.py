@@ -1,0 +1,416 @@
+"""
+The status page of real servers in a real browser, while the real restic backs up to them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from ..support.htpasswd import sha_line
+from ..support.restic import SKIP_WITHOUT_RESTIC, Restic
+from ..support.scratch import Cleans, scratch_directory
+from ..support.server import ServerProcess, installed, server_environment, start_server
+from ..support.waiting import PATIENCE_S, wait_until
+
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+SKIP_WITHOUT_CHROMIUM = (
+    None
+    if os.path.exists(CHROMIUM) and os.path.exists(CHROMEDRIVER)
+    else "chromium is not installed (Debian: apt-get install chromium chromium-driver)"
+)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+HOSTILE = ("<script>alert(1)<", '"><img src=x onerror=alert(1)>')
+#: A desktop's and a phone's.
+WIDTHS = (1280, 390)
+
+#: What a browser shows of the table: per row the name, and the cells by the names of their columns.
+ROWS = """
+return Array.from(document.querySelectorAll("tbody tr")).map(row => [
+    row.querySelector("th a").textContent,
+    Object.fromEntries(Array.from(row.querySelectorAll("td")).map(cell => [cell.dataset.name, cell.textContent])),
+]);
+"""
+#: What reaches beyond the right edge of the window.
+TOO_WIDE = """
+const width = document.documentElement.clientWidth;
+const wide = Array.from(document.querySelectorAll("body *")).filter(one => one.getBoundingClientRect().right > width + 0.5);
+return [innerWidth, document.documentElement.scrollWidth, wide.map(one => one.outerHTML.slice(0, 200))];
+"""
+#: Texts of each kind, with their colour and that of what is behind them, each as three numbers.
+COLOURS = """
+const parts = text => text.match(/[0-9.]+/g).map(Number);
+const behind = one => {
+    for (; one; one = one.parentElement) {
+        const colour = parts(getComputedStyle(one).backgroundColor);
+        if (colour.length === 3 || colour[3] > 0) return colour.slice(0, 3);
+    }
+    return null;
+};
+return Array.from(document.querySelectorAll("h1, h2, p, a, small, li, th, td, time, footer p"))
+    .filter(one => one.getBoundingClientRect().width > 2)
+    .map(one => [one.outerHTML.slice(0, 120), parts(getComputedStyle(one).color).slice(0, 3), behind(one)]);
+"""
+
+
+class Browser:
+    """A Chromium without a window, driven by chromedriver over its HTTP protocol; ended after the test."""
+
+    def __init__(self, test: Cleans) -> None:
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        profile = tempfile.mkdtemp(prefix="restic-test-chromium-")
+        test.addCleanup(shutil.rmtree, profile, ignore_errors=True)
+        environment = {**server_environment(), "HOME": profile}
+        self._driver = subprocess.Popen(
+            [CHROMEDRIVER, "--port=0"],
+            cwd=profile,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        test.addCleanup(self._end)
+        self._base = ""
+        self._lines: list[str] = []
+        self._drain = threading.Thread(target=self._read, daemon=True)
+        self._drain.start()
+        port = wait_until(self._port, what=self._lines)
+        self._base = f"http://127.0.0.1:{port}"
+        options = {"binary": CHROMIUM, "args": [*FLAGS.split(), f"--user-data-dir={profile}/profile"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:chromeOptions": options,
+            "unhandledPromptBehavior": "ignore",
+        }
+        session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self._base += f"/session/{session['sessionId']}"
+
+    def _read(self) -> None:
+        assert self._driver.stdout is not None
+        self._lines.extend(self._driver.stdout)
+
+    def _port(self) -> str | None:
+        match = re.search(r"started successfully on port (\d+)", "".join(self._lines))
+        return match[1] if match else None
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        content = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(self._base + path, content, {"Content-Type": "application/json"}, method=method)
+        with self._opener.open(asked, timeout=2 * PATIENCE_S) as answer:
+            return json.loads(answer.read())["value"]
+
+    def _end(self) -> None:
+        if "/session/" in self._base:
+            self._call("DELETE", "")
+        self._driver.terminate()
+        self._driver.wait(PATIENCE_S)
+        self._drain.join(PATIENCE_S)
+        assert self._driver.stdout is not None
+        self._driver.stdout.close()
+
+    def open(self, url: str) -> None:
+        """Load a page, and what belongs to it."""
+        self._call("POST", "/url", {"url": url})
+
+    def run(self, script: str) -> Any:
+        """What a script of the test's says in the page; no policy of the page's hinders it."""
+        return self._call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def develop(self, command: str, **parameters: Any) -> Any:
+        """A command of the DevTools protocol."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def resize(self, width: int) -> None:
+        """A window so wide, also where windows cannot be that narrow."""
+        self.develop("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+
+    def scheme(self, name: str) -> None:
+        """The reader wants C{light} or C{dark}."""
+        self.develop("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+
+    def console(self) -> list[str]:
+        """What was logged since the last call: errors of scripts, violations of policies, what could not be loaded."""
+        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
+
+    def address(self) -> str:
+        """Of the page that is shown."""
+        return str(self._call("GET", "/url"))
+
+    def click(self, selector: str) -> None:
+        """As with a mouse."""
+        found = self._call("POST", "/element", {"using": "css selector", "value": selector})
+        self._call("POST", f"/element/{next(iter(found.values()))}/click", {})
+
+
+def make_repository(path: Path, size_bytes: int = 100) -> None:
+    """What looks like one: a folder and an object."""
+    (path / "data" / "00").mkdir(parents=True)
+    (path / "data" / "00" / ("0" * 64)).write_bytes(b"x" * size_bytes)
+
+
+class StatusPageTests(SynchronousTestCase):
+    """L{resticserver.web.status} as people see it."""
+
+    skip = SKIP_WITHOUT_CHROMIUM
+    timeout = 110
+
+    def setUp(self) -> None:
+        self.scratch = scratch_directory(self)
+        self.data = self.scratch / "data"
+        self.data.mkdir()
+
+    def start(self, *flags: str) -> tuple[ServerProcess, Browser]:
+        """A server and a browser."""
+        return start_server(self, self.data, "--prometheus", *flags), Browser(self)
+
+    def rows(self, browser: Browser, url: str) -> dict[str, dict[str, str]]:
+        """The table as it is now."""
+        browser.open(url)
+        return dict(browser.run(ROWS))
+
+    def watch_backup(self, *flags: str) -> None:
+        """Of three repositories, that row changes which restic backs up to."""
+        server, browser = self.start(*flags)
+        status = f"{server.url}/-/status"
+        names = ("alice/laptop", "alice/nas", "bob")
+        restics = {name: Restic(self, f"{server.url}/{name}/", self.scratch) for name in names}
+        for restic in restics.values():
+            restic.succeed("init")
+
+        def settled() -> dict[str, dict[str, str]] | None:
+            rows = self.rows(browser, status)
+            done = set(rows) == set(names) and all(row["Locks"] == "none" for row in rows.values())
+            return rows if done else None
+
+        before = wait_until(settled)
+        assert before is not None
+        self.assertEqual({"never"}, {row["Last snapshot"] for row in before.values()})
+        tree = self.scratch / "tree"
+        tree.mkdir()
+        (tree / "file").write_bytes(os.urandom(3 << 20))
+        restics["alice/nas"].succeed("backup", str(tree))
+
+        def changed() -> dict[str, dict[str, str]] | None:
+            rows = settled()
+            return rows if rows is not None and rows["alice/nas"]["Last snapshot"] != "never" else None
+
+        after = wait_until(changed)
+        assert after is not None
+        self.assertEqual("a moment ago", after["alice/nas"]["Last snapshot"])
+        self.assertRegex(after["alice/nas"]["Stored"], r"^3(\.\d+)? MiB$")
+        self.assertGreater(int(after["alice/nas"]["Objects"]), int(before["alice/nas"]["Objects"]))
+        for name in ("alice/laptop", "bob"):
+            self.assertEqual(before[name], after[name])
+        browser.open(f"{status}/alice/nas")
+        self.assertEqual("alice/nas", browser.run("return document.querySelector('h1').textContent"))
+        self.assertIn("a moment ago", browser.run("return document.querySelector('dl').textContent"))
+        self.assertEqual([], browser.console())
+
+    def test_backup(self) -> None:
+        """A row changes after a backup: last snapshot, size, objects."""
+        self.watch_backup()
+
+    def test_backup_with_workers(self) -> None:
+        """The same where the parent keeps account and a worker shows it."""
+        self.watch_backup("--workers", "2")
+
+    test_backup.skip = test_backup_with_workers.skip = SKIP_WITHOUT_CHROMIUM or SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
+
+    def test_many(self) -> None:
+        """All of 300 repositories are there, with their sizes, and nothing is wider than the window."""
+        for number in range(300):
+            make_repository(self.data / f"user{number % 20}" / f"machine-{number}", 1000 + number)
+        server, browser = self.start()
+        url = f"{server.url}/-/status"
+        wait_until(lambda: len(self.rows(browser, url)) == 300)
+        rows = self.rows(browser, url)
+        self.assertEqual({f"user{number % 20}/machine-{number}" for number in range(300)}, set(rows))
+        self.assertEqual("1.26 KiB", rows["user19/machine-299"]["Stored"])
+        self.assert_fits(browser)
+        self.assertEqual([], browser.console())
+
+    def test_hostile_names(self) -> None:
+        """Names that are markup are text: nothing runs, is loaded or refused, and their links work."""
+        for name in HOSTILE:
+            make_repository(self.data / name)
+            make_repository(self.data / "alice" / name)
+        server, browser = self.start()
+        names = {*HOSTILE, *(f"alice/{name}" for name in HOSTILE)}
+        url = f"{server.url}/-/status"
+        wait_until(lambda: set(self.rows(browser, url)) == names)
+        self.assert_nothing_foreign(browser)
+        for name in names:
+            href = f"status/{quote(name)}"
+            browser.open(url)
+            browser.click(f"a[href='{href}']")
+            self.assertEqual(f"{server.url}/-/{href}", browser.address())
+            self.assertEqual(name, browser.run("return document.querySelector('h1').textContent"))
+            self.assert_nothing_foreign(browser)
+            browser.click("header a")
+            self.assertEqual(url, browser.address())
+
+    def assert_nothing_foreign(self, browser: Browser) -> None:
+        """No script, no image; our sheet holds; the console is empty (an alert would fail the call)."""
+        self.assertEqual([], browser.run("return Array.from(document.querySelectorAll('script, img, [onerror]'))"))
+        self.assertEqual(1, browser.run("return document.styleSheets.length"))
+        self.assertNotEqual("rgba(0, 0, 0, 0)", browser.run("return getComputedStyle(document.body).backgroundColor"))
+        self.assertEqual([], browser.console())
+
+    def assert_fits(self, browser: Browser) -> None:
+        """Nothing is wider than a desktop's or a phone's window."""
+        for width in WIDTHS:
+            browser.resize(width)
+            inner, scroll, wide = browser.run(TOO_WIDE)
+            self.assertEqual((width, []), (inner, wide))
+            self.assertLessEqual(scroll, width)
+
+    def full(self) -> tuple[ServerProcess, Browser]:
+        """A server that has all that a page can show: long names, quotas, locks, concerns."""
+        policy = self.scratch / "policy.toml"
+        policy.write_text(
+            '[[rule]]\nusers = ["*"]\nrepositories = ["**"]\nrights = "full"\nquota = "1KiB"\n[users."*"]\nquota = "4KiB"\n'
+        )
+        htpasswd = self.scratch / "htpasswd"
+        htpasswd.write_text(sha_line("metrics", "secret") + sha_line("alice", "secret"))
+        for name, size in (("alice/laptop", 100), ("bob", 1000), ("w" * 200, 2000), (f"{'x' * 100}/{'y y' * 60}", 950)):
+            path = self.data / name
+            make_repository(path, size)
+            (path / "locks").mkdir()
+            (path / "locks" / ("1" * 64)).write_bytes(b"")
+            os.utime(path / "locks" / ("1" * 64), (1.7e9, 1.7e9))
+        (self.data / "bob" / "snapshots").mkdir()
+        (self.data / "bob" / "snapshots" / ("2" * 64)).write_bytes(b"x")
+        os.utime(self.data / "bob" / "snapshots" / ("2" * 64), (1.7e9, 1.7e9))
+        flags = ("--policy", str(policy), "--htpasswd-file", str(htpasswd), "--max-size", "5KiB")
+        server, browser = self.start(*flags)
+        url = f"http://metrics:secret@127.0.0.1:{server.port}/-/status"
+        wait_until(lambda: len(self.rows(browser, url)) == 4)
+        return server, browser
+
+    def test_widths(self) -> None:
+        """Nothing is wider than the window, however long names are, on the list and on each repository's page."""
+        server, browser = self.full()
+        self.assert_fits(browser)
+        for name in ("bob", "w" * 200, f"{'x' * 100}/{'y y' * 60}"):
+            browser.open(f"{server.url}/-/status/{quote(name)}")
+            self.assertEqual(name, browser.run("return document.querySelector('h1').textContent"))
+            self.assert_fits(browser)
+        self.assertEqual([], browser.console())
+
+    def test_phone(self) -> None:
+        """On a phone a row is a card whose values have names; on a desktop it is a row."""
+        _, browser = self.full()
+        for width, display, label in ((1280, "table-row", "none"), (390, "block", '"Stored"')):
+            browser.resize(width)
+            self.assertEqual(display, browser.run("return getComputedStyle(document.querySelector('tbody tr')).display"))
+            script = "return getComputedStyle(document.querySelector('td[data-name=Stored]'), '::before').content"
+            self.assertEqual(label, browser.run(script))
+
+    def test_contrast(self) -> None:
+        """All text can be read, light and dark, by WCAG's measure for small text (4.5 to 1)."""
+        _, browser = self.full()
+        backgrounds = set()
+        for scheme in ("light", "dark"):
+            browser.scheme(scheme)
+            texts = browser.run(COLOURS)
+            self.assertGreater(len(texts), 30)
+            for what, ink, paper in texts:
+                self.assertGreaterEqual(contrast(ink, paper), 4.5, (scheme, what, ink, paper))
+            backgrounds.add(browser.run("return getComputedStyle(document.body).backgroundColor"))
+        self.assertEqual(2, len(backgrounds))
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """WCAG 2's contrast of two colours, 1 to 21."""
+
+    def luminance(colour: list[float]) -> float:
+        parts = (part / 255 for part in colour)
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+class ServerTests(SynchronousTestCase):
+    """The same without a browser."""
+
+    def setUp(self) -> None:
+        self.scratch = scratch_directory(self)
+        self.data = self.scratch / "data"
+        self.data.mkdir()
+
+    def command(self, *arguments: str) -> tuple[int, str, str]:
+        """C{rest-server status}: status, output, errors."""
+        finished = subprocess.run(
+            [installed("rest-server"), "status", *arguments],
+            cwd=self.scratch,
+            env=server_environment({"no_proxy": "*"}),
+            input="secret\n",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        return finished.returncode, finished.stdout, finished.stderr
+
+    def test_command(self) -> None:
+        """C{rest-server status} has what the page has, on the server's address and on that for metrics, with workers too."""
+        htpasswd = self.scratch / "htpasswd"
+        htpasswd.write_text(sha_line("metrics", "secret") + sha_line("alice", "secret"))
+        for name in ("alice", "bob"):
+            make_repository(self.data / name)
+        for flags in ((), ("--workers", "2")):
+            users = ("--htpasswd-file", str(htpasswd), "--private-repos", "--max-size", "210")
+            server = start_server(self, self.data, "--prometheus", "--metrics-listen", "127.0.0.1:0", *users, *flags)
+            metrics = f"http://{server.wait_for_line(r'metrics on (\S+)$')[1]}"
+            for url in (server.url, metrics):
+                wait_until(lambda: "counted" not in self.command(url, "--user", "metrics")[1])
+                status, out, err = self.command(url, "--user", "metrics")
+                self.assertEqual((1, ""), (status, err), out)
+                self.assertIn("quota 95 % used", out)
+                self.assertEqual(["alice", "bob"], [line.split()[0] for line in out.splitlines()[-2:]])
+                status, out, err = self.command(url, "--user", "alice")
+                self.assertEqual((0, ""), (status, err), out)
+                self.assertNotIn("bob", out)
+                status, out, err = self.command(url)
+                self.assertEqual((2, ""), (status, out))
+                self.assertIn("401", err)
+            server.stop()
+
+    def test_not_asked_for(self) -> None:
+        """Without a flag there is no page."""
+        server = start_server(self, self.data)
+        for path in ("/-/status", "/-/status.json", "/-/status.css", "/-/status/"):
+            with server.client() as client:
+                self.assertEqual(404, client.get(path).status)
+        self.assertEqual(2, self.command(server.url)[0])
+
+    def test_folders_made_by_hand(self) -> None:
+        """One folder whose name is no text costs nobody the page, the JSON, or the metrics."""
+        make_repository(self.data / "alice")
+        os.makedirs(os.fsencode(self.data) + b"/bad\xff/keys")
+        with open(os.fsencode(self.data) + b"/bad\xff/config", "wb") as file:
+            file.write(b"x")
+        for flags in ((), ("--workers", "2")):
+            server = start_server(self, self.data, "--prometheus", *flags)
+            with server.client() as client:
+                wait_until(lambda: len(json.loads(client.get("/-/status.json").body)["repositories"]) == 2)
+                replies = [client.get(path) for path in ("/-/status", "/-/status.json", "/-/status/alice", "/metrics")]
+            self.assertEqual([200, 200, 200, 200], [reply.status for reply in replies])
+            server.stop()

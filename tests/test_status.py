@@ -1,0 +1,277 @@
+"""
+L{resticserver.telemetry.status}: what needs attention, what of it somebody may see, and its way through JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.telemetry.status import (
+    OLD_S,
+    SCHEMA,
+    STALE_LOCK_S,
+    Concern,
+    Level,
+    RepositoryStatus,
+    ServerStatus,
+    UserStatus,
+    age,
+    date_text,
+)
+
+DAY_S = 86_400
+NOW_S = 1_800_000_000.0
+GOOD, NOTICE, WARNING, BAD = Level
+#: A repository that is well.
+WELL = RepositoryStatus("alice/laptop", "alice", 500, 7, last_snapshot_s=NOW_S - 60)
+#: A server that is well.
+SERVER = ServerStatus("1.2.3", NOW_S, NOW_S - DAY_S)
+
+
+class AgeTests(SynchronousTestCase):
+    """L{age} and L{date_text}."""
+
+    def test_age(self) -> None:
+        """The largest unit that is there once, rounded down, in the singular where it is one."""
+        table = (
+            (-5, "a moment"),
+            (0, "a moment"),
+            (59.9, "a moment"),
+            (60, "1 minute"),
+            (119.9, "1 minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "1 hour"),
+            (7200, "2 hours"),
+            (DAY_S - 1, "23 hours"),
+            (DAY_S, "1 day"),
+            (2 * DAY_S - 1, "1 day"),
+            (400.5 * DAY_S, "400 days"),
+        )
+        for seconds, words in table:
+            self.assertEqual(words, age(seconds), seconds)
+
+    def test_date(self) -> None:
+        """Points in time are UTC's, whatever the machine's zone."""
+        self.assertEqual("2027-01-15 08:00 UTC", date_text(NOW_S))
+        self.assertEqual("1969-12-31 23:59 UTC", date_text(-1))
+
+    def test_odd_date(self) -> None:
+        """A file's time may be any (C{touch -d @99999999999999}, a broken clock): that is no reason to show nothing."""
+        for seconds in (1e14, -1e14):
+            self.assertIsInstance(date_text(seconds), str)
+
+
+class RepositoryTests(SynchronousTestCase):
+    """L{RepositoryStatus.concerns}."""
+
+    def test_concerns(self) -> None:
+        """What needs attention, how much, and the edges of each."""
+        quota, objects, lock = "quota", "objects", "stale lock"
+        table: tuple[tuple[dict[str, Any], list[tuple[Level, str]]], ...] = (
+            ({}, []),
+            ({"damaged": 1}, [(BAD, "1 damaged file found")]),
+            ({"damaged": 2}, [(BAD, "2 damaged files found")]),
+            ({"quota_bytes": 1000}, []),
+            ({"quota_bytes": 1000, "size_bytes": 899}, []),
+            ({"quota_bytes": 1000, "size_bytes": 901}, [(WARNING, f"{quota} 90 % used")]),
+            ({"quota_bytes": 1000, "size_bytes": 999}, [(WARNING, f"{quota} 99 % used")]),
+            ({"quota_bytes": 1000, "size_bytes": 1000}, [(BAD, f"{quota} 100 % used")]),
+            ({"quota_bytes": 1000, "size_bytes": 2500}, [(BAD, f"{quota} 250 % used")]),
+            ({"quota_bytes": 0, "size_bytes": 0}, [(BAD, f"{quota} 100 % used")]),
+            ({"quota_objects": 100, "objects": 89}, []),
+            ({"quota_objects": 100, "objects": 95}, [(WARNING, f"{objects} 95 % used")]),
+            ({"quota_objects": 100, "objects": 100}, [(BAD, f"{objects} 100 % used")]),
+            ({"last_snapshot_s": None}, [(NOTICE, "no snapshot yet")]),
+            ({"last_snapshot_s": NOW_S - OLD_S}, []),
+            ({"last_snapshot_s": NOW_S - OLD_S - 1}, [(WARNING, "last snapshot 7 days ago")]),
+            ({"last_snapshot_s": NOW_S - 30 * DAY_S}, [(WARNING, "last snapshot 30 days ago")]),
+            ({"last_snapshot_s": NOW_S + DAY_S}, []),
+            ({"locks": 1}, []),
+            ({"locks": 1, "oldest_lock_s": NOW_S - STALE_LOCK_S}, []),
+            ({"locks": 1, "oldest_lock_s": NOW_S - 2 * STALE_LOCK_S}, [(NOTICE, f"{lock}, 1 hour old")]),
+            ({"locks": 0, "oldest_lock_s": NOW_S - DAY_S}, []),
+        )
+        for changes, concerns in table:
+            one = replace(WELL, **changes)
+            self.assertEqual([Concern(*concern) for concern in concerns], one.concerns(NOW_S), changes)
+            self.assertEqual(max((level for level, _ in concerns), default=GOOD), one.level(NOW_S), changes)
+
+    def test_worst_first(self) -> None:
+        """All that is wrong is said, the worst first."""
+        one = replace(
+            WELL,
+            last_snapshot_s=NOW_S - 8 * DAY_S,
+            locks=2,
+            oldest_lock_s=NOW_S - DAY_S,
+            quota_bytes=500,
+            quota_objects=7,
+            damaged=3,
+        )
+        found = one.concerns(NOW_S)
+        self.assertEqual([BAD, BAD, BAD, WARNING, NOTICE], [level for level, _ in found])
+        self.assertEqual("stale lock, 1 day old", found[-1].words)
+
+    def test_stale_lock_needs_attention(self) -> None:
+        """docs/operations.md: a lock older than half an hour is one of what needs attention, so it counts as that."""
+        one = replace(WELL, locks=1, oldest_lock_s=NOW_S - 3600)
+        self.assertGreaterEqual(one.level(NOW_S), WARNING)
+
+    def test_name(self) -> None:
+        """The one at the root is called C{/}."""
+        self.assertEqual(("/", "a/b"), (RepositoryStatus("", None, 0, 0).name, RepositoryStatus("a/b", "a", 0, 0).name))
+
+
+class ServerTests(SynchronousTestCase):
+    """L{ServerStatus}."""
+
+    def test_concerns(self) -> None:
+        """What of the server needs attention, and the edges of each."""
+        table: tuple[tuple[dict[str, Any], list[tuple[Level, str]]], ...] = (
+            ({}, []),
+            ({"not_ready": "the disk is full"}, [(BAD, "not ready: the disk is full")]),
+            ({"repositories": (WELL,), "quota_bytes": 1000}, []),
+            ({"repositories": (WELL, WELL), "quota_bytes": 1050}, [(WARNING, "quota 95 % used")]),
+            ({"repositories": (WELL, WELL), "quota_bytes": 1000}, [(BAD, "quota 100 % used")]),
+            ({"disk_free_bytes": 200, "disk_size_bytes": 1000}, []),
+            ({"disk_free_bytes": 50, "disk_size_bytes": 1000}, [(WARNING, "only 50 bytes of disk are free")]),
+            ({"disk_free_bytes": 0, "disk_size_bytes": 1000}, [(WARNING, "only 0 bytes of disk are free")]),
+            ({"disk_free_bytes": 0, "disk_size_bytes": 0}, []),
+            ({"disk_free_bytes": None, "disk_size_bytes": 1000}, []),
+            ({"certificate_s": NOW_S + 15 * DAY_S}, []),
+            ({"certificate_s": NOW_S + 14 * DAY_S}, []),
+            ({"certificate_s": NOW_S + 13 * DAY_S}, [(WARNING, "certificate ends in 13 days")]),
+            ({"certificate_s": NOW_S}, [(BAD, "certificate ended a moment ago")]),
+            ({"certificate_s": NOW_S - DAY_S}, [(BAD, "certificate ended 1 day ago")]),
+            ({"counted": False}, [(NOTICE, "sizes are still being counted")]),
+            (
+                {"counted": False, "certificate_s": NOW_S + DAY_S, "not_ready": "x"},
+                [
+                    (BAD, "not ready: x"),
+                    (WARNING, "certificate ends in 1 day"),
+                    (NOTICE, "sizes are still being counted"),
+                ],
+            ),
+        )
+        for changes, concerns in table:
+            self.assertEqual([Concern(*one) for one in concerns], replace(SERVER, **changes).concerns(), changes)
+
+    def test_size(self) -> None:
+        """What is stored is the sum of the repositories."""
+        self.assertEqual(0, SERVER.size_bytes)
+        self.assertEqual(501, replace(SERVER, repositories=(WELL, RepositoryStatus("", None, 1, 1))).size_bytes)
+
+    def test_by_need(self) -> None:
+        """The worst first, and by name where they are alike; the given order is of no matter."""
+        changes: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("b/good", {}),
+            ("a/good", {}),
+            ("z/new", {"last_snapshot_s": None}),
+            ("y/old", {"last_snapshot_s": NOW_S - 8 * DAY_S}),
+            ("x/damaged", {"damaged": 1}),
+            ("c/old", {"last_snapshot_s": NOW_S - 80 * DAY_S}),
+        )
+        several = tuple(replace(WELL, repository=name, **values) for name, values in changes)
+        expected = ["x/damaged", "c/old", "y/old", "z/new", "a/good", "b/good"]
+        for order in (several, several[::-1]):
+            found = replace(SERVER, repositories=order).by_need()
+            self.assertEqual(expected, [one.repository for one in found])
+
+    def test_only(self) -> None:
+        """Who sees just some sees nothing of the others, of their owners, of the disk or of the server's quota."""
+        hers, his, root = WELL, replace(WELL, repository="bob", owner="bob"), RepositoryStatus("", None, 9, 1)
+        whole = replace(
+            SERVER,
+            quota_bytes=1000,
+            disk_free_bytes=5,
+            disk_size_bytes=1000,
+            repositories=(his, hers, root),
+            users=(UserStatus("alice", 500, 1000), UserStatus("bob", 500, 600)),
+        )
+        table: tuple[tuple[tuple[RepositoryStatus, ...], tuple[str, ...]], ...] = (
+            ((hers,), ("alice",)),
+            ((root,), ()),
+            ((), ()),
+            ((his, root), ("bob",)),
+        )
+        for shown, users in table:
+            part = whole.only(iter(shown))
+            self.assertEqual(shown, part.repositories)
+            self.assertEqual(users, tuple(user.user for user in part.users))
+            self.assertEqual(sum(one.size_bytes for one in shown), part.size_bytes)
+            self.assertEqual((None,) * 3, (part.quota_bytes, part.disk_free_bytes, part.disk_size_bytes))
+            self.assertEqual([], part.concerns())
+        self.assertEqual((his, hers, root), whole.repositories)
+
+    def test_only_one_of_an_owners(self) -> None:
+        """Who may read one repository of bob's learns nothing of the size of what else he has."""
+        shared = RepositoryStatus("bob/shared", "bob", 100, 1)
+        secret = RepositoryStatus("bob/secret", "bob", 77_777, 1)
+        whole = replace(SERVER, repositories=(shared, secret), users=(UserStatus("bob", 77_877, 80_000),))
+        said = json.dumps(whole.only([shared]).as_json())
+        self.assertNotIn("77877", said)
+
+
+class JsonTests(SynchronousTestCase):
+    """L{ServerStatus.as_json} and back."""
+
+    full = ServerStatus(
+        "1.2.3",
+        NOW_S + 0.25,
+        NOW_S - 99.5,
+        "no room",
+        False,
+        1 << 50,
+        12,
+        1 << 40,
+        NOW_S + 5 * DAY_S,
+        (
+            RepositoryStatus(
+                "ä/<&>", "ä", 1 << 42, 77, 1 << 43, 1000, NOW_S - 7.5, 3, NOW_S - 3600.0, 2, ((20_000, 5), (20_001, 1 << 42))
+            ),
+            RepositoryStatus("", None, 0, 0),
+        ),
+        (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7)),
+    )
+
+    def test_round_trip(self) -> None:
+        """What is read is what was written, every field, also when it was text in between."""
+        for status in (self.full, SERVER):
+            document = status.as_json()
+            self.assertEqual(status, ServerStatus.from_json(document))
+            self.assertEqual(status, ServerStatus.from_json(json.loads(json.dumps(document))))
+
+    def test_concerns_are_in_it(self) -> None:
+        """Programs get the words as well, the server's and each repository's own."""
+        document = self.full.as_json()
+        self.assertEqual(SCHEMA, document["schema"])
+        self.assertEqual([words for _, words in self.full.concerns()], document["concerns"])
+        self.assertEqual(["2 damaged files found", "stale lock, 1 hour old"], document["repositories"][0]["concerns"])
+        self.assertEqual(["no snapshot yet"], document["repositories"][1]["concerns"])
+
+    def test_keys(self) -> None:
+        """The keys are those that docs/operations.md has."""
+        document = self.full.as_json()
+        server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
+        self.assertEqual({*server.split(), "concerns", "users", "repositories"}, set(document))
+        repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
+        self.assertEqual({*repository.split(), "damaged", "history", "concerns"}, set(document["repositories"][0]))
+        self.assertEqual({"user", "size_bytes", "quota_bytes"}, set(document["users"][0]))
+
+    def test_unknown_keys(self) -> None:
+        """New keys may come: who does not know them goes without."""
+        document = json.loads(json.dumps(self.full.as_json()))
+        for part in (document, document["repositories"][0], document["users"][0]):
+            part["mood"] = {"fine": [1]}
+        self.assertEqual(self.full, ServerStatus.from_json(document))
+
+    def test_missing_keys(self) -> None:
+        """What must be there and is not is an error, and no guess."""
+        for key in ("version", "time_s", "repositories", "users"):
+            document = self.full.as_json()
+            del document[key]
+            self.assertRaises((KeyError, TypeError), ServerStatus.from_json, document)  # type: ignore[arg-type]
