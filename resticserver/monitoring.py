@@ -232,7 +232,8 @@ class Monitoring:
         self.in_flight[worker] = in_flight
 
     async def _status(self) -> dict[str, Any]:
-        return (await self.status()).as_json()
+        status = await self.status()
+        return await self._pool.run(status.as_json)
 
     async def _answer(self) -> str:
         return (await self.metrics()).body.decode("utf-8")

@@ -13,11 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from getpass import getpass
+from http.client import HTTPException
 from typing import Any
 
 from .arguments import OneLineParser, write_line
 from .sizes import format_size
-from .telemetry.status import SCHEMA, Level, RepositoryStatus, ServerStatus, age
+from .telemetry.status import SCHEMA, Level, RepositoryStatus, ServerStatus, age, printable
 
 _TIMEOUT_S = 30.0
 #: No page is longer.
@@ -54,13 +55,21 @@ def main(arguments: Sequence[str]) -> int:
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise ValueError("the server speaks another version's language")
         status = ServerStatus.from_json(document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{parser.prog}: {asked.url}: {_reason(error)}", file=sys.stderr)
+        shown = json.dumps(document, indent=2) if asked.json else text(status)
+        worst = max((concern.level for concern in status.concerns()), default=Level.GOOD)
+        worst = max([worst, *(one.level(status.time_s) for one in status.repositories)])
+    except (EOFError, KeyboardInterrupt):
+        print(f"{parser.prog}: no password", file=sys.stderr)
         return 2
-    if not write_line(json.dumps(document, indent=2) if asked.json else text(status)):
+    except (OSError, HTTPException) as error:
+        print(f"{parser.prog}: {printable(asked.url)}: {printable(_reason(error))}", file=sys.stderr)
         return 2
-    worst = max((concern.level for concern in status.concerns()), default=Level.GOOD)
-    worst = max([worst, *(one.level(status.time_s) for one in status.repositories)])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, ValueError) else "that is no status of this version"
+        print(f"{parser.prog}: {printable(asked.url)}: {printable(str(reason))}", file=sys.stderr)
+        return 2
+    if not write_line(shown):
+        return 2
     return 1 if worst >= Level.WARNING else 0
 
 
@@ -75,17 +84,20 @@ def _fetch(asked: argparse.Namespace) -> Any:
     request = urllib.request.Request(asked.url.rstrip("/") + "/-/status.json")
     if asked.user is not None:
         both = f"{asked.user}:{_password(asked.password_file)}".encode()
-        request.add_header("Authorization", "Basic " + base64.b64encode(both).decode("ascii"))
+        # Not to where a redirect may lead.
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(both).decode("ascii"))
     context = ssl.create_default_context(cafile=asked.cacert) if asked.url.startswith("https:") else None
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:
+    # No proxy of the environment's: it would get the password, and knows nothing of this machine's own addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    with opener.open(request, timeout=_TIMEOUT_S) as answer:
         return json.loads(answer.read(_MOST_BYTES))
 
 
 def _password(path: str | None) -> str:
     if path is not None:
         with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\n")
-    return getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+            return file.readline().rstrip("\r\n")
+    return getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
 
 
 def _reason(error: Exception) -> str:
@@ -98,8 +110,9 @@ def _reason(error: Exception) -> str:
 
 def text(status: ServerStatus) -> str:
     """The status as a table; what needs attention comes first."""
-    lines = [f"{concern.words}" for concern in status.concerns()]
-    stored = f"{format_size(status.size_bytes)} in {len(status.repositories)} repositories"
+    lines = [printable(concern.words) for concern in status.concerns()]
+    number = len(status.repositories)
+    stored = f"{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
     if status.quota_bytes is not None:
         stored += f", of {format_size(status.quota_bytes)}"
     if status.disk_free_bytes is not None:
@@ -123,7 +136,7 @@ def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, str, str, str
         quota = f"{repository.size_bytes * 100 // repository.quota_bytes if repository.quota_bytes else 100} %"
     last = repository.last_snapshot_s
     return (
-        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in repository.name),
+        repository.name,
         "never" if last is None else f"{age(max(0.0, now_s - last))} ago",
         format_size(repository.size_bytes),
         quota,

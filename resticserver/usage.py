@@ -29,6 +29,7 @@ from .storage.ledger import CELLS, Repository, owner_of
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
 from .storage.state import StateFile
+from .telemetry.status import printable
 
 #: How often a terminal is told how far it is.
 _PROGRESS_S = 0.2
@@ -174,7 +175,7 @@ def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
     rows = [("REPOSITORY", "OWNER", "SIZE", "QUOTA", "OBJECTS", "LAST SNAPSHOT")]
     rows += [
         (
-            *(_printable(line.name), owner_of(line.repository) or "-"),
+            *(printable(line.name), owner_of(line.repository) or "-"),
             *(format_size(line.amount.size_bytes), _quota(line.limit), str(line.amount.objects)),
             _date(line.last_snapshot_s, "-"),
         )
@@ -197,10 +198,6 @@ def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
 def _quota(limit: Limit) -> str:
     words = [] if limit.size_bytes is None else [format_size(limit.size_bytes)]
     return ", ".join(words + ([] if limit.objects is None else [f"{limit.objects} objects"])) or "-"
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _date(seconds: float | None, missing: str) -> str:

@@ -17,7 +17,7 @@ from resticserver.web.authentication import NoAuthentication, PasswordAuthentica
 from resticserver.web.pages import HEALTH, METRICS, METRICS_USER, READY, Answer, Page, Pages, health, ready_page
 from resticserver.web.site import RepositorySite
 
-from .support.memory import Bench, Connection, request
+from .support.memory import Bench, Connection, HeldPool, request
 
 #: What the metrics are here.
 TEXT = b"# HELP a \xc3\xa4\na 1.0\n"
@@ -203,6 +203,25 @@ class AnswerTests(PagesCase):
             + request("GET", "/-/ready")
         )
         self.assertEqual([200, 404, 200, 200], connection.statuses())
+
+    def test_after_a_refused_upload(self) -> None:
+        """
+        An upload whose body was here as a whole when it was refused, and that nobody has taken, leaves its connection open for
+        what comes next.
+        """
+        pool = HeldPool()
+        bench = Bench(self.mktemp(), pool=pool)
+        site = RepositorySite(
+            Pages(self.pages(), NoAuthentication(), bench.api.resource()), bench.clock, bench.records.append
+        )
+        connection = Connection(site)
+        whole = request("POST", f"/nobody/data/{'ab' * 32}", b"x" * 100_000)
+        connection.send(whole[:60_000], whole[60_000:])
+        pool.release(5)
+        self.assertEqual([404], connection.statuses())
+        self.assertEqual("producing", connection.transport.producerState)
+        connection.send(request("GET", "/-/health"))
+        self.assertEqual([404, 200], connection.statuses())
 
     def test_failure(self) -> None:
         """What cannot be made is an error as any other: 503 and its reason, or a 500 that says no more."""

@@ -491,6 +491,20 @@ class RoutesTests(SynchronousTestCase):
             self.assertEqual([200], connection.statuses())
             self.assertEqual(length, self.sizes()[-1])
 
+    def test_paused_while_it_was_asked(self) -> None:
+        """Of a body that is too long to wait for as a whole reading goes on, also if little of it is still to come."""
+        authentication = LateAuthentication()
+        self.start(authentication=authentication)
+        blob = b"y" * 100_000
+        connection = self.bench.connect()
+        sent = request("POST", f"/data/{hashlib.sha256(blob).hexdigest()}", blob)
+        connection.send(sent[:-20_000])
+        self.assertEqual("paused", connection.transport.producerState)
+        authentication.known.callback("alice")
+        self.assertEqual("producing", connection.transport.producerState)
+        connection.send(sent[-20_000:])
+        self.assertEqual([200], connection.statuses())
+
     def test_chunked(self) -> None:
         """A body of unknown length is covered before it is written, and one that is here already is known."""
         blob = b"z" * 1000

@@ -214,7 +214,8 @@ class StatusCommandTests(SynchronousTestCase):
 
     def test_no_http(self) -> None:
         """Something else listens there, as sshd or a TLS server asked without TLS."""
-        for said in (b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x03\x00\x02\x02\x0a", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"):
+        cut_off = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"
+        for said in (b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x03\x00\x02\x02\x0a", b"", cut_off):
             with socket.create_server(("127.0.0.1", 0)) as listening:
 
                 def answer() -> None:
@@ -276,7 +277,8 @@ class StatusCommandTests(SynchronousTestCase):
     def test_names_that_would_disturb_a_terminal(self) -> None:
         """Control characters are escaped, in names and in reasons; letters of all scripts stay."""
         names = ("grün\x1b[2J", "a\nb", "c\x9b", "d\u202e", "\N{SNOWMAN}", "bad\udcff")
-        self.say(replace(SERVER, not_ready="no\x1b[31m\nroom", repositories=tuple(replace(WELL, repository=one) for one in names)))
+        repositories = tuple(replace(WELL, repository=name) for name in names)
+        self.say(replace(SERVER, not_ready="no\x1b[31m\nroom", repositories=repositories))
         status, out, _ = self.ask()
         self.assertEqual(1, status)
         for shown in ("grün\\x1b[2J ", "a\\nb ", "c\\x9b ", "d\\u202e ", "\N{SNOWMAN} ", "bad\\udcff "):

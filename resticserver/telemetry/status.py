@@ -7,7 +7,7 @@ Pure rules and records; how they look is in L{resticserver.web.status}, where th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ class RepositoryStatus:
     @property
     def name(self) -> str:
         """What it is called."""
-        return self.repository.encode("utf-8", "backslashreplace").decode("utf-8") or "/"
+        return printable(self.repository) or "/"
 
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""
@@ -87,7 +87,7 @@ class RepositoryStatus:
         elif now_s - self.last_snapshot_s > OLD_S:
             found.append(Concern(Level.WARNING, f"last snapshot {age(now_s - self.last_snapshot_s)} ago"))
         if self.locks and self.oldest_lock_s is not None and now_s - self.oldest_lock_s > STALE_LOCK_S:
-            found.append(Concern(Level.NOTICE, f"stale lock, {age(now_s - self.oldest_lock_s)} old"))
+            found.append(Concern(Level.WARNING, f"stale lock, {age(now_s - self.oldest_lock_s)} old"))
         return sorted(found, key=lambda concern: -concern.level)
 
     def level(self, now_s: float) -> Level:
@@ -155,26 +155,30 @@ class ServerStatus:
         """The repositories, those that need attention most first, then by name."""
         return sorted(self.repositories, key=lambda one: (-one.level(self.time_s), one.repository))
 
-    def only(self, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
-        """What somebody may see who may see just these; how the server stands as a whole is not theirs to know."""
+    def only(self, name: str, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
+        """What a user of this name may see who may see just these; how the server and others stand is not theirs to know."""
         shown = tuple(repositories)
-        owners = {repository.owner for repository in shown}
         return replace(
             self,
             quota_bytes=None,
             disk_free_bytes=None,
             disk_size_bytes=None,
             repositories=shown,
-            users=tuple(user for user in self.users if user.user in owners),
+            users=tuple(user for user in self.users if user.user == name),
         )
 
     def as_json(self) -> dict[str, Any]:
         """In what JSON has (docs/operations.md)."""
-        document = {"schema": SCHEMA, **asdict(self)}
-        for repository, one in zip(document["repositories"], self.repositories, strict=True):
-            repository["concerns"] = [words for _, words in one.concerns(self.time_s)]
-        document["concerns"] = [words for _, words in self.concerns()]
-        return document
+        return {
+            "schema": SCHEMA,
+            **_shallow(self),
+            "repositories": [
+                {**_shallow(one), "concerns": [words for _, words in one.concerns(self.time_s)]}
+                for one in self.repositories
+            ],
+            "users": [_shallow(user) for user in self.users],
+            "concerns": [words for _, words in self.concerns()],
+        }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ServerStatus:
@@ -192,6 +196,11 @@ class ServerStatus:
         return replace(made, repositories=repositories, users=users)
 
 
+def _shallow(record: Any) -> dict[str, Any]:
+    """The fields of a record as they are; C{asdict} copies every day of every history."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
 def _per_cent(used: int, most: int) -> str:
     return f"{used * 100 // most if most else 100} %"
 
@@ -207,4 +216,12 @@ def age(seconds: float) -> str:
 
 def date_text(seconds: float) -> str:
     """A point in time, UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return "at a time that no calendar has"  # files may have any
+
+
+def printable(text: str) -> str:
+    """Text with everything escaped that is none: control characters, and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -212,7 +212,8 @@ class Api:
         length = body.whole_bytes
         place = await self._space.admit(request.user_name, target, length)
         upload = self._store.upload(target.repository, target.type, target.name, length)
-        small = body.expected_bytes is not None and body.expected_bytes <= WAITING_BYTES and not request.awaits_continue
+        # By its whole length: of more than that reading may have paused already, with the rest still to come.
+        small = length is not None and length <= WAITING_BYTES and not request.awaits_continue
         jobs = Jobs(self._quick if small else self._pool)
         request.hold_record()
         try:

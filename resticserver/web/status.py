@@ -22,7 +22,7 @@ from twisted.web.template import Tag, flattenString, tags
 from ..access.policy import Action, Decides
 from ..errors import NotFound
 from ..files import read_file
-from ..names import Kind, Target, parse_target
+from ..names import Kind, Target, is_folder_name, parse_target
 from ..sizes import format_size
 from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, age, date_text
 from .jobs import Pool
@@ -79,7 +79,7 @@ class StatusPages:
             target = Target(tuple(repository.repository.split("/")) if repository.repository else (), Kind.LIST, "snapshots")
             if self._policy.decide(user, Action.READ, target).allowed:
                 may_read.append(repository)
-        return status.only(may_read)
+        return status.only(user, may_read)
 
     async def _server(self, user: str | None) -> Answer:
         status = await self._for(user)
@@ -148,6 +148,8 @@ def server_page(status: ServerStatus) -> Tag:
     repositories = status.by_need()
     needy = sum(repository.level(now_s) >= Level.WARNING for repository in repositories)
     summary = "all is well" if not needy else f"{needy} need{'s' if needy == 1 else ''} attention"
+    if any(level >= Level.WARNING for level, _ in status.concerns()):
+        summary = f"{summary}, and so does the server" if needy else "the server needs attention"
     return _page(
         "Backups",
         "",
@@ -262,7 +264,7 @@ def _row(now_s: float, repository: RepositoryStatus) -> Tag:
     owner = f"of {repository.owner}" if repository.owner and repository.owner != repository.repository else ""
     return tags.tr(
         tags.th(
-            tags.a(repository.name, href=f"status/{name}"),
+            tags.a(repository.name, href=f"status/{name}") if _can_be_asked_for(repository) else tags.span(repository.name),
             tags.small(owner) if owner else "",
             _concerns(concerns),
             scope="row",
@@ -277,6 +279,15 @@ def _row(now_s: float, repository: RepositoryStatus) -> Tag:
     )
 
 
+def _can_be_asked_for(repository: RepositoryStatus) -> bool:
+    """Whether a request can name it: folders on disk may be called what no path says."""
+    try:
+        repository.repository.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return not repository.repository or all(map(is_folder_name, repository.repository.split("/")))
+
+
 def _cell(name: str, content: Any, kind: str = "") -> Tag:
     """A cell; on a phone, where the head is not shown, it says its column."""
     return tags.td(content, **{"class": kind, "data-name": name})
@@ -286,6 +297,8 @@ def _when(seconds: float | None, now_s: float) -> Any:
     if seconds is None:
         return "never"
     stamp = date_text(seconds)
+    if not stamp.endswith("UTC"):
+        return stamp
     return Tag("time")(f"{age(max(0.0, now_s - seconds))} ago", title=stamp, datetime=stamp[:16].replace(" ", "T") + "Z")
 
 
