@@ -505,6 +505,20 @@ class RoutesTests(SynchronousTestCase):
         connection.send(sent[-20_000:])
         self.assertEqual([200], connection.statuses())
 
+    def test_refused_when_all_of_it_is_here(self) -> None:
+        """After a refusal the connection goes on, also where reading had paused and the whole body had come by then."""
+        authentication = LateAuthentication()
+        self.start(authentication=authentication)
+        self.books.error = InsufficientStorage("it is full")
+        blob = b"y" * 100_000
+        connection = self.bench.connect()
+        sent = request("POST", f"/data/{hashlib.sha256(blob).hexdigest()}", blob)
+        connection.send(sent[:-20_000], sent[-20_000:])
+        self.assertEqual("paused", connection.transport.producerState)
+        authentication.known.callback("alice")
+        self.assertEqual([507], connection.statuses())
+        self.assertEqual("producing", connection.transport.producerState)
+
     def test_chunked(self) -> None:
         """A body of unknown length is covered before it is written, and one that is here already is known."""
         blob = b"z" * 1000

@@ -235,9 +235,9 @@ class Api:
                 outcome = await jobs.run(upload.commit)
         except BaseException:
             # A commit that runs now may still succeed.
-            jobs.close(upload.abort, lambda: _upload_ended(request, upload, place))
+            jobs.close(upload.abort, lambda: self._upload_ended(request, target, upload, place))
             raise
-        _upload_ended(request, upload, place, outcome)
+        self._upload_ended(request, target, upload, place, outcome)
         if outcome is Outcome.HEALED:
             words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
             self._tell(_event(EventKind.CORRUPTION, words, request, target))
@@ -246,6 +246,22 @@ class Api:
         elif outcome is Outcome.STORED and target.kind is Kind.CONFIG:
             self._tell(_event(EventKind.REPOSITORY_CREATED, "{repository} was created", request, target))
         replies.send(request)
+
+    def _upload_ended(
+        self, request: StreamingRequest, target: Target, upload: Upload, place: Place, outcome: Outcome | None = None
+    ) -> None:
+        """An upload has come to its end, whoever still waits for that."""
+        change = upload.change
+        healed = outcome is Outcome.HEALED or (change != NOTHING and not change.objects)
+        if healed and change.size_bytes < 0:
+            # The damage was not booked, so neither can its end be: what is there is counted.
+            place.end(NOTHING)
+        else:
+            place.end(change)
+        if healed:
+            self._space.books.look_again(target.repository)
+        written = healed or change != NOTHING
+        request.release_record(Effect(Operation.WRITE, upload.size_bytes) if written else None)
 
     def _may_auto_create(self, request: StreamingRequest, target: Target) -> bool:
         create = Target(target.repository, Kind.REPOSITORY)
@@ -302,15 +318,6 @@ class RoutedResource(Resource):
         target = request.target
         request.run(self._ways[target.kind if target is not None else None](self._api, request))
         return NOT_DONE_YET
-
-
-def _upload_ended(
-    request: StreamingRequest, upload: Upload, place: Place, outcome: Outcome | None = None
-) -> None:
-    """An upload has come to its end, whoever still waits for that."""
-    place.end(upload.change)
-    written = upload.change != NOTHING or outcome is Outcome.HEALED
-    request.release_record(Effect(Operation.WRITE, upload.size_bytes) if written else None)
 
 
 def _removed(change: Amount | Failure, request: StreamingRequest, place: Place) -> Amount | Failure:

@@ -579,6 +579,8 @@ class StreamingChannel(Protocol):
     def _free(self) -> None:
         """The request is over: close, or take the next."""
         self._request = None
+        # Its body may have paused reading and come to its end, and then nobody wanted it.
+        self.gate.release("body")
         if not self.persistent:
             self.loseConnection()
             return
