@@ -58,6 +58,7 @@ class Listeners(Service):
     @param make_site: makes the HTTP factory when the service starts.
     @param connection_creator: for TLS, or C{None}.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    @param flag: the one that the addresses were given to.
     @param words: what is said of each address; these are listened on in any case then, whatever was inherited.
     """
 
@@ -69,10 +70,12 @@ class Listeners(Service):
         connection_creator: Any,
         shutdown_timeout_s: float,
         words: str | None = None,
+        flag: str = "--listen",
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
         self._words = words
+        self._flag = flag
         self._make_site = make_site
         self._connection_creator = connection_creator
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -88,7 +91,11 @@ class Listeners(Service):
         """
         super().startService()
         inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []
-        endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
+        try:
+            endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
+        except StartError as error:
+            # It is said with the flag that it was given to.
+            raise StartError(str(error).replace("--listen", self._flag, 1)) from error
         site = self._site = self._make_site()
         if inherited:
             _log.info("systemd socket activation mode")

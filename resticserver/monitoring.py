@@ -85,14 +85,25 @@ class Monitoring:
         """All metrics as text."""
         if self._gather is not None:
             await self._gather()
+        if self._accounts.complete:
+            self._forget_gone()
         counted = self.tally.counted.copy()
         accounts = list(self._accounts.ledger.repositories.values())
         in_flight = sum(self.in_flight.values())
-        known = [gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
+        counted_all = gauge(
+            "counted", "Whether all repositories were counted since the start", self._accounts.complete
+        )
+        known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         for more in self.more:
             known += more()
         text = await self._pool.run(self._text, counted, accounts, known)
         return Answer(200, CONTENT_TYPE, text)
+
+    def _forget_gone(self) -> None:
+        """Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more."""
+        known = {"/".join(repository) for repository in self._accounts.ledger.repositories}
+        for repository in {key[2] for key in self.tally.counted.blobs} - known:
+            self.tally.forget(repository)
 
     def _text(self, counted: Counted, accounts: list[RepositoryAccount], known: list[Family]) -> bytes:
         """In the pool."""

@@ -213,6 +213,8 @@ class Options(usage.Options):
             for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
                 if self[flag]:
                     raise usage.UsageError(f"--{flag} needs users and cannot go with --no-auth")
+        if self["metrics-listen"] == "":
+            raise usage.UsageError("--metrics-listen: an address is needed, as 127.0.0.1:9100")
         header = self["proxy-auth-username"]
         if header is not None and not _HEADER.match(header):
             raise usage.UsageError(f"--proxy-auth-username {header}: not the name of a header")

@@ -204,9 +204,10 @@ class ResticServer(InTurn):
         self._readiness = Readiness(reactor, self.store, self.disk)
         self.monitoring.not_ready = self._readiness.look
         others: list[IService] = []
+        self._listeners: list[Listeners | Workers] = [front]
         if settings.metrics_listen is not None:
             creator = self.certificates.creator if self.certificates is not None else None
-            others.append(
+            self._listeners.append(
                 Listeners(
                     reactor,
                     (settings.metrics_listen,),
@@ -214,13 +215,15 @@ class ResticServer(InTurn):
                     creator,
                     settings.shutdown_timeout_s,
                     words="metrics on",
+                    flag="--metrics-listen",
                 )
             )
+            others.append(self._listeners[-1])
         rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
         if self.certificates is not None:
             others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
-        for child in (*services, self.events, self.passwords, self.counting, self.accounts, rules, certificates, front, *others):
+        for child in (*services, self.events, self.passwords, self.counting, self.accounts, rules, certificates, *others, front):
             child.setServiceParent(self)
 
     # --- what can be seen
@@ -453,8 +456,13 @@ class ResticServer(InTurn):
         """Twisted's call: stop the services one after the other, the last started first."""
         # A second signal means: now. (Twisted's own handler would log a traceback.)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._on_signal(number, self.front.abort)
+            self._on_signal(number, self._abort)
         return super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
+
+    def _abort(self) -> None:
+        """End all connections now."""
+        for listeners in self._listeners:
+            listeners.abort()
 
 
 class FileWatch(Service):

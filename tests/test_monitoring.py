@@ -67,6 +67,8 @@ quota = 700
 class Books:
     """Accounts that have a ledger, and no more."""
 
+    complete = False
+
     def __init__(self) -> None:
         self.ledger = Ledger()
 
