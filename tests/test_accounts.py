@@ -375,6 +375,16 @@ class StartTests(AccountsCase):
         self.successResultOf(fits)
         self.failureResultOf(does_not, InsufficientStorage)
 
+    def test_counted_after_a_removal(self) -> None:
+        """What was removed may have been others' and not in the books: its repository is counted a while later."""
+        self.plant(ALICE, b"x" * 1000)
+        self.start(5000)
+        self.plant(ALICE, b"y" * 700)
+        self.accounts.settle(0, ALICE, cell_of("data", id_of(b"x" * 1000)), Amount(-300, -1))
+        self.assertNotEqual(self.stored(), self.used())
+        self.clock.advance(accounts_module.SOON_S)
+        self.assert_exact()
+
     def test_who_has_no_limit_does_not_wait(self) -> None:
         """Where account is kept because somebody looks at it, or for others, an upload waits for no count."""
         pool = self.pool = StepPool()
@@ -1169,7 +1179,7 @@ class BesideTests(AccountsCase):
             place = self.space.place(target_of(repository, content))
             await place.enter()
             removing = self.disk.run(self.store.remove_object, repository, "data", id_of(content))
-            removing.addBoth(place.removed)
+            removing.addCallbacks(place.end, lambda _: place.end())
             await removing
 
         return Deferred.fromCoroutine(remove())

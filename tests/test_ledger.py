@@ -455,6 +455,14 @@ class StoredTests(LimitCase):
         self.ledger.release(one)
         self.assertEqual([BOB], list(self.ledger.repositories))
 
+    def test_never_below_nothing(self) -> None:
+        """What is removed and was never booked, because others put it there, takes nothing from what was."""
+        self.store(ALICE, 100)
+        self.store(BOB, 7)
+        cell = next(cell for cell in range(CELLS) if self.ledger.repositories[ALICE].sizes[cell])
+        self.ledger.change(ALICE, cell, Amount(-1000, -5))
+        self.assertEqual((7, 1, 0, 0), self.sums()["this server"])
+
     def test_of_user(self) -> None:
         """The repositories that count for a user."""
         for repository in (ALICE, LAPTOP, BOB, ROOT, ("alice2",), ("bob", "alice")):

@@ -53,6 +53,25 @@ class FencesTests(SynchronousTestCase):
             self.fences.leave(KEY)
         self.successResultOf(self.close())
 
+    def test_refuse(self) -> None:
+        """When nobody keeps the books any more those who wait and those who come are refused; who is inside ends as usual."""
+        self.successResultOf(self.enter("inside"))
+        self.successResultOf(self.close(OTHER))
+        waiting = self.enter("waits", OTHER)
+        self.fences.refuse("the server stops")
+        self.failureResultOf(waiting, Unavailable)
+        self.failureResultOf(self.enter("late"), Unavailable)
+        self.assertEqual(["inside"], self.order)
+        self.fences.leave(KEY)
+
+    def test_open_all(self) -> None:
+        """Whoever waits goes on, wherever that is."""
+        self.successResultOf(self.close(KEY, OTHER))
+        waiting = [self.enter(1), self.enter(2, OTHER)]
+        self.fences.open_all()
+        for one in waiting:
+            self.successResultOf(one)
+
     def test_enter_waits(self) -> None:
         """Who comes to a closed fence waits until it is open; others are not concerned."""
         self.successResultOf(self.close())
@@ -504,6 +523,28 @@ class RoutesTests(SynchronousTestCase):
         self.assertEqual("producing", connection.transport.producerState)
         connection.send(sent[-20_000:])
         self.assertEqual([200], connection.statuses())
+
+    def test_chunked_that_ends_while_it_is_asked(self) -> None:
+        """Of a body of unknown length that has come to its end while room was asked for all is reserved."""
+        authentication = LateAuthentication()
+        self.start(authentication=authentication)
+        books, reserve = self.books, self.books.reserve
+        asked: Deferred[None] = Deferred()
+
+        async def later(user: str | None, target: Target, size_bytes: int) -> int:
+            await asked
+            return await reserve(user, target, size_bytes)
+
+        books.reserve = later  # type: ignore[method-assign]
+        blob = b"z" * 500
+        name = hashlib.sha256(blob).hexdigest()
+        connection = self.bench.connect()
+        connection.send(f"POST /data/{name} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        authentication.known.callback("alice")
+        connection.send(b"1f4\r\n" + blob + b"\r\n0\r\n\r\n")
+        asked.callback(None)
+        self.assertEqual([200], connection.statuses())
+        self.assertGreaterEqual(books.reserved, len(blob))
 
     def test_refused_when_all_of_it_is_here(self) -> None:
         """After a refusal the connection goes on, also where reading had paused and the whole body had come by then."""

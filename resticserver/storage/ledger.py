@@ -248,6 +248,10 @@ class Ledger:
     def change(self, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal has changed what is stored."""
         account = self.account(repository)
+        # Not below nothing: what was removed may have been put there by others, and never been booked.
+        change = Amount(
+            max(change.size_bytes, -account.sizes[cell]), max(change.objects, -account.objects[cell])
+        )
         account.sizes[cell] += change.size_bytes
         account.objects[cell] += change.objects
         account.changed = True

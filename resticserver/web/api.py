@@ -220,6 +220,8 @@ class Api:
             # A small body comes in one piece, or a moment later: one job does it all then.
             content = body.take_waiting() if body.ended else await body.whole() if small else None
             if content is not None:
+                # It may have come to its end while room was asked for, and then nobody knew how long it would be.
+                await place.cover(body.received_bytes)
                 await place.enter()
             try:
                 outcome = await jobs.run(_open_upload, upload, content)

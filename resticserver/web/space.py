@@ -13,7 +13,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from ..errors import InsufficientStorage
+from ..errors import InsufficientStorage, Unavailable
 from ..names import Target
 from ..sizes import Amount
 from ..storage.ledger import Repository, cell_of
@@ -83,13 +83,29 @@ class Fences:
         self._inside: Counter[Key] = Counter()
         self._closed: dict[Key, list[Deferred[None]]] = {key: [] for key in closed}
         self._leaving: dict[Key, list[Deferred[None]]] = {}
+        self._refusal: str | None = None
+
+    def refuse(self, reason: str) -> None:
+        """Nobody enters any more, because what is done there would be in nobody's books."""
+        self._refusal = reason
+        self.open_all()
+
+    def open_all(self) -> None:
+        """Let everyone enter who waits."""
+        self.open(list(self._closed))
 
     async def enter(self, key: Key) -> None:
-        """Wait until the fence is open; from then on until L{leave} it cannot be closed."""
+        """
+        Wait until the fence is open; from then on until L{leave} it cannot be closed.
+
+        @raise Unavailable: it never will be.
+        """
         while (waiting := self._closed.get(key)) is not None:
             opened: Deferred[None] = Deferred()
             waiting.append(opened)
             await opened
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
         self._inside[key] += 1
 
     def leave(self, key: Key) -> None:

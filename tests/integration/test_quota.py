@@ -1333,6 +1333,7 @@ class SharedPolicyQuotaTests(PolicyQuotaTests):
 
 
 class SharedMinFreeTests(MinFreeTests):
-    """The same with workers."""
+    """The same with workers. None sees what the other is about to write, up to 4 MiB until it looks again."""
 
     every_server = TWO
+    SLACK_BYTES = 5 << 20
