@@ -572,7 +572,7 @@ class AccountsTests(SynchronousTestCase):
         account.last_snapshot_s = 5.0
         self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
         self.assertGreater(account.last_snapshot_s, 1.7e9)
-        self.accounts.settle(0, ("alice",), cell_of("data", "00"), Amount(-1, -1))
+        self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(-1, -1))
         self.assertEqual(12, account.used_bytes)
 
     def test_snapshot_while_it_is_counted(self) -> None:
