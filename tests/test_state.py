@@ -386,6 +386,29 @@ class FileTests(StateCase):
                 assert found is not None
                 self.assertEqual(number, found.amount.size_bytes)
 
+    def test_new_for_several(self) -> None:
+        """Several processes that make the file at the same moment, as workers do at their start, wait for each other."""
+        for attempt in range(30):
+            folder = self.data / str(attempt)
+            (folder / ".rest-server").mkdir(parents=True)
+            states = [StateFile(str(folder)) for _ in range(4)]
+            together = threading.Barrier(len(states))
+
+            def put(number: int, together: threading.Barrier = together, states: list[StateFile] = states) -> None:
+                together.wait()
+                states[number].put_repositories({(f"r{number}",): known(number)})
+
+            threads = [threading.Thread(target=put, args=(number,)) for number in range(len(states))]
+            with capturedLogs() as events:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            self.assertEqual([], self.said(events))
+            self.assertEqual({(f"r{number}",): known(number) for number in range(4)}, states[0].repositories())
+            for state in states:
+                state.close()
+
     def test_many_threads(self) -> None:
         """Threads and two connections at once lose nothing and fail nothing."""
         self.patch(time, "monotonic", lambda: 1000.0)

@@ -57,6 +57,7 @@ CREATE TABLE history (
 HISTORY_DAYS = 400
 #: How long another process may hold the file.
 _BUSY_S = 5.0
+_LOG_ATTEMPTS = 500
 #: After an error the file is left alone for so long.
 _PAUSE_S = 60.0
 #: It is closed when it was not used for so long.
@@ -329,7 +330,7 @@ class StateFile:
         self._connection = connection
         status = os.stat(self._file)
         self._identity = (status.st_dev, status.st_ino)
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
@@ -397,6 +398,21 @@ class StateFile:
 
     def _key(self, path: str) -> bytes:
         return os.fsencode(path)[len(self._data) + 1 :]
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """
+    Turn the write-ahead log on. SQLite does not wait here when another connection does the same to a new file: it says at
+    once that the file is locked, because two that waited for each other would wait for ever.
+    """
+    for attempts_left in reversed(range(_LOG_ATTEMPTS)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not attempts_left:
+                raise
+            time.sleep(_BUSY_S / _LOG_ATTEMPTS)
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
