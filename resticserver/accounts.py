@@ -251,9 +251,9 @@ class Accounts(Service):
         """Whether every repository has been counted since the start."""
         return self._complete
 
-    async def history(self) -> dict[Repository, list[tuple[int, int]]]:
-        """How large each repository was, by days since 1970."""
-        return await self._pool.run(self._state.history)
+    def history(self) -> dict[Repository, list[tuple[int, int]]]:
+        """How large each repository was, by days since 1970. Blocks."""
+        return self._state.history()
 
     # --- uploads and removals
 

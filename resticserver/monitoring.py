@@ -18,7 +18,7 @@ from typing import Any
 
 import twisted
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
@@ -27,12 +27,14 @@ from .accounts import Accounts, Quotas
 from .errors import Unavailable
 from .messages import Failed, Wire, WireLost
 from .sizes import Limit
-from .storage.ledger import RepositoryAccount, cell_of, owner_of
+from .storage.ledger import Repository, RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
 from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
-from .web.jobs import Pool
+from .web.jobs import Look, Pool
 from .web.pages import Answer
 
+#: For how long a page waits for a disk; what is not known then is not in it.
+PATIENCE_S = 2.0
 #: How often a worker sends what it has counted.
 SEND_S = 1.0
 #: What the parent asks its workers, and they it.
@@ -48,6 +50,7 @@ class Monitoring:
 
     @param data_path: whose file system is looked at.
     @param limit: of the whole server.
+    @param pool: for files; C{pages} for all else that takes long.
     @param gather: waits until all other processes have sent what they counted.
     @ivar tally: counts this process's requests, and is told of the others'.
     @ivar in_flight: requests that are being answered, by process.
@@ -59,18 +62,22 @@ class Monitoring:
 
     def __init__(
         self,
+        reactor: IReactorTime,
         data_path: str,
         limit: Limit,
         quotas: Quotas,
         accounts: Accounts,
         pool: Pool,
+        pages: Pool,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]] | None = None,
     ) -> None:
         self._data_path = data_path
         self._limit = limit
         self._quotas = quotas
         self._accounts = accounts
-        self._pool = pool
+        self._pages = pages
+        self._disk = Look(reactor, pool, self._look_at_disk, PATIENCE_S)
+        self._history = Look(reactor, pool, accounts.history, PATIENCE_S)
         self._gather = gather
         self._exposition = Exposition()
         self._started = time.time()
@@ -96,7 +103,13 @@ class Monitoring:
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         for more in self.more:
             known += more()
-        text = await self._pool.run(self._text, counted, accounts, known)
+        found, not_ready = await self._at_once(self._disk.find(), self.not_ready())
+        known.append(gauge("ready", "Whether the data directory takes what is written to it", not not_ready))
+        if found is not None:
+            known.append(gauge("disk_free_bytes", "Free space of the data directory's file system", found[0]))
+            known.append(gauge("disk_size_bytes", "Size of the data directory's file system", found[1]))
+        damaged = dict(self.damaged)
+        text = await self._pages.run(self._text, counted, accounts, damaged, known)
         return Answer(200, CONTENT_TYPE, text)
 
     def _forget_gone(self) -> None:
@@ -105,9 +118,16 @@ class Monitoring:
         for repository in {key[2] for key in self.tally.counted.blobs} - known:
             self.tally.forget(repository)
 
-    def _text(self, counted: Counted, accounts: list[RepositoryAccount], known: list[Family]) -> bytes:
-        """In the pool."""
-        return self._exposition.text(counted, (*self._own(), *self._stored(accounts), *known))
+    @staticmethod
+    async def _at_once(*asked: Coroutine[Deferred[Any], Any, Any]) -> Any:
+        """What several that wait for a disk find: where it hangs each takes its time."""
+        return await gatherResults([Deferred.fromCoroutine(each) for each in asked], consumeErrors=True)
+
+    def _text(
+        self, counted: Counted, accounts: list[RepositoryAccount], damaged: dict[str, int], known: list[Family]
+    ) -> bytes:
+        """In the pool for pages."""
+        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known))
 
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)
@@ -119,14 +139,9 @@ class Monitoring:
             [Sample(info, 1)],
         )
         yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
-        free, size = self._disk()
-        if free is None or size is None:
-            return
-        yield gauge("disk_free_bytes", "Free space of the data directory's file system", free)
-        yield gauge("disk_size_bytes", "Size of the data directory's file system", size)
 
-    def _stored(self, accounts: list[RepositoryAccount]) -> Iterator[Family]:
-        sizes, objects, quotas, free, snapshots = [], [], [], [], []
+    def _stored(self, accounts: list[RepositoryAccount], damaged: dict[str, int]) -> Iterator[Family]:
+        sizes, objects, quotas, free, snapshots, damages = [], [], [], [], [], []
         users: dict[str, int] = {}
         for account in sorted(accounts, key=lambda account: account.repository):
             stored = account.stored
@@ -136,6 +151,7 @@ class Monitoring:
             labels = (owner or "", "/".join(account.repository))
             sizes.append(Sample(labels, stored.size_bytes))
             objects.append(Sample(labels, stored.objects))
+            damages.append(Sample(labels, damaged.get(labels[1], 0)))
             limit = self._quotas.limit_of_repository(owner, account.repository).size_bytes
             if limit is not None:
                 quotas.append(Sample(labels, limit))
@@ -153,6 +169,13 @@ class Monitoring:
             ("last_snapshot_timestamp_seconds", "When a repository got its youngest snapshot", snapshots),
         ):
             yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels_, samples)
+        yield Family(
+            Kind.COUNTER,
+            "rest_server_repository_damaged",
+            "Damaged files that were found in a repository",
+            labels_,
+            damages,
+        )
         limits = {user: self._quotas.limit_of_user(user).size_bytes for user in sorted(users)}
         yield Family(
             Kind.GAUGE,
@@ -174,7 +197,9 @@ class Monitoring:
 
     async def status(self) -> ServerStatus:
         """What a status page says."""
-        history = await self._accounts.history()
+        found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self.not_ready())
+        history: dict[Repository, list[tuple[int, int]]] = found or {}
+        free, size = disk or (None, None)
         now_s = time.time()
         today = int(now_s // DAY_S)
         repositories: list[RepositoryStatus] = []
@@ -204,13 +229,12 @@ class Monitoring:
             )
             if owner is not None:
                 users[owner] = users.get(owner, 0) + stored.size_bytes
-        free, size = await self._pool.run(self._disk)
         certificate = self.certificate_ends()
         return ServerStatus(
             __version__,
             now_s,
             self._started,
-            await self.not_ready(),
+            not_ready,
             self._accounts.complete,
             self._limit.size_bytes,
             free,
@@ -220,12 +244,12 @@ class Monitoring:
             tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
         )
 
-    def _disk(self) -> tuple[int | None, int | None]:
+    def _look_at_disk(self) -> tuple[int, int] | None:
         """In the pool: free space and size of the data directory's file system, if it is there."""
         try:
             status = os.statvfs(self._data_path)
         except OSError:
-            return None, None
+            return None
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
     # --- workers
@@ -244,7 +268,7 @@ class Monitoring:
 
     async def _status(self) -> dict[str, Any]:
         status = await self.status()
-        return await self._pool.run(status.as_json)
+        return await self._pages.run(status.as_json)
 
     async def _answer(self) -> str:
         return (await self.metrics()).body.decode("utf-8")

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import os
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from .errors import ServerError
 from .storage.local import LocalStore
-from .web.jobs import Pool, ended_within
+from .web.jobs import Look, Pool
 
 #: What was found is believed for so long, however many ask.
 FRESH_S = 2.0
@@ -34,31 +33,26 @@ class Readiness:
     def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
         self._reactor = reactor
         self._store = store
-        self._pool = pool
+        self._look = Look(reactor, pool, self._try, PATIENCE_S)
         self._looked_s = -FRESH_S
-        self._looking: Deferred[None] | None = None
         self.reason = NOT_LOOKED_AT
 
     async def look(self) -> str:
         """Why the server is not ready; empty if it is."""
         if self._reactor.seconds() - self._looked_s < FRESH_S:
             return self.reason
-        if self._looking is None:
-            # The next look waits for this one's end, so that a disk that hangs takes one thread and not all of them.
-            self._looking = self._pool.run(self._try).addCallback(self._looked)
-        if not await ended_within(PATIENCE_S, self._reactor, self._looking) and self._looking is not None:
+        found = await self._look.find()
+        if found is None:
             self._found("the data directory does not answer")
+        else:
+            self._looked_s = self._reactor.seconds()
+            self._found(found)
         return self.reason
 
     def _found(self, reason: str) -> None:
         if reason != self.reason and (reason or self.reason != NOT_LOOKED_AT):
             _log.warn("{state}", state=f"not ready: {reason}" if reason else "ready again")
         self.reason = reason
-
-    def _looked(self, found: str) -> None:
-        self._looking = None
-        self._looked_s = self._reactor.seconds()
-        self._found(found)
 
     def _try(self) -> str:
         """In the pool."""

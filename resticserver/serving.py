@@ -26,6 +26,7 @@ from .storage.snapshots import Snapshots
 from .storage.state import StateFile
 from .telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from .telemetry.events import Tells
+from .telemetry.metrics import Tally
 from .telemetry.record import Recorder
 from .telemetry.status import ServerStatus
 
@@ -45,6 +46,10 @@ DISK_THREADS, SHARED_DISK_THREADS = 16, 8
 #: longer for the interpreter's lock, and the whole is slower by a tenth. Workers share the cores; with one thread each
 #: they gain nothing on two cores, and lose where the large uploads are all at one worker.
 WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
+
+#: Pages that are put together at once: metrics and status pages. No file is touched there, so that they are there also
+#: when a disk hangs.
+PAGE_THREADS = 1
 
 #: How often it is looked whether the state file was used.
 STATE_INTERVAL_S = 10.0
@@ -108,8 +113,9 @@ class Serving:
     @param judge: for passwords, or C{None} without.
     @param books: who keeps account of what is stored.
     @param fences: between those who change directories and who counts them.
+    @param pages: where pages are put together.
     @param tell: told of events.
-    @param tally: counts requests; C{None} where nobody wants to know.
+    @param tally: counts requests, and what the disk takes; C{None} where nobody wants to know.
     @param metrics: all of the server's, for C{/metrics}; C{status} likewise for C{/-/status}.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
     """
@@ -124,8 +130,9 @@ class Serving:
         judge: Judge | None,
         books: Books,
         fences: Fences,
+        pages: JobPool,
         tell: Tells,
-        tally: Recorder | None,
+        tally: Tally | None,
         metrics: Callable[[], Awaitable[Answer]],
         status: Callable[[], Awaitable[ServerStatus]],
     ) -> None:
@@ -140,6 +147,7 @@ class Serving:
         self._site: RepositorySite | None = None
         self._books = books
         self._fences = fences
+        self._pages = pages
         workers = settings.workers
         disk_threads = DISK_THREADS if workers == 1 else SHARED_DISK_THREADS
         self.disk = JobPool(reactor, "disk", disk_threads)
@@ -155,10 +163,11 @@ class Serving:
             self._access_log.add(_debug_line)
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
+            store.publisher.synced = tally.synced
         self._readiness = Readiness(reactor, store, self.disk)
         idle = closes_idle(state, self.disk, reactor)
         self.services: list[IService] = [] if self.log_file is None else [self.log_file]
-        self.services += [self.disk, self.quick, self.writers, idle]
+        self.services += [self.disk, self.quick, self.writers, pages, idle]
 
     def requests_in_flight(self) -> int:
         """How many requests are being answered."""
@@ -178,7 +187,7 @@ class Serving:
         api = Api(self._store, *pools, door, self._policy, settings.auto_create, space, self._tell)
         metrics = self._metrics if settings.prometheus else None
         pages = make_pages(settings, self._readiness, metrics)
-        status = StatusPages(self._status, self._policy, self.disk) if settings.prometheus else None
+        status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
         resource = Pages(pages, door, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)
         return self._site

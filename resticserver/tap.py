@@ -40,6 +40,7 @@ from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
 from .readiness import Readiness
 from .serving import (
+    PAGE_THREADS,
     CpuProfile,
     InTurn,
     Serving,
@@ -135,6 +136,7 @@ class ResticServer(InTurn):
         self.workers: Workers | None = None
         fences = Fences()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
+        self.pages = JobPool(reactor, "pages", PAGE_THREADS)
         self._gates = WorkerGates() if settings.workers > 1 else LocalGates(fences)
         self.accounts = Accounts(
             reactor,
@@ -166,6 +168,7 @@ class ResticServer(InTurn):
                 judge,
                 self.accounts,
                 fences,
+                self.pages,
                 self.events.tell,
                 tally,
                 self.monitoring.metrics,
@@ -182,7 +185,7 @@ class ResticServer(InTurn):
             )
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
-            services += [self.disk, closes_idle(self.state, self.disk, reactor)]
+            services += [self.disk, self.pages, closes_idle(self.state, self.disk, reactor)]
             self.monitoring = self._monitoring(self._count_in_workers)
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
@@ -231,7 +234,7 @@ class ResticServer(InTurn):
     def _monitoring(self, gather: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Monitoring:
         settings = self.settings
         monitoring = Monitoring(
-            settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, gather
+            self._reactor, settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, self.pages, gather
         )
         if self.certificates is not None:
             certificates = self.certificates
@@ -294,7 +297,7 @@ class ResticServer(InTurn):
 
         settings = self.settings
         pages = make_pages(settings, self._readiness, self.monitoring.metrics)
-        status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.disk)
+        status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.pages)
         resource = Pages(pages, make_door(settings, self._judge), None, status)
         return make_site(settings, self._reactor, lambda record: None, resource)
 

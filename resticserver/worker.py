@@ -29,7 +29,8 @@ from .listen import tls_factory
 from .logins import DistantJudge
 from .messages import Wire
 from .monitoring import COUNTED, WorkerMonitoring
-from .serving import CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
+from .pools import JobPool
+from .serving import PAGE_THREADS, CpuProfile, InTurn, Serving, make_certificates, make_policy, make_state, make_store
 from .settings import Settings
 from .sharedaccounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .sharing import shared_factory
@@ -195,6 +196,7 @@ class WorkerServer(InTurn):
             judge,
             books,
             fences,
+            JobPool(reactor, "pages", PAGE_THREADS),
             lambda event: wire.tell(EVENT, **event.on_the_wire()),
             monitoring.tally if settings.metrics else None,
             monitoring.metrics,

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -164,6 +165,25 @@ class TallyTests(SynchronousTestCase):
         self.assertEqual(len(durations), found[series(f"{name}_bucket", le="+Inf")])
         self.assertEqual(len(durations), found[series(f"{name}_count")])
         self.assertAlmostEqual(sum(durations), found[series(f"{name}_sum")])
+
+    def test_syncs(self) -> None:
+        """What several threads observe adds up, through what is taken and added meanwhile."""
+        tally, whole = Tally(), Tally()
+        threads = [
+            threading.Thread(target=lambda: [tally.synced(duration_s) for duration_s in (0.0001, 0.003, 60.0) * 1000])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            whole.add(json.loads(json.dumps(tally.take())))
+        whole.add(tally.take())
+        found = counted_by(whole)
+        name = "rest_server_fsync_duration_seconds"
+        for end, wanted in (("0.0001", 4000), ("0.001", 4000), ("0.005", 8000), ("30.0", 8000), ("+Inf", 12_000)):
+            self.assertEqual(wanted, found[series(f"{name}_bucket", le=end)], end)
+        self.assertEqual(12_000, found[series(f"{name}_count")])
+        self.assertAlmostEqual(4000 * 60.0031, found[series(f"{name}_sum")], 3)
 
     def test_take_and_add(self) -> None:
         """What is taken of several processes, by JSON, adds up to what one would have counted; nothing is taken twice."""

@@ -25,7 +25,7 @@ from resticserver.accounts import Accounts, LocalGates
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.logins import PasswordJudge
 from resticserver.messages import Failed, WireLost
-from resticserver.monitoring import COUNTED, METRICS, SEND_S, Monitoring, WorkerMonitoring, gauge
+from resticserver.monitoring import COUNTED, METRICS, PATIENCE_S, SEND_S, Monitoring, WorkerMonitoring, gauge
 from resticserver.names import Kind, Target
 from resticserver.settings import Settings
 from resticserver.sizes import UNLIMITED, Amount, Limit
@@ -65,12 +65,17 @@ quota = 700
 
 
 class Books:
-    """Accounts that have a ledger, and no more."""
+    """Accounts that have a ledger and sizes of other days, and no more."""
 
     complete = False
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self.days: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+
+    def history(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+        """Sizes by days."""
+        return self.days
 
 
 class MonitoringCase(SynchronousTestCase):
@@ -82,6 +87,8 @@ class MonitoringCase(SynchronousTestCase):
         self.books = Books()
         self.ledger = self.books.ledger
         self.pool: Any = InlinePool()
+        self.disk: Any = InlinePool()
+        self.clock = Clock()
         self.limit = UNLIMITED
         self.policy: Any = Policy()
         self.gather: Callable[[], Any] | None = None
@@ -97,7 +104,9 @@ class MonitoringCase(SynchronousTestCase):
     def monitoring(self) -> Monitoring:
         """What is tested."""
         books: Any = self.books
-        return Monitoring(self.path, self.limit, self.policy, books, self.pool, self.gather)
+        return Monitoring(
+            self.clock, self.path, self.limit, self.policy, books, self.disk, self.pool, self.gather
+        )
 
     def answer(self, monitoring: Monitoring) -> Answer:
         """The whole page."""
@@ -169,6 +178,28 @@ class PageTests(MonitoringCase):
         found = self.found()
         self.assertNotIn(series("rest_server_disk_free_bytes"), found)
         self.assertIn(series("rest_server_size_bytes"), found)
+
+    def test_ready(self) -> None:
+        """Whether the server can do its work is a figure too: who scrapes need not ask a second page."""
+        monitoring = self.monitoring()
+        reason = ""
+
+        async def not_ready() -> str:
+            return reason
+
+        monitoring.not_ready = not_ready
+        self.assertEqual(1, self.found(monitoring)[series("rest_server_ready")])
+        reason = "the disk is gone"
+        self.assertEqual(0, self.found(monitoring)[series("rest_server_ready")])
+
+    def test_damaged(self) -> None:
+        """Each repository has a figure for damaged files, so that the first one found is an increase."""
+        monitoring = self.monitoring()
+        for name in ("laptop", "nas"):
+            self.store(("alice", name), "data", 100)
+        monitoring.damaged["alice/nas"] += 2
+        wanted = {"alice/laptop": 0.0, "alice/nas": 2.0}
+        self.assertEqual(wanted, self.values(self.found(monitoring), "repository_damaged_total"))
 
     def test_in_flight(self) -> None:
         """Requests of all processes together; those of one that has ended are none."""
@@ -361,12 +392,55 @@ class FakeWire:
         return answer if isinstance(answer, Deferred) else succeed(answer)
 
 
+class HungTests(MonitoringCase):
+    """A disk that does not answer: what does not need it is told all the same, and it costs one thread."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = HeldPool()
+        self.store(("alice", "laptop"), "data", 100)
+
+    def test_metrics(self) -> None:
+        """All but the disk's own families, after a while; all of it when the disk is back."""
+        monitoring = self.monitoring()
+        for _ in range(3):
+            asked = Deferred.fromCoroutine(monitoring.metrics())
+            self.clock.advance(PATIENCE_S - 0.01)
+            self.assertNoResult(asked)
+            self.clock.advance(0.01)
+            found = parsed(self.successResultOf(asked).body)
+            self.assertEqual({"alice/laptop": 100}, self.values(found, "repository_size_bytes"))
+            self.assertNotIn(series("rest_server_disk_free_bytes"), found)
+        self.assertEqual(1, len(self.disk.jobs))
+        self.disk.release()
+        asked = Deferred.fromCoroutine(monitoring.metrics())
+        self.disk.release()
+        found = parsed(self.successResultOf(asked).body)
+        self.assertGreater(found[series("rest_server_disk_free_bytes")], 0)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_status(self) -> None:
+        """Repositories without their history, and no figures of the disk."""
+        self.books.days[("alice", "laptop")] = [(1, 50)]
+        monitoring = self.monitoring()
+        asked = Deferred.fromCoroutine(monitoring.status())
+        self.clock.advance(PATIENCE_S)
+        status = self.successResultOf(asked)
+        self.assertEqual((None, None), (status.disk_free_bytes, status.disk_size_bytes))
+        self.assertEqual([1], [len(repository.history) for repository in status.repositories])
+        self.disk.release()
+        asked = Deferred.fromCoroutine(monitoring.status())
+        self.disk.release()
+        status = self.successResultOf(asked)
+        self.assertEqual((1, 50), status.repositories[0].history[0])
+        self.assertIsNotNone(status.disk_size_bytes)
+
+
 class WorkersTests(MonitoringCase):
     """L{WorkerMonitoring} and what the parent makes of it."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.clock = Clock()
         self.parent = self.monitoring()
         self.busy = 0
         self.workers = []

@@ -25,7 +25,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -80,6 +80,8 @@ class Publisher:
         self.mechanisms = mechanisms if mechanisms is not None else Mechanisms()
         self._renaming = threading.Lock()
         self._fsync_works = True
+        #: Told how many seconds each fsync took; may be set by whoever wants to know.
+        self.synced: Callable[[float], object] | None = None
         #: How each directory was when its names were made durable the last time; the oldest first.
         self._settled: dict[str, Stamp] = {}
         self._settled_guard = threading.Lock()
@@ -280,6 +282,8 @@ class Publisher:
 
     def fsync(self, fd: int) -> None:
         """Make a file or directory durable; where the file system cannot, say so once and go on."""
+        synced = self.synced
+        began = time.perf_counter() if synced is not None else 0.0
         try:
             os.fsync(fd)
         except OSError as error:
@@ -291,6 +295,8 @@ class Publisher:
                     "this file system does not support fsync ({error}): a power cut may lose what was just stored",
                     error=error,
                 )
+        if synced is not None:
+            synced(time.perf_counter() - began)
 
     def fsync_directory(self, path: str) -> None:
         """Make the names in a directory durable."""

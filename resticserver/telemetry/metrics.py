@@ -23,6 +23,8 @@ from .record import Operation, Record
 
 #: The upper ends of the duration histogram, in seconds: from an answer out of a cache to a pack over a slow line.
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: Those of the fsync histogram: from memory and good flash to a disk that is ill.
+SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 #: Methods that have a label of their own; the label's values must not be the clients' to choose.
 _METHODS = {name: name.decode("ascii") for name in (b"GET", b"HEAD", b"POST", b"DELETE")}
 
@@ -60,6 +62,37 @@ class Family(NamedTuple):
     samples: Sequence[Sample]
 
 
+class Histogram:
+    """
+    Durations by how long they were.
+
+    @param ends_s: the upper ends of its buckets; one more is beyond all.
+    @ivar counts: in each bucket.
+    @ivar sum_s: of all together.
+    """
+
+    def __init__(self, ends_s: tuple[float, ...]) -> None:
+        self.ends_s = ends_s
+        self.counts = [0] * (len(ends_s) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, duration_s: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.ends_s, duration_s)] += 1
+        self.sum_s += duration_s
+
+    def add(self, counts: list[int], sum_s: float) -> None:
+        """What another has observed."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.sum_s += sum_s
+
+    def copy(self) -> Histogram:
+        """The same, for another thread."""
+        made = Histogram(self.ends_s)
+        made.counts, made.sum_s = self.counts.copy(), self.sum_s
+        return made
+
+
 @dataclass
 class Counted:
     """
@@ -67,28 +100,35 @@ class Counted:
 
     @ivar blobs: objects and bytes by operation, user, repository and type.
     @ivar requests: by method and status.
-    @ivar durations: requests by the bucket of their duration, the last beyond all.
-    @ivar duration_s: of all together.
+    @ivar durations: of requests.
+    @ivar syncs: how long C{fsync} took.
     """
 
     blobs: dict[tuple[str, str, str, str], tuple[int, int]] = field(default_factory=dict)
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS_S) + 1))
-    duration_s: float = 0.0
+    durations: Histogram = field(default_factory=lambda: Histogram(DURATION_BUCKETS_S))
+    syncs: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS_S))
     received_bytes: int = 0
     sent_bytes: int = 0
 
     def copy(self) -> Counted:
         """What was counted so far, for another thread."""
         return replace(
-            self, blobs=self.blobs.copy(), requests=self.requests.copy(), durations=self.durations.copy()
+            self,
+            blobs=self.blobs.copy(),
+            requests=self.requests.copy(),
+            durations=self.durations.copy(),
+            syncs=self.syncs.copy(),
         )
 
     def families(self) -> Iterator[Family]:
-        """All but the histogram."""
+        """All but the histograms."""
         labels = ("user", "repo", "type")
+        done_to: dict[str, list[tuple[tuple[str, ...], tuple[int, int]]]] = {each.value: [] for each in _DONE}
+        for key, both in sorted(self.blobs.items()):
+            done_to[key[0]].append((key[1:], both))
         for operation, done in _DONE.items():
-            counted = [(key[1:], value) for key, value in sorted(self.blobs.items()) if key[0] == operation.value]
+            counted = done_to[operation.value]
             name = f"rest_server_blob_{operation.value}"
             numbers = [Sample(key, number) for key, (number, _) in counted]
             yield Family(Kind.COUNTER, name, f"Number of objects {done}", labels, numbers)
@@ -107,20 +147,20 @@ class Counted:
 
 class Tally:
     """
-    Counts requests. For one thread.
+    Counts requests, and how long the disk takes. For one thread, but for L{synced}.
 
     @ivar counted: since the start, or since it was taken.
     """
 
     def __init__(self) -> None:
         self.counted = Counted()
+        self._syncing = threading.Lock()
 
     def __call__(self, record: Record) -> None:
         """A request has ended (L{resticserver.telemetry.record.Recorder})."""
         counted = self.counted
         counted.requests[_METHODS.get(record.method, "other"), record.status] += 1
-        counted.durations[bisect_left(DURATION_BUCKETS_S, record.duration_s)] += 1
-        counted.duration_s += record.duration_s
+        counted.durations.observe(record.duration_s)
         counted.received_bytes += record.received_bytes
         counted.sent_bytes += record.sent_bytes
         effect, target = record.effect, record.target
@@ -129,18 +169,25 @@ class Tally:
             # Only what is there has an effect, so a client cannot invent labels.
             self._add((effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes)
 
+    def synced(self, duration_s: float) -> None:
+        """An C{fsync} has ended. Any thread's to call."""
+        with self._syncing:
+            self.counted.syncs.observe(duration_s)
+
     def _add(self, key: tuple[str, str, str, str], number: int, size_bytes: int) -> None:
         before = self.counted.blobs.get(key, (0, 0))
         self.counted.blobs[key] = (before[0] + number, before[1] + size_bytes)
 
     def take(self) -> dict[str, Any]:
         """What was counted since the last time, in what JSON has; it is not here any more."""
-        taken, self.counted = self.counted, Counted()
+        with self._syncing:
+            taken, self.counted = self.counted, Counted()
         return {
             "blobs": [[*key, *both] for key, both in taken.blobs.items()],
             "requests": [[*key, number] for key, number in taken.requests.items()],
-            "durations": taken.durations,
-            "sums": [taken.duration_s, taken.received_bytes, taken.sent_bytes],
+            "durations": [taken.durations.counts, taken.durations.sum_s],
+            "syncs": [taken.syncs.counts, taken.syncs.sum_s],
+            "sums": [taken.received_bytes, taken.sent_bytes],
         }
 
     def add(self, taken: dict[str, Any]) -> None:
@@ -150,9 +197,10 @@ class Tally:
         counted = self.counted
         for method, status, number in taken["requests"]:
             counted.requests[method, status] += number
-        counted.durations = [a + b for a, b in zip(counted.durations, taken["durations"], strict=True)]
-        duration_s, received_bytes, sent_bytes = taken["sums"]
-        counted.duration_s += duration_s
+        counted.durations.add(*taken["durations"])
+        with self._syncing:
+            counted.syncs.add(*taken["syncs"])
+        received_bytes, sent_bytes = taken["sums"]
         counted.received_bytes += received_bytes
         counted.sent_bytes += sent_bytes
 
@@ -164,27 +212,49 @@ class Tally:
 
 class Exposition:
     """
-    Writes text for Prometheus. What has not changed since the last time is not written again: with a thousand repositories
-    that is nearly all of it, and takes most of the time. Safe from several threads.
+    Writes text for Prometheus. A line whose value has not changed since the last time is not written again: with a thousand
+    repositories these are nearly all, and to write them takes most of the time. Safe from several threads.
     """
 
     def __init__(self) -> None:
-        self._written: dict[str, tuple[Sequence[Sample], bytes]] = {}
+        #: By family what comes before its lines, and each line by its labels, with the value that it has.
+        self._written: dict[str, tuple[bytes, dict[tuple[str, ...], tuple[float, bytes]]]] = {}
         self._lock = threading.Lock()
 
     def text(self, counted: Counted, families: Iterable[Family]) -> bytes:
         """All of it. Takes its time where there is much; nothing of it may change meanwhile."""
         with self._lock:
             pieces = [self._piece(family) for family in (*counted.families(), *families)]
-            return b"".join((*pieces, _histogram(counted)))
+            pieces.append(
+                _histogram(
+                    "rest_server_http_request_duration_seconds",
+                    "Time from a request's head to the end of its answer",
+                    counted.durations,
+                )
+            )
+            pieces.append(
+                _histogram(
+                    "rest_server_fsync_duration_seconds",
+                    "Time that a file or directory takes to be safe from a power cut",
+                    counted.syncs,
+                )
+            )
+            return b"".join(pieces)
 
     def _piece(self, family: Family) -> bytes:
-        known = self._written.get(family.name)
-        if known is not None and known[0] == family.samples:
-            return known[1]
-        text = _family(family)
-        self._written[family.name] = (family.samples, text)
-        return text
+        before, known = self._written.get(family.name, (b"", {}))
+        samples = family.samples
+        fresh = [
+            sample for sample in samples if (line := known.get(sample.labels)) is None or line[0] != sample.value
+        ]
+        if fresh or not before:
+            # No label's value breaks a line; the comments before the first are there in any case.
+            before, *lines = _family(family._replace(samples=fresh)).rsplit(b"\n", len(fresh) + 1)[:-1]
+            known.update((labels, (value, line)) for (labels, value), line in zip(fresh, lines, strict=True))
+        if len(known) != len(samples):
+            known = {sample.labels: known[sample.labels] for sample in samples}
+        self._written[family.name] = (before, known)
+        return b"\n".join((before, *[known[sample.labels][1] for sample in samples], b""))
 
 
 def _family(family: Family) -> bytes:
@@ -197,16 +267,16 @@ def _family(family: Family) -> bytes:
     return _text(made)
 
 
-def _histogram(counted: Counted) -> bytes:
+def _histogram(name: str, help_: str, histogram: Histogram) -> bytes:
     from prometheus_client.core import HistogramMetricFamily
 
-    ends = (*map(str, DURATION_BUCKETS_S), "+Inf")
+    ends = (*map(str, histogram.ends_s), "+Inf")
     return _text(
         HistogramMetricFamily(
-            "rest_server_http_request_duration_seconds",
-            "Time from a request's head to the end of its answer",
-            buckets=list(zip(ends, accumulate(counted.durations), strict=True)),
-            sum_value=counted.duration_s,
+            name,
+            help_,
+            buckets=list(zip(ends, accumulate(histogram.counts), strict=True)),
+            sum_value=histogram.sum_s,
         )
     )
 

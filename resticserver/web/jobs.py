@@ -5,11 +5,12 @@ Pool jobs as the web layer sees them: one at a time on each thing, and its end a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -48,6 +49,37 @@ async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[
         if late.active():
             late.cancel()
     return True
+
+
+class Look(Generic[T]):
+    """
+    Something that is looked up on a disk that may hang. One job at a time, so that it costs one thread and not all of them,
+    and whoever asks waits for a while at most.
+
+    @param job: what looks, in the pool.
+    @param patience_s: for how long one waits.
+    """
+
+    def __init__(self, reactor: IReactorTime, pool: Pool, job: Callable[[], T], patience_s: float) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._job = job
+        self._patience_s = patience_s
+        self._looking: Deferred[Any] | None = None
+        self._found: T | None = None
+
+    async def find(self) -> T | None:
+        """What is found now; C{None} where that takes too long."""
+        looking = self._looking
+        if looking is None:
+            looking = self._looking = self._pool.run(self._job)
+            looking.addBoth(self._ended)
+        return self._found if await ended_within(self._patience_s, self._reactor, looking) else None
+
+    def _ended(self, found: Any) -> Any:
+        self._looking = None
+        self._found = None if isinstance(found, Failure) else found
+        return found
 
 
 class Jobs:

@@ -74,6 +74,10 @@ class StatusPages:
         status = await self._status()
         if user is None or user == METRICS_USER:
             return status
+        return await self._pool.run(self._only_readable, status, user)
+
+    def _only_readable(self, status: ServerStatus, user: str) -> ServerStatus:
+        """In the pool."""
         may_read = []
         for repository in status.repositories:
             target = Target(tuple(repository.repository.split("/")) if repository.repository else (), Kind.LIST, "snapshots")

@@ -1073,7 +1073,7 @@ class PrometheusTests(MetricsCase):
             wait_until(lambda query=query: prometheus.query(query), what=query)
 
         rules = prometheus.ask("rules")["groups"][0]["rules"]
-        self.assertEqual(9, len(rules))
+        self.assertEqual(11, len(rules))
         for rule in rules:
             threshold = re.search(r" (>|<|==) [0-9.e+]+$", rule["query"])
             assert threshold is not None, rule
