@@ -153,8 +153,10 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
     last = len(segments) - 1
     depth = 0
     while depth < last and segments[depth] not in RESERVED:
-        if depth == max_depth or not is_folder_name(segments[depth]):
+        if not is_folder_name(segments[depth]):
             raise NotFound()
+        if depth == max_depth:
+            raise NotFound(f"repositories lie at most {max_depth} folders deep here (--max-depth)")
         depth += 1
     repository, rest_ = tuple(segments[:depth]), segments[depth:]
     match rest_:

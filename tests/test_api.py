@@ -65,6 +65,8 @@ class RepositoryTests(ApiCase):
         """A save into a repository that is not there: 404 with the reason, and nothing is made."""
         self.assertEqual(self.ask("POST", f"/nobody/data/{NAME}", BLOB)[0], 404)
         self.assertEqual(self.reason, "no such repository")
+        self.assertEqual(self.ask("POST", "/a/b/c/?create=true", b"")[0], 404)
+        self.assertEqual(self.reason, "repositories lie at most 2 folders deep here (--max-depth)")
         self.assertFalse(os.path.exists(os.path.join(self.bench.store.path, "nobody")))
 
 

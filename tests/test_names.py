@@ -269,6 +269,12 @@ class PathTests(SynchronousTestCase):
                 found = target_or_none(path + b"data/" + ID_BYTES, max_depth)
                 self.assertEqual(None if wanted is None else wanted.repository, found and found.repository)
 
+    def test_too_deep_says_so(self) -> None:
+        """Whoever gives a repository one folder too many is told of the option, and not just that nothing is there."""
+        for path in (b"/a/b/c/", b"/a/b/c/data/" + ID_BYTES, b"/a/b/c/config"):
+            with self.assertRaisesRegex(NotFound, r"at most 2 folders deep here \(--max-depth\)"):
+                parse_target(path)
+
     def test_reserved_and_own_folders(self) -> None:
         """No reserved word and no folder of the server's own is ever a repository's, at any depth."""
         for name in sorted(RESERVED | OWN_FOLDERS):

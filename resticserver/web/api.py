@@ -140,7 +140,7 @@ class Api:
             request.authenticated = True
             target = request.target
             if target is None:
-                raise NotFound()
+                raise NotFound(request.why_nothing)
             if request.method not in verbs:
                 raise MethodNotAllowed(verbs)
             action = ACTIONS[target.kind][request.method]

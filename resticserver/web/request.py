@@ -88,6 +88,7 @@ class StreamingRequest(Request):
     @ivar fields: its header fields.
     @ivar body: its content, as it comes.
     @ivar target: what its path names; C{None} where it names nothing.
+    @ivar why_nothing: why not, then.
     @ivar user_name: who sent it, once that is known; C{None} without authentication.
     @ivar address: the client's, as trusted proxies say; C{-} for a unix socket.
     @ivar address_is_trusted: whether that address is a trusted proxy's own.
@@ -114,6 +115,7 @@ class StreamingRequest(Request):
         self.queued = False
         self.fields = fields if fields is not None else Fields.none()
         self.target: Target | None = None
+        self.why_nothing = ""
         self.user_name: str | None = None
         self.authenticated = False
         self.awaits_continue = False
@@ -147,8 +149,8 @@ class StreamingRequest(Request):
             self._find_client()
         try:
             self.target = parse_target(self.path, self.site.max_depth, self.site.prefix)
-        except NotFound:
-            pass
+        except NotFound as error:
+            self.why_nothing = error.message
         try:
             self.render(self.site.resource)
         except Exception as error:

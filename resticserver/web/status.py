@@ -201,8 +201,7 @@ def repository_page(status: ServerStatus, repository: RepositoryStatus) -> Tag:
             _concerns(repository.concerns(now_s)),
             tags.dl(*(piece for name, value in rows for piece in (tags.dt(name), tags.dd(value)))),
             tags.h2("Size over time"),
-            _curve(repository, 640, 160, "large curve"),
-            tags.p(tags.small(_span(repository))),
+            _history(repository),
         ),
         tags.footer(tags.p(f"As of {date_text(now_s)}.")),
     )
@@ -223,7 +222,7 @@ def _disk(status: ServerStatus) -> Any:
     if status.disk_free_bytes is None or not status.disk_size_bytes:
         return ""
     used = status.disk_size_bytes - status.disk_free_bytes
-    words = f"of {format_size(status.disk_size_bytes)}"
+    words = f"{used * 100 // status.disk_size_bytes} % of {format_size(status.disk_size_bytes)} used"
     return _figure("Free disk", format_size(status.disk_free_bytes), _bar(used, status.disk_size_bytes), tags.small(words))
 
 
@@ -342,8 +341,25 @@ def _curve(repository: RepositoryStatus, width: int, height: int, kind: str) -> 
     line = " ".join(f"{(day - first) * across:.1f},{height - 2 - size * up:.1f}" for day, size in points)
     return Tag("svg")(
         Tag("title")(_span(repository)),
+        Tag("polygon")(points=f"0,{height} {line} {width},{height}"),
         Tag("polyline")(points=line),
         **{"class": kind, "viewBox": f"0 0 {width} {height}", "preserveAspectRatio": "none", "role": "img"},
+    )
+
+
+def _history(repository: RepositoryStatus) -> Tag:
+    """The curve in large, with what it goes from and to."""
+    points = repository.history
+    if len(points) < 2:
+        return tags.p(tags.small("not known yet"))
+    most = max(size for _, size in points)
+    first, last = (date_text(points[end][0] * 86_400)[:10] for end in (0, -1))
+    return Tag("figure")(
+        tags.p(tags.small(format_size(most))),
+        _curve(repository, 640, 160, "large curve"),
+        tags.p(tags.small(first), tags.small(last)),
+        Tag("figcaption")(_span(repository)),
+        class_="history",
     )
 
 
