@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from .client import Client, Reply, connect, object_id, random_bytes, reset
-from .restic import RESTIC, Finished, Restic
+from .restic import Finished, Restic
 from .scratch import Cleans, object_path, scratch_directory
 from .server import ServerProcess, start_server
 from .waiting import wait_until
@@ -489,26 +489,8 @@ class ImpatientRestic(Restic):
 
         @return: how it ended, of itself or by that.
         """
-        assert RESTIC is not None
-        home = self._directory / "home"
-        home.mkdir(exist_ok=True)
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RESTIC_")},
-            "HOME": str(home),
-            "TMPDIR": str(home),
-            "RESTIC_PASSWORD": "the password of the tests",
-            "RESTIC_CACHE_DIR": str(self._directory / "cache"),
-        }
         said: list[str] = []
-        with subprocess.Popen(
-            [RESTIC, "--repo", f"rest:{self._url}", *self._flags, *arguments],
-            cwd=self._directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
+        with self.start(*arguments, errors=subprocess.STDOUT) as process:
             late = threading.Timer(240.0, process.kill)
             late.start()
             assert process.stdout is not None

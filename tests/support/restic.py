@@ -48,8 +48,12 @@ class Restic:
         self._directory = directory
         self._flags = flags
 
-    def run(self, *arguments: str) -> Finished:
-        """Run a command to its end."""
+    def start(self, *arguments: str, errors: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        """
+        Start a command.
+
+        @param errors: where its stderr goes.
+        """
         assert RESTIC is not None
         home = self._directory / "home"
         home.mkdir(exist_ok=True)
@@ -60,15 +64,19 @@ class Restic:
             "RESTIC_PASSWORD": "the password of the tests",
             "RESTIC_CACHE_DIR": str(self._directory / "cache"),
         }
-        with subprocess.Popen(
+        return subprocess.Popen(
             [RESTIC, "--repo", f"rest:{self._url}", *self._flags, *arguments],
             cwd=self._directory,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
-        ) as process:
+        )
+
+    def run(self, *arguments: str) -> Finished:
+        """Run a command to its end."""
+        with self.start(*arguments) as process:
             try:
                 out, err = process.communicate(timeout=_LONGEST_S)
             except BaseException:
