@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from twisted.python import usage
 
-from . import __version__
+from . import __version__, configuration
 from .access.proxies import TrustedProxies
 from .access.throttle import parse_rate
+from .arguments import write_line
 from .events import runnable
 from .names import parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
@@ -27,6 +28,9 @@ MOST_FOLDERS = 16
 
 #: More processes than this are a slip of the finger.
 MOST_WORKERS = 128
+
+#: Flags that may be given several times.
+_LISTS = frozenset(("listen", "trusted-proxy"))
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _TRUE = ("true", "1", "t")
@@ -49,6 +53,8 @@ class Options(usage.Options):
 
     longdesc = (
         "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
+        "Every flag is also a key of the --config file (max-size = \"1TiB\", no-auth = true) and an environment variable "
+        "(REST_SERVER_MAX_SIZE=1TiB); flags come first, then the environment. "
         "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what), "
         "rest-server usage --help (how much is stored), rest-server status --help (how a running server is)."
     )
@@ -68,6 +74,7 @@ class Options(usage.Options):
     ]
 
     optParameters = [
+        ["config", None, None, "TOML file with flags as keys"],
         ["path", None, None, f"data directory (default {default_path()})"],
         ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
         ["policy", None, None, "TOML file with rules of who may do what in which repository"],
@@ -95,6 +102,7 @@ class Options(usage.Options):
 
     compData = usage.Completions(
         optActions={
+            "config": usage.CompleteFiles(),
             "path": usage.CompleteDirs(),
             "htpasswd-file": usage.CompleteFiles(),
             "tls-cert": usage.CompleteFiles(),
@@ -113,6 +121,7 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()
+        self._sources: dict[str, str] = {}
         self["listen"] = []
         self["trusted-proxy"] = []
 
@@ -126,11 +135,14 @@ class Options(usage.Options):
 
     def opt_version(self) -> None:
         """print the version and exit"""
-        print(version_line())
-        sys.exit(0)
+        sys.exit(0 if write_line(version_line()) else 1)
+
+    def opt_help(self) -> None:
+        """print this help and exit"""
+        sys.exit(0 if write_line(str(self)) else 1)
 
     opt_v = opt_version
-    opt_h = usage.Options.opt_help
+    opt_h = opt_help
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
@@ -140,10 +152,10 @@ class Options(usage.Options):
         """
         try:
             arguments = list(sys.argv[1:] if options is None else options)
-            super().parseOptions(self._in_getopt_form(arguments))
+            super().parseOptions(self._with_others(self._in_getopt_form(arguments)))
             self.settings = self._checked()
         except usage.UsageError as error:
-            raise SystemExit(f"rest-server: {error}") from None
+            raise SystemExit(f"rest-server: {self._where_it_stands(str(error))}") from None
 
     def parseArgs(self, *rest: str) -> None:
         """Twisted's call with what is no flag."""
@@ -154,8 +166,9 @@ class Options(usage.Options):
         """
         Go's forms of switches, rewritten for getopt, which refuses C{--switch=value} and takes abbreviations.
         """
-        switches = {flag[0] for flag in self.optFlags} | {"help", "version"}
-        known = switches | {parameter[0] for parameter in self.optParameters} | {"listen", "trusted-proxy"}
+        flags = self._flags()
+        switches = flags.switches | {"help", "version"}
+        known = switches | flags.all | {"config"}
         rewritten: list[str] = []
         switched: dict[str, bool] = {}
         left = iter(arguments)
@@ -169,11 +182,66 @@ class Options(usage.Options):
             name, equals, value = argument[2:].partition("=")
             if name not in known:
                 raise usage.UsageError(f"unknown flag: --{name}")
+            self._sources[name] = f"--{name}"
             if name in switches:
-                switched[name] = _boolean(name, value) if equals else True
+                switched[name] = _boolean(f"--{name}", value) if equals else True
             else:
                 rewritten += [argument] if equals else [argument, *_next_value(name, left)]
         return [f"--{name}" for name, on in switched.items() if on] + rewritten
+
+    def _flags(self) -> configuration.FlagNames:
+        """Those that can be given elsewhere, too."""
+        others = frozenset(str(parameter[0]) for parameter in self.optParameters) - {"config"}
+        return configuration.FlagNames(frozenset(str(flag[0]) for flag in self.optFlags), _LISTS, others)
+
+    def _with_others(self, arguments: list[str]) -> list[str]:
+        """
+        The command line, and before it what the environment and the file say of flags that do not stand in it.
+
+        @raise UsageError: something there makes no sense.
+        """
+        if {"help", "version"} & self._sources.keys() or {"-h", "-v"} & set(arguments):
+            return arguments
+        flags = self._flags()
+        try:
+            layers = [configuration.from_environment(os.environ, flags)]
+            if (path := self._config_file(arguments)) is not None:
+                layers.append(configuration.from_file(path, flags))
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from None
+        more: list[str] = []
+        for layer in layers:
+            for flag, (values, source) in layer.items():
+                if flag in self._sources:
+                    continue
+                self._sources[flag] = source
+                if flag not in flags.switches:
+                    more += [f"--{flag}={value}" for value in values]
+                elif _boolean(source, values[0]):
+                    more.append(f"--{flag}")
+        return more + arguments
+
+    def _config_file(self, arguments: list[str]) -> str | None:
+        """
+        The file that holds more flags.
+
+        @raise UsageError: it has no name.
+        """
+        path = os.environ.get(configuration.variable("config"))
+        for position, argument in enumerate(arguments):
+            if argument == "--config":
+                path = arguments[position + 1]
+            elif argument.startswith("--config="):
+                path = argument.partition("=")[2]
+        if path == "":
+            raise usage.UsageError("--config names no file")
+        return path
+
+    def _where_it_stands(self, message: str) -> str:
+        """A complaint about a flag, which names it as it was given."""
+        flag = re.match(r"--([a-z-]+)", message)
+        source = self._sources.get(flag[1]) if flag is not None else None
+        return message if flag is None or source is None else source + message[flag.end() :]
 
     def _default(self, flag: str) -> Any:
         return next(parameter[2] for parameter in self.optParameters if parameter[0] == flag)
@@ -276,12 +344,12 @@ def version_line() -> str:
     )
 
 
-def _boolean(name: str, value: str) -> bool:
+def _boolean(source: str, value: str) -> bool:
     if value.lower() in _TRUE:
         return True
     if value.lower() in _FALSE:
         return False
-    raise usage.UsageError(f"--{name}={value}: only true and false are allowed")
+    raise usage.UsageError(f"{source}={value}: only true and false are allowed")
 
 
 def _next_value(name: str, left: Any) -> list[str]:

@@ -683,6 +683,30 @@ class AccessLogTests(SynchronousTestCase):
             self.assertIsNone(server.process.poll())
 
 
+class ConfigurationTests(SynchronousTestCase):
+    """Flags from C{--config} and from the environment."""
+
+    def test_served(self) -> None:
+        """Through both doors, and with workers, which read neither themselves."""
+        scratch = scratch_directory(self)
+        file = scratch / "server.toml"
+        file.write_text(f'log = "{scratch / "access.log"}"\nno-auth = true\nappend-only = true\n')
+        for number, door in enumerate((REST_SERVER, TWISTD)):
+            environment = {
+                "REST_SERVER_CONFIG": str(file),
+                "REST_SERVER_WORKERS": str(number + 1),
+                "REST_SERVER_PORT": "tcp://x",
+            }
+            server = start_server(self, scratch / "data", door=door, extra=environment)
+            with server.client() as client:
+                client.create_repository(f"/{number}/")
+                name = client.save("data", b"something", f"/{number}/")
+                self.assertEqual(403, client.delete(f"/{number}/data/{name}").status)
+            self.assertEqual(number * 2, len(server.workers()))
+            server.stop()
+        self.assertEqual(6, len((scratch / "access.log").read_text().splitlines()))
+
+
 class ProfileTests(SynchronousTestCase):
     """C{--cpu-profile}."""
 
