@@ -1,25 +1,29 @@
 """
 Tells of events: to the log, to the metrics, and to the command of C{--on-event}.
 
-No request ever waits for that: the command runs beside everything, one at a time, with a time limit, and what comes too
-quickly for it waits in a bounded queue.
+No request ever waits for that: the command is started and looked after in a thread of its own, one at a time, with a time
+limit, and what comes too quickly for it waits in a bounded queue.
 """
 
 from __future__ import annotations
 
 import os
+import select
+import signal
+import subprocess
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .pools import JobPool
 from .telemetry.events import Event, EventKind, Tells
 from .telemetry.metrics import Family, Kind, Sample
 
@@ -27,6 +31,10 @@ from .telemetry.metrics import Family, Kind, Sample
 MOST_WAITING = 1000
 #: How long the command may run for one event.
 TIME_LIMIT_S = 60.0
+#: When the server stops: how long all that waits has together, before it is given up.
+STOP_S = 3.0
+#: What is to end gets SIGTERM, and SIGKILL so much later.
+GRACE_S = 2.0
 #: The same again (a quota that is reached, an address) is told of once in so long.
 AGAIN_S = 3600.0
 #: What a worker tells.
@@ -34,8 +42,13 @@ EVENT = "event"
 
 _MOST_TOLD = 10_000
 _MOST_OUTPUT_BYTES = 2000
+_LONGEST_WORDS = 200
+#: How often it is looked whether the command has ended, where its output does not say so.
+_LOOK_S = 0.05
 
 _BAD = frozenset((EventKind.QUOTA_REACHED, EventKind.CORRUPTION, EventKind.CERTIFICATE))
+#: Variables that are between the server and whoever started it.
+_OUR_VARIABLES = ("REST_SERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 
 _log = Logger()
 
@@ -51,13 +64,22 @@ class Events(Service):
     def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
         self._reactor = reactor
         self._command = command
+        self._pool = JobPool(reactor, "events", 1)
         self.observers: list[Tells] = []
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
-        self._running: _Run | None = None
+        self._run: Run | None = None
+        self._soon: IDelayedCall | None = None
+        self._until = float("inf")
         self._stopped: Deferred[None] | None = None
         self.setName("events")
+
+    def startService(self) -> None:
+        """Be ready for the first event."""
+        super().startService()
+        if self._command:
+            self._pool.startService()
 
     def tell(self, event: Event) -> None:
         """Something happened."""
@@ -74,7 +96,7 @@ class Events(Service):
             if len(self._waiting) == MOST_WAITING:
                 self._counts[self._waiting.popleft().kind.value, "dropped"] += 1
             self._waiting.append(event)
-            self._next()
+            self._next_soon()
 
     def tell_now_and_then(self, event: Event, key: str) -> None:
         """Something happened that may happen again and again: it is told of once an hour, for each C{key}."""
@@ -92,31 +114,58 @@ class Events(Service):
         """A worker tells of an event."""
         self.tell(Event.from_wire(**values))
 
-    def _next(self) -> None:
-        if self._running is None and self._waiting:
-            event = self._waiting.popleft()
-            self._running = _Run(self._reactor, self._command, event, self._ended)
-            self._running.start()
+    def _next_soon(self) -> None:
+        """Never at once: whoever tells of an event is in the middle of a request."""
+        if self._soon is None and self._run is None:
+            self._soon = self._reactor.callLater(0, self._next)
 
-    def _ended(self, event: Event, failure: str) -> None:
-        self._running = None
+    def _next(self) -> None:
+        self._soon = None
+        if not self._waiting or time.monotonic() >= self._until:
+            self._all_told()
+            return
+        event = self._waiting.popleft()
+        self._run = run = Run(self._command, event.as_json(), min(time.monotonic() + TIME_LIMIT_S, self._until))
+        self._pool.run(run).addErrback(_fault).addCallback(self._ended, event)
+
+    def _ended(self, failure: str, event: Event) -> None:
+        self._run = None
         self._counts[event.kind.value, "failed" if failure else "delivered"] += 1
         if failure:
             _log.warn("--on-event {command} {failure}", command=self._command[0], failure=failure)
-        if self._stopped is not None:
-            stopped, self._stopped = self._stopped, None
-            stopped.callback(None)
-        elif self.running:
-            self._next()
+        self._next_soon()
 
-    def stopService(self) -> Deferred[None] | None:  # type: ignore[override]
-        """Begin no further command, and end the one that runs."""
+    def _all_told(self) -> None:
+        if self._stopped is None:
+            return
+        for event in self._waiting:
+            self._counts[event.kind.value, "dropped"] += 1
+        if self._waiting:
+            _log.warn("{number} events were not told to --on-event: the server stops", number=len(self._waiting))
+            self._waiting.clear()
+        stopped, self._stopped = self._stopped, None
+        stopped.callback(None)
+
+    def stopService(self) -> Deferred[None]:
+        """Tell what is left, for a few seconds at most."""
         super().stopService()
-        if self._running is None:
-            return None
-        self._stopped = Deferred()
-        self._running.stop()
-        return self._stopped
+        if not self._command:
+            nothing: Deferred[None] = Deferred()
+            nothing.callback(None)
+            return nothing
+        self._end_by(time.monotonic() + STOP_S)
+        stopped = self._stopped = Deferred()
+        self._next_soon()
+        return stopped.addCallback(lambda _: self._pool.stopService())
+
+    def abort(self) -> None:
+        """End the command that runs, and begin no more."""
+        self._end_by(0.0)
+
+    def _end_by(self, when_s: float) -> None:
+        self._until = min(self._until, when_s)
+        if self._run is not None:
+            self._run.end_by(self._until)
 
     def families(self) -> Iterator[Family]:
         """What was counted."""
@@ -130,67 +179,117 @@ class Events(Service):
         )
 
 
-class _Run(ProcessProtocol):
-    """The command, for one event."""
+class Run:
+    """
+    The command, for one event; called in a thread. It is the head of a process group, so that what it starts ends with it
+    when its time is up.
 
-    def __init__(self, reactor: Any, command: tuple[str, ...], event: Event, ended: Any) -> None:
-        self._reactor = reactor
+    @param event: what it gets on its standard input.
+    @param until_s: when it must have ended, on the monotonic clock.
+    """
+
+    def __init__(self, command: tuple[str, ...], event: bytes, until_s: float) -> None:
         self._command = command
-        self._event = event
-        self._ended = ended
-        self._late: IDelayedCall | None = None
+        self._event = memoryview(event)
+        self._began_s = time.monotonic()
+        self._until_s = until_s
         self._output = b""
-        self._why = ""
 
-    def start(self) -> None:
-        """Run it."""
-        self._late = self._reactor.callLater(TIME_LIMIT_S, self._too_late)
+    def end_by(self, when_s: float) -> None:
+        """It must have ended then, if not earlier. Any thread's to call."""
+        self._until_s = min(self._until_s, when_s)
+
+    def __call__(self) -> str:
+        """Run it; why it failed, or nothing."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
         try:
-            self._reactor.spawnProcess(self, self._command[0], self._command, env=None)
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
         except OSError as error:
-            self._end(f"cannot be run: {error.strerror}")
-
-    def connectionMade(self) -> None:
-        """Twisted's call: it runs. It gets the event, and then the end of its input."""
-        assert self.transport is not None
-        self.transport.write(self._event.as_json())
-        self.transport.closeStdin()  # type: ignore[attr-defined]
-
-    def outReceived(self, data: bytes) -> None:
-        """Twisted's call: it has something to say, which is of use if it fails."""
-        self._output = (self._output + data)[-_MOST_OUTPUT_BYTES:]
-
-    errReceived = outReceived
-
-    def _too_late(self) -> None:
-        self._why = f"took more than {TIME_LIMIT_S:g} s"
-        self.stop()
-
-    def stop(self) -> None:
-        """End it now."""
+            return f"cannot be run: {error.strerror}"
+        assert process.stdin is not None and process.stdout is not None
         try:
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except Exception as error:  # it has ended
-            _log.debug("the command cannot be killed: {error}", error=error)
-        # What it has started may hold its output for ever.
-        self.transport.loseConnection()  # type: ignore[union-attr]
+            in_time = self._look_after(process, process.stdin.fileno(), process.stdout.fileno())
+        finally:
+            # What it has started may hold the other ends for ever.
+            process.stdout.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        if not in_time:
+            return f"was ended after {time.monotonic() - self._began_s:.0f} s"
+        status = process.returncode
+        if not status:
+            return ""
+        how = f"exit code {status}" if status > 0 else f"signal {-status}"
+        said = self._output.decode("utf-8", "replace").strip().splitlines()
+        last = f": {ascii(said[-1][-_LONGEST_WORDS:])[1:-1]}" if said else ""
+        return f"failed ({how}){last}"
 
-    def processExited(self, reason: Failure) -> None:
-        """Twisted's call: it has ended; what it has started may go on and is not waited for."""
-        if not reason.check(ProcessDone) and not self._why:
-            said = self._output.decode("utf-8", "replace").strip().splitlines()
-            last = f": {ascii(said[-1])[1:-1]}" if said else ""
-            self._why = f"failed ({reason.getErrorMessage()}){last}"
-        self.transport.loseConnection()  # type: ignore[union-attr]
-        self._end(self._why)
+    def _look_after(self, process: subprocess.Popen[bytes], event_fd: int, output_fd: int) -> bool:
+        """Give it the event, take what it says, and wait for its end; whether that came in time."""
+        os.set_blocking(event_fd, False)
+        os.set_blocking(output_fd, False)
+        poll = select.poll()
+        poll.register(event_fd, select.POLLOUT)
+        poll.register(output_fd, select.POLLIN)
+        while process.poll() is None:
+            left_s = self._until_s - time.monotonic()
+            if left_s <= 0:
+                _end(process)
+                return False
+            for fd, _ in poll.poll(min(left_s, _LOOK_S) * 1000):
+                if not (self._give(event_fd) if fd == event_fd else self._take(output_fd)):
+                    poll.unregister(fd)
+                    if fd == event_fd:
+                        # It sees the end of its input.
+                        assert process.stdin is not None
+                        process.stdin.close()
+        self._take(output_fd)
+        return True
 
-    def _end(self, failure: str) -> None:
-        if self._late is not None and self._late.active():
-            self._late.cancel()
-        self._late = None
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(self._event, failure)
+    def _give(self, fd: int) -> bool:
+        """Write more of the event; whether there is still more."""
+        try:
+            self._event = self._event[os.write(fd, self._event) :]
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # it does not want to know
+        return bool(self._event)
+
+    def _take(self, fd: int) -> bool:
+        """Read what it says; whether it may say more."""
+        try:
+            said = os.read(fd, 65536)
+        except BlockingIOError:
+            return True
+        self._output = (self._output + said)[-_MOST_OUTPUT_BYTES:]
+        return bool(said)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    # Also when it has ended: what it has started may not have.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # Where a disk hangs not even that ends it.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+
+
+def _fault(failure: Failure) -> str:
+    _log.failure("could not run the command of --on-event", failure)
+    return "failed: a fault of the server"
 
 
 def runnable(command: tuple[str, ...]) -> bool:

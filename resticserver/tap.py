@@ -463,9 +463,10 @@ class ResticServer(InTurn):
         return super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
 
     def _abort(self) -> None:
-        """End all connections now."""
+        """End all connections now, and the command of C{--on-event}."""
         for listeners in self._listeners:
             listeners.abort()
+        self.events.abort()
 
 
 class FileWatch(Service):

@@ -134,6 +134,19 @@ class TellingTests(SynchronousTestCase):
             self.assertEqual(there, runnable((command,)), command)
 
 
+async def gone(pid: int) -> bool:
+    """Whether a process ends soon; one that nobody has waited for counts."""
+    for _ in range(200):
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except FileNotFoundError:
+            return True
+        if status.rpartition(")")[2].split()[0] == "Z":
+            return True
+        await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+    return False
+
+
 class CommandTests(TestCase):
     """L{Events} with real commands."""
 
@@ -184,14 +197,80 @@ class CommandTests(TestCase):
         return Deferred.fromCoroutine(test())
 
     def test_hangs(self) -> Deferred[None]:
-        """A command that hangs is ended when its time is up, also if it has started others; it is not waited for."""
+        """A command that hangs is ended when its time is up, and with it what it has started."""
         self.patch(events, "TIME_LIMIT_S", 0.3)
 
         async def test() -> None:
-            told = self.started("echo $$ > $output; sleep 60 & wait")
+            told = self.started("echo $$ > $output; sleep 60 & echo $! >> $output; wait")
             told.tell(SNAPSHOT)
             await self.until(told, "failed")
-            self.assertRaises(ProcessLookupError, os.kill, int(self.output.read_text()), 0)
+            for pid in self.output.read_text().split():
+                self.assertTrue(await gone(int(pid)), pid)
+
+        return Deferred.fromCoroutine(test())
+
+    def test_ignores_its_end(self) -> Deferred[None]:
+        """One that ignores SIGTERM gets SIGKILL."""
+        self.patch(events, "TIME_LIMIT_S", 0.3)
+        self.patch(events, "GRACE_S", 0.3)
+
+        async def test() -> None:
+            told = self.started("trap '' TERM; echo $$ > $output; while :; do sleep 0.1; done")
+            told.tell(SNAPSHOT)
+            await self.until(told, "failed")
+            self.assertTrue(await gone(int(self.output.read_text())))
+
+        return Deferred.fromCoroutine(test())
+
+    def test_many_fail(self) -> Deferred[None]:
+        """
+        A long queue whose command is gone meanwhile: each fails, one after the other, and whoever tells of the next event
+        does not notice.
+        """
+        command = self.output.with_name("command")
+        command.write_text("#!/bin/sh\nwhile [ -e $0 ]; do sleep 0.05; done\n")
+        command.chmod(0o700)
+
+        async def test() -> None:
+            told = Events(reactor, (str(command),))
+            told.startService()
+            self.addCleanup(told.stopService)
+            for _ in range(700):
+                told.tell(SNAPSHOT)
+            await deferLater(reactor, 0.1, lambda: None)  # type: ignore[arg-type]
+            command.unlink()
+            with capturedLogs():
+                await self.until(told, "failed", 699)
+            self.assertEqual(1, counts(told)["snapshot", "delivered"])
+
+        return Deferred.fromCoroutine(test())
+
+    def test_told_at_the_end(self) -> Deferred[None]:
+        """What waits when the server stops is told, as long as that is quick."""
+
+        async def test() -> None:
+            told = self.started("cat >> $output")
+            for _ in range(20):
+                told.tell(SNAPSHOT)
+            await told.stopService()
+            self.assertEqual(20, len(self.output.read_text().splitlines()))
+            self.assertEqual(20, counts(told)["snapshot", "delivered"])
+
+        return Deferred.fromCoroutine(test())
+
+    def test_environment(self) -> Deferred[None]:
+        """The command has the server's environment, without what is between the server and whoever started it."""
+        for name in ("REST_SERVER_LOG", "NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "OF_THE_TEST"):
+            self.patch(os, "environ", os.environ | {name: "x"})
+
+        async def test() -> None:
+            told = self.started("env > $output")
+            told.tell(SNAPSHOT)
+            await self.until(told, "delivered")
+            lines = self.output.read_text().splitlines()
+            self.assertIn("OF_THE_TEST=x", lines)
+            for name in ("REST_SERVER_", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_"):
+                self.assertEqual([], [line for line in lines if line.startswith(name)])
 
         return Deferred.fromCoroutine(test())
 
@@ -217,19 +296,20 @@ class CommandTests(TestCase):
         return Deferred.fromCoroutine(test())
 
     def test_stop(self) -> Deferred[None]:
-        """At the server's end the running command is ended, and no other begins."""
+        """At the server's end the running command has a little time, is ended then, and no other begins; that is said."""
+        self.patch(events, "STOP_S", 0.5)
 
         async def test() -> None:
             told = self.started("echo $$ > $output; sleep 60")
-            told.tell(SNAPSHOT)
-            told.tell(SNAPSHOT)
+            for _ in range(3):
+                told.tell(SNAPSHOT)
             while not (self.output.exists() and self.output.read_text()):
                 await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
-            stopping = told.stopService()
-            assert stopping is not None
-            await stopping
-            self.assertRaises(ProcessLookupError, os.kill, int(self.output.read_text()), 0)
-            self.assertEqual(1, counts(told)["snapshot", "failed"])
+            with capturedLogs() as logged:
+                await told.stopService()
+            self.assertTrue(await gone(int(self.output.read_text())))
+            self.assertEqual((1, 2), tuple(counts(told)["snapshot", outcome] for outcome in ("failed", "dropped")))
+            self.assertIn("2 events were not told", formatEvent(logged[-1]))
 
         return Deferred.fromCoroutine(test())
 
