@@ -154,11 +154,13 @@ class Serving:
         self.quick = QuickPool(reactor, "quick", disk_threads)
         self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
         self._access_log = AccessLog()
-        self.log_file = (
-            AccessLogService(settings.log, self._access_log, self.disk.run, FORMATS[settings.log_format])
-            if settings.log
-            else None
-        )
+        self.services: list[IService] = []
+        self.log_file = None
+        if settings.log:
+            # A thread of its own: a log that hangs must hold up nothing else.
+            lines = JobPool(reactor, "log lines", 1)
+            self.log_file = AccessLogService(settings.log, self._access_log, lines.run, FORMATS[settings.log_format])
+            self.services += [lines, self.log_file]
         if settings.debug:
             self._access_log.add(_debug_line)
         if tally is not None:
@@ -166,7 +168,6 @@ class Serving:
             store.publisher.synced = tally.synced
         self._readiness = Readiness(reactor, store, self.disk)
         idle = closes_idle(state, self.disk, reactor)
-        self.services: list[IService] = [] if self.log_file is None else [self.log_file]
         self.services += [self.disk, self.quick, self.writers, pages, idle]
 
     def requests_in_flight(self) -> int:
@@ -235,7 +236,13 @@ def make_door(settings: Settings, judge: Judge | None) -> Authentication:
 
 
 class InTurn(MultiService):
-    """Services that start in order and stop one after the other, the last started first."""
+    """
+    Services that start in order and stop one after the other, the last started first.
+
+    @ivar stopping: the one that is being stopped.
+    """
+
+    stopping: IService | None = None
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call; the parent's stops all of them at once."""
@@ -244,6 +251,7 @@ class InTurn(MultiService):
     async def _stop(self) -> None:
         Service.stopService(self)
         for child in reversed(list(self)):
+            self.stopping = child
             stopping = child.stopService()
             if stopping is not None:
                 await stopping

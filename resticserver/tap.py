@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -59,7 +60,7 @@ from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
 from .web.jobs import ended_within
 from .web.space import Fences
-from .workers import Workers
+from .workers import LAST_WORDS_S, Workers
 
 if TYPE_CHECKING:
     from .web.site import RepositorySite
@@ -77,6 +78,9 @@ EXPIRY_INTERVAL_S = 86_400.0
 EXPIRY_DAYS = 14
 #: What workers may take to say what they have counted.
 COUNT_TIMEOUT_S = 2.0
+#: What may still go on when all transfers have ended or were given up (and all workers have); the same after a second signal.
+REST_S = 10.0
+ABORT_S = 4.0
 #: How often the files of users and rules, and of certificates, are looked at.
 RULES_INTERVAL_S = 10.0
 CERTIFICATES_INTERVAL_S = 2.0
@@ -125,6 +129,7 @@ class ResticServer(InTurn):
             self.policy_file.load()
         self.certificates = make_certificates(settings)
         self._reloading = DeferredLock()
+        self._late: IDelayedCall | None = None
         self.events = Events(reactor, settings.on_event)
         judge = None
         if self.htpasswd is not None:
@@ -460,13 +465,31 @@ class ResticServer(InTurn):
         # A second signal means: now. (Twisted's own handler would log a traceback.)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._on_signal(number, self._abort)
-        return super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
+        stopped: Deferred[None] = Deferred()
+        limit_s = self.settings.shutdown_timeout_s + REST_S + (0.0 if self.workers is None else LAST_WORDS_S)
+        self._late = self._reactor.callLater(limit_s, self._give_up, stopped)
+        stopping = super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
+        stopping.addBoth(self._stopped, stopped)
+        return stopped
+
+    def _stopped(self, result: object, stopped: Deferred[None]) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+            stopped.callback(result)  # type: ignore[arg-type]
+
+    def _give_up(self, stopped: Deferred[None]) -> None:
+        """Something hangs: a disk, or who reads the log. Its thread ends with the process."""
+        name = getattr(self.stopping, "name", None) or "something"
+        _log.error("shutdown: {name} does not end, which is not waited for any longer", name=name)
+        stopped.callback(None)
 
     def _abort(self) -> None:
         """End all connections now, and the command of C{--on-event}."""
         for listeners in self._listeners:
             listeners.abort()
         self.events.abort()
+        if self._late is not None and self._late.active():
+            self._late.reset(ABORT_S)
 
 
 class FileWatch(Service):

@@ -36,7 +36,7 @@ from .sharedaccounts import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 from .sharing import shared_factory
 from .web.site import RepositorySite
 from .web.space import Fences, Key
-from .workers import PARENTS_SIGNALS, WIRE_FD
+from .workers import LAST_WORDS_S, PARENTS_SIGNALS, WIRE_FD
 
 #: While so much of what was logged waits for the parent, the rest is counted and not sent.
 MOST_LOG_BYTES = 4 << 20
@@ -82,7 +82,7 @@ class WorkerProcess:
     def __init__(self, reactor: Any, connection: socket.socket, number: int) -> None:
         self._reactor = reactor
         self._number = number
-        self._ending = False
+        self._ending = self._ended = False
         self.status = 0
         verbs: dict[str, Callable[..., Any]] = {
             "begin": self.begin,
@@ -135,8 +135,14 @@ class WorkerProcess:
         self._ending = True
         stopped = self._server.stopService() if self._server is not None else Deferred.fromCoroutine(_nothing())
         stopped.addErrback(lambda failure: _log.failure("could not stop", failure)).addCallback(lambda _: self._end())
+        if self._server is not None:
+            # The parent would kill one that hangs, if it is still there.
+            self._reactor.callLater(self._server.shutdown_timeout_s + LAST_WORDS_S, self._end)
 
     def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
         self.wire.flush(_FLUSH_S)
         self._reactor.stop()
 
@@ -156,6 +162,7 @@ class WorkerServer(InTurn):
     @param keeps_account: whether account is kept of what is stored.
     @param closed: where nothing may be changed at the moment.
     @ivar verbs: what the parent may ask and tell.
+    @ivar shutdown_timeout_s: how long transfers may go on after the stop began.
     @raise StartError: something cannot be used.
     """
 
@@ -174,6 +181,7 @@ class WorkerServer(InTurn):
     ) -> None:
         super().__init__()
         self._wire = wire
+        self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._state = make_state(settings)
         self._volume = (store := make_store(settings, self._state)).volume
         self._volume.known = None if marker is None else marker.encode("latin-1")

@@ -27,6 +27,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
@@ -54,8 +55,9 @@ PING_S = 10.0
 MOST_UNANSWERED = 6
 #: When no worker takes a connection it is offered again so soon.
 OFFER_AGAIN_S = 0.05
-#: What a worker may take to end after it has cut its last connection.
-LAST_WORDS_S = 30.0
+#: What a worker may take to end after it has cut its last connection; the same after a second signal.
+LAST_WORDS_S = 10.0
+ABORT_S = 2.0
 
 #: What all workers find out by themselves, and say in the same words: said once until something else is said.
 _COMMON_NEWS = ("resticserver.storage.volume", "resticserver.storage.publish")
@@ -173,6 +175,7 @@ class Workers(Service):
         self._starting = True
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
+        self._late: IDelayedCall | None = None
         self._news: dict[str, str] = {}
         self._pings = LoopingCall(self._ping)
         self._pings.clock = reactor
@@ -471,14 +474,16 @@ class Workers(Service):
         for pause in self._pauses.values():
             pause.cancel()
         self.tell_all("stop")
-        late = self._reactor.callLater(self._shutdown_timeout_s + LAST_WORDS_S, self._kill_all)
+        late = self._late = self._reactor.callLater(self._shutdown_timeout_s + LAST_WORDS_S, self._kill_all)
         if not self._workers:
             self._ended.callback(None)
         return self._ended.addCallback(lambda _: late.cancel() if late.active() else None)
 
     def abort(self) -> None:
-        """End all connections now."""
+        """End all connections now, and soon who does not end for all that."""
         self.tell_all("abort")
+        if self._late is not None and self._late.active():
+            self._late.reset(ABORT_S)
 
     def _kill_all(self) -> None:
         for worker in tuple(self._workers):

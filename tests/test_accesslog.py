@@ -4,18 +4,18 @@ The access log: lines of the combined format, and the file that they go to.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from twisted.logger import LogEvent, capturedLogs
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.names import parse_target
@@ -279,17 +279,18 @@ class AccessLogServiceTests(SynchronousTestCase):
         log(PLAIN)
         self.assertEqual(1, len(jobs))
         self.service.stopService()
+        for job in jobs:
+            job()
         self.assertEqual(4, path.read_text().count("\n"))
-        jobs.pop()()
 
     def test_every_record_once(self) -> None:
-        """From a pool of threads too every record is written, once, and in order."""
+        """From a thread too every record is written, once, and in order."""
         path = Path(self.mktemp())
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(1) as pool:
             log = self.started(str(path), pool.submit)
             for number in range(3000):
                 log(PLAIN._replace(sent_bytes=number + 1))
-        self.service.stopService()
+            self.service.stopService()
         wanted = [combined_line(PLAIN._replace(sent_bytes=number + 1)) for number in range(3000)]
         self.assertEqual(wanted, path.read_text().splitlines())
 
@@ -297,7 +298,7 @@ class AccessLogServiceTests(SynchronousTestCase):
         """Rotation in the midst of it loses no record and doubles none."""
         path = Path(self.mktemp())
         jobs: list[Future[None]] = []
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(1) as pool:
             log = self.started(str(path), lambda job: jobs.append(pool.submit(job)))
             for number in range(3000):
                 log(PLAIN._replace(sent_bytes=number + 1))
@@ -305,7 +306,7 @@ class AccessLogServiceTests(SynchronousTestCase):
                     path.rename(f"{path}.{number:04d}")
                     self.service.reopen()
                     jobs[-1].result()
-        self.service.stopService()
+            self.service.stopService()
         parts = [*sorted(path.parent.glob(f"{path.name}.*")), path]
         lines = "".join(part.read_text() for part in parts).splitlines()
         wanted = [combined_line(PLAIN._replace(sent_bytes=number + 1)) for number in range(3000)]
@@ -414,25 +415,37 @@ class AccessLogServiceTests(SynchronousTestCase):
         self.service.stopService()
         self.assertEqual(f"{combined_line(PLAIN)}\n" * 3, written.decode())
 
+    def stdout(self) -> Path:
+        """A file that is the log's stdout."""
+        path = Path(self.mktemp())
+        file = path.open("wb")
+        self.addCleanup(file.close)
+        self.patch(accesslog, "STDOUT", file.fileno())
+        return path
+
     def test_stdout(self) -> None:
         """C{-} is stdout, which stays open."""
-        raw = io.BytesIO()
-        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+        path = self.stdout()
         log = self.started("-")
         log(PLAIN)
-        self.assertEqual(f"{combined_line(PLAIN)}\n".encode(), raw.getvalue())
+        self.assertEqual(f"{combined_line(PLAIN)}\n", path.read_text())
         self.service.reopen()
         log(PLAIN)
         self.service.stopService()
-        print("still open", flush=True)
-        self.assertEqual(f"{combined_line(PLAIN)}\n" * 2 + "still open\n", raw.getvalue().decode())
+        os.write(accesslog.STDOUT, b"still open\n")
+        self.assertEqual(f"{combined_line(PLAIN)}\n" * 2 + "still open\n", path.read_text())
 
     def test_a_pipe_that_others_write_to(self) -> None:
         """No call writes more than a pipe takes in one piece, and none tears a line that fits."""
-        raw = io.BytesIO()
+        path = self.stdout()
         written: list[bytes] = []
-        self.patch(accesslog, "_write_all", lambda file, data: written.append(data))
-        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+        puts = AccessLogService._put
+
+        def put(service: AccessLogService, piece: bytes) -> None:
+            written.append(piece)
+            puts(service, piece)
+
+        self.patch(AccessLogService, "_put", put)
         jobs: list[Callable[[], None]] = []
         log = self.started("-", jobs.append)
         for number in range(200):
@@ -440,20 +453,105 @@ class AccessLogServiceTests(SynchronousTestCase):
         log(PLAIN._replace(uri=b"/" + b"x" * 5000))
         log(PLAIN)
         jobs.pop()()
+        self.assertEqual(path.read_bytes(), b"".join(written))
         self.assertEqual(202, b"".join(written).count(b"\n"))
         self.assertTrue(all(piece.endswith(b"\n") for piece in written))
         self.assertEqual(1, sum(len(piece) > select.PIPE_BUF for piece in written))
         self.assertLess(len(written), 20)
 
-    def test_stdout_of_another_encoding(self) -> None:
-        """A user's name that stdout's encoding does not have costs no line, neither theirs nor another's."""
-        raw = io.BytesIO()
-        self.patch(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    def test_stalled_pipe(self) -> None:
+        """A pipe that nobody reads, also one that somebody has made non-blocking: nothing waits for it, and nothing is lost."""
+        for blocking in (True, False):
+            reading, writing = os.pipe()
+            os.set_blocking(writing, blocking)
+            self.patch(accesslog, "STDOUT", writing)
+            received = bytearray()
+            with ThreadPoolExecutor(1) as pool:
+                log = self.started("-", pool.submit)
+                for number in range(2000):
+                    log(PLAIN._replace(sent_bytes=number + 1))
+                self.service.stopService()
+                while received.count(b"\n") < 2000:
+                    received += os.read(reading, 65536)
+            os.close(reading)
+            os.close(writing)
+            wanted = [combined_line(PLAIN._replace(sent_bytes=number + 1)) for number in range(2000)]
+            self.assertEqual(wanted, received.decode().splitlines())
+
+    def test_bounded(self) -> None:
+        """What waits for a log that hangs has a bound; how many lines were lost is said when it goes on."""
+        self.patch(accesslog, "MOST_WAITING", 10)
+        path = Path(self.mktemp())
         jobs: list[Callable[[], None]] = []
-        log = self.started("-", jobs.append)
-        log(PLAIN)
-        log(PLAIN._replace(user="алиса"))
-        jobs.pop()()
+        log = self.started(str(path), jobs.append)
+        for _ in range(25):
+            log(PLAIN)
+        self.assertEqual(1, len(jobs))
+        with capturedLogs() as events:
+            jobs.pop()()
+        self.assertEqual(10, path.read_text().count("\n"))
+        self.assertEqual([f"15 lines of the access log {path} were lost"], [formatEvent(event) for event in events])
+
+    def test_fifo_without_a_reader(self) -> None:
+        """It is an error at the start, and nothing to wait for."""
+        path = self.mktemp()
+        os.mkfifo(path)
+        self.assertRaises(OSError, self.started, path)
+
+    def test_torn_line(self) -> None:
+        """When a disk has become full in the middle of a line, what comes later stands on lines of its own."""
+        written = bytearray()
+
+        class Filling(io.RawIOBase):
+            """A disk with room for so many bytes."""
+
+            room = 20
+
+            def writable(self) -> bool:
+                return True
+
+            def write(self, data: Any) -> int:
+                taken = min(len(data), self.room)
+                if not taken:
+                    raise OSError(errno.ENOSPC, "full")
+                self.room -= taken
+                written.extend(data[:taken])
+                return taken
+
+        disk = Filling()
+        self.patch(AccessLogService, "_open", lambda service: disk)
+        log = self.started("unused")
+        with capturedLogs() as events:
+            log(PLAIN)
+            log(PLAIN)
+            disk.room = 10_000
+            log(PLAIN._replace(status=206))
+            log(PLAIN._replace(status=207))
         self.service.stopService()
-        sys.stdout.flush()
-        self.assertEqual(2, raw.getvalue().count(b"\n"))
+        lines = [combined_line(PLAIN)[:20], *(combined_line(PLAIN._replace(status=status)) for status in (206, 207))]
+        self.assertEqual(lines, written.decode().splitlines())
+        self.assertIn("2 lines of the access log unused were lost", [formatEvent(event) for event in events])
+
+    def test_rotated_to_a_name_that_cannot_be_opened(self) -> None:
+        """The old file goes on, which is said once; when the name can be had it is used without a signal."""
+        path = Path(self.mktemp())
+        log = self.started(str(path))
+        old = path.rename(f"{path}.1")
+        path.mkdir()
+        with capturedLogs() as events:
+            self.service.reopen()
+            log(PLAIN)
+            log(PLAIN)
+        self.assertEqual(1, len(events))
+        self.assertEqual(2, old.read_text().count("\n"))
+        path.rmdir()
+        log(PLAIN)
+        self.service.stopService()
+        self.assertEqual((2, 1), (old.read_text().count("\n"), path.read_text().count("\n")))
+
+    def test_names_of_any_script(self) -> None:
+        """stdout gets UTF-8, whatever the locale."""
+        path = self.stdout()
+        log = self.started("-")
+        log(PLAIN._replace(user="алиса"))
+        self.assertIn(" - алиса [", path.read_text(encoding="utf-8"))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import BinaryIO
+from io import RawIOBase
+from typing import cast
 
 from twisted.application.service import Service
 from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher
@@ -27,6 +26,11 @@ from .record import Record
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _log = Logger()
+
+#: So many lines wait while nothing can be written; what comes then is lost, and counted.
+MOST_WAITING = 100_000
+#: The descriptor of C{--log -}.
+STDOUT = 1
 
 #: What may not stand in a quoted field as it is.
 _ESCAPES = {byte: f"\\x{byte:02x}" for byte in (*range(32), *range(127, 256))} | {0x22: '\\"', 0x5C: "\\\\"}
@@ -120,11 +124,11 @@ class AccessLogService(Service):
     """
     A log observer that writes a line for each request to a file, as a service: the file is open while it runs.
 
-    Lines are gathered and written by a pool, in order, one job at a time, so that a slow disk stops no request. Several
+    Lines are gathered and written elsewhere, in order, so that a slow disk or a stalled pipe stops no request. Several
     processes may have the same file: lines stay whole, for what is written at a time is written by one call.
 
     @param path: the file, or C{"-"} for stdout.
-    @param run: runs a callable in the pool; its result is not looked at.
+    @param run: runs a callable in a thread of the log's own, one after the other; its result is not looked at.
     @param line: makes the line, without its end.
     """
 
@@ -141,10 +145,14 @@ class AccessLogService(Service):
         self._run = run
         self._lines: deque[str] = deque()
         self._scheduled = False
-        self._lock = threading.Lock()
-        self._file: BinaryIO | None = None
-        self._complained = False
-        self._stopped = True
+        self._file: RawIOBase | None = None
+        #: Whether the file is to be opened by its name again.
+        self._renew = False
+        self._renewing_failed = False
+        self._failed = False
+        self._lost = 0
+        #: Whether the last line was not written to its end.
+        self._torn = False
         self.setName("access log")
 
     def startService(self) -> None:
@@ -154,60 +162,112 @@ class AccessLogService(Service):
         @raise OSError: the file cannot be opened.
         """
         self._file = self._open()
-        self._stopped = False
         super().startService()
         self._access_log.add(self)
 
     def stopService(self) -> None:
-        """Write what is left and close the file."""
+        """Have written what is left, and the file closed."""
         super().stopService()
         self._access_log.remove(self)
-        self._write(reopen=False)
-        self._stopped = True
-        self._close()
+        self._run(self._finish)
 
     def reopen(self) -> None:
         """Open the file anew by its name, after it was rotated."""
-        self._run(lambda: self._write(reopen=True))
+        self._run(self._reopen)
 
     def __call__(self, event: LogEvent) -> None:
         """Take an event (L{ILogObserver})."""
+        if len(self._lines) >= MOST_WAITING:
+            self._lost += 1
+            return
         self._lines.append(self._line(event["record"]))
         if not self._scheduled:
             self._scheduled = True
-            self._run(lambda: self._write(reopen=False))
+            self._run(self._write)
 
-    def _write(self, reopen: bool) -> None:
-        """In the pool, or at the end in the reactor's thread: write all that has been gathered."""
-        with self._lock:
-            # Before the lines are taken: one that comes after asks for a job of its own.
-            self._scheduled = False
-            lines = [(self._lines.popleft() + "\n").encode("utf-8") for _ in range(len(self._lines))]
-            try:
-                if reopen:
-                    self._close()
-                if self._file is None and not self._stopped:
-                    self._file = self._open()
-                if lines and self._file is not None:
-                    # A file takes all at once. A pipe takes no more than this without others' lines in between.
-                    for batch in batches(lines, select.PIPE_BUF) if self._path == "-" else (b"".join(lines),):
-                        _write_all(self._file, batch)
-                    self._complained = False
-            except OSError as error:
-                if not self._complained:
-                    self._complained = True
-                    _log.error("cannot write the access log {path}: {error}", path=self._path, error=error)
+    # --- in the log's thread
 
-    def _open(self) -> BinaryIO:
+    def _reopen(self) -> None:
+        self._renew = True
+        self._write()
+
+    def _finish(self) -> None:
+        self._write()
+        self._close()
+
+    def _write(self) -> None:
+        """Write all that has been gathered."""
+        # Before the lines are taken: one that comes after asks for a job of its own.
+        self._scheduled = False
+        lines = [(self._lines.popleft() + "\n").encode("utf-8") for _ in range(len(self._lines))]
+        if self._renew:
+            self._open_anew()
+        # A file takes all at once. A pipe takes no more than this without others' lines in between.
+        pieces = [*batches(lines, select.PIPE_BUF)] if self._path == "-" else [b"".join(lines)] if lines else []
+        written = 0
+        try:
+            for piece in pieces:
+                self._put(piece)
+                written += piece.count(b"\n")
+        except OSError as error:
+            self._lost += len(lines) - written
+            if not self._failed:
+                self._failed = True
+                _log.error("cannot write the access log {path}: {error}", path=self._path, error=error)
+        else:
+            if written and self._lost:
+                lost, self._lost = self._lost, 0
+                _log.warn("{number} lines of the access log {path} were lost", number=lost, path=self._path)
+            if written:
+                self._failed = False
+
+    def _put(self, piece: bytes) -> None:
+        """Write some lines; on a line of their own, should one before them have been torn."""
+        if self._file is None:
+            return
+        data = b"\n" + piece if self._torn else piece
+        written = 0
+        try:
+            while written < len(data):
+                # An unbuffered file may take less at a time, and one that somebody has made non-blocking nothing.
+                taken = self._file.write(data[written:])
+                if taken is None:
+                    select.select((), (self._file,), ())
+                written += taken or 0
+        finally:
+            if written:
+                self._torn = data[written - 1 : written] != b"\n"
+
+    def _open_anew(self) -> None:
+        """Open the file by its name; where that fails the one before is better than none, and it is tried again."""
+        try:
+            opened = self._open()
+        except OSError as error:
+            if not self._renewing_failed:
+                self._renewing_failed = True
+                _log.error(
+                    "cannot open the access log {path} anew: {error}; the old file is written on",
+                    path=self._path,
+                    error=error,
+                )
+            return
+        self._close()
+        self._file, self._torn = opened, False
+        self._renew = self._renewing_failed = False
+
+    def _open(self) -> RawIOBase:
+        # Unbuffered: what could not be written is not tried again behind what comes later. And no lock on stdout's buffer,
+        # for which the interpreter would wait at its end, if a pipe has stalled.
         if self._path == "-":
-            return sys.stdout.buffer
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        # Unbuffered: what could not be written is not tried again behind what comes later.
-        return open(fd, "ab", buffering=0)
+            return cast(RawIOBase, open(STDOUT, "wb", buffering=0, closefd=False))
+        # O_NONBLOCK: a FIFO that nobody reads is an error, and nothing to wait for.
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+        os.set_blocking(fd, True)
+        return cast(RawIOBase, open(fd, "ab", buffering=0))
 
     def _close(self) -> None:
         file, self._file = self._file, None
-        if file is not None and self._path != "-":
+        if file is not None:
             with suppress(OSError):
                 file.close()
 
@@ -222,11 +282,3 @@ def batches(lines: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
         batch += line
     if batch:
         yield batch
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    """Write it all; an unbuffered file may take less at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-    file.flush()

@@ -468,6 +468,29 @@ class StopTests(SynchronousTestCase):
 
         wait_until(refused, what="closed listeners")
 
+    def test_a_log_that_hangs(self) -> None:
+        """
+        Whoever reads the access log has stalled: requests are answered all the same, and SIGHUP does no harm. The stop is
+        bounded, and at a second signal it is quick.
+        """
+        fifo = self.scratch / "log"
+        os.mkfifo(fifo)
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reading)
+        server = start_server(self, self.data, "--log", str(fifo), "--shutdown-timeout", "1000")
+        with server.client() as client:
+            client.create_repository()
+            for number in range(600):
+                client.get("/config", {"User-Agent": "x" * 300})
+                if number % 100 == 0:
+                    server.signal(signal.SIGHUP)
+            name = client.save("data", self.BODY)
+            self.assertEqual(self.BODY, client.get(f"/data/{name}").body)
+        self.terminate(server)
+        self.assertIsNone(server.process.poll())
+        server.signal(signal.SIGTERM)
+        self.assertEqual(0, server.wait())
+
     def test_an_upload_comes_to_its_end(self) -> None:
         """It is stored and acknowledged, while new connections are refused; then the server ends with 0."""
         server = start_server(self, self.data)
