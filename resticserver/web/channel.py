@@ -33,7 +33,7 @@ from ..errors import BadRequest, HeaderTooLarge, ServerError
 from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
 from .request import StreamingRequest, address_text
-from .sender import Sender, sender_of
+from .sender import STALL_S, Sender, sender_of
 
 if TYPE_CHECKING:
     from .body import Body
@@ -253,9 +253,30 @@ class StreamingChannel(Protocol):
         self._deadline.set(None)
         self._cancel_closing()
         # Over TLS the closing waits for the client's part of it, on any connection for what is still to be written.
-        self._closing_call = self.site.reactor.callLater(patience_s, self.abort)
+        self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, patience_s, self._unsent_bytes(), 0.0)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
+
+    def _unsent_bytes(self) -> int:
+        """How much of what was answered is not in the kernel yet; at least 1 if any is."""
+        return int(self._clogged) if self.sender is None else self.sender.unsent_bytes()
+
+    def _still_open(self, patience_s: float, unsent_bytes: int, stalled_s: float) -> None:
+        """The connection did not close in time. A client that still takes its answer gets all of it."""
+        unsent_before, unsent_bytes = unsent_bytes, self._unsent_bytes()
+        if unsent_bytes:
+            stalled_s = 0.0 if unsent_bytes < unsent_before else stalled_s + patience_s
+            if stalled_s < STALL_S:
+                again = (patience_s, unsent_bytes, stalled_s)
+                self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, *again)
+                return
+        elif self.secure and self.sender is not None and self._transfer is None:
+            # All that TLS has to say is in the kernel, which brings it to the client, and then the end. A reset would cut
+            # that off.
+            self._closing_call = self.site.reactor.callLater(patience_s, self.abort)
+            self.sender.close_socket()
+            return
+        self.abort()
 
     def abort(self) -> None:
         """End the connection now, whatever is on the way."""
@@ -618,7 +639,12 @@ class StreamingChannel(Protocol):
         self.gate.open()
         transport = self.transport
         transport.unregisterProducer()
-        transport.loseWriteConnection()
+        if self.secure:
+            # TLS has an end of its own for each half, and the socket is closed when the client's has come. (Twisted's TLS
+            # cannot bear a socket whose half is closed: the client's end would find it gone in the middle of a call.)
+            transport.loseConnection()
+        else:
+            transport.loseWriteConnection()
         self._closing_call = self.site.reactor.callLater(self.linger_s, self.abort)
 
     # --- what Twisted's Request asks of its channel

@@ -29,9 +29,8 @@ from ..storage.interface import Chunks, Stored
 from .jobs import Jobs, Pool
 from .ranges import Part
 from .request import StreamingRequest
+from .sender import STALL_S
 
-#: A client that takes no byte of an answer for so long is given up; restic itself gives up after five minutes.
-STALL_S = 300.0
 #: A client that sends no byte of a body for so long is given up.
 SILENCE_S = 180.0
 

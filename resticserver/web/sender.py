@@ -14,6 +14,8 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 
+#: A client that takes no byte of an answer for so long is given up; restic itself gives up after five minutes.
+STALL_S = 300.0
 #: A head before a body of more than this is not worth a copy of both.
 JOINED_BYTES = 16 << 10
 
@@ -33,6 +35,15 @@ class Sender:
         """Whether all that was written is in the kernel."""
         transport = self.socket_transport
         return not transport.dataBuffer and not transport._tempDataBuffer
+
+    def unsent_bytes(self) -> int:
+        """How much of what was written is not in the kernel yet."""
+        transport = self.socket_transport
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
+
+    def close_socket(self) -> None:
+        """Close the socket in order, whatever is spoken over it."""
+        self.socket_transport.loseConnection()
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Send C{data}, and C{body} behind it, now as far as possible."""

@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..storage.interface import Stored
-from .direct import STALL_S, send_transfer, socket_reactor
+from .direct import send_transfer, socket_reactor
 from .jobs import Jobs
 from .ranges import Part
 from .request import StreamingRequest
+from .sender import STALL_S
 
 #: How much one pool job reads for a connection that cannot take sendfile.
 READ_BYTES = 256 << 10

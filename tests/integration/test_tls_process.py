@@ -4,6 +4,7 @@ TLS at a running server: what OpenSSL's own client is refused, clients with cert
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import ssl
@@ -159,6 +160,77 @@ class ClientCertificateTests(TlsCase):
         self.assertRegex(log.read_text(), r'127\.0\.0\.1 - alice \[.*"POST /alice/pc/data/\S+ HTTP/1\.1" 200')
 
     test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
+
+
+class LeavingTests(TlsCase):
+    """Clients that say nonsense, or nothing, and go."""
+
+    def test_nothing_is_logged(self) -> None:
+        """
+        Whoever opens a connection, sends what is no request and ends it, at any moment and in any way (as every check of a
+        certificate does), leaves no traceback.
+        """
+        server = self.start()
+        context = self.files.client_context()
+        for number in range(200):
+            with context.wrap_socket(connect(("127.0.0.1", server.port)), server_hostname="localhost") as connection:
+                says_something = number % 4
+                if says_something:
+                    connection.send(b"\n" if number % 2 else b"no request\r\n\r\n")
+                with contextlib.suppress(OSError, ssl.SSLError):
+                    if number % 3 == 1 and says_something:
+                        connection.recv(10)
+                    if number % 3 < 2:
+                        connection.unwrap()
+        self.assertEqual(0, server.stop())
+        self.assertEqual([], [line for line in server.err if "Error" in line or "Traceback" in line])
+
+    def test_refused_upload(self) -> None:
+        """A client that sends all of a large body before it reads gets its refusal as a whole, and then the end."""
+        server = self.start("--append-only", "--max-size", "1KiB")
+        context = self.files.client_context()
+        body = random_bytes(1, 3 << 20)
+        for _ in range(5):
+            with Client(("127.0.0.1", server.port), tls=context) as client:
+                reply = client.post(f"/data/{object_id(body)}", body)
+                self.assertIn(reply.status, (404, 507))
+        self.assertEqual(0, server.stop())
+        self.assertEqual([], [line for line in server.err if "Error" in line or "Traceback" in line])
+
+
+class SlowReaderTests(TlsCase):
+    """The server stops while a client still reads."""
+
+    def test_gets_all_of_its_answer(self) -> None:
+        """
+        What was answered before the stop comes whole to a client that takes it slowly, with TLS's own end behind it: small
+        enough to be in the kernel, and more than that.
+        """
+        server = self.start()
+        bodies = [random_bytes(1, 200 << 10), random_bytes(2, 6 << 20)]
+        with Client(("127.0.0.1", server.port), tls=self.files.client_context()) as client:
+            client.create_repository()
+            names = [client.save("data", body) for body in bodies]
+            for name in names:
+                client.get(f"/data/{name}")
+        connections = []
+        for name in names:
+            plain = connect(("127.0.0.1", server.port))
+            connection = self.files.client_context().wrap_socket(plain, server_hostname="localhost")
+            self.addCleanup(connection.close)
+            connection.sendall(f"GET /data/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connections.append(connection)
+        received = [bytearray(connection.recv(1000)) for connection in connections]
+        server.signal(signal.SIGTERM)
+        time.sleep(3)
+        for connection, got, body in zip(connections, received, bodies, strict=True):
+            # A reset, or an end of the socket without one of TLS, raises here.
+            while more := connection.recv(65536):
+                got += more
+                time.sleep(0.005)
+            self.assertEqual(body, bytes(got.partition(b"\r\n\r\n")[2]))
+            connection.close()
+        self.assertEqual(0, server.wait())
 
 
 class RenewalTests(TlsCase):
