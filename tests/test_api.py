@@ -96,6 +96,14 @@ class ObjectTests(ApiCase):
                 self.assertEqual(headers["Content-Type"], "application/octet-stream")
             self.assertFalse({"ETag", "Last-Modified", "Content-Encoding", "Transfer-Encoding"} & headers.keys())
 
+    def test_if_range(self) -> None:
+        """Nothing has a validator here, so whatever a client compares with is not what is there: it gets the whole."""
+        self.put()
+        for condition in ('"abc"', 'W/"abc"', "Sun, 06 Nov 1994 08:49:37 GMT"):
+            self.assertEqual(
+                (200, BLOB), self.ask("GET", f"/data/{NAME}", **{"Range": "bytes=1-2", "If-Range": condition})[0::2]
+            )
+
     def test_large(self) -> None:
         """An object that does not go out in one write."""
         blob = os.urandom(1_500_000)
@@ -148,7 +156,9 @@ class ObjectTests(ApiCase):
             self.assertEqual(self.ask("DELETE", f"/data/{NAME}")[0], 200)
 
     def test_names(self) -> None:
-        """A name that is no id is 404, never 400."""
+        """A name that is no id is 404, never 400; but what nothing takes is 405 everywhere."""
+        self.assertEqual(self.ask("OPTIONS", "/data/x", b"")[0], 405)
+        self.assertEqual(self.ask("PATCH", "/no/such/path", b"")[0], 405)
         for name in ("foobar", NAME.upper(), NAME[:-1], NAME + "0", "..", "%2e%2e", NAME + "%00"):
             for method in ("GET", "HEAD", "POST", "DELETE"):
                 self.assertEqual(self.ask(method, f"/data/{name}", b"")[0], 404, name)

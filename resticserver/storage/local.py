@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -31,6 +32,7 @@ from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
+_GROUP_BYTES = 64 << 10
 _READ_BYTES = 1 << 20
 #: How much an upload writes between two looks at the free space.
 _CHECK_ROOM_BYTES = 4 << 20
@@ -436,10 +438,12 @@ class LocalUpload:
                 for first in range(0, len(chunks), _MOST_BUFFERS):
                     self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
             else:
-                # Chunk by chunk, so that the processor's cache still has it when it is written.
-                for chunk in chunks:
-                    self._hash.update(chunk)
-                    self.size_bytes += _write_all(self._file.fd, (chunk,))
+                # A little at a time, so that the processor's cache still has it when it is written; but not a call for
+                # each of thousands of tiny pieces.
+                for group in _groups(chunks):
+                    for chunk in group:
+                        self._hash.update(chunk)
+                    self.size_bytes += _write_all(self._file.fd, group)
         if room is not None:
             # Only now: what is written the file system counts itself.
             self._coming(room, -size_bytes)
@@ -463,13 +467,19 @@ class LocalUpload:
         """
         Verify, fsync, publish without replacing, fsync the directory.
 
+        @raise NoSuchRepository: it was deleted meanwhile.
         @raise HashMismatch: the name is free and is not the hash of the bytes.
         @raise Forbidden: the name is taken and the bytes are not what it promises.
         @raise InsufficientStorage: the disk is full.
         """
         if self._outcome is None:
-            with space_errors():
-                self._outcome = self._commit()
+            try:
+                with space_errors():
+                    self._outcome = self._commit()
+            except FileNotFoundError:
+                # The directory that it was to be in was removed meanwhile, or is away with its volume.
+                self._store.volume.check()
+                raise NoSuchRepository() from None
             self._close()
         return self._outcome
 
@@ -580,9 +590,24 @@ def _remove_if_empty(directory: str) -> None:
 
 def _as_missing(error: OSError) -> Exception:
     """What a failed look means: missing is missing, everything else stays a fault of the server."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+    # ENXIO: a unix socket, which is no object.
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO):
         return NotFound()
     return error
+
+
+def _groups(chunks: Chunks) -> Iterator[Chunks]:
+    """Chunks in as few groups as C{writev} takes, each of little more than L{_GROUP_BYTES} or one large chunk."""
+    group: list[bytes | memoryview] = []
+    size_bytes = 0
+    for chunk in chunks:
+        group.append(chunk)
+        size_bytes += len(chunk)
+        if size_bytes >= _GROUP_BYTES or len(group) == _MOST_BUFFERS:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
 
 
 def _write_all(fd: int, chunks: Chunks) -> int:

@@ -415,8 +415,9 @@ class StreamingChannel(Protocol):
             except BadRequest as error:
                 self._refuse(error)
                 return b""
-            for piece in pieces:
-                body.feed(piece)
+            if pieces:
+                # One for all: a client may send chunks of one byte each.
+                body.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             data = decoder.rest
             if not decoder.ended:
                 return b""

@@ -218,6 +218,19 @@ class StoreContract(_Base):
         store.create_repository(ROOT)
         self.assertEqual([], entries(store, ROOT, "data"))
 
+    def test_delete_while_uploaded(self) -> None:
+        """An upload into a repository that is deleted before its end finds no repository, and leaves nothing."""
+        for kind in TYPES:
+            store = self.store_with(("alice",))
+            upload = store.upload(("alice",), kind, id_of(b"xyz"))
+            upload.open()
+            upload.write([b"xyz"])
+            save(store, ("alice",), "config", b"x", "config")
+            store.delete_repository(("alice",))
+            self.assertRaises(NoSuchRepository, upload.commit)
+            upload.abort()
+            self.assertEqual({}, {key: content for key, content in self.contents().items() if key.startswith("alice/")})
+
     def test_delete_no_repository(self) -> None:
         """What was never made cannot be deleted."""
         self.assertRaises(NoSuchRepository, self.make_store().delete_repository, ("nobody",))
