@@ -8,11 +8,14 @@ import argparse
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without its usage."""
+    """A parser that says what is wrong in one line, without its usage, and takes no abbreviation for what it is not."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **named})
 
     def error(self, message: str) -> NoReturn:
         """argparse's call for a bad command line."""

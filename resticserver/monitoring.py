@@ -7,11 +7,13 @@ L{Monitoring} is in the process that keeps account. With workers that is the par
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -30,11 +32,13 @@ from .sizes import Limit
 from .storage.ledger import Repository, RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
 from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
-from .web.jobs import Look, Pool
+from .web.jobs import Fresh, Look, Pool
 from .web.pages import Answer
 
 #: For how long a page waits for a disk; what is not known then is not in it.
 PATIENCE_S = 2.0
+#: So many points of a curve are enough for every page.
+MOST_POINTS = 100
 #: How often a worker sends what it has counted.
 SEND_S = 1.0
 #: What the parent asks its workers, and they it.
@@ -78,6 +82,8 @@ class Monitoring:
         self._pages = pages
         self._disk = Look(reactor, pool, self._look_at_disk, PATIENCE_S)
         self._history = Look(reactor, pool, accounts.history, PATIENCE_S)
+        self._status = Fresh(reactor, self._find_status)
+        self._status_text = Fresh(reactor, self._as_text)
         self._gather = gather
         self._exposition = Exposition()
         self._started = time.time()
@@ -196,15 +202,40 @@ class Monitoring:
             yield gauge("quota_bytes", "What may be stored in all repositories", self._limit.size_bytes)
 
     async def status(self) -> ServerStatus:
-        """What a status page says."""
+        """What a status page says, as of a moment ago."""
+        return await self._status.get()
+
+    async def _find_status(self) -> ServerStatus:
+        """Look at everything."""
         found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self.not_ready())
-        history: dict[Repository, list[tuple[int, int]]] = found or {}
+        certificate = self.certificate_ends()
         free, size = disk or (None, None)
-        now_s = time.time()
-        today = int(now_s // DAY_S)
+        server = ServerStatus(
+            __version__,
+            time.time(),
+            self._started,
+            not_ready,
+            self._accounts.complete,
+            self._limit.size_bytes,
+            free,
+            size,
+            None if certificate is None else certificate.timestamp(),
+        )
+        accounts = list(self._accounts.ledger.repositories.values())
+        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {})
+
+    def _with_repositories(
+        self,
+        server: ServerStatus,
+        accounts: list[RepositoryAccount],
+        damaged: dict[str, int],
+        history: dict[Repository, list[tuple[int, int]]],
+    ) -> ServerStatus:
+        """In the pool for pages."""
+        today = int(server.time_s // DAY_S)
         repositories: list[RepositoryStatus] = []
         users: dict[str, int] = {}
-        for account in list(self._accounts.ledger.repositories.values()):
+        for account in accounts:
             stored = account.stored
             if not (stored.objects or account.counted):
                 continue
@@ -212,6 +243,7 @@ class Monitoring:
             name = "/".join(account.repository)
             limit = self._quotas.limit_of_repository(owner, account.repository)
             locks = account.objects[LOCKS]
+            days = [day for day in history.get(account.repository, ()) if day[0] < today]
             repositories.append(
                 RepositoryStatus(
                     name,
@@ -223,25 +255,18 @@ class Monitoring:
                     account.last_snapshot_s,
                     locks,
                     account.oldest_lock_s if locks else None,
-                    self.damaged[name],
-                    (*(day for day in history.get(account.repository, ()) if day[0] < today), (today, stored.size_bytes)),
+                    damaged.get(name, 0),
+                    (*some(days), (today, stored.size_bytes)),
+                    # One that came after all had been counted came through this server.
+                    account.counted or server.counted,
                 )
             )
             if owner is not None:
                 users[owner] = users.get(owner, 0) + stored.size_bytes
-        certificate = self.certificate_ends()
-        return ServerStatus(
-            __version__,
-            now_s,
-            self._started,
-            not_ready,
-            self._accounts.complete,
-            self._limit.size_bytes,
-            free,
-            size,
-            None if certificate is None else certificate.timestamp(),
-            tuple(repositories),
-            tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
+        return replace(
+            server,
+            repositories=tuple(repositories),
+            users=tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
         )
 
     def _look_at_disk(self) -> tuple[int, int] | None:
@@ -259,16 +284,16 @@ class Monitoring:
         return {
             COUNTED: partial(self._counted, worker),
             METRICS: lambda: Deferred.fromCoroutine(self._answer()),
-            STATUS: lambda: Deferred.fromCoroutine(self._status()),
+            STATUS: lambda: Deferred.fromCoroutine(self._status_text.get()),
         }
 
     def _counted(self, worker: object, taken: dict[str, Any], in_flight: int) -> None:
         self.tally.add(taken)
         self.in_flight[worker] = in_flight
 
-    async def _status(self) -> dict[str, Any]:
+    async def _as_text(self) -> str:
         status = await self.status()
-        return await self._pages.run(status.as_json)
+        return await self._pages.run(lambda: json.dumps(status.as_json(), separators=(",", ":")))
 
     async def _answer(self) -> str:
         return (await self.metrics()).body.decode("utf-8")
@@ -278,11 +303,14 @@ class WorkerMonitoring(Service):
     """
     A worker's part: it counts, and asks the parent for the whole.
 
+    @param pages: where pages are put together.
     @param requests_in_flight: how many requests are being answered here.
     """
 
-    def __init__(self, reactor: IReactorTime, wire: Wire, requests_in_flight: Callable[[], int]) -> None:
+    def __init__(self, reactor: IReactorTime, wire: Wire, pages: Pool, requests_in_flight: Callable[[], int]) -> None:
         self._wire = wire
+        self._pages = pages
+        self._status = Fresh(reactor, self._ask_for_status)
         self._sending = LoopingCall(self.send)
         self._sending.clock = reactor
         self.setName("monitoring")
@@ -313,11 +341,21 @@ class WorkerMonitoring(Service):
         return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
 
     async def status(self) -> ServerStatus:
-        """What a status page says."""
+        """What a status page says, as of a moment ago."""
+        return await self._status.get()
+
+    async def _ask_for_status(self) -> ServerStatus:
         try:
-            return ServerStatus.from_json(await self._wire.ask(STATUS))
+            text = await self._wire.ask(STATUS)
         except (WireLost, Failed) as error:
             raise Unavailable() from error
+        return await self._pages.run(lambda: ServerStatus.from_json(json.loads(text)))
+
+
+def some(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A curve of at most L{MOST_POINTS}: its ends, and of what is between them every so many."""
+    step = -(-len(days) // MOST_POINTS)
+    return days if step <= 1 else [*days[:-1:step], days[-1]]
 
 
 async def _ready() -> str:

@@ -9,11 +9,12 @@ import base64
 import json
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from getpass import getpass
-from http.client import HTTPException
+from http.client import HTTPException, RemoteDisconnected
 from typing import Any
 
 from .arguments import OneLineParser, write_line
@@ -30,12 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     Run the command.
 
     @param arguments: what stands behind C{status}.
-    @return: 0 if all is well, 1 if something needs attention, 2 if that cannot be found out.
+    @return: 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or not yet.
     """
     parser = OneLineParser(
         "rest-server status",
         description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
-        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out.",
+        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or "
+        "not yet, because the server still counts.",
     )
     parser.add_argument(
         "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
@@ -58,54 +60,92 @@ def main(arguments: Sequence[str]) -> int:
         shown = json.dumps(document, indent=2) if asked.json else text(status)
         worst = max((concern.level for concern in status.concerns()), default=Level.GOOD)
         worst = max([worst, *(one.level(status.time_s) for one in status.repositories)])
-    except (EOFError, KeyboardInterrupt):
-        print(f"{parser.prog}: no password", file=sys.stderr)
+    except _NotAsked as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except (OSError, HTTPException) as error:
-        print(f"{parser.prog}: {printable(asked.url)}: {printable(_reason(error))}", file=sys.stderr)
+        print(f"{parser.prog}: {printable(asked.url)}: {printable(_reason(error, asked.url))}", file=sys.stderr)
         return 2
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = error if isinstance(error, ValueError) else "that is no status of this version"
         print(f"{parser.prog}: {printable(asked.url)}: {printable(str(reason))}", file=sys.stderr)
         return 2
     if not write_line(shown):
         return 2
-    return 1 if worst >= Level.WARNING else 0
+    if worst >= Level.WARNING:
+        return 1
+    # What was not counted yet may be in any state.
+    return 0 if status.counted else 2
+
+
+class _NotAsked(Exception):
+    """The server cannot be asked; the message is one line that says why."""
 
 
 def _fetch(asked: argparse.Namespace) -> Any:
     """
     The server's JSON.
 
+    @raise _NotAsked: what was given is of no use.
     @raise OSError: it does not answer, or not with that.
     """
     if not asked.url.startswith(("http://", "https://")):
-        raise ValueError("a URL is needed, as http://127.0.0.1:8000")
+        raise _NotAsked("a URL is needed, as http://127.0.0.1:8000")
+    if "@" in asked.url.split("/")[2]:
+        raise _NotAsked("no user or password in the URL, please: there are --user and --password-file for them")
     request = urllib.request.Request(asked.url.rstrip("/") + "/-/status.json")
     if asked.user is not None:
         both = f"{asked.user}:{_password(asked.password_file)}".encode()
         # Not to where a redirect may lead.
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(both).decode("ascii"))
-    context = ssl.create_default_context(cafile=asked.cacert) if asked.url.startswith("https:") else None
+    try:
+        context = ssl.create_default_context(cafile=asked.cacert) if asked.url.startswith("https:") else None
+    except OSError as error:
+        raise _NotAsked(f"{asked.cacert}: {error.strerror or error}") from None
     # No proxy of the environment's: it would get the password, and knows nothing of this machine's own addresses.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    until_s = time.monotonic() + _TIMEOUT_S
+    content = b""
     with opener.open(request, timeout=_TIMEOUT_S) as answer:
-        return json.loads(answer.read(_MOST_BYTES))
+        while (more := answer.read1(1 << 20)) and len(content) < _MOST_BYTES:
+            content += more
+            if time.monotonic() > until_s:
+                raise TimeoutError("the answer takes too long")
+    return json.loads(content)
 
 
 def _password(path: str | None) -> str:
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
-    return getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    """
+    The password, which is never on a command line.
+
+    @raise _NotAsked: there is none.
+    """
+    try:
+        if path is not None:
+            with open(path, encoding="utf-8") as file:
+                found = file.readline()
+        elif sys.stdin is None:
+            raise EOFError
+        else:
+            found = getpass() if sys.stdin.isatty() else sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        raise _NotAsked("no password") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _NotAsked(f"{path or 'standard input'}: {getattr(error, 'strerror', None) or error}") from None
+    found = found.rstrip("\r\n")
+    if not found:
+        raise _NotAsked("the password is empty")
+    return found
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, url: str) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"{error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError) and error.reason:
-        return str(error.reason)
-    return str(error)
+        more = " (the server has a status page with --prometheus or --metrics-listen)" if error.code == 404 else ""
+        return f"{error.code} {error.reason}{more}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
+    if isinstance(reason, RemoteDisconnected) and url.startswith("http:"):
+        return "the server closed the connection; does it speak TLS (https://)?"
+    return getattr(reason, "strerror", None) or str(reason)
 
 
 def text(status: ServerStatus) -> str:
@@ -137,7 +177,7 @@ def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, str, str, str
     last = repository.last_snapshot_s
     return (
         repository.name,
-        "never" if last is None else f"{age(max(0.0, now_s - last))} ago",
+        ("never" if repository.counted else "not known yet") if last is None else f"{age(max(0.0, now_s - last))} ago",
         format_size(repository.size_bytes),
         quota,
         str(repository.locks),

@@ -102,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="rest-server user",
         description="The users of a repository server, in its htpasswd file.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, parents, text in (

@@ -193,7 +193,8 @@ class WorkerServer(InTurn):
         self._certificates = make_certificates(settings)
         books = DistantAccounts(wire, keeps_account)
         fences = Fences((tuple(repository), cell) for repository, cell in closed)
-        monitoring = WorkerMonitoring(reactor, wire, lambda: self._serving.requests_in_flight())
+        pages = JobPool(reactor, "pages", PAGE_THREADS)
+        monitoring = WorkerMonitoring(reactor, wire, pages, lambda: self._serving.requests_in_flight())
         self._books, self._fences = books, fences
         self._serving = serving = Serving(
             settings,
@@ -204,7 +205,7 @@ class WorkerServer(InTurn):
             judge,
             books,
             fences,
-            JobPool(reactor, "pages", PAGE_THREADS),
+            pages,
             lambda event: wire.tell(EVENT, **event.on_the_wire()),
             monitoring.tally if settings.metrics else None,
             monitoring.metrics,

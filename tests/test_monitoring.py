@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import twisted
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -25,7 +25,16 @@ from resticserver.accounts import Accounts, LocalGates
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.logins import PasswordJudge
 from resticserver.messages import Failed, WireLost
-from resticserver.monitoring import COUNTED, METRICS, PATIENCE_S, SEND_S, Monitoring, WorkerMonitoring, gauge
+from resticserver.monitoring import (
+    COUNTED,
+    METRICS,
+    MOST_POINTS,
+    PATIENCE_S,
+    SEND_S,
+    Monitoring,
+    WorkerMonitoring,
+    gauge,
+)
 from resticserver.names import Kind, Target
 from resticserver.settings import Settings
 from resticserver.sizes import UNLIMITED, Amount, Limit
@@ -34,6 +43,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.tap import ResticServer
 from resticserver.telemetry.metrics import Family
+from resticserver.web.jobs import Fresh
 from resticserver.web.pages import Answer
 from resticserver.web.space import Fences
 
@@ -429,11 +439,69 @@ class HungTests(MonitoringCase):
         self.assertEqual((None, None), (status.disk_free_bytes, status.disk_size_bytes))
         self.assertEqual([1], [len(repository.history) for repository in status.repositories])
         self.disk.release()
+        self.clock.advance(PATIENCE_S * Fresh.KEPT_TIMES)
         asked = Deferred.fromCoroutine(monitoring.status())
         self.disk.release()
         status = self.successResultOf(asked)
         self.assertEqual((1, 50), status.repositories[0].history[0])
         self.assertIsNotNone(status.disk_size_bytes)
+
+
+class StatusTests(MonitoringCase):
+    """L{Monitoring.status}: many may ask, and it is put together once."""
+
+    def test_shared(self) -> None:
+        """Those who ask at once, and a moment later, get the same; it is put together in the pool, and then anew."""
+        self.pool = HeldPool()
+        self.store(("alice", "laptop"), "data", 100)
+        monitoring = self.monitoring()
+        asked = [Deferred.fromCoroutine(monitoring.status()) for _ in range(20)]
+        asked[0].cancel()
+        asked[7].cancel()
+        for gone in (asked.pop(7), asked.pop(0)):
+            self.failureResultOf(gone, CancelledError)
+        self.assertEqual(1, len(self.pool.jobs))
+        self.clock.advance(0.5)
+        self.pool.release()
+        statuses = [self.successResultOf(one) for one in asked]
+        self.assertEqual(1, len(set(map(id, statuses))))
+        self.clock.advance(0.5 * Fresh.KEPT_TIMES - 0.1)
+        self.assertIs(statuses[0], self.successResultOf(Deferred.fromCoroutine(monitoring.status())))
+        self.clock.advance(0.1)
+        self.store(("alice", "laptop"), "data", 200)
+        late = Deferred.fromCoroutine(monitoring.status())
+        self.assertNoResult(late)
+        self.pool.release()
+        self.assertEqual(300, self.successResultOf(late).size_bytes)
+
+    def test_a_fault_is_not_kept(self) -> None:
+        """Who asks after a fault is asked for anew."""
+        monitoring = self.monitoring()
+        faults: list[Exception] = [RuntimeError("broken")]
+
+        async def not_ready() -> str:
+            if faults:
+                raise faults.pop()
+            return ""
+
+        monitoring.not_ready = not_ready
+        failure = self.failureResultOf(Deferred.fromCoroutine(monitoring.status()))
+        failure.trap(FirstError)
+        self.assertEqual("", self.successResultOf(Deferred.fromCoroutine(monitoring.status())).not_ready)
+
+    def test_long_history(self) -> None:
+        """A curve has points enough for every page, and no more: its ends, and the same distance between them."""
+        today = int(time.time() // 86_400)
+        for number in (1, 2, 99, 100, 101, 399, 400):
+            self.books.days[("alice", "laptop")] = [(today - number + day, day) for day in range(number)]
+            self.store(("alice", "laptop"), "data", 1)
+            monitoring = self.monitoring()
+            (repository,) = self.successResultOf(Deferred.fromCoroutine(monitoring.status())).repositories
+            days = [day for day, _ in repository.history]
+            self.assertEqual((today - number, today - 1, today), (days[0], days[-2], days[-1]))
+            self.assertLessEqual(len(days), MOST_POINTS + 2)
+            self.assertGreaterEqual(len(days), min(number, MOST_POINTS // 2))
+            self.assertEqual(days, sorted(set(days)))
 
 
 class WorkersTests(MonitoringCase):
@@ -446,7 +514,7 @@ class WorkersTests(MonitoringCase):
         self.workers = []
         for name in ("one", "other"):
             wire: Any = FakeWire(self.parent.verbs(name))
-            worker = WorkerMonitoring(self.clock, wire, lambda: self.busy)
+            worker = WorkerMonitoring(self.clock, wire, InlinePool(), lambda: self.busy)
             worker.startService()
             self.workers.append((worker, wire))
 

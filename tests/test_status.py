@@ -254,7 +254,7 @@ class JsonTests(SynchronousTestCase):
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
         self.assertEqual({*server.split(), "concerns", "users", "repositories"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
-        self.assertEqual({*repository.split(), "damaged", "history", "concerns"}, set(document["repositories"][0]))
+        self.assertEqual({*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0]))
         self.assertEqual({"user", "size_bytes", "quota_bytes"}, set(document["users"][0]))
 
     def test_unknown_keys(self) -> None:

@@ -4,6 +4,7 @@ C{rest-server status} against small servers of the tests' own: what it prints, a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -128,12 +129,17 @@ class StatusCommandTests(SynchronousTestCase):
         )
 
     def test_status(self) -> None:
-        """0 if all is well, 1 if something needs attention, of a repository or of the server; notices are none."""
+        """
+        0 if all is well, 1 if something needs attention, of a repository or of the server; notices are none. 2 while nobody
+        knows.
+        """
         table: tuple[tuple[int, dict[str, Any], str], ...] = (
             (0, {}, "500 MiB in 1 repositor"),
             (0, {"repositories": ()}, "0 bytes in 0 repositories"),
             (0, {"repositories": (replace(WELL, last_snapshot_s=None),)}, "no snapshot yet"),
-            (0, {"counted": False}, "sizes are still being counted"),
+            (2, {"counted": False}, "sizes are still being counted"),
+            (2, {"counted": False, "repositories": (replace(WELL, last_snapshot_s=None, counted=False),)}, "not known yet"),
+            (1, {"counted": False, "not_ready": "the disk is full"}, "not ready"),
             (1, {"repositories": (replace(WELL, damaged=1),)}, "1 damaged file found"),
             (1, {"repositories": (WELL, replace(WELL, last_snapshot_s=NOW_S - 8 * DAY_S))}, "last snapshot 8 days ago"),
             (1, {"repositories": (replace(WELL, quota_bytes=500 << 20),)}, "quota 100 % used"),
@@ -203,7 +209,7 @@ class StatusCommandTests(SynchronousTestCase):
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-            self.assertIn(f"{url}: [Errno 111] Connection refused", self.refused(url=url))
+            self.assertIn(f"{url}: Connection refused", self.refused(url=url))
         for url in ("", "127.0.0.1:8000", "ftp://127.0.0.1", "file:///etc/passwd"):
             self.assertIn("a URL is needed", self.refused(url=url))
 
@@ -233,16 +239,57 @@ class StatusCommandTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """A server that does not say it: the status and the reason in a line."""
         self.answers.body = b"no\n"
-        for status, reason in ((401, "Unauthorized"), (403, "Forbidden"), (404, "not found"), (503, "no data directory")):
+        for status, reason in ((401, "Unauthorized"), (403, "Forbidden"), (503, "no data directory")):
             self.answers.status, self.answers.reason = status, reason
             self.assertEqual(f"rest-server status: {self.url}: {status} {reason}\n", self.refused())
             self.refused("--json")
+
+    def test_no_page(self) -> None:
+        """A server without metrics has none."""
+        self.answers.status = 404
+        self.assertIn("has a status page with --prometheus or --metrics-listen", self.refused())
+
+    def test_no_secrets_where_all_can_read(self) -> None:
+        """A password in the URL or behind an option that there is not is refused, and not repeated."""
+        self.assertNotIn("s3cret", self.refused(url="http://metrics:s3cret@127.0.0.1:1"))
+        self.assertIn("unrecognized arguments", self.refused("--password", "file"))
+        self.assertEqual([], self.answers.asked)
+
+    def test_no_password(self) -> None:
+        """An empty one is not sent: the server would count it as a guess."""
+        path = Path(self.mktemp())
+        path.write_text("\n")
+        self.assertIn("the password is empty", self.refused("--user", "alice", "--password-file", str(path)))
+        self.assertIn(f"{path}.no: No such file", self.refused("--user", "alice", "--password-file", f"{path}.no"))
+        self.assertEqual([], self.answers.asked)
+
+    def test_endless(self) -> None:
+        """A server that sends a byte now and then does not hold it up for ever."""
+        self.patch(statuscommand, "_TIMEOUT_S", 0.5)
+        ended = threading.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def answer() -> None:
+                with listening.accept()[0] as connection, contextlib.suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                    while not ended.wait(0.05):
+                        connection.sendall(b" ")
+
+            thread = threading.Thread(target=answer, daemon=True)
+            thread.start()
+            try:
+                self.assertIn("takes too long", self.refused(url=f"http://127.0.0.1:{listening.getsockname()[1]}"))
+            finally:
+                ended.set()
+                thread.join(30)
 
     def test_no_status(self) -> None:
         """What is no JSON, of another schema, or of another form: one line."""
         whole = SERVER.as_json()
         bodies = [
             b"",
+            b"[" * 200_000,
             b"<html>",
             b"[]",
             b"null",

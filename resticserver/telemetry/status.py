@@ -54,6 +54,8 @@ class RepositoryStatus:
     @ivar locks: how many there are, and C{oldest_lock_s} when the oldest was made, as far as is known.
     @ivar damaged: how many damaged files were found since the start.
     @ivar history: its size by days since 1970, the oldest first.
+    @ivar counted: whether it has been counted since the start; before that its size is the last one known, and its snapshots
+        and locks are not known.
     """
 
     repository: str
@@ -67,6 +69,7 @@ class RepositoryStatus:
     oldest_lock_s: float | None = None
     damaged: int = 0
     history: tuple[tuple[int, int], ...] = ()
+    counted: bool = True
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ class RepositoryStatus:
                 level = Level.BAD if used >= most else Level.WARNING
                 found.append(Concern(level, f"{what} {_per_cent(used, most)} used"))
         if self.last_snapshot_s is None:
-            found.append(Concern(Level.NOTICE, "no snapshot yet"))
+            found.append(Concern(Level.NOTICE, "no snapshot yet" if self.counted else "not counted yet"))
         elif now_s - self.last_snapshot_s > OLD_S:
             found.append(Concern(Level.WARNING, f"last snapshot {age(now_s - self.last_snapshot_s)} ago"))
         if self.locks and self.oldest_lock_s is not None and now_s - self.oldest_lock_s > STALE_LOCK_S:

@@ -4,7 +4,7 @@ Pool jobs as the web layer sees them: one at a time on each thing, and its end a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -49,6 +49,49 @@ async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[
         if late.active():
             late.cancel()
     return True
+
+
+class Fresh(Generic[T]):
+    """
+    What takes a while to find out, and may be asked for again and again: those who ask while it is being found out share the
+    answer, and it is kept for some times as long as that took. So it costs a part of the processor at most, whoever asks how
+    often, and where it is quick nobody is told old news.
+
+    @cvar KEPT_TIMES: as long as it took.
+    @param find: finds it out.
+    """
+
+    KEPT_TIMES = 4
+
+    def __init__(self, reactor: IReactorTime, find: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> None:
+        self._reactor = reactor
+        self._find = find
+        self._began_s = 0.0
+        self._found: tuple[float, T] | None = None
+        self._waiting: list[Deferred[T]] | None = None
+
+    async def get(self) -> T:
+        """It, as it is now or was a moment ago."""
+        now_s = self._reactor.seconds()
+        if self._found is not None and now_s < self._found[0]:
+            return self._found[1]
+        waiting: Deferred[T] = Deferred()
+        if self._waiting is not None:
+            self._waiting.append(waiting)
+        else:
+            self._waiting = [waiting]
+            self._began_s = now_s
+            Deferred.fromCoroutine(self._find()).addBoth(self._ended)
+        return await waiting
+
+    def _ended(self, result: Any) -> None:
+        if not isinstance(result, Failure):
+            now_s = self._reactor.seconds()
+            self._found = (now_s + self.KEPT_TIMES * (now_s - self._began_s), result)
+        waiting, self._waiting = self._waiting or [], None
+        for one in waiting:
+            if not one.called:  # nobody has cancelled it
+                one.callback(result)
 
 
 class Look(Generic[T]):

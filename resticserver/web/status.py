@@ -151,7 +151,8 @@ def server_page(status: ServerStatus) -> Tag:
     now_s = status.time_s
     repositories = status.by_need()
     needy = sum(repository.level(now_s) >= Level.WARNING for repository in repositories)
-    summary = "all is well" if not needy else f"{needy} need{'s' if needy == 1 else ''} attention"
+    well = "all is well" if status.counted else "and more may be found: it is still being counted"
+    summary = well if not needy else f"{needy} need{'s' if needy == 1 else ''} attention"
     if any(level >= Level.WARNING for level, _ in status.concerns()):
         summary = f"{summary}, and so does the server" if needy else "the server needs attention"
     return _page(
@@ -185,7 +186,7 @@ def repository_page(status: ServerStatus, repository: RepositoryStatus) -> Tag:
         ("Owner", repository.owner or "–"),
         ("Stored", format_size(repository.size_bytes)),
         ("Objects", f"{repository.objects:,}"),
-        ("Last snapshot", _when(repository.last_snapshot_s, now_s)),
+        ("Last snapshot", _when(repository, now_s)),
         ("Locks", _locks(repository, now_s)),
         ("Damaged files found", str(repository.damaged)),
     ]
@@ -272,7 +273,7 @@ def _row(now_s: float, repository: RepositoryStatus) -> Tag:
             _concerns(concerns),
             scope="row",
         ),
-        _cell("Last snapshot", _when(repository.last_snapshot_s, now_s)),
+        _cell("Last snapshot", _when(repository, now_s)),
         _cell("Stored", format_size(repository.size_bytes), "number"),
         _cell("Over time", _curve(repository, 120, 28, "curve")),
         _cell("Quota", _quota_bar(repository.size_bytes, repository.quota_bytes) or "–"),
@@ -296,9 +297,10 @@ def _cell(name: str, content: Any, kind: str = "") -> Tag:
     return tags.td(content, **{"class": kind, "data-name": name})
 
 
-def _when(seconds: float | None, now_s: float) -> Any:
+def _when(repository: RepositoryStatus, now_s: float) -> Any:
+    seconds = repository.last_snapshot_s
     if seconds is None:
-        return "never"
+        return "never" if repository.counted else "not known yet"
     stamp = date_text(seconds)
     if not stamp.endswith("UTC"):
         return stamp
