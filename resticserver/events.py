@@ -46,7 +46,8 @@ _LONGEST_WORDS = 200
 #: How often it is looked whether the command has ended, where its output does not say so.
 _LOOK_S = 0.05
 
-_BAD = frozenset((EventKind.QUOTA_REACHED, EventKind.CORRUPTION, EventKind.CERTIFICATE))
+#: Corruption is none of them: the store has said which file it was.
+_BAD = frozenset((EventKind.QUOTA_REACHED, EventKind.CERTIFICATE))
 #: Variables that are between the server and whoever started it.
 _OUR_VARIABLES = ("REST_SERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 

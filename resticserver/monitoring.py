@@ -60,6 +60,7 @@ class Monitoring:
     @ivar in_flight: requests that are being answered, by process.
     @ivar damaged: damaged files that were found, by repository.
     @ivar certificate_ends: when the TLS certificate ends.
+    @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
     @ivar not_ready: why the server is not ready; empty if it is.
     @ivar more: families that others know of, asked for each time.
     """
@@ -89,6 +90,8 @@ class Monitoring:
         self._started = time.time()
         self.tally = Tally()
         self.in_flight: dict[object, int] = {}
+        self._known: set[str] = set()
+        self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
         self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
@@ -119,10 +122,19 @@ class Monitoring:
         return Answer(200, CONTENT_TYPE, text)
 
     def _forget_gone(self) -> None:
-        """Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more."""
+        """
+        Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more. What
+        the books do not know yet (it was made beside the server) is not gone.
+        """
         known = {"/".join(repository) for repository in self._accounts.ledger.repositories}
-        for repository in {key[2] for key in self.tally.counted.blobs} - known:
-            self.tally.forget(repository)
+        for repository in self._known - known:
+            self.forget(repository)
+        self._known = known
+
+    def forget(self, repository: str) -> None:
+        """A repository was deleted."""
+        self.tally.forget(repository)
+        self.damaged.pop(repository, None)
 
     @staticmethod
     async def _at_once(*asked: Coroutine[Deferred[Any], Any, Any]) -> Any:
@@ -270,10 +282,11 @@ class Monitoring:
         )
 
     def _look_at_disk(self) -> tuple[int, int] | None:
-        """In the pool: free space and size of the data directory's file system, if it is there."""
+        """In the pool: free space and size of the data directory's file system, if that is there and not another."""
         try:
+            self.check_volume()
             status = os.statvfs(self._data_path)
-        except OSError:
+        except (OSError, Unavailable):
             return None
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 

@@ -27,6 +27,9 @@ RESERVED = frozenset((*TYPES, CONFIG))
 #: Folders of the server's own; 404 for everyone, and refused as users.
 OWN_FOLDERS = frozenset(("-", ".trash", ".rest-server", ".tmp", ".htpasswd"))
 
+#: How deep repositories may lie at most.
+MOST_FOLDERS = 16
+
 #: The longest file name that the usual file systems take, in bytes.
 MAX_NAME_BYTES = 255
 

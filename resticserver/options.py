@@ -19,12 +19,9 @@ from .access.proxies import TrustedProxies
 from .access.throttle import parse_rate
 from .arguments import write_line
 from .events import runnable
-from .names import parse_prefix
+from .names import MOST_FOLDERS, parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
 from .sizes import parse_free_space, parse_size
-
-#: How deep repositories may lie at most.
-MOST_FOLDERS = 16
 
 #: More processes than this are a slip of the finger.
 MOST_WORKERS = 128
@@ -281,6 +278,8 @@ class Options(usage.Options):
             for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
                 if self[flag]:
                     raise usage.UsageError(f"--{flag} needs users and cannot go with --no-auth")
+        if self["log-format"] != self._default("log-format") and not self["log"]:
+            raise usage.UsageError("--log-format needs --log")
         if self["metrics-listen"] == "":
             raise usage.UsageError("--metrics-listen: an address is needed, as 127.0.0.1:9100")
         header = self["proxy-auth-username"]
@@ -374,7 +373,7 @@ def _command(text: str) -> tuple[str, ...]:
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
     if not command or not runnable(command):
-        raise ValueError(f"{text}: there is no such program")
+        raise ValueError(f"{text}: there is no such program, or it is not executable")
     return (os.path.abspath(command[0]) if os.sep in command[0] else command[0], *command[1:])
 
 

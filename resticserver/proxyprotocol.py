@@ -61,6 +61,7 @@ def _may_begin(data: bytes) -> bool:
 class ProxyProtocolFactory(HAProxyWrappingFactory):
     """Puts L{ProxyProtocol} before a factory's protocols."""
 
+    noisy = False
     protocol = ProxyProtocol  # type: ignore[assignment]
 
 

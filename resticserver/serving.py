@@ -117,6 +117,7 @@ class Serving:
     @param tell: told of events.
     @param tally: counts requests, and what the disk takes; C{None} where nobody wants to know.
     @param metrics: all of the server's, for C{/metrics}; C{status} likewise for C{/-/status}.
+    @ivar readiness: whether it can do its work.
     @ivar services: to be started before the first connection, in order; stopped in the other after the last.
     """
 
@@ -166,7 +167,7 @@ class Serving:
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
             store.publisher.synced = tally.synced
-        self._readiness = Readiness(reactor, store, self.disk)
+        self.readiness = Readiness(reactor, store, self.disk)
         idle = closes_idle(state, self.disk, reactor)
         self.services += [self.disk, self.quick, self.writers, pages, idle]
 
@@ -187,7 +188,7 @@ class Serving:
         door = make_door(settings, self._judge)
         api = Api(self._store, *pools, door, self._policy, settings.auto_create, space, self._tell)
         metrics = self._metrics if settings.prometheus else None
-        pages = make_pages(settings, self._readiness, metrics)
+        pages = make_pages(settings, self.readiness, metrics)
         status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
         resource = Pages(pages, door, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)

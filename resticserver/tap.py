@@ -136,8 +136,10 @@ class ResticServer(InTurn):
             throttle = Throttle(settings.auth_failures, reactor.seconds)
             judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, self.events.tell_now_and_then)
         profile = settings.cpu_profile
+        if profile and os.path.isdir(profile):
+            raise StartError(f"cannot write the profile {profile}: it is a directory")
         if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
-            raise StartError(f"cannot write the profile {profile}")
+            raise StartError(f"cannot write the profile {profile}: there is no such directory, or it may not be written")
         self.workers: Workers | None = None
         fences = Fences()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
@@ -158,6 +160,7 @@ class ResticServer(InTurn):
         self._serving: Serving | None = None
         self.log_file = None
         front: Listeners | Workers
+        serving_readiness = None
         services: list[IService] = []
         if settings.workers == 1:
             if profile:
@@ -179,7 +182,7 @@ class ResticServer(InTurn):
                 self.monitoring.metrics,
                 self.monitoring.status,
             )
-            self.disk, self.log_file = serving.disk, serving.log_file
+            self.disk, self.log_file, serving_readiness = serving.disk, serving.log_file, serving.readiness
             services += serving.services
             front = Listeners(
                 reactor,
@@ -209,7 +212,7 @@ class ResticServer(InTurn):
             self._gates.workers = front
         self.front = front
         self._flags = flags
-        self._readiness = Readiness(reactor, self.store, self.disk)
+        self._readiness = serving_readiness or Readiness(reactor, self.store, self.disk)
         self.monitoring.not_ready = self._readiness.look
         others: list[IService] = []
         self._listeners: list[Listeners | Workers] = [front]
@@ -244,7 +247,8 @@ class ResticServer(InTurn):
         if self.certificates is not None:
             certificates = self.certificates
             monitoring.certificate_ends = lambda: certificates.not_after
-        self.events.observers.append(lambda event: self._count_damage(monitoring, event))
+        monitoring.check_volume = self.store.volume.check
+        self.events.observers.append(lambda event: self._keep_count(monitoring, event))
         monitoring.more += [self._families, self.events.families]
         return monitoring
 
@@ -280,9 +284,13 @@ class ResticServer(InTurn):
         self.monitoring.in_flight.pop(worker, None)
 
     @staticmethod
-    def _count_damage(monitoring: Monitoring, event: Event) -> None:
-        if event.kind is EventKind.CORRUPTION and event.repository is not None:
+    def _keep_count(monitoring: Monitoring, event: Event) -> None:
+        if event.repository is None:
+            return
+        if event.kind is EventKind.CORRUPTION:
             monitoring.damaged[event.repository] += 1
+        elif event.kind is EventKind.REPOSITORY_DELETED:
+            monitoring.forget(event.repository)
 
     def _look_at_expiry(self) -> Deferred[None]:
         """Whether the certificate ends soon."""
@@ -362,6 +370,9 @@ class ResticServer(InTurn):
             _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
         if settings.policy:
             _log.info("Loaded policy {path}", path=settings.policy)
+        if settings.prometheus_no_auth and not settings.metrics:
+            # rest-server takes it alone, too, so it is no error.
+            _log.warn("--prometheus-no-auth does nothing without --prometheus or --metrics-listen")
         if settings.read_only:
             _log.info("Read only mode enabled")
         for what, on in (

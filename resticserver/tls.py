@@ -65,7 +65,9 @@ def server_context(
         # Not by OpenSSL, which asks for a passphrase at a terminal that a daemon does not have.
         context.use_privatekey(serialization.load_pem_private_key(key, None))  # type: ignore[arg-type]
         context.check_privatekey()
-    except (SSL.Error, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except TypeError as error:
+        raise StartError(f"{key_path} is protected by a passphrase, which nobody is there to type") from error
+    except (SSL.Error, ValueError, UnsupportedAlgorithm) as error:
         raise StartError(f"{key_path} holds no PEM private key that fits the certificate {certificate_path}") from error
     if client_ca_path is not None:
         _ask_for_certificates(context, client_ca_path, client_required)

@@ -8,6 +8,7 @@ is not changed.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -22,9 +23,10 @@ from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
 from .errors import ServerError
 from .files import read_file
+from .names import MOST_FOLDERS
 from .settings import default_path
 from .sizes import Amount, Limit, format_size, parse_size
-from .storage.counting import Counting
+from .storage.counting import Counting, possible_repositories
 from .storage.ledger import CELLS, Repository, owner_of
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
@@ -74,15 +76,20 @@ def main(arguments: Sequence[str]) -> int:
         policy = _policy(asked.policy)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
-    except (PolicyError, OSError, ValueError) as error:
-        print(f"{parser.prog}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        where = f"{asked.policy}: " if isinstance(error, OSError | PolicyError) else ""
+        print(f"{parser.prog}: {where}{error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 2
+    if not 0 <= asked.max_depth <= MOST_FOLDERS:
+        print(f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed", file=sys.stderr)
         return 2
     progress = _Progress() if sys.stderr.isatty() else None
     try:
         lines = _lines(asked, policy, progress)
     except (ServerError, OSError) as error:
+        what = (error.filename if isinstance(error, OSError) else None) or asked.path
         reason = error.strerror if isinstance(error, OSError) else error
-        print(f"{parser.prog}: cannot count {asked.path}: {reason}", file=sys.stderr)
+        print(f"{parser.prog}: cannot count {what}: {reason}", file=sys.stderr)
         return 1
     finally:
         if progress is not None:
@@ -109,6 +116,10 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
     store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(shelf=state))
     counting = store.counting
     lines = []
+    for folders in possible_repositories(path, asked.max_depth, strict=True):
+        # Whoever asks is often not the server's user. A folder that is left out would be a wrong answer.
+        if not os.access(folder := "/".join((path, *folders)), os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
     repositories = sorted(counting.repositories())
     for number, repository in enumerate(repositories):
         say = partial(progress.say, number, len(repositories)) if progress is not None else None

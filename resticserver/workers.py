@@ -60,7 +60,7 @@ LAST_WORDS_S = 10.0
 ABORT_S = 2.0
 
 #: What all workers find out by themselves, and say in the same words: said once until something else is said.
-_COMMON_NEWS = ("resticserver.storage.volume", "resticserver.storage.publish")
+_COMMON_NEWS = ("resticserver.storage.volume", "resticserver.storage.publish", "resticserver.readiness")
 
 _log = Logger()
 

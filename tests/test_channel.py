@@ -322,6 +322,19 @@ class EndTests(ChannelCase):
         bench.ask(b"GET http://alice:secret@x/data/ HTTP/1.1\r\nHost: x\r\n\r\n").lose()
         (record,) = bench.records
         self.assertEqual((b"http://x/data/", 200), (record.uri, record.status))
+        for target, logged in (
+            (b"http://user:pa/ss@h/x", b"http://h/x"),
+            (b"http://user:pa?ss@h/x", b"http://h/x"),
+            (b"//user:pa/ss@h/x", b"//h/x"),
+            (b"user:pass@h", b"h"),
+            (b"http:/user:pass@h/", b"h/"),
+            (b"rest:http://user:pass@h/", b"rest:http://h/"),
+            (b"/rest:http://user:pass@h/x/config", b"/rest:http://h/x/config"),
+            (b"/alice@example.org/config", b"/alice@example.org/config"),
+        ):
+            bench.ask(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nReferer: http://user:pass@h/x\r\n\r\n").lose()
+            record = bench.records[-1]
+            self.assertEqual((logged, b"http://h/x"), (record.uri, record.referer), target)
 
     def test_idle(self) -> None:
         """An idle connection is closed, but not before restic's 90 s."""

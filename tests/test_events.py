@@ -104,7 +104,7 @@ class TellingTests(SynchronousTestCase):
                 "repository-created": "debug",
                 "repository-deleted": "debug",
                 "quota-reached": "warn",
-                "corruption": "warn",
+                "corruption": "debug",
                 "lockout": "debug",
                 "certificate-expiring": "warn",
             },

@@ -211,6 +211,41 @@ class PageTests(MonitoringCase):
         wanted = {"alice/laptop": 0.0, "alice/nas": 2.0}
         self.assertEqual(wanted, self.values(self.found(monitoring), "repository_damaged_total"))
 
+    def test_volume_gone(self) -> None:
+        """The space of whatever file system is in the data directory's place is not told."""
+        monitoring = self.monitoring()
+
+        def gone() -> None:
+            raise Unavailable("the volume is gone")
+
+        monitoring.check_volume = gone
+        self.assertNotIn(series("rest_server_disk_free_bytes"), self.found(monitoring))
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(monitoring.status())).disk_free_bytes)
+
+    def test_deleted(self) -> None:
+        """What was counted of a repository that was deleted is not its successor's."""
+        monitoring = self.monitoring()
+        self.store(("alice", "laptop"), "data", 100)
+        monitoring.tally(PLAIN)
+        monitoring.damaged["alice/laptop"] += 1
+        monitoring.forget("alice/laptop")
+        found = self.found(monitoring)
+        self.assertEqual({"alice/laptop": 0.0}, self.values(found, "repository_damaged_total"))
+        self.assertEqual([], [labels for (name, labels) in found if name == "rest_server_blob_write_total"])
+
+    def test_beside(self) -> None:
+        """A repository that the books do not know yet has its series all the same; one that has left them has none."""
+        monitoring = self.monitoring()
+        self.books.complete = True
+        monitoring.tally(PLAIN)
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        for _ in range(3):
+            self.assertEqual(1, self.found(monitoring)[key])
+        self.store(("alice", "laptop"), "data", 100)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.ledger.repositories.clear()
+        self.assertNotIn(key, self.found(monitoring))
+
     def test_in_flight(self) -> None:
         """Requests of all processes together; those of one that has ended are none."""
         monitoring = self.monitoring()

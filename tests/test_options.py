@@ -51,7 +51,7 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--min-free=2.5%",), {"min_free_percent": 2.5}),
     (("--state-dir", "/var/lib/restic-rest"), {"state_dir": "/var/lib/restic-rest"}),
     (("--metrics-listen", "127.0.0.1:9090"), {"metrics_listen": "127.0.0.1:9090"}),
-    (("--log-format", "json"), {"log_format": "json"}),
+    (("--log=-", "--log-format", "json"), {"log": "-", "log_format": "json"}),
     (("--on-event", "cat -u 'a b'"), {"on_event": ("cat", "-u", "a b")}),
     (("--listen", ":8001"), {"listen": (":8001",)}),
     (("--listen=127.0.0.1:0",), {"listen": ("127.0.0.1:0",)}),

@@ -4,6 +4,7 @@ The state file: what is kept, what becomes of it when the file is broken, gone o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -408,6 +409,34 @@ class FileTests(StateCase):
             self.assertEqual({(f"r{number}",): known(number) for number in range(4)}, states[0].repositories())
             for state in states:
                 state.close()
+
+    def test_locked_by_another(self) -> None:
+        """Another program has the file for itself: that costs one wait of a few seconds, and then nothing for a while."""
+        self.put("keys", 1)
+        self.state.close()
+        other = sqlite3.connect(self.file, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM directory")
+        self.patch(state_module, "_BUSY_S", 0.5)
+        began = time.perf_counter()
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.assertEqual([], self.kept("keys"))
+        self.assertLess(time.perf_counter() - began, 30)  # it was 250 s
+        self.assertEqual(1, len(events))
+        other.execute("ROLLBACK")
+        other.close()
+        self.now_s += 1000
+        self.assertEqual(["keys"], self.kept("keys"))
+
+    def test_history_of_other_types(self) -> None:
+        """Somebody's hand was in it: what is no number is left out."""
+        self.state.put_history(20_000, {("alice",): 5})
+        with contextlib.closing(sqlite3.connect(self.file)) as other, other:
+            other.execute("INSERT INTO history VALUES (x'72', 1, 'abc')")
+        self.assertEqual({("alice",): [(20_000, 5)]}, self.state.history())
 
     def test_many_threads(self) -> None:
         """Threads and two connections at once lose nothing and fail nothing."""

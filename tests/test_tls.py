@@ -346,7 +346,7 @@ class TlsTests(SynchronousTestCase):
             timeout=60,
         )
         self.assertEqual(
-            f"{key_path} holds no PEM private key that fits the certificate {self.certificate_path}\n",
+            f"{key_path} is protected by a passphrase, which nobody is there to type\n",
             done.stdout.decode(),
         )
 

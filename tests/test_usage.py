@@ -65,6 +65,24 @@ class UsageTests(SynchronousTestCase):
         found: dict[str, object] = json.loads(out)
         return found
 
+    def test_unreadable(self) -> None:
+        """A repository that whoever asks may not read is named, and not left out of the sum."""
+        self.put("alice/laptop", "data", 7, 100)
+        may = os.access
+        self.patch(os, "access", lambda path, mode: not str(path).endswith("/alice") and may(path, mode))
+        status, out, err = self.run_usage()
+        self.assertEqual((1, ""), (status, out))
+        self.assertEqual(f"rest-server usage: cannot count {self.path.absolute()}/alice: Permission denied\n", err)
+
+    def test_bad_questions(self) -> None:
+        """Each says which file or option it is about."""
+        for arguments, words in (
+            (("--policy", "/nope"), "/nope: No such file or directory"),
+            (("--max-depth", "99"), "--max-depth 99: a number from 0 to 16 is needed"),
+        ):
+            status, out, err = self.run_usage(*arguments)
+            self.assertEqual((2, "", f"rest-server usage: {words}\n"), (status, out, err))
+
     def test_what_counts(self) -> None:
         """Objects of all types and the config count, each repository for itself; nothing else does."""
         for kind in ("data", "index", "keys", "locks", "snapshots"):

@@ -208,7 +208,9 @@ class Htpasswd:
                 return False
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
-            _log.error("could not reload htpasswd file: {error}; the users known before stay", error=error)
+            reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+            words = "could not reload htpasswd file {path}: {error}; the users known before stay"
+            _log.error(words, path=self.path, error=reason)
             return False
         return True
 
@@ -220,6 +222,8 @@ class Htpasswd:
         users, warnings = parse_htpasswd(self._file.read().decode("utf-8"))
         for warning in warnings:
             _log.warn("{problem}", problem=ascii(warning)[1:-1])
+        if not users:
+            _log.warn("no users in {path}: nobody can log in", path=self.path)
         self._readings += 1
         return _Snapshot(users, self._readings, _decoy_like(users))
 

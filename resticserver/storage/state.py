@@ -259,7 +259,10 @@ class StateFile:
     def history(self) -> dict[Repository, list[tuple[int, int]]]:
         """How large each repository was, by days since 1970, the oldest first."""
         rows = self._run(
-            lambda connection: connection.execute("SELECT name, day, size_bytes FROM history ORDER BY day").fetchall()
+            lambda connection: connection.execute(
+                "SELECT name, day, size_bytes FROM history "
+                "WHERE typeof(day) = 'integer' AND typeof(size_bytes) = 'integer' ORDER BY day"
+            ).fetchall()
         )
         found: dict[Repository, list[tuple[int, int]]] = {}
         for name, day, size_bytes in rows or ():
@@ -405,14 +408,17 @@ def _use_log(connection: sqlite3.Connection) -> None:
     Turn the write-ahead log on. SQLite does not wait here when another connection does the same to a new file: it says at
     once that the file is locked, because two that waited for each other would wait for ever.
     """
+    # Where it does wait (another program has the file for itself) it is not to do so each time.
+    connection.execute("PRAGMA busy_timeout = 0")
     for attempts_left in reversed(range(_LOG_ATTEMPTS)):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            return
+            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not attempts_left:
                 raise
             time.sleep(_BUSY_S / _LOG_ATTEMPTS)
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:

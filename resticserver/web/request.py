@@ -4,7 +4,6 @@ A request that begins at the end of its header and leaves exactly one record, wh
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Coroutine, Generator
 from functools import cached_property, lru_cache
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from .channel import StreamingChannel
     from .site import RepositorySite
 
-#: User and password in an absolute URI.
-_USERINFO = re.compile(rb"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
-
 
 def address_text(address: IAddress | None) -> str:
     """A client's address for logs and rules: IPv4 in its own form also behind an IPv6 socket, C{-} for a unix socket."""
@@ -47,8 +43,11 @@ def address_text(address: IAddress | None) -> str:
 
 
 def without_userinfo(uri: bytes) -> bytes:
-    """A URI as it may stand in a log."""
-    return uri if uri.startswith(b"/") else _USERINFO.sub(rb"\1", uri)
+    """A URI as it may stand in a log: nobody's password is in it, even where it names nothing, or is spelt in no right way."""
+    if b"@" not in uri or (uri.startswith(b"/") and b"//" not in uri):
+        return uri  # a path: a folder may be called alice@example.org
+    scheme, slashes, address = uri.partition(b"//")
+    return scheme.rpartition(b"@")[2] + slashes + address.rpartition(b"@")[2]
 
 
 def date_now() -> bytes:
@@ -330,7 +329,7 @@ class StreamingRequest(Request):
             STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
             self.sent_bytes or self.sentLength,
             self.body.received_bytes,
-            self.fields.referer,
+            None if self.fields.referer is None else without_userinfo(self.fields.referer),
             self.fields.user_agent,
             ending,
             self.effect,
