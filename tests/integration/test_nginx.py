@@ -129,6 +129,7 @@ class NginxTests(SynchronousTestCase):
         """The shipped example with this test's files."""
         text = EXAMPLE.read_text()
         for shipped, ours in (
+            ("    listen [::]:443 ssl;\n", ""),
             ("443 ssl", f"127.0.0.1:{self.port} ssl"),
             ("/etc/ssl/backup.pem", str(certificate.certificate)),
             ("/etc/ssl/backup.key", str(certificate.key)),
@@ -167,6 +168,8 @@ class NginxTests(SynchronousTestCase):
             self.assertEqual(403, client.get("/bob/pc/config", forged).status)
             self.assertEqual(200, client.get("/alice/pc/config", forged).status)
         self.assertTrue(all(line.startswith("127.0.0.1 - alice ") for line in self.lines()))
+        with Client(("127.0.0.1", self.port), tls=context) as client:
+            self.assertEqual([200, 200, 401], [client.get(f"/-/{name}").status for name in ("health", "ready", "status")])
 
     def test_headers_from_anyone(self) -> None:
         """Not from a trusted network: neither the user header nor the address is believed."""
