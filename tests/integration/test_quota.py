@@ -28,7 +28,6 @@ from ..support.htpasswd import sha_line
 from ..support.quota import (
     REFUSED,
     WITH_RESERVE,
-    ImpatientRestic,
     Storm,
     Watch,
     assert_exact,
@@ -45,7 +44,7 @@ from ..support.quota import (
     used,
     why_no_tmpfs,
 )
-from ..support.restic import RESTIC, SKIP_WITHOUT_RESTIC, make_tree
+from ..support.restic import RESTIC, SKIP_WITHOUT_RESTIC, ImpatientRestic, make_tree
 from ..support.scratch import files_below, object_path, scratch_directory
 from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, installed, start_server
 from ..support.waiting import wait_until

@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import Self
 
 from .client import Client, Reply, connect, object_id, random_bytes, reset
-from .restic import Finished, Restic
 from .scratch import Cleans, object_path, scratch_directory
 from .server import ServerProcess, start_server
 from .waiting import wait_until
@@ -478,29 +477,6 @@ def start_on_tmpfs(test: Cleans, size: str, *flags: str) -> tuple[ServerProcess,
     wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
     server = start_server(test, mount_point / "data", *flags, wrapper=wrapper)
     return server, Path(f"/proc/{server.pid}/root{mount_point}/data")
-
-
-class ImpatientRestic(Restic):
-    """A restic that is interrupted as soon as it says something."""
-
-    def run_until(self, pattern: str, *arguments: str) -> Finished:
-        """
-        Run a command until its output has a line that matches, then interrupt it as one does at a terminal.
-
-        @return: how it ended, of itself or by that.
-        """
-        said: list[str] = []
-        with self.start(*arguments, errors=subprocess.STDOUT) as process:
-            late = threading.Timer(240.0, process.kill)
-            late.start()
-            assert process.stdout is not None
-            for line in process.stdout:
-                if re.search(pattern, line) and not any(re.search(pattern, earlier) for earlier in said):
-                    process.send_signal(signal.SIGINT)
-                said.append(line)
-            process.wait()
-            late.cancel()
-        return Finished(process.returncode, "".join(said), "")
 
 
 def why_no_tmpfs() -> str | None:

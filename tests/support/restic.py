@@ -7,8 +7,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,29 @@ class Restic:
         """The repository's snapshots, oldest first."""
         listed: list[dict[str, Any]] = json.loads(self.succeed("snapshots", "--json"))
         return sorted(listed, key=lambda snapshot: str(snapshot["time"]))
+
+
+class ImpatientRestic(Restic):
+    """A restic that is interrupted as soon as it says something."""
+
+    def run_until(self, pattern: str, *arguments: str) -> Finished:
+        """
+        Run a command until its output has a line that matches, then interrupt it as one does at a terminal.
+
+        @return: how it ended, of itself or by that.
+        """
+        said: list[str] = []
+        with self.start(*arguments, errors=subprocess.STDOUT) as process:
+            late = threading.Timer(_LONGEST_S, process.kill)
+            late.start()
+            assert process.stdout is not None
+            for line in process.stdout:
+                if re.search(pattern, line) and not any(re.search(pattern, earlier) for earlier in said):
+                    process.send_signal(signal.SIGINT)
+                said.append(line)
+            process.wait()
+            late.cancel()
+        return Finished(process.returncode, "".join(said), "")
 
 
 def make_tree(directory: Path, seed: int, size_bytes: int) -> None:
