@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -40,6 +40,7 @@ from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
 from .readiness import Readiness
+from .servicemanager import ServiceManager
 from .serving import (
     PAGE_THREADS,
     CpuProfile,
@@ -234,7 +235,10 @@ class ResticServer(InTurn):
         certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
         if self.certificates is not None:
             others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
-        for child in (*services, self.events, self.passwords, self.counting, self.accounts, rules, certificates, *others, front):
+        self.manager = ServiceManager(reactor, os.environ)
+        watches = (rules, certificates, *others)
+        kept = (self.events, self.passwords, self.counting, self.accounts)
+        for child in (*services, *kept, *watches, front, self.manager):
             child.setServiceParent(self)
 
     # --- what can be seen
@@ -401,8 +405,9 @@ class ResticServer(InTurn):
 
     def reload(self) -> None:
         """SIGHUP: read users, rules and certificates again, open the access log by its name again."""
-        self.reload_rules(True)
-        self.reload_certificates(True)
+        self.manager.reloading()
+        reloaded = [self.reload_rules(True), self.reload_certificates(True)]
+        DeferredList(reloaded).addCallback(lambda _: self.manager.reloaded())
         if self.log_file is not None:
             self.log_file.reopen()
         if self.workers is not None:

@@ -47,7 +47,8 @@ def command_line(door: str, flags: Sequence[str]) -> list[str]:
 
 def server_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a server: the tests' own, without what a systemd or an admin around the tests may have set."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "REST_SERVER_"))}
+    others = ("LISTEN_", "NOTIFY_SOCKET", "REST_SERVER_", "WATCHDOG_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment["PYTHONUNBUFFERED"] = "1"
     environment.update(extra or {})
     return environment

@@ -1,0 +1,86 @@
+"""
+What a service manager is told: that the server is ready, reads its files again, stops, and still turns.
+
+systemd's way, which others have as well: datagrams to the socket that C{NOTIFY_SOCKET} names.
+Source: sd_notify(3) and sd_watchdog_enabled(3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+_log = Logger()
+
+
+class ServiceManager(Service):
+    """
+    Tells the service manager, if there is one. It is to be started last and stopped first.
+
+    @param environment: where it says that it wants to be told.
+    """
+
+    def __init__(self, reactor: Any, environment: Mapping[str, str]) -> None:
+        self._reactor = reactor
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self._interval_s = _watchdog_s(environment) / 2
+        self._watchdog = LoopingCall(self._tell, "WATCHDOG=1")
+        self._watchdog.clock = reactor
+        self._reloads = 0
+        self.setName("service manager")
+
+    def startService(self) -> None:
+        """Say that the server is ready, as soon as the reactor turns."""
+        super().startService()
+        self._reactor.callWhenRunning(self._ready)
+
+    def _ready(self) -> None:
+        if not self.running:
+            return
+        self._tell(f"READY=1\nMAINPID={os.getpid()}")
+        if self._interval_s and self._address:
+            self._watchdog.start(self._interval_s)
+
+    def stopService(self) -> None:
+        """Say that the server stops."""
+        super().stopService()
+        self._tell("STOPPING=1")
+        # The watchdog goes on: a stop that hangs is for the manager's own time limit, and not for this one.
+
+    def reloading(self) -> None:
+        """The server begins to read its files again."""
+        self._reloads += 1
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        """It has, as often as it was to."""
+        self._reloads -= 1
+        if not self._reloads and self.running:
+            self._tell("READY=1")
+
+    def _tell(self, words: str) -> None:
+        if not self._address:
+            return
+        # An address of Linux's that is no file is written with an @ in front.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
+                telling.setblocking(False)
+                telling.sendto(words.encode("ascii"), address)
+        except OSError as error:
+            _log.debug("the service manager cannot be told: {error}", error=error)
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float:
+    """How often at least the manager wants to hear; 0 where it does not, or wants another process to."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    text = environment.get("WATCHDOG_USEC", "")
+    return int(text) / 1e6 if text.isascii() and text.isdecimal() else 0.0
