@@ -37,6 +37,8 @@ from .web.pages import Answer
 
 #: For how long a page waits for a disk; what is not known then is not in it.
 PATIENCE_S = 2.0
+#: A repository that is not in the books for so long is gone; they are counted anew every ten minutes.
+MISSING_S = 900.0
 #: So many points of a curve are enough for every page.
 MOST_POINTS = 100
 #: How often a worker sends what it has counted.
@@ -90,7 +92,10 @@ class Monitoring:
         self._started = time.time()
         self.tally = Tally()
         self.in_flight: dict[object, int] = {}
+        self._reactor = reactor
+        #: Repositories that were in the books the last time, and since when others are not.
         self._known: set[str] = set()
+        self._missing: dict[str, float] = {}
         self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
@@ -123,16 +128,25 @@ class Monitoring:
 
     def _forget_gone(self) -> None:
         """
-        Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more. What
-        the books do not know yet (it was made beside the server) is not gone.
+        Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more. One
+        that was made beside the server the books do not know yet; it has the time until the next count.
         """
+        now_s = self._reactor.seconds()
         known = {"/".join(repository) for repository in self._accounts.ledger.repositories}
-        for repository in self._known - known:
-            self.forget(repository)
-        self._known = known
+        counted = {key[2] for key in self.tally.counted.blobs} | self.damaged.keys()
+        self._missing = {repository: self._missing.get(repository, now_s) for repository in counted - known}
+        for repository, since_s in self._missing.items():
+            if repository in self._known or now_s - since_s >= MISSING_S:
+                self._forget(repository)
+        # Its series may come once more from a worker that has not said all.
+        self._known = known | (self._known & self._missing.keys())
 
-    def forget(self, repository: str) -> None:
-        """A repository was deleted."""
+    def deleted(self, repository: str) -> None:
+        """A repository was deleted through this server."""
+        self._known.add(repository)
+        self._forget(repository)
+
+    def _forget(self, repository: str) -> None:
         self.tally.forget(repository)
         self.damaged.pop(repository, None)
 

@@ -294,7 +294,7 @@ class ResticServer(InTurn):
         if event.kind is EventKind.CORRUPTION:
             monitoring.damaged[event.repository] += 1
         elif event.kind is EventKind.REPOSITORY_DELETED:
-            monitoring.forget(event.repository)
+            monitoring.deleted(event.repository)
 
     def _look_at_expiry(self) -> Deferred[None]:
         """Whether the certificate ends soon."""

@@ -28,6 +28,7 @@ from resticserver.messages import Failed, WireLost
 from resticserver.monitoring import (
     COUNTED,
     METRICS,
+    MISSING_S,
     MOST_POINTS,
     PATIENCE_S,
     SEND_S,
@@ -114,9 +115,7 @@ class MonitoringCase(SynchronousTestCase):
     def monitoring(self) -> Monitoring:
         """What is tested."""
         books: Any = self.books
-        return Monitoring(
-            self.clock, self.path, self.limit, self.policy, books, self.disk, self.pool, self.gather
-        )
+        return Monitoring(self.clock, self.path, self.limit, self.policy, books, self.disk, self.pool, self.gather)
 
     def answer(self, monitoring: Monitoring) -> Answer:
         """The whole page."""
@@ -228,7 +227,7 @@ class PageTests(MonitoringCase):
         self.store(("alice", "laptop"), "data", 100)
         monitoring.tally(PLAIN)
         monitoring.damaged["alice/laptop"] += 1
-        monitoring.forget("alice/laptop")
+        monitoring.deleted("alice/laptop")
         found = self.found(monitoring)
         self.assertEqual({"alice/laptop": 0.0}, self.values(found, "repository_damaged_total"))
         self.assertEqual([], [labels for (name, labels) in found if name == "rest_server_blob_write_total"])
@@ -245,6 +244,23 @@ class PageTests(MonitoringCase):
         self.assertEqual(1, self.found(monitoring)[key])
         self.ledger.repositories.clear()
         self.assertNotIn(key, self.found(monitoring))
+        # Never there for the books.
+        monitoring = self.monitoring()
+        monitoring.tally(PLAIN)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.clock.advance(MISSING_S - 1)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.clock.advance(1)
+        self.assertNotIn(key, self.found(monitoring))
+
+    def test_deleted_and_counted_later(self) -> None:
+        """A worker may say of a repository what it did there after it was deleted: that makes no series."""
+        monitoring = self.monitoring()
+        self.books.complete = True
+        monitoring.deleted("alice/laptop")
+        for _ in range(3):
+            monitoring.tally(PLAIN)
+            self.assertEqual({}, self.values(self.found(monitoring), "blob_write_total"))
 
     def test_in_flight(self) -> None:
         """Requests of all processes together; those of one that has ended are none."""
