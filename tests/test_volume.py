@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Unavailable
 from resticserver.storage.local import LocalStore
 
-from .contract.store import entries, id_of, load, save
+from .contract.store import at_once, entries, id_of, load, save
 
 NAME = id_of(b"x")
 
@@ -74,6 +75,29 @@ class VolumeTests(SynchronousTestCase):
         self.assertEqual(first, self.marker.read_bytes())
         self.started()
         self.assertEqual(first, self.marker.read_bytes())
+
+    def test_learnt_while_somebody_looks(self) -> None:
+        """
+        Another thread, or another worker, makes the first repository between a look for the marker and what is made of it:
+        it was not there yet, and nobody is told that the volume is gone.
+        """
+        looks = os.stat
+
+        def look(path: object, **named: Any) -> os.stat_result:
+            if str(path).endswith("/.rest-server/id"):
+                self.store.volume.known = b"learnt meanwhile"
+            return looks(path, **named)  # type: ignore[arg-type]
+
+        self.patch(os, "stat", look)
+        self.store.volume.check()
+
+    def test_first_repositories_at_once(self) -> None:
+        """However many make the first repository at the same moment."""
+        for attempt in range(20):
+            store = LocalStore(str(self.path / str(attempt)))
+            store.prepare()
+            made = at_once([lambda store=store, number=number: store.create_repository((f"r{number}",)) for number in range(6)])
+            self.assertEqual([None] * 6, made)
 
     def test_start_marks_a_used_directory(self) -> None:
         """A directory from another server, with repositories and without a marker."""

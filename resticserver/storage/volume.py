@@ -54,6 +54,8 @@ class Volume:
         @raise Unavailable: it was there before and is not, or another one is.
         @raise OSError: it cannot be looked at.
         """
+        # As of before the look: what another thread learns meanwhile was not there yet for this one.
+        known = self.known
         try:
             status = os.stat(self._marker)
             stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
@@ -61,7 +63,7 @@ class Volume:
                 return
             found = self._read()
         except OSError as error:
-            if self.known is None:
+            if known is None:
                 return
             if error.errno in _THERE:
                 raise
