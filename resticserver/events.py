@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -151,9 +151,7 @@ class Events(Service):
         """Tell what is left, for a few seconds at most."""
         super().stopService()
         if not self._command:
-            nothing: Deferred[None] = Deferred()
-            nothing.callback(None)
-            return nothing
+            return succeed(None)
         self._end_by(time.monotonic() + STOP_S)
         stopped = self._stopped = Deferred()
         self._next_soon()

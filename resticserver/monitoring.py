@@ -135,20 +135,26 @@ class Monitoring:
         known = {"/".join(repository) for repository in self._accounts.ledger.repositories}
         counted = {key[2] for key in self.tally.counted.blobs} | self.damaged.keys()
         self._missing = {repository: self._missing.get(repository, now_s) for repository in counted - known}
-        for repository, since_s in self._missing.items():
-            if repository in self._known or now_s - since_s >= MISSING_S:
-                self._forget(repository)
+        self._forget(
+            {
+                repository
+                for repository, since_s in self._missing.items()
+                if repository in self._known or now_s - since_s >= MISSING_S
+            }
+        )
         # Its series may come once more from a worker that has not said all.
         self._known = known | (self._known & self._missing.keys())
 
     def deleted(self, repository: str) -> None:
         """A repository was deleted through this server."""
         self._known.add(repository)
-        self._forget(repository)
+        self._forget({repository})
 
-    def _forget(self, repository: str) -> None:
-        self.tally.forget(repository)
-        self.damaged.pop(repository, None)
+    def _forget(self, repositories: set[str]) -> None:
+        if repositories:
+            self.tally.forget(repositories)
+            for repository in repositories:
+                self.damaged.pop(repository, None)
 
     @staticmethod
     async def _at_once(*asked: Coroutine[Deferred[Any], Any, Any]) -> Any:

@@ -481,19 +481,19 @@ class ResticServer(InTurn):
         # A second signal means: now. (Twisted's own handler would log a traceback.)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._on_signal(number, self._abort)
-        stopped: Deferred[None] = Deferred()
+        stopped: Deferred[Any] = Deferred()
         limit_s = self.settings.shutdown_timeout_s + REST_S + (0.0 if self.workers is None else LAST_WORDS_S)
         self._late = self._reactor.callLater(limit_s, self._give_up, stopped)
         stopping = super().stopService().addCallback(lambda _: _log.info("shutdown cleanly"))
         stopping.addBoth(self._stopped, stopped)
         return stopped
 
-    def _stopped(self, result: object, stopped: Deferred[None]) -> None:
+    def _stopped(self, result: object, stopped: Deferred[Any]) -> None:
         if self._late is not None and self._late.active():
             self._late.cancel()
-            stopped.callback(result)  # type: ignore[arg-type]
+            stopped.callback(result)
 
-    def _give_up(self, stopped: Deferred[None]) -> None:
+    def _give_up(self, stopped: Deferred[Any]) -> None:
         """Something hangs: a disk, or who reads the log. Its thread ends with the process."""
         name = getattr(self.stopping, "name", None) or "something"
         _log.error("shutdown: {name} does not end, which is not waited for any longer", name=name)

@@ -250,9 +250,9 @@ class TallyTests(SynchronousTestCase):
         for repository in (("alice",), LAPTOP, ("alice2",)):
             for operation in Operation:
                 tally(PLAIN._replace(target=Target(repository, TargetKind.OBJECT, "data", NAME), effect=Effect(operation)))
-        tally.forget("alice")
+        tally.forget({"alice"})
         self.assertEqual({"alice/laptop", "alice2"}, {dict(labels)["repo"] for _, labels in blobs(counted_by(tally))})
-        tally.forget("nothing")
+        tally.forget({"nothing"})
         self.assertEqual(12, len(blobs(counted_by(tally))))
 
 

@@ -331,7 +331,7 @@ class HtmlTests(StatusCase):
     def test_put_together_in_the_pool(self) -> None:
         """A page is no work for the reactor's thread."""
         self.pool = pool = HeldPool()
-        for path in ("/-/status", "/-/status.json", "/-/status.css", "/-/status/a"):
+        for path in ("/-/status", "/-/status.json", "/-/status/a"):
             self.status = server(repository("a"))
             connection = self.connection()
             connection.send(request("GET", path))

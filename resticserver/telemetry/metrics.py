@@ -204,10 +204,10 @@ class Tally:
         counted.received_bytes += received_bytes
         counted.sent_bytes += sent_bytes
 
-    def forget(self, repository: str) -> None:
-        """A repository is not there any more, nor are its series."""
+    def forget(self, repositories: set[str]) -> None:
+        """These repositories are not there any more, nor are their series."""
         blobs = self.counted.blobs
-        self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] != repository}
+        self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] not in repositories}
 
 
 class Exposition:

@@ -10,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -51,6 +50,34 @@ async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[
     return True
 
 
+class Shared(Generic[T]):
+    """
+    Something that is found out once for all who ask while that goes on.
+
+    @param find: finds it out.
+    """
+
+    def __init__(self, find: Callable[[], Deferred[T]]) -> None:
+        self._find = find
+        self._waiting: list[Deferred[T]] = []
+        self._finding = False
+
+    def get(self) -> Deferred[T]:
+        """Fires with it. To cancel it means to wait no more, and leaves the others alone."""
+        waiting: Deferred[T] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        if not self._finding:
+            self._finding = True
+            self._find().addBoth(self._found)
+        return waiting
+
+    def _found(self, result: Any) -> None:
+        self._finding = False
+        for waiting in self._waiting[:]:
+            self._waiting.remove(waiting)
+            waiting.callback(result)
+
+
 class Fresh(Generic[T]):
     """
     What takes a while to find out, and may be asked for again and again: those who ask while it is being found out share the
@@ -66,32 +93,21 @@ class Fresh(Generic[T]):
     def __init__(self, reactor: IReactorTime, find: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> None:
         self._reactor = reactor
         self._find = find
-        self._began_s = 0.0
-        self._found: tuple[float, T] | None = None
-        self._waiting: list[Deferred[T]] | None = None
+        self._kept: tuple[float, T] | None = None
+        self._shared: Shared[T] = Shared(lambda: Deferred.fromCoroutine(self._find_and_keep()))
 
     async def get(self) -> T:
         """It, as it is now or was a moment ago."""
-        now_s = self._reactor.seconds()
-        if self._found is not None and now_s < self._found[0]:
-            return self._found[1]
-        waiting: Deferred[T] = Deferred()
-        if self._waiting is not None:
-            self._waiting.append(waiting)
-        else:
-            self._waiting = [waiting]
-            self._began_s = now_s
-            Deferred.fromCoroutine(self._find()).addBoth(self._ended)
-        return await waiting
+        if self._kept is not None and self._reactor.seconds() < self._kept[0]:
+            return self._kept[1]
+        return await self._shared.get()
 
-    def _ended(self, result: Any) -> None:
-        if not isinstance(result, Failure):
-            now_s = self._reactor.seconds()
-            self._found = (now_s + self.KEPT_TIMES * (now_s - self._began_s), result)
-        waiting, self._waiting = self._waiting or [], None
-        for one in waiting:
-            if not one.called:  # nobody has cancelled it
-                one.callback(result)
+    async def _find_and_keep(self) -> T:
+        began_s = self._reactor.seconds()
+        found = await self._find()
+        now_s = self._reactor.seconds()
+        self._kept = (now_s + self.KEPT_TIMES * (now_s - began_s), found)
+        return found
 
 
 class Look(Generic[T]):
@@ -105,24 +121,22 @@ class Look(Generic[T]):
 
     def __init__(self, reactor: IReactorTime, pool: Pool, job: Callable[[], T], patience_s: float) -> None:
         self._reactor = reactor
-        self._pool = pool
-        self._job = job
         self._patience_s = patience_s
-        self._looking: Deferred[Any] | None = None
-        self._found: T | None = None
+        self._shared: Shared[T] = Shared(lambda: pool.run(job))
 
     async def find(self) -> T | None:
         """What is found now; C{None} where that takes too long."""
-        looking = self._looking
-        if looking is None:
-            looking = self._looking = self._pool.run(self._job)
-            looking.addBoth(self._ended)
-        return self._found if await ended_within(self._patience_s, self._reactor, looking) else None
-
-    def _ended(self, found: Any) -> Any:
-        self._looking = None
-        self._found = None if isinstance(found, Failure) else found
-        return found
+        waiting = self._shared.get()
+        late = self._reactor.callLater(self._patience_s, waiting.cancel)
+        try:
+            return await waiting
+        except CancelledError:
+            if late.active():
+                raise  # not the time is up, but whoever asked has been cancelled
+            return None
+        finally:
+            if late.active():
+                late.cancel()
 
 
 class Jobs:

@@ -39,7 +39,7 @@ class Sender:
     def unsent_bytes(self) -> int:
         """How much of what was written is not in the kernel yet."""
         transport = self.socket_transport
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
+        return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
 
     def close_socket(self) -> None:
         """Close the socket in order, whatever is spoken over it."""

@@ -55,7 +55,8 @@ class StatusPages:
         self._status = status
         self._policy = policy
         self._pool = pool
-        self._style: bytes | None = None
+        # Once, while the server starts.
+        self._style = read_file(os.path.join(os.path.dirname(__file__), "status.css"))[0]
 
     def find(self, path: bytes) -> UserPage | None:
         """The page of a path, if that is one of these."""
@@ -108,9 +109,6 @@ class StatusPages:
         return Answer(200, b"application/json", text, HEADERS)
 
     async def _sheet(self, user: str | None) -> Answer:
-        if self._style is None:
-            path = os.path.join(os.path.dirname(__file__), "status.css")
-            self._style = await self._pool.run(lambda: read_file(path)[0])
         return Answer(200, b"text/css; charset=utf-8", self._style, HEADERS)
 
 
