@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .pools import JobPool
+from .storage.snapshots import LASTS_NS
 from .telemetry.events import Event, EventKind, Tells
 from .telemetry.metrics import Family, Kind, Sample
 
@@ -37,6 +38,8 @@ STOP_S = 3.0
 GRACE_S = 2.0
 #: The same again (a quota that is reached, an address) is told of once in so long.
 AGAIN_S = 3600.0
+#: Damage that several processes find: each of them may know the object's former size for a day (L{LASTS_NS}).
+DAMAGE_AGAIN_S = LASTS_NS / 1e9
 #: What a worker tells.
 EVENT = "event"
 
@@ -46,7 +49,7 @@ _LONGEST_WORDS = 200
 #: How often it is looked whether the command has ended, where its output does not say so.
 _LOOK_S = 0.05
 
-#: Corruption is none of them: the store has said which file it was.
+#: Corruption is none of them unless it is still there: of what was replaced the store has said which file it was.
 _BAD = frozenset((EventKind.QUOTA_REACHED, EventKind.CERTIFICATE))
 #: Variables that are between the server and whoever started it.
 _OUR_VARIABLES = ("REST_SERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
@@ -84,10 +87,16 @@ class Events(Service):
 
     def tell(self, event: Event) -> None:
         """Something happened."""
+        if not event.in_place:
+            self._tell(event)
+        elif self._is_news(event.kind, event.message, DAMAGE_AGAIN_S):
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         for observer in self.observers:
             observer(event)
         self._counts[event.kind.value, "told"] += 1
-        if event.kind in _BAD:
+        if event.kind in _BAD or event.in_place:
             _log.warn("{text}", text=event.message)
         elif event.kind is EventKind.SNAPSHOT:
             _log.info("{text}", text=event.message)
@@ -101,15 +110,20 @@ class Events(Service):
 
     def tell_now_and_then(self, event: Event, key: str) -> None:
         """Something happened that may happen again and again: it is told of once an hour, for each C{key}."""
+        if self._is_news(event.kind, key, AGAIN_S):
+            self._tell(event)
+
+    def _is_news(self, kind: EventKind, key: str, again_s: float) -> bool:
+        """Whether something was not told of lately; it counts as told for so many seconds from now on."""
         now = self._reactor.seconds()
-        if now < self._told.get((event.kind, key), 0.0):
-            return
+        if now < self._told.get((kind, key), 0.0):
+            return False
         if len(self._told) >= _MOST_TOLD:
             self._told = {key: until for key, until in self._told.items() if until > now}
             if len(self._told) >= _MOST_TOLD:
                 self._told.clear()
-        self._told[event.kind, key] = now + AGAIN_S
-        self.tell(event)
+        self._told[kind, key] = now + again_s
+        return True
 
     def take(self, **values: Any) -> None:
         """A worker tells of an event."""

@@ -60,6 +60,11 @@ class BoundedCache(Generic[K, V]):
             self._kept.move_to_end(key)
             return kept.value
 
+    def peek(self, key: K) -> V | None:
+        """The value without counting that as a use; waits for no lock, so it may be asked for each request."""
+        kept = self._kept.get(key)
+        return None if kept is None else kept.value
+
     def put(self, key: K, value: V, size_bytes: int, turn: int) -> None:
         """Keep a value in place of the key's former one, if there is or can be made room."""
         with self._lock:

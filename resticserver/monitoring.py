@@ -98,6 +98,8 @@ class Monitoring:
         self._missing: dict[str, float] = {}
         self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
+        #: Those of them that were not replaced yet, by repository, type and name.
+        self._unrepaired: set[tuple[str, str, str]] = set()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
         self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
         self.more: list[Callable[[], Iterator[Family]]] = []
@@ -145,6 +147,16 @@ class Monitoring:
         # Its series may come once more from a worker that has not said all.
         self._known = known | (self._known & self._missing.keys())
 
+    def damage(self, repository: str, object_type: str, name: str, replaced: bool) -> None:
+        """A damaged object was found, or was replaced; one that is found and then replaced is one."""
+        key = (repository, object_type, name)
+        if key not in self._unrepaired:
+            self.damaged[repository] += 1
+        if replaced:
+            self._unrepaired.discard(key)
+        else:
+            self._unrepaired.add(key)
+
     def deleted(self, repository: str) -> None:
         """A repository was deleted through this server."""
         self._known.add(repository)
@@ -155,6 +167,7 @@ class Monitoring:
             self.tally.forget(repositories)
             for repository in repositories:
                 self.damaged.pop(repository, None)
+            self._unrepaired = {key for key in self._unrepaired if key[0] not in repositories}
 
     @staticmethod
     async def _at_once(*asked: Coroutine[Deferred[Any], Any, Any]) -> Any:

@@ -18,6 +18,7 @@ from twisted.logger import LogEvent, Logger
 from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
+from .integrity import SizeChanges
 from .pools import JobPool, QuickPool
 from .readiness import Readiness
 from .settings import Settings
@@ -167,6 +168,7 @@ class Serving:
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
             store.publisher.synced = tally.synced
+        store.on_size_change = SizeChanges(reactor, self.disk, store, tell).take
         self.readiness = Readiness(reactor, store, self.disk)
         idle = closes_idle(state, self.disk, reactor)
         self.services += [self.disk, self.quick, self.writers, pages, idle]

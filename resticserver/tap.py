@@ -33,6 +33,7 @@ from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
 from .errors import StartError
 from .events import EVENT, Events
+from .integrity import SizeChanges
 from .listen import Listeners
 from .logins import ASK as LOGIN
 from .logins import PasswordJudge
@@ -195,6 +196,7 @@ class ResticServer(InTurn):
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
             services += [self.disk, self.pages, closes_idle(self.state, self.disk, reactor)]
+            self.store.on_size_change = SizeChanges(reactor, self.disk, self.store, self.events.tell).take
             self.monitoring = self._monitoring(self._count_in_workers)
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
@@ -287,12 +289,17 @@ class ResticServer(InTurn):
         self.accounts.holder_gone(worker)
         self.monitoring.in_flight.pop(worker, None)
 
-    @staticmethod
-    def _keep_count(monitoring: Monitoring, event: Event) -> None:
+    def _keep_count(self, monitoring: Monitoring, event: Event) -> None:
         if event.repository is None:
             return
         if event.kind is EventKind.CORRUPTION:
-            monitoring.damaged[event.repository] += 1
+            kind, name = event.details["type"], event.details["name"]
+            monitoring.damage(event.repository, kind, name, replaced=not event.in_place)
+            if event.in_place:
+                # A worker may have seen it, whose snapshots are not those that are counted with.
+                repository = tuple(filter(None, event.repository.split("/")))
+                forgotten = self.disk.run(self.store.forget_directory, repository, kind, name)
+                forgotten.addCallback(lambda _: self.accounts.look_again(repository)).addErrback(_log_failure)
         elif event.kind is EventKind.REPOSITORY_DELETED:
             monitoring.deleted(event.repository)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from ..errors import NotFound
 from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
 from ..sizes import Amount
+from .interface import SizeChange
 from .ledger import CELLS, Repository, cell_directory
 from .listing import DirectoryListing
 from .snapshots import Snapshots
@@ -27,9 +28,18 @@ class Counting:
 
     @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
     @param max_depth: how many folders deep repositories may lie.
+    @param size_changed: called when a directory is read again and an object has another size than before.
     """
 
-    def __init__(self, path: str, volume: Volume, snapshots: Snapshots, max_depth: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        volume: Volume,
+        snapshots: Snapshots,
+        max_depth: int,
+        size_changed: Callable[[SizeChange], object] = lambda change: None,
+    ) -> None:
+        self._size_changed = size_changed
         self._path = path
         self._volume = volume
         self._snapshots = snapshots
@@ -92,6 +102,8 @@ class Counting:
             with_sizes=True,
             prefix=prefix,
             makes_room=False,
+            present_sizes=False,
+            size_changed=lambda name, known, found: self._size_changed(SizeChange(repository, kind, name, known, found)),
         )
         size_bytes = objects = 0
         try:

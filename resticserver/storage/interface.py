@@ -69,6 +69,21 @@ class Objects:
         return map(Entry, self.names(), self.sizes if self.sizes is not None else [0] * len(self))
 
 
+class SizeChange(NamedTuple):
+    """
+    An object whose size is not the one that was known. Objects are immutable, so it is damaged, or the known size was one that
+    it had on its way (a copy beside the server).
+
+    @ivar known_bytes: the size that it had; C{found_bytes} the one that was found.
+    """
+
+    repository: tuple[str, ...]
+    kind: str
+    name: str
+    known_bytes: int
+    found_bytes: int
+
+
 class Upload(Protocol):
     """
     One object on its way in.

@@ -1,5 +1,7 @@
 """
-Lists of a directory's objects, read as they are asked for, or taken from snapshots while those stand.
+Lists of a directory's objects. Names come from a snapshot where the directory's times prove that it is current, otherwise
+from the directory. Sizes are looked up for every list: restic compares them with its index, which is how C{restic check} and
+C{restic prune} find a truncated pack, and a directory's times say nothing about the sizes of its files.
 
 restic takes a 404 on a list for an empty directory and may then prune what a lock it missed was protecting. So a list
 never fails because an entry vanished while it was read: the entry is skipped. Any other error is passed on.
@@ -11,13 +13,14 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import product
+from operator import attrgetter
 
 from ..errors import NotFound
 from ..names import is_object_id
 from .interface import Objects
-from .snapshots import Draft, Snapshot, Snapshots
+from .snapshots import Draft, Snapshot, Snapshots, stamp_of
 from .volume import Volume
 
 #: A part of a list has this many objects at most, and is given out after this long.
@@ -26,6 +29,11 @@ PART_S = 0.01
 
 #: The directories of C{data}: objects lie in the one that their ids begin with.
 _PREFIXES = frozenset(map("".join, product("0123456789abcdef", repeat=2)))
+
+#: Told of an object whose size is not the one that it had: its name, that size and the size that was found, in bytes.
+SizeChanged = Callable[[str, int, int], object]
+
+_size_of = attrgetter("st_size")
 
 
 class DirectoryListing:
@@ -39,6 +47,8 @@ class DirectoryListing:
     @param with_sizes: whether sizes are wanted; without them no file is looked at.
     @param prefix: what the ids begin with.
     @param makes_room: whether what is read may drive other snapshots out.
+    @param present_sizes: whether the sizes of a current snapshot are looked up again: yes for a list, no for the quota ledger.
+    @param size_changed: called in the thread that reads, for each object whose size is seen to differ from the known one.
     """
 
     def __init__(
@@ -51,6 +61,8 @@ class DirectoryListing:
         with_sizes: bool,
         prefix: str = "",
         makes_room: bool = True,
+        present_sizes: bool = True,
+        size_changed: SizeChanged = lambda name, known_bytes, found_bytes: None,
     ) -> None:
         self._path = path
         self._volume = volume
@@ -59,9 +71,12 @@ class DirectoryListing:
         self._with_sizes = with_sizes
         self._prefix = prefix
         self._makes_room = makes_room
+        self._present_sizes = present_sizes
+        self._size_changed = size_changed
         self._turn = 0
         self._prefixes: list[str] = []
-        self._source: Snapshot | int | None = None
+        #: The descriptor of the one directory of a type other than C{data}, until the first part is asked for.
+        self._fd = -1
         self._parts: Generator[Objects, None, None] | None = None
 
     def open(self) -> None:
@@ -78,7 +93,7 @@ class DirectoryListing:
                 with os.scandir(self._path) as entries:
                     self._prefixes = [entry.name for entry in entries if entry.name in _PREFIXES]
             else:
-                self._source = self._open_directory(self._path)
+                self._fd = _open_directory(self._path)
         except (FileNotFoundError, NotADirectoryError):
             self._volume.check()
             raise NotFound() from None
@@ -89,11 +104,11 @@ class DirectoryListing:
         return self._parts
 
     def _all_parts(self) -> Generator[Objects, None, None]:
-        source, self._source = self._source, None
-        if source is None:
+        fd, self._fd = self._fd, -1
+        if fd < 0:
             yield from self._two_level_parts()
         else:
-            yield from self._directory_parts(self._path, source, self._prefix)
+            yield from self._directory_parts(self._path, fd, self._prefix)
         # What is mounted in a volume's place may have directories of the same names.
         self._volume.check()
 
@@ -111,43 +126,81 @@ class DirectoryListing:
 
     def _inner_parts(self, path: str, prefix: str) -> Iterator[Objects]:
         try:
-            source = self._open_directory(path)
+            fd = _open_directory(path)
         except (FileNotFoundError, NotADirectoryError):
             self._volume.check()
             return
-        yield from self._directory_parts(path, source, prefix)
+        yield from self._directory_parts(path, fd, prefix)
 
-    def _open_directory(self, path: str) -> Snapshot | int:
-        """A directory's snapshot, or its descriptor where there is none."""
-        snapshot = self._snapshots.find(path, self._with_sizes)
-        if snapshot is not None:
-            return snapshot
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _directory_parts(self, path: str, fd: int, prefix: str) -> Iterator[Objects]:
+        """
+        The objects of one directory.
 
-    def _directory_parts(self, path: str, source: Snapshot | int, prefix: str) -> Iterator[Objects]:
-        if isinstance(source, Snapshot):
-            yield from source.parts
-            return
-        last = None
+        @param fd: the directory; it is closed here, before the last part is given out: a client that takes its time leaves no
+            directory open whose objects make but one part.
+        """
+        last = snapshot = None
         try:
-            with self._snapshots.draft(path, source, self._with_sizes, self._turn) as draft:
-                with os.scandir(source) as entries:
-                    last = yield from self._read(entries, prefix, draft)
-                draft.complete()
+            snapshot = self._snapshots.find(path, fd, self._with_sizes)
+            if snapshot is None:
+                with self._snapshots.draft(path, fd, self._with_sizes, self._turn) as draft:
+                    with os.scandir(fd) as entries:
+                        last = yield from self._read(path, entries, prefix, draft)
+                    draft.complete()
+            elif self._with_sizes and self._present_sizes:
+                for part in snapshot.parts:
+                    if last is not None:
+                        yield last
+                    last = self._with_present_sizes(path, fd, snapshot, part)
         except FileNotFoundError:  # a directory that is removed while it is read
             self._volume.check()
         finally:
-            os.close(source)
-        # Only now: a client that takes its time leaves no directory open whose objects make but one part.
+            os.close(fd)
         if last is not None:
             yield last
+        elif snapshot is not None:
+            yield from snapshot.parts
+
+    def _with_present_sizes(self, path: str, fd: int, snapshot: Snapshot, part: Objects) -> Objects:
+        """A part of a current snapshot with the sizes that its files have now; the same part if those are the known ones."""
+        names = part.names()
+        try:
+            # 1.5 us each with what the kernel has in its caches; gives the interpreter's lock away each time.
+            sizes = array("Q", map(_size_of, (os.stat(name, dir_fd=fd) for name in names)))
+        except FileNotFoundError:
+            found = {name: size for name in names if (size := self._size(name, fd)) is not None}
+            names, sizes = list(found), array("Q", found.values())
+        if sizes == part.sizes:
+            return part
+        # Only if no name has come to mean another file meanwhile is a size that differs a file that has changed.
+        if stamp_of(os.fstat(fd)) == snapshot.stamp:
+            known = dict(part)
+            present = zip(names, sizes, strict=True)
+            self._tell(path, [(name, known[name], size) for name, size in present if known[name] != size])
+        return Objects(bytes.fromhex("".join(names)), sizes)
+
+    def _size(self, name: str, fd: int) -> int | None:
+        try:
+            return os.stat(name, dir_fd=fd).st_size
+        except FileNotFoundError:
+            self._volume.check()
+            return None
+
+    def _tell(self, path: str, changed: list[tuple[str, int, int]]) -> None:
+        """Tell of objects whose sizes differ from the known ones, each by its name, its known and its present size."""
+        if changed:
+            self._snapshots.forget(path)
+        for name, known_bytes, found_bytes in changed:
+            self._size_changed(name, known_bytes, found_bytes)
 
     def _read(
-        self, entries: Iterator[os.DirEntry[str]], prefix: str, draft: Draft
+        self, path: str, entries: Iterator[os.DirEntry[str]], prefix: str, draft: Draft
     ) -> Generator[Objects, None, Objects | None]:
         """All parts but the last, which is returned."""
         names: list[str] = []
         sizes: array[int] | None = array("Q") if self._with_sizes else None
+        known = draft.known_sizes()
+        changed: list[tuple[str, int, int]] = []
         part_ends = time.monotonic() + PART_S
         for entry in entries:
             name = entry.name
@@ -161,6 +214,8 @@ class DirectoryListing:
                     if status.st_mtime_ns > draft.quiet_ns:
                         draft.doubt(status.st_mtime_ns)
                     sizes.append(status.st_size)
+                    if known and known.get(name, status.st_size) != status.st_size:
+                        changed.append((name, known[name], status.st_size))
                 elif not entry.is_file():
                     continue
             except FileNotFoundError:
@@ -174,12 +229,17 @@ class DirectoryListing:
                 names = []
                 sizes = array("Q") if self._with_sizes else None
                 part_ends = time.monotonic() + PART_S
+        self._tell(path, changed)
         return draft.part(bytes.fromhex("".join(names)), sizes) if names else None
 
     def close(self) -> None:
         """Close what is open; idempotent."""
         if self._parts is not None:
             self._parts.close()
-        source, self._source = self._source, None
-        if isinstance(source, int):
-            os.close(source)  # nobody began to read
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)  # nobody began to read
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

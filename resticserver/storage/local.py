@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -22,12 +22,12 @@ from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
 from .counting import Counting, possible_repositories
-from .interface import Chunks, Listing, Outcome, Stored, Upload
+from .interface import Chunks, Listing, Outcome, SizeChange, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
 from .room import Room
-from .snapshots import Snapshots
+from .snapshots import SETTLED_NS, Snapshots
 from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
@@ -55,6 +55,8 @@ class LocalStore:
     @param max_depth: how many folders deep repositories may lie, for the sweep at the start.
     @param snapshots: keeps what lists have read, but for locks.
     @param min_free: how much of the file system uploads must leave free.
+    @ivar on_size_change: called from any thread when an object is seen to have another size than before; L{is_damaged} tells
+        what that means.
     """
 
     def __init__(
@@ -78,7 +80,10 @@ class LocalStore:
         self._trusts: dict[tuple[str, ...], tuple[Trust, float]] = {}
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self._no_snapshots = Snapshots(bound_bytes=0)
-        self.counting = Counting(self.path, self.volume, self.snapshots, max_depth)
+        self.on_size_change: Callable[[SizeChange], object] = lambda change: None
+        self.counting = Counting(
+            self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change)
+        )
         self.room = Room(min_free) if min_free is not None else None
 
     def prepare(self) -> None:
@@ -231,7 +236,7 @@ class LocalStore:
 
     def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
         """An object to be opened; does no I/O yet."""
-        return LocalObject(self, repository, self._object_path(repository, kind, name))
+        return LocalObject(self, repository, kind, name)
 
     def trust(self, repository: tuple[str, ...]) -> Trust | None:
         """How files of a repository may be asked without waiting; C{None} as long as nobody has found out."""
@@ -255,7 +260,10 @@ class LocalStore:
             status = self.at_once.look(self._object_path(repository, kind, name))
         except OSError:
             return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        self.compare_size(repository, kind, name, status)
+        return status.st_size
 
     def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
         """
@@ -278,14 +286,58 @@ class LocalStore:
                     self.find_trust(repository, fd)
                 finally:
                     os.close(fd)
+        self.compare_size(repository, kind, name, status)
         return status.st_size
+
+    def compare_size(self, repository: tuple[str, ...], kind: str, name: str, status: os.stat_result) -> None:
+        """
+        Compare an object's size with the known one, as far as memory has that. Waits for nothing.
+
+        @param status: what C{stat} says of its file.
+        """
+        snapshot = self.snapshots.peek(self._directory(repository, kind, name))
+        # Nothing can have changed a file since then whose change time is older, and that is nearly all of them.
+        if snapshot is None or status.st_ctime_ns <= snapshot.taken_ns - SETTLED_NS or kind == CONFIG:
+            return
+        known_bytes = snapshot.size_of(name)
+        if known_bytes is not None and known_bytes != status.st_size:
+            self.on_size_change(SizeChange(repository, kind, name, known_bytes, status.st_size))
+
+    def forget_directory(self, repository: tuple[str, ...], kind: str, name: str) -> None:
+        """Read the directory of an object again the next time, whatever its times say."""
+        self.snapshots.forget(self._directory(repository, kind, name))
+
+    def is_damaged(self, change: SizeChange) -> bool:
+        """
+        Whether an object whose size has changed is damaged: its hash is not its name. If it is (a copy that has come to its end,
+        a restored file), or it is gone, there is no damage. Either way the directory's snapshot is not used again.
+
+        @raise OSError: it cannot be read.
+        """
+        repository, kind, name, *_ = change
+        self.forget_directory(repository, kind, name)
+        try:
+            fd, _ = _open_file(self._object_path(repository, kind, name))
+        except NotFound:
+            return False
+        try:
+            return _hash_of(fd) != name
+        finally:
+            os.close(fd)
 
     def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
         path = os.path.join(self.repository_path(repository), kind)
         # A lock that a list does not have may cost a repository its data: these are read every time.
         snapshots = self._no_snapshots if kind == "locks" else self.snapshots
-        return DirectoryListing(path, self.volume, snapshots, two_levels=kind == "data", with_sizes=with_sizes)
+        return DirectoryListing(
+            path,
+            self.volume,
+            snapshots,
+            two_levels=kind == "data",
+            with_sizes=with_sizes,
+            size_changed=lambda name, known, found: self.on_size_change(SizeChange(repository, kind, name, known, found)),
+        )
 
     def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
         """
@@ -315,10 +367,12 @@ class LocalObject:
     @ivar size_bytes: its size when it was opened.
     """
 
-    def __init__(self, store: LocalStore, repository: tuple[str, ...], path: str) -> None:
+    def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
         self._store = store
         self._repository = repository
-        self._path = path
+        self._kind = kind
+        self._name = name
+        self._path = store._object_path(repository, kind, name)
         self._fd = -1
         self._trust: Trust | None = None
         self.size_bytes = 0
@@ -334,6 +388,7 @@ class LocalObject:
         except NotFound:
             self._store.volume.check()
             raise
+        self._store.compare_size(self._repository, self._kind, self._name, os.fstat(self._fd))
         self._store.find_trust(self._repository, self._fd)
 
     def open_at_once(self) -> bool:
@@ -350,6 +405,7 @@ class LocalObject:
             os.close(fd)
             return False
         self._fd, self.size_bytes, self._trust = fd, status.st_size, trust
+        self._store.compare_size(self._repository, self._kind, self._name, status)
         return True
 
     def fileno(self) -> int:
@@ -519,6 +575,7 @@ class LocalUpload:
         path = os.path.join(self._file.directory, self._name)
         stored_fd, _ = _open_file(path)
         try:
+            self._store.compare_size(self._repository, self._kind, self._name, os.fstat(stored_fd))
             if self._kind == CONFIG:
                 if not _same_bytes(self._file.fd, stored_fd):
                     raise Forbidden("the repository has a config already")

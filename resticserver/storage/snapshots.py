@@ -1,13 +1,15 @@
 """
-Snapshots of directories in memory, so that a list need not be read from the disk each time it is asked for.
+Snapshots of directories in memory, so that the names of a list need not be read from the disk each time it is asked for.
 
 A snapshot stands for its directory as long as that has the same identity and times as when the snapshot was taken: a
-name that comes, goes or comes to mean another file moves them, whoever did it. Two things need care:
+name that comes, goes or comes to mean another file moves them, whoever did it. That proves the names and nothing about the
+sizes of the files: those in a snapshot are the sizes that the objects had, which a list compares with the present ones
+(L{resticserver.storage.listing}) and the quota ledger counts with. Two things need care:
 
  - Times move in steps (some milliseconds, on old file systems a second). A directory that changed within the step in
    which it is read may change once more and show the same times, so what changed just before is read, but not kept.
- - A file that grows where it stands does not move its directory's times. While one may be growing its directory is not
-   kept; and whatever happened, everything is read anew once a day.
+ - A file that grows where it stands does not move its directory's times, and a size that it had on the way must not be taken
+   for the object's. While one may be growing its directory is not kept; and for the ledger everything is read anew once a day.
 
 It must not know what a list is sent as, nor whose objects they are.
 """
@@ -40,7 +42,7 @@ SETTLED_NS = 2_000_000_000
 #: (cp, C{rsync --inplace}), by somebody who may be held up; after so long without a write it is believed to be whole.
 QUIET_NS = 600_000_000_000
 
-#: How long a snapshot stands at most: what changes no time of a directory is seen after that.
+#: How long a snapshot stands at most: for the ledger, which does not look up sizes.
 LASTS_NS = 86_400_000_000_000
 
 #: What Python takes for a snapshot, with its place in the cache, and for a part of one, beside their contents (CPython
@@ -94,6 +96,17 @@ class Snapshot:
         """How much is in the directory; only with sizes."""
         return Amount(sum(sum(part.sizes or ()) for part in self.parts), sum(map(len, self.parts)))
 
+    def size_of(self, name: str) -> int | None:
+        """The size in bytes that an object had; C{None} if there was none of that name, or its size is not known."""
+        wanted = bytes.fromhex(name)
+        for part in self.parts:
+            place = part.ids.find(wanted)
+            while place % ID_BYTES and place >= 0:  # by chance across two ids
+                place = part.ids.find(wanted, place + 1)
+            if place >= 0:
+                return None if part.sizes is None else part.sizes[place // ID_BYTES]
+        return None
+
     @property
     def memory_bytes(self) -> int:
         """How much memory this takes, near enough."""
@@ -131,6 +144,9 @@ class Shelf(Protocol):
 
     def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
         """Keep a snapshot with sizes."""
+
+    def forget_directory(self, path: str) -> None:
+        """Keep nothing of a directory."""
 
 
 class Snapshots:
@@ -176,42 +192,55 @@ class Snapshots:
         self._believed = {}
         return self._cache.begin()
 
-    def find(self, path: str, with_sizes: bool) -> Snapshot | None:
+    def find(self, path: str, fd: int, with_sizes: bool) -> Snapshot | None:
         """
         The snapshot that stands for a directory.
 
-        @return: C{None} where there is none, or none with the sizes that are wanted, or where the directory cannot be
-            looked at: reading it will tell why.
+        @param fd: the directory, open.
+        @return: C{None} where there is none, or none with the sizes that are wanted.
         """
         snapshot = self._cache.get(path)
         if self._shelf is None and (snapshot is None or (with_sizes and not snapshot.with_sizes)):
             return None
-        try:
-            stamp = stamp_of(os.stat(path))
-        except OSError:
-            return None
-        if snapshot is not None:
-            if not snapshot.stands_for(stamp, self.now_ns()):
-                self._cache.discard(path)
-            elif snapshot.with_sizes or not with_sizes:
-                return snapshot
-        return self._from_shelf(path, stamp)
-
-    def _from_shelf(self, path: str, stamp: Stamp) -> Snapshot | None:
+        stamp = stamp_of(os.fstat(fd))
+        # One that does not stand any more is kept until another takes its place, for the sizes that it knows.
+        if snapshot is not None and snapshot.stands_for(stamp, self.now_ns()) and (snapshot.with_sizes or not with_sizes):
+            return snapshot
         if self._shelf is None or not self._stands_on_shelf(path, stamp):
             return None
-        found = self._shelf.objects(path)
-        if found is None or found[0] != stamp:
+        snapshot = self._from_shelf(path)
+        if snapshot is None or snapshot.stamp != stamp:
             return None
-        _, taken_ns, ids, sizes = found
+        # Only where there is room: a list of more than fits comes from the shelf again.
+        self._cache.put(path, snapshot, snapshot.memory_bytes + len(path), 0)
+        return snapshot
+
+    def _from_shelf(self, path: str) -> Snapshot | None:
+        """What the shelf has of a directory, whether that is current or not."""
+        found = self._shelf.objects(path) if self._shelf is not None else None
+        if found is None:
+            return None
+        stamp, taken_ns, ids, sizes = found
         parts = tuple(
             Objects(ids[first * ID_BYTES : (first + _PART_OBJECTS) * ID_BYTES], sizes[first : first + _PART_OBJECTS], number)
             for first, number in zip(range(0, len(sizes), _PART_OBJECTS), self._numbers, strict=False)
         )
-        snapshot = Snapshot(stamp, taken_ns, True, parts)
-        # Only where there is room: a list of more than fits comes from the shelf again.
-        self._cache.put(path, snapshot, snapshot.memory_bytes + len(path), 0)
-        return snapshot
+        return Snapshot(Stamp(*stamp), taken_ns, True, parts)
+
+    def last(self, path: str) -> Snapshot | None:
+        """The last snapshot of a directory that has sizes, whether it still stands or not."""
+        snapshot = self._cache.get(path)
+        return snapshot if snapshot is not None and snapshot.with_sizes else self._from_shelf(path)
+
+    def peek(self, path: str) -> Snapshot | None:
+        """What memory has of a directory, whether that is current or not; does not wait for anything."""
+        return self._cache.peek(path)
+
+    def forget(self, path: str) -> None:
+        """Keep nothing of a directory: a file in it has changed in place."""
+        self._cache.discard(path)
+        if self._shelf is not None:
+            self._shelf.forget_directory(path)
 
     def _stands_on_shelf(self, path: str, stamp: Stamp) -> Summary | None:
         assert self._shelf is not None
@@ -319,6 +348,11 @@ class Draft:
         if self._bytes > self._snapshots.bound_bytes:
             self.give_up()
         return part
+
+    def known_sizes(self) -> dict[str, int]:
+        """The sizes in bytes that objects had when the directory was read the last time, by their names."""
+        last = self._snapshots.last(self._path) if self._empty.with_sizes else None
+        return {} if last is None else {entry.name: entry.size_bytes for part in last.parts for entry in part}
 
     def doubt(self, written_ns: int) -> None:
         """A file was written to after C{quiet_ns}. (A time to come is no write: somebody set it.)"""

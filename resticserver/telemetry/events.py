@@ -49,6 +49,11 @@ class Event:
     details: dict[str, Any] = field(default_factory=dict)
     time_s: float = field(default_factory=time.time)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it is about a stored object that has another size than before, and still has it."""
+        return self.kind is EventKind.CORRUPTION and "found_bytes" in self.details
+
     def as_json(self) -> bytes:
         """One line, as a command gets it."""
         document = {
