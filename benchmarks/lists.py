@@ -51,7 +51,7 @@ class ListRow:
 ROWS = (
     ListRow("first-byte", "first: first byte", "first", whole=False, need=Need(most=50)),
     ListRow("first", "first: whole", "first"),
-    ListRow("again", "again", "again", need=Need(20)),
+    ListRow("again", "again", "again", need=Need(1 / 0.6)),
     ListRow("after-upload", "after one upload", "after"),
 )
 

@@ -31,6 +31,7 @@ from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
+from .clock import use_monotonic_clock
 from .errors import StartError
 from .events import EVENT, Events
 from .integrity import SizeChanges
@@ -84,7 +85,7 @@ COUNT_TIMEOUT_S = 2.0
 REST_S = 10.0
 ABORT_S = 4.0
 #: How often the files of users and rules, and of certificates, are looked at.
-RULES_INTERVAL_S = 10.0
+RULES_INTERVAL_S = 5.0
 CERTIFICATES_INTERVAL_S = 2.0
 
 _log = Logger()
@@ -94,6 +95,7 @@ def makeService(options: Options) -> IService:
     """twistd's call: the whole server as one service."""
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     try:
         return ResticServer(options.settings, reactor)
     except StartError as error:
