@@ -1,5 +1,6 @@
 # make run    the server, on 127.0.0.1:8000 with its data in ./backups; ARGS='…' instead of that
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
+# make unit   the tests that start no process (no restic, no nginx, no server), in about a minute
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
 # make million  a repository of a million packs, three rounds of a minute
 # make bench  how fast it is, beside others, 25 minutes; BENCH=--quick for four, BENCH=--markdown for docs/performance.md
@@ -11,16 +12,24 @@ VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
 BENCH ?=
+# How many processes run tests at once; twice as many as there are cores, if empty, for most tests wait more than they compute.
+JOBS ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial
+TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial/0
+PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(JOBS),--jobs $(JOBS))
 
-.PHONY: run check lint types test nightly coverage bench million clean
+# The tests start a server hundreds of times: without compiled files each start compiles the whole package.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run check lint types test unit nightly coverage bench million clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
 
-check: lint types test
+# The three at once, and all of them whatever one finds.
+check: $(VENV)/dev
+	$(MAKE) --no-print-directory --keep-going --jobs=3 lint types test
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -29,7 +38,10 @@ types: $(VENV)/dev
 	$(VENV)/bin/mypy --package resticserver
 
 test: $(VENV)/dev
-	$(VENV)/bin/python -Wd $(TRIAL) $(TESTS)
+	$(PARALLEL) $(TESTS)
+
+unit: $(VENV)/dev
+	$(PARALLEL) --unit $(TESTS)
 
 nightly: $(VENV)/dev
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) \

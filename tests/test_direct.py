@@ -7,15 +7,19 @@ A real site in this process on a real port, with clients in threads.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import ssl
+import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.task import Clock
+from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
@@ -35,6 +39,7 @@ from resticserver.web.site import RepositorySite
 from .support.certificates import make_certificate
 from .support.client import connect, object_id, random_bytes, read_reply
 from .support.scratch import files_below, scratch_directory
+from .support.waiting import PATIENCE_S, wait_until
 
 MIB = 1 << 20
 BODY = random_bytes(seed=3, length=3 * MIB + 17)
@@ -71,10 +76,25 @@ class Store(LocalStore):
         return SlowUpload(self, repository, kind, name, length)
 
 
+class HeldWaits:
+    """The reactor, but how long a transfer waits for its client is the time of a Clock."""
+
+    def __init__(self) -> None:
+        self.time = Clock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real, name)
+
+    def callLater(self, delay_s: float, call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Twisted's call."""
+        clock = self.time if getattr(call, "__name__", "") == "_stalled" else real
+        return clock.callLater(delay_s, call, *args, **kwargs)
+
+
 class DirectCase(TestCase):
     """A site on a port of its own."""
 
-    timeout = 60.0
+    timeout = 2 * PATIENCE_S
 
     def setUp(self) -> None:
         self.path = scratch_directory(self) / "data"
@@ -130,7 +150,7 @@ class DirectCase(TestCase):
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait for something that the reactor's thread is about to do."""
-        for _ in range(500):
+        for _ in range(int(PATIENCE_S / 0.01)):
             if condition():
                 return
             waiting: Deferred[None] = Deferred()
@@ -281,7 +301,13 @@ class ReceiveTests(DirectCase):
 
     async def test_silence(self) -> None:
         """A client that sends no more is given up; one that is slow, below the low-water mark, is not."""
-        self.patch(direct, "SILENCE_S", 0.3)
+        waits = HeldWaits()
+        self.site.reactor = waits
+
+        async def pass_(seconds: float) -> None:
+            """So much time passes while the server waits for its client."""
+            await self.until(lambda: [call for call in waits.time.getDelayedCalls() if call.func.__self__._waiting])
+            waits.time.advance(seconds)
 
         def silent(connection: socket.socket) -> bytes:
             connection.sendall(head(BODY) + BODY[:MIB])
@@ -294,11 +320,15 @@ class ReceiveTests(DirectCase):
             body = BODY[:MIB]
             connection.sendall(head(body) + body[: -100 << 10])
             for first in range(len(body) - (100 << 10), len(body), 10 << 10):
-                time.sleep(0.1)
+                blockingCallFromThread(real, lambda: Deferred.fromCoroutine(pass_(0.7 * direct.SILENCE_S)))
                 connection.sendall(body[first : first + (10 << 10)])
+                # Until the server's side has it.
+                wait_until(lambda: not int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder))
             return read_reply(connection, "POST").status
 
-        self.assertEqual(b"", await self.client(silent))
+        given_up = self.client(silent)
+        await pass_(direct.SILENCE_S)
+        self.assertEqual(b"", await given_up)
         self.assertEqual(200, await self.client(slow))
 
 
@@ -338,7 +368,7 @@ class TlsReceiveTests(TlsCase, ReceiveTests):
                     except ssl.SSLWantReadError:
                         pass
 
-        self.patch(direct, "SILENCE_S", 5)
+        self.patch(direct, "SILENCE_S", 30)
         self.assertEqual(200, await self.client(talk))
         self.assertEqual([body], list(self.stored().values()))
 

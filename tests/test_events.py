@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from resticserver import events
 from resticserver.events import Events, runnable
 from resticserver.telemetry.events import Event, EventKind
 
+from .support.processes import process_test
 from .support.scratch import scratch_directory
+from .support.waiting import PATIENCE_S
 
 SNAPSHOT = Event(EventKind.SNAPSHOT, "new snapshot", "alice/laptop", "alice", {"name": "0a"}, time_s=1772366405.75)
 
@@ -134,9 +137,23 @@ class TellingTests(SynchronousTestCase):
             self.assertEqual(there, runnable((command,)), command)
 
 
+class Ahead:
+    """The monotonic clock, and how many seconds it is ahead."""
+
+    def __init__(self) -> None:
+        self.by_s = 0.0
+
+    def monotonic(self) -> float:
+        """Its time."""
+        return time.monotonic() + self.by_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
 async def gone(pid: int) -> bool:
     """Whether a process ends soon; one that nobody has waited for counts."""
-    for _ in range(200):
+    for _ in range(int(PATIENCE_S / 0.01)):
         try:
             status = Path(f"/proc/{pid}/stat").read_text()
         except FileNotFoundError:
@@ -147,13 +164,19 @@ async def gone(pid: int) -> bool:
     return False
 
 
+@process_test
 class CommandTests(TestCase):
     """L{Events} with real commands."""
 
-    timeout = 30.0
+    timeout = 2 * PATIENCE_S
 
     def setUp(self) -> None:
         self.output = scratch_directory(self) / "output"
+
+    async def written(self, lines: int) -> None:
+        """Wait until the script has written so many lines."""
+        while not self.output.exists() or self.output.read_text().count("\n") < lines:
+            await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
 
     def started(self, script: str) -> Events:
         """Events that are told to a shell script, which finds C{$output}."""
@@ -198,11 +221,14 @@ class CommandTests(TestCase):
 
     def test_hangs(self) -> Deferred[None]:
         """A command that hangs is ended when its time is up, and with it what it has started."""
-        self.patch(events, "TIME_LIMIT_S", 0.3)
+        ahead = Ahead()
+        self.patch(events, "time", ahead)
 
         async def test() -> None:
-            told = self.started("echo $$ > $output; sleep 60 & echo $! >> $output; wait")
+            told = self.started("echo $$ > $output; sleep 600 & echo $! >> $output; wait")
             told.tell(SNAPSHOT)
+            await self.written(2)
+            ahead.by_s += events.TIME_LIMIT_S
             await self.until(told, "failed")
             for pid in self.output.read_text().split():
                 self.assertTrue(await gone(int(pid)), pid)
@@ -211,12 +237,15 @@ class CommandTests(TestCase):
 
     def test_ignores_its_end(self) -> Deferred[None]:
         """One that ignores SIGTERM gets SIGKILL."""
-        self.patch(events, "TIME_LIMIT_S", 0.3)
+        ahead = Ahead()
+        self.patch(events, "time", ahead)
         self.patch(events, "GRACE_S", 0.3)
 
         async def test() -> None:
             told = self.started("trap '' TERM; echo $$ > $output; while :; do sleep 0.1; done")
             told.tell(SNAPSHOT)
+            await self.written(1)
+            ahead.by_s += events.TIME_LIMIT_S
             await self.until(told, "failed")
             self.assertTrue(await gone(int(self.output.read_text())))
 
@@ -228,7 +257,8 @@ class CommandTests(TestCase):
         does not notice.
         """
         command = self.output.with_name("command")
-        command.write_text("#!/bin/sh\nwhile [ -e $0 ]; do sleep 0.05; done\n")
+        self.output = command.with_name("command.output")
+        command.write_text("#!/bin/sh\necho > $0.output; while [ -e $0 ]; do sleep 0.05; done\n")
         command.chmod(0o700)
 
         async def test() -> None:
@@ -237,7 +267,7 @@ class CommandTests(TestCase):
             self.addCleanup(told.stopService)
             for _ in range(700):
                 told.tell(SNAPSHOT)
-            await deferLater(reactor, 0.1, lambda: None)  # type: ignore[arg-type]
+            await self.written(1)
             command.unlink()
             with capturedLogs():
                 await self.until(told, "failed", 699)
@@ -247,6 +277,7 @@ class CommandTests(TestCase):
 
     def test_told_at_the_end(self) -> Deferred[None]:
         """What waits when the server stops is told, as long as that is quick."""
+        self.patch(events, "STOP_S", PATIENCE_S)
 
         async def test() -> None:
             told = self.started("cat >> $output")
@@ -300,11 +331,10 @@ class CommandTests(TestCase):
         self.patch(events, "STOP_S", 0.5)
 
         async def test() -> None:
-            told = self.started("echo $$ > $output; sleep 60")
+            told = self.started("echo $$ > $output; sleep 600")
             for _ in range(3):
                 told.tell(SNAPSHOT)
-            while not (self.output.exists() and self.output.read_text()):
-                await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+            await self.written(1)
             with capturedLogs() as logged:
                 await told.stopService()
             self.assertTrue(await gone(int(self.output.read_text())))

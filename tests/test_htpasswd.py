@@ -22,6 +22,8 @@ from resticserver.access import htpasswd
 from resticserver.access.htpasswd import Htpasswd, check_password, parse_htpasswd
 from resticserver.errors import StartError
 
+from .support.processes import process_test
+
 
 def bcrypt_hash(password: bytes, prefix: str = "$2b$", cost: int = 4) -> str:
     """A bcrypt entry, as cheap as they come."""
@@ -202,6 +204,7 @@ class ParseTests(SynchronousTestCase):
             else:
                 self.assertEqual({"alice": hashed}, users, letter)
 
+    @process_test
     def test_passlib_is_imported_late(self) -> None:
         """A file without such entries does not wait for passlib; one with them does when it is read, no login later."""
         program = (

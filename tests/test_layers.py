@@ -15,6 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import resticserver
 
+from .support.processes import process_test
+
 PACKAGE = "resticserver"
 SOURCE = Path(resticserver.__file__).parent
 CHECKOUT = Path(__file__).parent.parent
@@ -206,6 +208,7 @@ class LayerTests(SynchronousTestCase):
                 importers.add(module)
         self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.worker"})
 
+    @process_test
     def test_imports_do_no_work(self) -> None:
         """To import a module (but C{web/api.py}, for Klein) installs no reactor, starts no thread, opens no logging."""
         program = (

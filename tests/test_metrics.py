@@ -22,6 +22,7 @@ from resticserver.telemetry.record import Effect, Ending, Operation, Record
 
 from .contract.store import id_of
 from .support.memory import Bench, HeldPool, request
+from .support.processes import process_test
 
 PROMTOOL = shutil.which("promtool")
 #: What a test case's C{skip} is set to.
@@ -400,6 +401,7 @@ class ExpositionTests(SynchronousTestCase):
         types = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
         self.assertEqual(len(types), len(set(types)))
 
+    @process_test
     def test_promtool(self) -> None:
         """C{promtool check metrics} finds nothing, also with odd names."""
         tally = Tally()

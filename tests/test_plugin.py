@@ -17,6 +17,8 @@ from zope.interface.verify import verifyObject
 from resticserver import tap
 from resticserver.options import Options
 
+from .support.processes import process_test
+
 PLUGIN = Path(__file__).parent.parent / "twisted/plugins/restic_rest.py"
 
 
@@ -41,6 +43,7 @@ class PluginTests(SynchronousTestCase):
         self.assertIs(Options, maker.options)
         self.assertEqual(tap.makeService, maker.makeService)
 
+    @process_test
     def test_imports_nothing_of_ours(self) -> None:
         """To read the plugin, as every twistd does, imports nothing of the server."""
         program = (

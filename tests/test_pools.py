@@ -18,7 +18,7 @@ from resticserver.pools import JobPool, QuickPool
 from resticserver.web.jobs import Jobs
 
 #: No test waits so long; it only keeps a broken one from hanging for ever.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class JobPoolTests(TestCase):
@@ -174,13 +174,13 @@ class QuickPoolTests(JobPoolTests):
         self.addCleanup(lambda: pool.stopService() if pool.running else None)
         return pool
 
-    async def together(self, pool: JobPool, number: int) -> int:
-        """By how many threads so many jobs are done that come at once, and that each wait for the others a moment."""
+    async def together(self, pool: JobPool, number: int, moment_s: float = 0.2) -> int:
+        """By how many threads so many jobs are done that come at once, and that each wait for the others a moment at most."""
         barrier = threading.Barrier(number)
 
         def job() -> int:
             with contextlib.suppress(threading.BrokenBarrierError):
-                barrier.wait(0.2)
+                barrier.wait(moment_s)
             return threading.get_ident()
 
         return len(set(await gatherResults([pool.run(job) for _ in range(number)])))
@@ -238,7 +238,7 @@ class QuickPoolTests(JobPoolTests):
         pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
         for _ in range(10):
             await pool.run(lambda: None)
-        self.assertEqual(3, await self.together(pool, 3))
+        self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
 
     async def test_slow_once(self) -> None:
         """A slow one now and then makes no slow pool."""
@@ -253,7 +253,7 @@ class QuickPoolTests(JobPoolTests):
         pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
         for _ in range(10):
             await pool.run(lambda: None)
-        self.assertEqual(3, await self.together(pool, 3))
+        self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
         pool._slow_until = 0.0  # type: ignore[attr-defined]
         pool.QUICK_S = PATIENCE_S  # type: ignore[attr-defined]
         self.assertEqual(1, await self.together(pool, 3))

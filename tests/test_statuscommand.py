@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import socket
 import ssl
 import sys
 import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -265,7 +268,9 @@ class StatusCommandTests(SynchronousTestCase):
 
     def test_endless(self) -> None:
         """A server that sends a byte now and then does not hold it up for ever."""
-        self.patch(statuscommand, "_TIMEOUT_S", 0.5)
+        # Each look at the clock is a minute after the last, which is longer than the command waits.
+        looks = itertools.count(0, 60)
+        self.patch(statuscommand, "time", SimpleNamespace(monotonic=lambda: float(next(looks)), time=time.time))
         ended = threading.Event()
         with socket.create_server(("127.0.0.1", 0)) as listening:
 

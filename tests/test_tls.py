@@ -24,6 +24,8 @@ from zope.interface.verify import verifyObject
 from resticserver.errors import StartError
 from resticserver.tls import ConnectionCreator, ReloadingCertificates, server_context
 
+from .support.processes import process_test
+
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
@@ -320,6 +322,7 @@ class TlsTests(SynchronousTestCase):
             error = self.assertRaises(StartError, server_context, certificate_path, key_path, "1.2")
             self.assertEqual(line, str(error))
 
+    @process_test
     def test_encrypted_key(self) -> None:
         """
         A key with a passphrase is refused too, at once: a daemon has nobody to ask.

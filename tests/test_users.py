@@ -23,6 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from resticserver import users
 from resticserver.access.htpasswd import check_password, parse_htpasswd
 
+from .support.processes import process_test
 from .support.waiting import PATIENCE_S
 
 #: A file as people have it: comments, empty lines, an entry that the server does not take, other ends of lines, no text.
@@ -192,6 +193,7 @@ class ChangeTests(UsersCase):
         self.assertIn("Invalid htpasswd entry for bob", err)
         self.assertNotIn("nonsense", err)
 
+    @process_test
     def test_at_the_same_time(self) -> None:
         """Several at once: nobody's user is lost."""
         code = "import sys; from resticserver.users import main; sys.exit(main(sys.argv[1:]))"
@@ -301,6 +303,7 @@ class RefusedTests(UsersCase):
             self.assertIn("usage: rest-server user", out.getvalue())
 
 
+@process_test
 class PromptTests(UsersCase):
     """At a terminal."""
 

@@ -4,6 +4,7 @@ Metrics, health and readiness of real servers: in one process and in several, as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 import urllib.parse
 from collections import Counter
@@ -27,8 +29,8 @@ from ..support.client import Client, Reply, authorization, connect, object_id, r
 from ..support.htpasswd import sha_line
 from ..support.restic import RESTIC, Restic, change_tree, make_tree
 from ..support.scratch import files_below, scratch_directory
-from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, start_server
-from ..support.waiting import wait_until
+from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, listening_ports, start_server
+from ..support.waiting import PATIENCE_S, wait_until
 from ..test_metrics import SKIP_WITHOUT_PROMTOOL, Series, blobs, complaints, parsed, series
 from . import test_process
 from .test_faults import in_parallel
@@ -581,7 +583,7 @@ class SharedCountsTests(CountsTests):
 
 def connect_from(source: str, address: Any) -> socket.socket:
     """A connection from another loopback address than all the others."""
-    return socket.create_connection(address, 30, source_address=(source, 0))
+    return socket.create_connection(address, PATIENCE_S, source_address=(source, 0))
 
 
 class WorkersTests(MetricsCase):
@@ -614,6 +616,31 @@ class WorkersTests(MetricsCase):
         key = series("rest_server_blob_write_total", user="", repo="r", type="data")
         return self.found(address or self.own, None).get(key, 0.0)
 
+    def wait_until_known(self) -> None:
+        """
+        Wait until the parent has been told of all uploads: by themselves workers tell it what they have counted once a
+        second, and what is younger would be lost with them.
+        """
+        workers = self.server.workers()
+        self.addCleanup(self.continue_, workers)
+
+        def known() -> bool:
+            # While they stand still, the page is what the parent knows.
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                return self.written() == self.uploads
+            finally:
+                self.continue_(workers)
+
+        wait_until(known, what="the workers' word")
+
+    def continue_(self, workers: list[int]) -> None:
+        """Let workers that stand still go on."""
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def both_serve(self) -> bool:
         """Whether there are two workers."""
         return self.found(self.own, None)[series("rest_server_workers")] == 2
@@ -621,7 +648,7 @@ class WorkersTests(MetricsCase):
     def test_killed(self) -> None:
         """What a worker had counted a little earlier than it was killed is not lost, and its successor counts on from there."""
         self.upload(5)
-        time.sleep(1.5)  # what it had counted in the last second would be lost
+        self.wait_until_known()
         for kill in range(1, 3):
             pid = self.server.workers()[0]
             os.kill(pid, signal.SIGKILL)
@@ -632,7 +659,7 @@ class WorkersTests(MetricsCase):
             self.assertEqual(self.uploads, self.written())
             self.assertEqual(self.uploads, self.written(self.server))
             self.assertEqual(20 + 12 * kill, self.uploads)
-            time.sleep(1.5)
+            self.wait_until_known()
 
     def test_replaced(self) -> None:
         """A worker that is replaced loses nothing, not even the last moment's, also with connections that go on for a while."""
@@ -669,7 +696,7 @@ class WorkersTests(MetricsCase):
     def test_while_they_come_and_go(self) -> None:
         """There is a page at every moment of it, and no number ever goes down."""
         self.upload(3)
-        time.sleep(1.5)
+        self.wait_until_known()
         last = self.written()
         os.kill(self.server.workers()[0], signal.SIGKILL)
         self.server.signal(signal.SIGUSR2)
@@ -690,12 +717,22 @@ class WorkersTests(MetricsCase):
         self.assertTrue(self.server.said("shutdown cleanly"))
 
 
+#: For the start of a server that waits longer than usual (half a minute) for the rest of a request that it has answered.
+PATIENT_WITH_CLIENTS = (
+    sys.executable,
+    "-c",
+    "import runpy, sys; from resticserver.web.channel import StreamingChannel; StreamingChannel.swallow_timeout_s = 600.0; "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
+)
+
+
 class StopTests(MetricsCase):
     """The end of a server whose metrics somebody is reading."""
 
     def test_second_signal(self) -> None:
         """A second signal ends it at once, also when a client of the own address owes the rest of its request for a while."""
-        server = self.start("--no-auth", "--metrics-listen", "127.0.0.1:0", "--shutdown-timeout", "600")
+        flags = ("--no-auth", "--metrics-listen", "127.0.0.1:0", "--shutdown-timeout", "600")
+        server = start_server(self, self.data, *flags, wrapper=PATIENT_WITH_CLIENTS)
         own = own_address(server)
         connection = connect(own)
         self.addCleanup(connection.close)
@@ -704,8 +741,7 @@ class StopTests(MetricsCase):
         server.signal(signal.SIGTERM)
         wait_until(lambda: refuses(own), what="the end of the listening")
         server.signal(signal.SIGTERM)
-        # By itself it would wait for half a minute.
-        wait_until(lambda: server.process.poll() is not None, 15, "the end")
+        # By itself it would wait for ten minutes.
         self.assertEqual(0, server.wait())
 
     def test_slow_reader(self) -> None:
@@ -960,19 +996,23 @@ class Prometheus:
     """
 
     def __init__(self, test: SynchronousTestCase, directory: Path, configuration: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = free.getsockname()
         command = [
             str(PROMETHEUS),
             f"--config.file={configuration}",
             f"--storage.tsdb.path={directory / 'tsdb'}",
-            f"--web.listen-address={self.address[0]}:{self.address[1]}",
+            "--web.listen-address=127.0.0.1:0",
         ]
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(command, cwd=directory, stdin=nothing, stdout=nothing, stderr=nothing)
         test.addCleanup(self.stop)
+        # It does not say which port it has got, but the system does.
+        port = wait_until(self._port, what="Prometheus's port")
+        self.address = ("127.0.0.1", port)
         wait_until(self._answers, what="Prometheus")
+
+    def _port(self) -> int | None:
+        assert self._process.poll() is None, "Prometheus ended"
+        return next(iter(listening_ports(self._process.pid)), None)
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, "Prometheus ended"
@@ -985,7 +1025,7 @@ class Prometheus:
     def stop(self) -> None:
         """End it."""
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(PATIENCE_S)
 
     def ask(self, path: str, **parameters: str) -> Any:
         """A question of its HTTP API."""
@@ -1010,7 +1050,7 @@ class PrometheusTests(MetricsCase):
         (self.scratch / "password").write_text("metrics")
         text = (CONFIGURATION / "prometheus" / "scrape.yml").read_text()
         for before, after in (
-            ("scrape_interval: 1m", "scrape_interval: 500ms\n  scrape_timeout: 500ms\n  evaluation_interval: 500ms"),
+            ("scrape_interval: 1m", "scrape_interval: 2s\n  scrape_timeout: 2s\n  evaluation_interval: 1s"),
             ("/etc/prometheus/alerts.yml", str(CONFIGURATION / "prometheus" / "alerts.yml")),
             ("scheme: http  # https with --tls", f"scheme: https\n    tls_config:\n      ca_file: {authority}"),
             ("/etc/prometheus/rest-server.password", str(self.scratch / "password")),
@@ -1100,9 +1140,10 @@ class PrometheusTests(MetricsCase):
         whole = float(sum(path.stat().st_size for path in stored))
         wait_until(lambda: [value for _, value in prometheus.query(size)] == [whole], what=(size, whole))
         left = "sum(rest_server_blob_write_bytes_total{user='alice'}) - sum(rest_server_blob_delete_bytes_total{user='alice'})"
-        self.assertEqual([({}, whole)], prometheus.query(left))
+        wait_until(lambda: prometheus.query(left) == [({}, whole)], what=(left, whole))
         (snapshot,) = [path for path in stored if path.parent.name == "snapshots"]
-        ((_, last),) = prometheus.query(f"rest_server_repository_last_snapshot_timestamp_seconds{of_laptop}")
+        youngest = f"rest_server_repository_last_snapshot_timestamp_seconds{of_laptop}"
+        ((_, last),) = wait_until(lambda: prometheus.query(youngest), what=youngest)
         self.assertAlmostEqual(snapshot.stat().st_mtime, last, delta=5)
 
     def guess(self, server: ServerProcess, context: Any) -> None:

@@ -4,6 +4,7 @@ The real nginx in front of the real server: with nginx's defaults, and with the 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -19,14 +20,15 @@ from ..support.htpasswd import bcrypt_line
 from ..support.restic import RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import start_server
-from ..support.waiting import wait_until
+from ..support.waiting import PATIENCE_S, wait_until
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc" / "nginx" / "restic-rest.conf"
 
 SURROUNDINGS = """
 daemon off;
-master_process off;
+# For its worker, which else could not enter the test's directory. (There is one: alone, a master that inherits sockets crashes.)
+user root;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
 events {{ }}
@@ -42,13 +44,6 @@ http {{
 """
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
-
-
 class NginxTests(SynchronousTestCase):
     """restic to nginx to the server."""
 
@@ -62,29 +57,41 @@ class NginxTests(SynchronousTestCase):
         self.log = self.directory / "access.log"
         self.socket = self.directory / "rest.sock"
         self.tree = self.directory / "tree"
-        self.port = free_port()
+        # nginx inherits this socket, so nobody else can have its port, and whoever answers there is our nginx.
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.listening.close)
+        self.port: int = self.listening.getsockname()[1]
 
     def nginx(self, server: str) -> None:
-        """Start nginx with one server block."""
+        """Start nginx with one server block, which listens on C{self.port}."""
         assert NGINX is not None
         configuration = self.directory / "nginx.conf"
         configuration.write_text(SURROUNDINGS.format(directory=self.directory, server=server))
-        process = subprocess.Popen([NGINX, "-p", str(self.directory), "-c", str(configuration)])
+        descriptor = self.listening.fileno()
+        said = self.directory / "nginx.err"
+        with said.open("wb") as stderr:
+            process = subprocess.Popen(
+                [NGINX, "-p", str(self.directory), "-c", str(configuration)],
+                stderr=stderr,
+                pass_fds=(descriptor,),
+                # As an nginx that is replaced hands its sockets over to the new one.
+                env={**os.environ, "NGINX": f"{descriptor};"},
+            )
+        # When nginx has ended, connections must fail instead of waiting.
+        self.listening.close()
 
         def stop() -> None:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_S)
 
         self.addCleanup(stop)
-        wait_until(self.answers, what="nginx")
+        pid_file = self.directory / "nginx.pid"
 
-    def answers(self) -> bool:
-        """Whether nginx listens."""
-        try:
-            connect(("127.0.0.1", self.port)).close()
-        except ConnectionRefusedError:
-            return False
-        return True
+        def started() -> bool:
+            self.assertIsNone(process.poll(), f"nginx ended: {said.read_text()}")
+            return pid_file.exists() and pid_file.read_text() == f"{process.pid}\n"
+
+        wait_until(started, what="nginx")
 
     def lines(self) -> list[str]:
         """The server's access log."""

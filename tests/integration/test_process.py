@@ -37,7 +37,7 @@ from ..support.waiting import wait_until
 
 MIB = 1 << 20
 #: How long a program that cannot start may take to say so. It takes a fraction of a second; machines are busy at times.
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -77,5 +77,5 @@ class VolumeGoneTests(SynchronousTestCase):
             self.assertEqual(
                 before | {f"data/alice/data/{object_id(body[::-1])[:2]}/{object_id(body[::-1])}"}, files_below(volume)
             )
-        self.assertTrue(server.said("no volume is at"))
-        self.assertTrue(server.said("the volume at .* is back"))
+        server.wait_for_line("no volume is at")
+        server.wait_for_line("the volume at .* is back")

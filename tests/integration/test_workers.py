@@ -681,6 +681,7 @@ class SharedStoreTests(WorkersCase):
             with server.client() as client:
                 statuses.append(client.get("/data/").status)
         self.assertEqual([503] * 4, statuses)
+        server.wait_for_line("no volume is at")
         self.assertEqual(1, sum("no volume is at" in line for line in server.err))
         old = server.workers()
         for pid in old:
@@ -761,11 +762,10 @@ class SystemdTests(WorkersCase):
 
     def test_activated(self) -> None:
         """The server and its workers start with the first connection, which waits and is served."""
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        path = self.scratch / "activated"
         server = ServerProcess(
             [
-                *("systemd-socket-activate", "-l", f"127.0.0.1:{port}"),
+                *("systemd-socket-activate", "-l", str(path)),
                 *command_line(REST_SERVER, ["--path", str(self.data), "--no-auth", *TWO]),
             ],
             self.scratch,
@@ -773,7 +773,7 @@ class SystemdTests(WorkersCase):
         self.addCleanup(server.clean_up)
         server.wait_for_line("Listening on")
         for _ in range(3):
-            with Client(("127.0.0.1", port)) as client:
+            with Client(str(path)) as client:
                 self.assertEqual(404, client.get("/config").status)
         self.assertEqual(0, server.stop())
 

@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Self
 from .client import Client, Reply, connect, object_id, random_bytes, reset
 from .scratch import Cleans, object_path, scratch_directory
 from .server import ServerProcess, start_server
-from .waiting import wait_until
+from .waiting import PATIENCE_S, wait_until
 
 MIB = 1 << 20
 #: What may go above a limit, by a reserve.
@@ -249,11 +249,14 @@ class Storm:
         for future in running:
             future.result()
 
-    def rage(self, seconds: float) -> None:
-        """From its beginning to its end."""
+    def rage(self, seconds: float, until: Callable[[], object] = lambda: True) -> None:
+        """From its beginning to its end: so many seconds, and longer where something has not come about yet."""
         self.begin()
-        self._over.wait(seconds)
-        self.end()
+        try:
+            self._over.wait(seconds)
+            wait_until(lambda: self._over.is_set() or until(), what="what the storm is for")
+        finally:
+            self.end()
 
     def count(self, status: int) -> int:
         """How many requests had a status."""
@@ -410,7 +413,7 @@ def make_room(client: Client, data: Path, limit_bytes: int, wanted_bytes: int, b
 
 
 def assert_exact(
-    client: Client, data: Path, limit_bytes: int, *, repository: str = "/", below: str = "", patience_s: float = 10.0
+    client: Client, data: Path, limit_bytes: int, *, repository: str = "/", below: str = "", patience_s: float = PATIENCE_S
 ) -> None:
     """
     What may still be stored is the limit less what is on disk, to the byte; and for locks the reserve more.

@@ -204,6 +204,16 @@ def opened_by(pid: int) -> list[str]:
     return targets
 
 
+def listening_ports(pid: int) -> list[int]:
+    """The TCP ports of IPv4 addresses at which a process listens at this moment (Linux)."""
+    sockets = {target[len("socket:[") : -1] for target in opened_by(pid) if target.startswith("socket:[")}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+        # Local address and port in hex, state (0A is LISTEN), inode: see proc(5).
+        return [int(row[1].partition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in sockets]
+    return []
+
+
 def is_running(pid: int) -> bool:
     """Whether a process is there and has not ended, whoever has to take note of that (Linux)."""
     try:

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Generous, so that a busy machine fails no test; nothing waits longer than it must.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 _PAUSE_S = 0.01
 
