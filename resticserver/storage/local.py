@@ -95,9 +95,8 @@ class LocalStore:
         left = 0
         in_use = False
         for repository in possible_repositories(self.path, self.max_depth):
-            path = self.repository_path(repository)
-            left += sweep(path)
-            in_use = in_use or os.path.isfile(os.path.join(path, CONFIG))
+            left += sweep(self.path, repository)
+            in_use = in_use or os.path.isfile(os.path.join(self.repository_path(repository), CONFIG))
         if in_use:
             self.volume.mark()
         self.volume.check()
@@ -105,9 +104,13 @@ class LocalStore:
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
 
     def _try_to_write(self) -> None:
+        folder = os.path.join(self.path, TEMPORARY_FOLDER)
+        was_there = os.path.lexists(folder)
         directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.publisher.temporary(self.path, directory_fd, self.path).discard()
+            if not was_there:
+                _remove_if_empty(folder)
         except InsufficientStorage:
             _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
         finally:
@@ -530,6 +533,8 @@ class LocalUpload:
                 if _hash_of(stored_fd) != self._name:
                     _log.warn("{path} was damaged; replaced by a verified upload", path=path)
                     before = self._publisher.replace(self._file, self._name)
+                    if before is None:
+                        before = self.size_bytes  # as it was when it was stored
                     # Gone meanwhile is less than nothing.
                     self.change = Amount(self.size_bytes - max(0, before), int(before < 0))
                     return Outcome.HEALED

@@ -30,6 +30,8 @@ from resticserver.storage.publish import Mechanisms
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all
 
 NAME = id_of(b"a pack")
+#: What an upload is called that has a name.
+UPLOAD = "0123456789abcdef" * 2 + ".upload"
 
 
 def failing(code: int) -> Callable[..., Any]:
@@ -667,10 +669,17 @@ class FileStoreContract(StoreContract):
         save(store, DEEP, "data", b"a pack")
         kept = self.contents()
         for folder in ("", "alice/", "alice/laptop/"):
-            self.plant(f"{folder}.tmp/0123.upload", b"half a pa")
-        self.plant("too/deep/for/a/repository/.tmp/0123.upload", b"foreign")
+            self.plant(f"{folder}.tmp/{UPLOAD}", b"half a pa")
+        foreign = {
+            f"too/deep/for/a/repository/.tmp/{UPLOAD}": b"foreign",
+            f"bob/.tmp/{UPLOAD}": b"foreign",
+            "bob/.tmp/precious": b"foreign",
+            "alice/.tmp/precious": b"foreign",
+        }
+        for key, content in foreign.items():
+            self.plant(key, content)
         self.make_store()
-        self.assertEqual({**kept, "too/deep/for/a/repository/.tmp/0123.upload": b"foreign"}, self.contents())
+        self.assertEqual({**kept, **foreign}, self.contents())
         self.assertFalse((self.root / ".tmp").exists())
 
     def test_sweep_leaves_live_uploads(self) -> None:
@@ -690,13 +699,13 @@ class FileStoreContract(StoreContract):
         stays.
         """
         self.store_with()
-        self.plant(".tmp/0123.upload", b"half a pa")
+        self.plant(f".tmp/{UPLOAD}", b"half a pa")
         self.plant("elsewhere", b"foreign")
         (self.root / ".tmp/directory").mkdir()
         (self.root / ".tmp/link").symlink_to(self.root / "elsewhere")
         os.mkfifo(self.root / ".tmp/fifo")
         self.make_store()
-        self.assertFalse((self.root / ".tmp/0123.upload").exists())
+        self.assertFalse((self.root / ".tmp" / UPLOAD).exists())
         self.assertEqual(b"foreign", (self.root / "elsewhere").read_bytes())
 
 
