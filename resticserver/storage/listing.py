@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from itertools import product
 
 from ..errors import NotFound
+from ..files import is_directory
 from ..names import is_object_id
 from .interface import Objects
 from .snapshots import Draft, Snapshot, Snapshots
@@ -114,6 +115,7 @@ class DirectoryListing:
             source = self._open_directory(path)
         except (FileNotFoundError, NotADirectoryError):
             self._volume.check()
+            is_directory(path)  # else what has the name would hide all that should be in there
             return
         yield from self._directory_parts(path, source, prefix)
 
