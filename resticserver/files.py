@@ -1,5 +1,5 @@
 """
-Files that are read whole, and again when they change: users, rules, certificates.
+Files that are read whole, and again when they change: users, rules, certificates; and whether a directory is there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,38 @@ def read_file(path: str) -> tuple[bytes, os.stat_result]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "no regular file", path)
         return file.read(), status
+
+
+def is_directory(path: str) -> bool:
+    """
+    Whether a directory is there; false only where nothing has the name.
+
+    (C{os.path.isdir} is false also for what cannot be looked at, and then what is in it would count as missing.)
+
+    @raise NotADirectoryError: something else has the name, or a name above it.
+    @raise OSError: it cannot be looked at, or is a link to what is not there (ENOLINK).
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if is_link(path):
+            raise OSError(errno.ENOLINK, "a link to what is not there", path) from None
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return True
+
+
+def is_link(path: str) -> bool:
+    """
+    Whether a symbolic link is there.
+
+    @raise OSError: that cannot be told.
+    """
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def stamp_of(status: os.stat_result) -> Stamp:

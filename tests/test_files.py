@@ -4,12 +4,13 @@ Files that are read whole, and when they are read again.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.files import WatchedFile, read_file
+from resticserver.files import WatchedFile, is_directory, read_file
 
 
 class FileTests(SynchronousTestCase):
@@ -48,3 +49,25 @@ class FileTests(SynchronousTestCase):
             else:
                 self.assertEqual(self.path.read_bytes(), content)
             self.assertFalse(self.file.changed())
+
+
+class DirectoryTests(SynchronousTestCase):
+    """L{is_directory}."""
+
+    def test_table(self) -> None:
+        """Only a name that nobody has is missing; what cannot be looked at, is something else or leads nowhere is an error."""
+        there = Path(self.mktemp())
+        there.mkdir()
+        (there / "file").write_bytes(b"")
+        for name, target in (("good", "."), ("bad", "nowhere"), ("round", "round"), ("to a file", "file")):
+            (there / name).symlink_to(target)
+        self.assertEqual([True, True, False], [is_directory(f"{there}/{name}") for name in ("", "good", "nowhere")])
+        for name, code in (
+            ("file", errno.ENOTDIR),
+            ("file/below", errno.ENOTDIR),
+            ("to a file", errno.ENOTDIR),
+            ("bad", errno.ENOLINK),
+            ("round", errno.ELOOP),
+            ("x" * 300, errno.ENAMETOOLONG),
+        ):
+            self.assertEqual(code, self.assertRaises(OSError, is_directory, f"{there}/{name}").errno, name)

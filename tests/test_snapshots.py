@@ -253,13 +253,16 @@ class StandsTests(SnapshotsCase):
         self.assertEqual([Entry(name_of(1), 0)], entries(self.store, ROOT, "keys", with_sizes=False))
 
     def test_missing_and_back(self) -> None:
-        """A directory that is gone is NotFound whatever is remembered, and what comes in its place is read."""
+        """
+        A directory that is gone is NotFound whatever is remembered, and what comes in its place is read; a file in its place
+        is an error.
+        """
         self.write("keys/" + name_of(1))
         self.names()
         shutil.rmtree(self.path / "keys")
         self.assertRaises(NotFound, self.names)
         (self.path / "keys").write_bytes(b"a file")
-        self.assertRaises(NotFound, self.names)
+        self.assertRaises(NotADirectoryError, self.names)
         (self.path / "keys").unlink()
         self.write("keys/" + name_of(2))
         self.assertEqual([name_of(2)], self.names())

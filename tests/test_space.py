@@ -4,12 +4,15 @@ Room for uploads as the routes see it: fences, places, and what is asked of whoe
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
@@ -20,6 +23,7 @@ from resticserver.web.authentication import NoAuthentication
 from resticserver.web.request import StreamingRequest
 from resticserver.web.space import STEP_BYTES, Fences, NoBooks, Place, Space
 
+from .contract.files import failing
 from .contract.store import save
 from .support.memory import Bench, HeldPool, request
 
@@ -650,3 +654,19 @@ class RoutesTests(SynchronousTestCase):
         pool.release()
         self.successResultOf(closing)
         self.assertEqual(Amount(-1, -1), self.books.settled[0][3])
+
+    def test_removed_and_failed(self) -> None:
+        """What is gone is booked, also where nobody knows whether it is gone for good."""
+        blob = b"v"
+        name = hashlib.sha256(blob).hexdigest()
+        save(self.bench.store, (), "data", blob)
+        patch = self.patch(os, "fsync", failing(errno.EIO))
+        try:
+            with capturedLogs():
+                for _ in range(2):
+                    self.assertEqual([500], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
+        finally:
+            patch.restore()
+        self.assertEqual([(0, (), int(name[:2], 16), Amount(-1, -1))], self.books.settled)
+        self.assertEqual([200], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
+        self.assertEqual(1, len(self.books.settled))

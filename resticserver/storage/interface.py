@@ -84,6 +84,18 @@ class SizeChange(NamedTuple):
     found_bytes: int
 
 
+class NotDurable(OSError):
+    """
+    An object was removed, and it is not known whether it stays so after a power cut.
+
+    @ivar change: by how much the removal has changed what is stored.
+    """
+
+    def __init__(self, error: OSError, change: Amount) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        self.change = change
+
+
 class Upload(Protocol):
     """
     One object on its way in.
@@ -240,7 +252,12 @@ class Removes(Protocol):
     """Can remove objects."""
 
     def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
-        """Remove an object for good; by how much that changes what is stored: nothing if there was none."""
+        """
+        Remove an object for good; by how much that changes what is stored: nothing if there was none. Also then it is for
+        good: another removal of the same object may not have come to that.
+
+        @raise NotDurable: it is gone, and perhaps not for good.
+        """
 
 
 class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, Lists, Removes, Protocol):

@@ -18,6 +18,7 @@ from itertools import product
 from operator import attrgetter
 
 from ..errors import NotFound
+from ..files import is_directory
 from ..names import is_object_id
 from .interface import Objects
 from .snapshots import Draft, Snapshot, Snapshots, stamp_of
@@ -129,6 +130,7 @@ class DirectoryListing:
             fd = _open_directory(path)
         except (FileNotFoundError, NotADirectoryError):
             self._volume.check()
+            is_directory(path)  # else what has the name would hide all that should be in there
             return
         yield from self._directory_parts(path, fd, prefix)
 

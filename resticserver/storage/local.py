@@ -13,16 +13,19 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound, StartError
+from ..files import is_directory, is_link
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
 from .counting import Counting, possible_repositories
-from .interface import Chunks, Listing, Outcome, SizeChange, Stored, Upload
+from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
@@ -38,6 +41,12 @@ _READ_BYTES = 1 << 20
 _CHECK_ROOM_BYTES = 4 << 20
 #: What a file system gives a file at least.
 _BLOCK_BYTES = 4096
+#: What a file system says of a file whose bytes or metadata it cannot bring back.
+_DAMAGE = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "EUCLEAN", "EBADMSG", "ENODATA", "EREMOTEIO", "EILSEQ")
+    if hasattr(errno, name)
+)
 #: How long it is believed what kind of file system a repository lies on, and of how many that is remembered.
 _TRUST_S = 60.0
 _MOST_TRUSTED = 10_000
@@ -100,9 +109,8 @@ class LocalStore:
         left = 0
         in_use = False
         for repository in possible_repositories(self.path, self.max_depth):
-            path = self.repository_path(repository)
-            left += sweep(path)
-            in_use = in_use or os.path.isfile(os.path.join(path, CONFIG))
+            left += sweep(self.path, repository)
+            in_use = in_use or os.path.isfile(os.path.join(self.repository_path(repository), CONFIG))
         if in_use:
             self.volume.mark()
         self.volume.check()
@@ -110,9 +118,13 @@ class LocalStore:
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
 
     def _try_to_write(self) -> None:
+        folder = os.path.join(self.path, TEMPORARY_FOLDER)
+        was_there = os.path.lexists(folder)
         directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.publisher.temporary(self.path, directory_fd, self.path).discard()
+            if not was_there:
+                _remove_if_empty(folder)
         except InsufficientStorage:
             _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
         finally:
@@ -120,7 +132,7 @@ class LocalStore:
 
     def _make_directories(self, path: str) -> None:
         missing = []
-        while not os.path.isdir(path):
+        while not is_directory(path):
             missing.append(path)
             path = os.path.dirname(path)
         for directory in reversed(missing):
@@ -146,6 +158,7 @@ class LocalStore:
         Make the directories of a repository, as far as they are missing; those of C{data} as restic makes them.
 
         @raise InsufficientStorage: the disk is full.
+        @raise OSError: what has the name of one is no directory.
         """
         self.volume.check()
         path = self.repository_path(repository)
@@ -158,8 +171,11 @@ class LocalStore:
             with self.publisher.new_directory_names(data):
                 for number in range(256):
                     directory = os.path.join(data, f"{number:02x}")
-                    with suppress(FileExistsError):
+                    try:
                         os.mkdir(directory, 0o700)
+                    except FileExistsError:
+                        is_directory(directory)
+                    else:
                         self.publisher.set_directory_mode(directory)
             # Those that were there may be what a killed server has just made.
             self.publisher.settle(path, self.path)
@@ -174,32 +190,51 @@ class LocalStore:
         """
         self.volume.check()
         path = self.repository_path(repository)
-        if not os.path.isdir(path):
+        way = self._way(repository, CONFIG)
+        if not way.in_repository:
             self.volume.check()
+            # Whoever removed it may not have come to make that durable.
+            self._fsync_way(repository)
             raise NoSuchRepository()
+        # Before anything is removed: what cannot be looked at, or leads nowhere, is not passed over.
+        directories = self._object_directories(path)
         _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
-        found = self._remove_file(os.path.join(path, CONFIG))
-        for kind in TYPES:
-            directory = os.path.join(path, kind)
-            found = os.path.isdir(directory) or found
-            if kind == "data":
-                for name in _names_in(directory):
-                    if len(name) == 2:
-                        self._remove_objects(os.path.join(directory, name))
-            self._remove_objects(directory)
-        if not found:
+        if not self._remove_file(os.path.join(path, CONFIG)) and not directories:
+            self.publisher.fsync_directory(path)
             raise NoSuchRepository()
+        for directory in directories:
+            self._remove_objects(directory)
         if repository:
             _remove_if_empty(os.path.join(path, TEMPORARY_FOLDER))
             _remove_if_empty(path)
+        self._fsync_way(repository)
+
+    @staticmethod
+    def _object_directories(path: str) -> list[str]:
+        """
+        A repository's directories for objects that are there, inner ones first.
+
+        @raise OSError: what has the name of one is none, or cannot be looked at.
+        """
+        found: list[str] = []
+        for kind in TYPES:
+            directory = os.path.join(path, kind)
+            if is_directory(directory):
+                if kind == "data":
+                    inner = (os.path.join(directory, name) for name in os.listdir(directory) if is_object_id(name * 32))
+                    found += filter(is_directory, inner)
+                found.append(directory)
+        return found
 
     def _remove_objects(self, directory: str) -> None:
-        """Remove a directory's objects, and the directory if nothing else is in it."""
+        """
+        Remove a directory's objects, and the directory if nothing else is in it. Durable where it stays; else when what it
+        was in is.
+        """
         for name in _names_in(directory):
             if is_object_id(name):
                 self._remove_file(os.path.join(directory, name), durable=False)
-        _remove_if_empty(directory)
-        if os.path.isdir(directory):
+        if not _remove_if_empty(directory):
             self.publisher.fsync_directory(directory)
 
     def _remove_file(self, path: str, durable: bool = True) -> bool:
@@ -211,6 +246,61 @@ class LocalStore:
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
+
+    def _way(self, repository: tuple[str, ...], kind: str, name: str = "") -> Way:
+        """
+        How far the way to an object, or to the directory of a type, leads. It is looked at where something is missing: only
+        what nobody has put there is missing.
+
+        @raise OSError: something that is no directory has the name of one of the repository's, a link leads nowhere, or
+            that cannot be told.
+        """
+        path = self.path
+        try:
+            if not is_directory(path):
+                return Way(None, False)
+            for folder in repository:
+                if not is_directory(f"{path}/{folder}"):
+                    return Way(path, False)
+                path = f"{path}/{folder}"
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise
+            return Way(path, False)  # a file of somebody's is no repository
+        if kind != CONFIG:
+            for directory in (f"{path}/{kind}", *([f"{path}/{kind}/{name[:2]}"] if kind == "data" and name else [])):
+                if not is_directory(directory):
+                    break
+                path = directory
+        return Way(path, True)
+
+    def _fsync_way(self, repository: tuple[str, ...], kind: str = CONFIG, name: str = "") -> None:
+        """Make durable what is missing on the way to an object: the last directory that is there says so."""
+        attempts = 8
+        while (path := self._way(repository, kind, name).path) is not None:
+            attempts -= 1
+            try:
+                self.publisher.fsync_directory(path)
+                return
+            except FileNotFoundError:  # it went away meanwhile
+                if not attempts:
+                    raise
+
+    def _missing(self, error: OSError, repository: tuple[str, ...], kind: str, name: str) -> Exception:
+        """
+        What a failed look at an object means: missing is missing, everything else stays a fault of the server.
+
+        @raise OSError: that it cannot be found is such a fault.
+        """
+        self.volume.check()
+        found = _as_missing(error)
+        if isinstance(found, NotFound):
+            way = self._way(repository, kind, name)
+            if kind == CONFIG and way.in_repository:
+                path = self._object_path(repository, kind, name)
+                if error.errno == errno.ENXIO or is_link(path):
+                    return _not_a_file(path)
+        return found
 
     def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
         """A new upload, of so many bytes if that is known; does no I/O yet."""
@@ -228,7 +318,7 @@ class LocalStore:
         try:
             return os.open(directory, flags)
         except (FileNotFoundError, NotADirectoryError):
-            if not os.path.isdir(self.repository_path(repository)):
+            if not self._way(repository, kind, name).in_repository:
                 self.volume.check()
                 raise NoSuchRepository() from None
         self._make_directories(directory)
@@ -275,10 +365,9 @@ class LocalStore:
         try:
             status = os.stat(path)
         except OSError as error:
-            self.volume.check()
-            raise _as_missing(error) from error
+            raise self._missing(error, repository, kind, name) from error
         if not stat.S_ISREG(status.st_mode):
-            raise NotFound()
+            raise _not_a_file(path)
         if self.at_once.available and self.trust(repository) is None:
             with suppress(OSError):
                 fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -317,25 +406,24 @@ class LocalStore:
         repository, kind, name, *_ = change
         self.forget_directory(repository, kind, name)
         try:
-            fd, _ = _open_file(self._object_path(repository, kind, name))
-        except NotFound:
+            with _opened(self._object_path(repository, kind, name)) as fd:
+                return _hash_of(fd) != name
+        except (FileNotFoundError, NotFound):
             return False
-        try:
-            return _hash_of(fd) != name
-        finally:
-            os.close(fd)
 
     def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
         path = os.path.join(self.repository_path(repository), kind)
         # A lock that a list does not have may cost a repository its data: these are read every time.
         snapshots = self._no_snapshots if kind == "locks" else self.snapshots
-        return DirectoryListing(
+        missing = partial(self._way, repository, kind)
+        return LocalListing(
             path,
             self.volume,
             snapshots,
             two_levels=kind == "data",
             with_sizes=with_sizes,
+            missing=missing,
             size_changed=lambda name, known, found: self.on_size_change(SizeChange(repository, kind, name, known, found)),
         )
 
@@ -344,7 +432,10 @@ class LocalStore:
         Remove an object; by how much that changes what is stored: nothing if there was none.
 
         The removal is made durable: restic removes an index before the packs that it names, and after a power cut the
-        index must not come back without them.
+        index must not come back without them. Also that of an object that is gone already: whoever removed it (another
+        request, a server that was killed) may not have come to the fsync.
+
+        @raise NotDurable: it is gone, but its directory could not be made durable.
         """
         self.volume.check()
         path = self._object_path(repository, kind, name)
@@ -352,12 +443,58 @@ class LocalStore:
             status = os.stat(path)  # as lists count it, also behind a symlink
         except OSError:
             status = None
-        if self._remove_file(path):
-            # Of two removals at once only one has found the name.
-            counts = status is not None and stat.S_ISREG(status.st_mode)
-            return Amount(-status.st_size, -1) if status is not None and counts else Amount()
-        self.volume.check()
-        return Amount()
+        if not self._remove_file(path, durable=False):
+            self.volume.check()
+            self._fsync_way(repository, kind, name)
+            return Amount()
+        # Of two removals at once only one has found the name.
+        counts = status is not None and stat.S_ISREG(status.st_mode)
+        change = Amount(-status.st_size, -1) if status is not None and counts else Amount()
+        try:
+            try:
+                self.publisher.fsync_directory(os.path.dirname(path))
+            except FileNotFoundError:  # it went away meanwhile
+                self._fsync_way(repository, kind, name)
+        except OSError as error:
+            raise NotDurable(error, change) from error
+        return change
+
+
+class Way(NamedTuple):
+    """
+    How far a way from the data directory leads.
+
+    @ivar path: the last directory that is there; C{None} where the data directory is not.
+    @ivar in_repository: whether that is the repository's, or one in it.
+    """
+
+    path: str | None
+    in_repository: bool
+
+
+class LocalListing(DirectoryListing):
+    """
+    The objects of one type.
+
+    @param missing: called when its directory is not found.
+    """
+
+    def __init__(self, *args: Any, missing: Callable[[], object], **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._missing = missing
+
+    def open(self) -> None:
+        """
+        Open the directory.
+
+        @raise NotFound: nothing has its name.
+        @raise OSError: what has its name is no directory, or cannot be looked at.
+        """
+        try:
+            super().open()
+        except NotFound:
+            self._missing()
+            raise
 
 
 class LocalObject:
@@ -385,9 +522,8 @@ class LocalObject:
         """
         try:
             self._fd, self.size_bytes = _open_file(self._path)
-        except NotFound:
-            self._store.volume.check()
-            raise
+        except OSError as error:
+            raise self._store._missing(error, self._repository, self._kind, self._name) from error
         self._store.compare_size(self._repository, self._kind, self._name, os.fstat(self._fd))
         self._store.find_trust(self._repository, self._fd)
 
@@ -400,11 +536,12 @@ class LocalObject:
             fd = self._store.at_once.open(self._path)
         except OSError:
             return False
+        self._fd = fd  # closed from now on in any case
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
+            self.close()
             return False
-        self._fd, self.size_bytes, self._trust = fd, status.st_size, trust
+        self.size_bytes, self._trust = status.st_size, trust
         self._store.compare_size(self._repository, self._kind, self._name, status)
         return True
 
@@ -413,8 +550,8 @@ class LocalObject:
         return self._fd
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to C{length} bytes from C{offset}."""
-        return os.pread(self._fd, length, offset)
+        """C{length} bytes from C{offset}; fewer only at the file's end."""
+        return _read_part(self._fd, length, offset)
 
     def read_at_once(self, offset: int, length: int) -> bytes | None:
         """All of a part, if that takes no waiting."""
@@ -535,9 +672,20 @@ class LocalUpload:
             except FileNotFoundError:
                 # The directory that it was to be in was removed meanwhile, or is away with its volume.
                 self._store.volume.check()
+                if not self._directory_gone():
+                    raise
                 raise NoSuchRepository() from None
             self._close()
         return self._outcome
+
+    def _directory_gone(self) -> bool:
+        """Whether the directory is not the one any more that was there when the upload began."""
+        assert self._file is not None
+        try:
+            there = os.stat(self._file.directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return not os.path.samestat(there, os.fstat(self._directory_fd))
 
     def _commit(self) -> Outcome:
         assert self._file is not None
@@ -573,28 +721,36 @@ class LocalUpload:
         """The name is taken: equal bytes stay, a damaged object is healed, anything else is refused."""
         assert self._file is not None
         path = os.path.join(self._file.directory, self._name)
-        stored_fd, _ = _open_file(path)
+        if self._kind == CONFIG:
+            try:
+                with _opened(path) as stored_fd:
+                    if not _same_bytes(self._file.fd, stored_fd):
+                        raise Forbidden("the repository has a config already")
+                    self._publisher.fsync(stored_fd)
+                    return Outcome.UNCHANGED
+            except OSError as error:
+                raise _as_missing(error) from error
+        if self._hash is None and _hash_of(self._file.fd) != self._name:
+            raise Forbidden(f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it")
         try:
-            self._store.compare_size(self._repository, self._kind, self._name, os.fstat(stored_fd))
-            if self._kind == CONFIG:
-                if not _same_bytes(self._file.fd, stored_fd):
-                    raise Forbidden("the repository has a config already")
-            else:
-                if self._hash is None and _hash_of(self._file.fd) != self._name:
-                    raise Forbidden(
-                        f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it"
-                    )
-                if _hash_of(stored_fd) != self._name:
-                    _log.warn("{path} was damaged; replaced by a verified upload", path=path)
-                    before = self._publisher.replace(self._file, self._name)
-                    # Gone meanwhile is less than nothing.
-                    self.change = Amount(self.size_bytes - max(0, before), int(before < 0))
-                    return Outcome.HEALED
-            # Another upload may have linked it without having come to the fsync.
-            self._publisher.fsync(stored_fd)
-            return Outcome.UNCHANGED
-        finally:
-            os.close(stored_fd)
+            with _opened(path) as stored_fd:
+                self._store.compare_size(self._repository, self._kind, self._name, os.fstat(stored_fd))
+                if _hash_of(stored_fd) == self._name:
+                    # Another upload may have linked it without having come to the fsync.
+                    self._publisher.fsync(stored_fd)
+                    return Outcome.UNCHANGED
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise _as_missing(error) from error
+            _log.warn("{path} cannot be read ({error}); replaced by a verified upload", path=path, error=error.strerror)
+        else:
+            _log.warn("{path} was damaged; replaced by a verified upload", path=path)
+        before = self._publisher.replace(self._file, self._name)
+        if before is None:
+            before = self.size_bytes  # as it was when it was stored
+        # Gone meanwhile is less than nothing.
+        self.change = Amount(self.size_bytes - max(0, before), int(before < 0))
+        return Outcome.HEALED
 
     def abort(self) -> None:
         """Leave nothing behind; after a commit, do nothing."""
@@ -604,29 +760,51 @@ class LocalUpload:
         if self._store.room is not None:
             self._coming(self._store.room, -self._coming_bytes)
         file, self._file = self._file, None
-        if file is not None:
-            file.discard()
         fd, self._directory_fd = self._directory_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        try:
+            if file is not None:
+                file.discard()
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
 
 def _open_file(path: str) -> tuple[int, int]:
     """
     A regular file's descriptor for reading, and its size.
 
-    @raise NotFound: there is no regular file of that name.
+    @raise NotFound: there is something of that name, and it is no regular file.
     """
     # O_NONBLOCK: opening a FIFO of that name must not wait for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _as_missing(error) from error
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_a_file(path)
+    except BaseException:
         os.close(fd)
-        raise NotFound()
+        raise
     return fd, status.st_size
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """A regular file's descriptor for reading, for as long as it is wanted."""
+    fd, _ = _open_file(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _not_a_file(path: str) -> Exception:
+    """
+    What it means that something else has the name of a file: such a thing is no object. But who hears that there is no config
+    takes it that there is no repository.
+    """
+    if os.path.basename(path) == CONFIG:
+        return OSError(errno.EINVAL, "not a regular file", path)
+    return NotFound()
 
 
 def _names_in(directory: str) -> list[str]:
@@ -636,13 +814,18 @@ def _names_in(directory: str) -> list[str]:
         return []
 
 
-def _remove_if_empty(directory: str) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            os.rmdir(directory)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+def _remove_if_empty(directory: str) -> bool:
+    """Remove a directory that has nothing in it; whether it is gone."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        # ENOTDIR: a link to a directory, which is the administrator's.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def _as_missing(error: OSError) -> Exception:
@@ -678,6 +861,19 @@ def _write_all(fd: int, chunks: Chunks) -> int:
     return total
 
 
+def _read_part(fd: int, length: int, offset: int) -> bytes:
+    """A part of a file, cut only by the file's end: C{pread} may give less for other reasons, on FUSE for one."""
+    chunk = os.pread(fd, length, offset)
+    if len(chunk) == length or not chunk:
+        return chunk
+    chunks = [chunk]
+    got = len(chunk)
+    while got < length and (chunk := os.pread(fd, length - got, offset + got)):
+        chunks.append(chunk)
+        got += len(chunk)
+    return b"".join(chunks)
+
+
 def _hash_of(fd: int) -> str:
     """The SHA-256 of a whole file, in hex."""
     digest = hashlib.sha256()
@@ -692,7 +888,7 @@ def _same_bytes(one: int, other: int) -> bool:
     """Whether two files have the same content."""
     offset = 0
     while True:
-        left, right = os.pread(one, _READ_BYTES, offset), os.pread(other, _READ_BYTES, offset)
+        left, right = _read_part(one, _READ_BYTES, offset), _read_part(other, _READ_BYTES, offset)
         if left != right:
             return False
         if not left:

@@ -28,7 +28,7 @@ from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
 from ..names import Kind, Target
 from ..sizes import Amount
-from ..storage.interface import Chunks, Outcome, RepositoryStore, Stored, Upload
+from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Stored, Upload
 from ..telemetry.events import Event, EventKind, Tells, nobody
 from ..telemetry.record import Effect, Operation
 from . import replies
@@ -331,7 +331,10 @@ class RoutedResource(Resource):
 
 def _removed(change: Amount | Failure, request: StreamingRequest, place: Place) -> Amount | Failure:
     """A removal has come to its end, whoever still waits for that."""
-    done = change if isinstance(change, Amount) else NOTHING
+    if isinstance(change, Amount):
+        done = change
+    else:
+        done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
     place.end(done)
     request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
     return change

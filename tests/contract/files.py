@@ -12,10 +12,13 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,17 @@ from twisted.logger import capturedLogs
 
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NotFound
 from resticserver.names import TYPES
-from resticserver.storage.interface import Outcome, RepositoryStore
+from resticserver.sizes import Amount
+from resticserver.storage import publish
+from resticserver.storage.interface import NotDurable, Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
 
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all
 
 NAME = id_of(b"a pack")
+#: What an upload is called that has a name.
+UPLOAD = "0123456789abcdef" * 2 + ".upload"
 
 
 def failing(code: int) -> Callable[..., Any]:
@@ -524,6 +531,312 @@ class FileStoreContract(StoreContract):
         error = self.assertRaises(OSError, entries, store, ROOT, "locks")
         self.assertEqual(errno.ELOOP, error.errno)
 
+    def test_name_cannot_be_removed(self) -> None:
+        """
+        A temporary name that cannot be removed once the object has its own: the object is stored and counts, as all can see
+        it, and every descriptor is given back.
+        """
+        store = self.store_with()
+        with self.no_descriptor_left():
+            patch = self.patch(os, "unlink", failing(errno.EIO))
+            try:
+                with capturedLogs():
+                    for number in range(8):
+                        upload = store.upload(ROOT, "data", id_of(b"%d" % number))
+                        upload.open()
+                        upload.write([b"%d" % number])
+                        self.assertEqual(Outcome.STORED, upload.commit())
+                        self.assertEqual(Amount(1, 1), upload.change)
+            finally:
+                patch.restore()
+        self.assertEqual(8, len(entries(store, ROOT, "data")))
+        self.make_store()
+        self.assertEqual({key_of(ROOT, "data", id_of(b"%d" % number)) for number in range(8)}, set(self.contents()))
+
+    def test_published_and_failed(self) -> None:
+        """Once an object can be seen it counts, whatever fails then."""
+        store = self.store_with()
+        upload = store.upload(ROOT, "data", NAME)
+        upload.open()
+        upload.write([b"a pack"])
+        real = os.fsync
+
+        def fsync(fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(fd)
+
+        patch = self.patch(os, "fsync", fsync)
+        try:
+            with self.no_descriptor_left():
+                self.assertRaises(OSError, save, store, ROOT, "keys", b"a key")
+            self.assertRaises(OSError, upload.commit)
+            upload.abort()
+        finally:
+            patch.restore()
+        if upload.change != Amount():
+            self.assertEqual(Amount(6, 1), upload.change)
+        self.assertEqual(upload.change.objects, len(entries(store, ROOT, "data")))
+
+    def test_failing_looks_leave_nothing_open(self) -> None:
+        """A file that is open and then cannot be looked at is closed."""
+        store = self.store_with()
+        save(store, ROOT, "data", b"a pack")
+        name = id_of(b"a pack")
+        for at_once_ in (False, True):
+            with self.no_descriptor_left():
+                patch = self.patch(os, "fstat", failing(errno.EIO))
+                try:
+                    stored = store.stored(ROOT, "data", name)
+                    self.assertRaises(OSError, stored.open)
+                    stored.close()
+                    if at_once_:
+                        load_at_once(store, name)
+                    with suppress(OSError):  # an unnamed file is not looked at
+                        save(store, ROOT, "data", b"another")
+                finally:
+                    patch.restore()
+
+    # --- what cannot be read
+
+    def failing_for(self, path: Path, code: int) -> Callable[[str], Callable[..., Any]]:
+        """Makes calls that fail for one file, by its path or its descriptor."""
+
+        def fails(call: str) -> Callable[..., Any]:
+            real, inode = getattr(os, call), path.stat().st_ino
+
+            def fail(what: Any, *args: Any, **named: Any) -> Any:
+                if (fstat(what).st_ino == inode) if isinstance(what, int) else (os.path.abspath(what) == str(path)):
+                    raise OSError(code, os.strerror(code))
+                return real(what, *args, **named)
+
+            return fail
+
+        fstat = os.fstat
+        return fails
+
+    def test_unreadable_object_is_replaced(self) -> None:
+        """
+        An object whose bytes the disk does not bring back, or whose inode, is replaced by the verified upload of the same
+        object, as one with other bytes is.
+        """
+        for verify in (True, False):
+            for code in (errno.EIO, errno.EUCLEAN, errno.EBADMSG):
+                for calls in (("pread",), ("open",), ("fsync",), ("open", "stat")):
+                    store = self.store_with(verify=verify)
+                    path = self.path_of("data", NAME)
+                    self.plant(key_of(ROOT, "data", NAME), b"a pack")
+                    before = inode_of(path)
+                    upload = store.upload(ROOT, "data", NAME)
+                    with self.no_descriptor_left(), capturedLogs() as events:
+                        upload.open()
+                        upload.write([b"a pack"])
+                        fails = self.failing_for(path, code)
+                        patches = [self.patch(os, call, fails(call)) for call in calls]
+                        try:
+                            self.assertEqual(Outcome.HEALED, upload.commit(), f"{calls} {errno.errorcode[code]}")
+                        finally:
+                            for patch in patches:
+                                patch.restore()
+                    self.assertEqual(Amount(), upload.change)
+                    self.assertNotEqual(before, inode_of(path))
+                    self.assertEqual(b"a pack", load(store, ROOT, "data", NAME))
+                    self.assertIn("replaced by a verified upload", "".join(str(event["log_format"]) for event in events))
+        self.assertEqual({key_of(ROOT, "data", NAME): b"a pack"}, self.contents())
+
+    def test_unreadable_is_not_replaced_by_anything_else(self) -> None:
+        """Not by bytes that are not what the name says, not a config, and not what may only not be read."""
+        for verify in (True, False):
+            store = self.store_with(verify=verify)
+            for kind, name, body, code, error in (
+                ("data", NAME, b"other bytes", errno.EIO, Forbidden),
+                ("data", NAME, b"a pack", errno.EACCES, PermissionError),
+                ("config", "config", b"a config", errno.EIO, OSError),
+            ):
+                path = self.path_of(kind, name)
+                self.plant(key_of(ROOT, kind, name), b"a pack")
+                upload = store.upload(ROOT, kind, name)
+                upload.open()
+                upload.write([body])
+                fails = self.failing_for(path, code)
+                before = inode_of(path)
+                patch = self.patch(os, "open", fails("open"))
+                try:
+                    self.assertRaises(error, upload.commit)
+                finally:
+                    patch.restore()
+                upload.abort()
+                self.assertEqual((before, b"a pack"), (inode_of(path), path.read_bytes()))
+
+    def test_short_reads(self) -> None:
+        """A system that gives less than it was asked for, though there is more, shortens nothing and damages nothing."""
+        store = self.store_with(verify=False)
+        content = b"0123456789" * 1000
+        name = id_of(content)
+        save(store, ROOT, "data", content)
+        save(store, ROOT, "config", content, "config")
+        pread = os.pread
+        turns = count()
+
+        def short(fd: int, length: int, offset: int) -> bytes:
+            return pread(fd, min(length, 7 + next(turns) % 5), offset)
+
+        self.patch(os, "pread", short)
+        for kind, object_name in (("data", name), ("config", "config")):
+            stored = store.stored(ROOT, kind, object_name)
+            stored.open()
+            self.addCleanup(stored.close)
+            self.assertEqual(content, stored.read(0, len(content)))
+            self.assertEqual(content[9:1000], stored.read(9, 991))
+            self.assertEqual(content[9990:], stored.read(9990, 100))
+            self.assertEqual(Outcome.UNCHANGED, save(store, ROOT, kind, content, object_name))
+        self.assertRaises(Forbidden, save, store, ROOT, "config", content[:-1], "config")
+
+    def test_something_else_in_a_directory_s_place(self) -> None:
+        """
+        A type's directory, or one of C{data}'s, that is something else or a link to nothing is a fault of the server for
+        every request that needs it: restic would take "not there" for "empty".
+        """
+        for directory, kind in ((*((kind, kind) for kind in TYPES), (f"data/{NAME[:2]}", "data"))):
+            for make in (
+                lambda path: path.write_bytes(b""),
+                lambda path: path.symlink_to("nowhere"),
+                lambda path: path.symlink_to(path.name),
+                os.mkfifo,
+            ):
+                store = self.store_with()
+                shutil.rmtree(self.root / directory)
+                make(self.root / directory)
+                for look in (
+                    partial(entries, store, ROOT, kind),
+                    partial(entries, store, ROOT, kind, with_sizes=False),
+                    partial(load, store, ROOT, kind, NAME),
+                    partial(store.size_of, ROOT, kind, NAME),
+                    partial(save, store, ROOT, kind, b"a pack"),
+                    partial(store.remove_object, ROOT, kind, NAME),
+                    partial(store.create_repository, ROOT),
+                    partial(store.delete_repository, ROOT),
+                ):
+                    with self.no_descriptor_left():
+                        error = self.assertRaises(OSError, look)
+                    self.assertIsNot(FileNotFoundError, type(error), f"{directory} {look}")
+                (self.root / directory).unlink()
+
+    def test_linked_directories(self) -> None:
+        """A type's directory may be a link to one elsewhere, as long as that is there."""
+        store = self.store_with()
+        elsewhere = Path(self.mktemp()).absolute()
+        shutil.move(self.root / "keys", elsewhere)
+        (self.root / "keys").symlink_to(elsewhere)
+        store.create_repository(ROOT)
+        save(store, ROOT, "keys", b"a key")
+        self.assertEqual(b"a key", load(store, ROOT, "keys", id_of(b"a key")))
+        self.assertEqual(1, len(entries(store, ROOT, "keys")))
+        self.assertEqual(-1, store.remove_object(ROOT, "keys", id_of(b"a key")).objects)
+        save(store, ROOT, "keys", b"a key")
+        store.delete_repository(ROOT)
+        self.assertEqual([], list(elsewhere.iterdir()))
+
+    def test_config_is_no_file(self) -> None:
+        """
+        Something else in the config's place is a fault of the server: restic takes "not there" for "no repository", and
+        scripts make one then.
+        """
+        for make in (
+            lambda path: path.mkdir(),
+            lambda path: path.symlink_to("nowhere"),
+            lambda path: path.symlink_to(path.name),
+            os.mkfifo,
+            make_socket,
+        ):
+            store = self.store_with()
+            path = self.root / "config"
+            make(path)
+            for look in (
+                partial(load, store, ROOT, "config", "config"),
+                partial(store.size_of, ROOT, "config", "config"),
+                partial(save, store, ROOT, "config", b"a config", "config"),
+            ):
+                with self.no_descriptor_left():
+                    error = self.assertRaises(OSError, look)
+                self.assertNotIsInstance(error, FileNotFoundError)
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    def test_repository_is_a_link_to_nothing(self) -> None:
+        """As a disk that is not mounted leaves it: no request may take it for a repository that was never made."""
+        store = self.make_store()
+        (self.root / "alice").symlink_to("nowhere")
+        for repository in (("alice",), DEEP):
+            for look in (
+                partial(entries, store, repository, "locks"),
+                partial(store.size_of, repository, "config", "config"),
+                partial(load, store, repository, "config", "config"),
+                partial(save, store, repository, "data", b"a pack"),
+                partial(store.remove_object, repository, "data", NAME),
+                partial(store.create_repository, repository),
+                partial(store.delete_repository, repository),
+            ):
+                error = self.assertRaises(OSError, look)
+                self.assertEqual(errno.ENOLINK, error.errno)
+
+    def test_file_in_a_repository_s_place(self) -> None:
+        """Some file below the data directory is no repository, and nothing is in it."""
+        store = self.make_store()
+        (self.root / "alice").write_bytes(b"")
+        for repository in (("alice",), DEEP):
+            for look in (
+                partial(entries, store, repository, "locks"),
+                partial(store.size_of, repository, "config", "config"),
+                partial(load, store, repository, "data", NAME),
+                partial(save, store, repository, "data", b"a pack"),
+                partial(store.delete_repository, repository),
+            ):
+                self.assertRaises(NotFound, look)
+            self.assertEqual(Amount(), store.remove_object(repository, "data", NAME))
+
+    def test_directory_that_cannot_be_looked_at(self) -> None:
+        """Nobody is told that there is no repository, or nothing in it, because the disk or a permission is in the way."""
+        store = self.store_with(DEEP)
+        shutil.rmtree(self.root / "alice/laptop/data")
+        real = os.stat
+        for code in (errno.EIO, errno.EACCES, errno.ELOOP):
+            for below in ("alice", "alice/laptop", "alice/laptop/data"):
+
+                def look(path: Any, *args: Any, below: str = below, code: int = code, **named: Any) -> Any:
+                    if isinstance(path, str) and f"{path}/".startswith(f"{self.root}/{below}/"):
+                        raise OSError(code, os.strerror(code))
+                    return real(path, *args, **named)
+
+                for ask in (
+                    partial(entries, store, DEEP, "data"),
+                    partial(store.size_of, DEEP, "data", NAME),
+                    partial(load, store, DEEP, "data", NAME),
+                    partial(save, store, DEEP, "data", b"a pack"),
+                    partial(store.remove_object, DEEP, "data", NAME),
+                    partial(store.delete_repository, DEEP),
+                ):
+                    patch = self.patch(os, "stat", look)
+                    try:
+                        self.assertEqual(code, self.assertRaises(OSError, ask).errno, f"{below} {ask}")
+                    finally:
+                        patch.restore()
+
+    def test_file_vanishes_while_it_is_published(self) -> None:
+        """That something needed is missing means that the repository is gone only if its directory is."""
+        store = self.store_with()
+        for call in ("link", "rename"):
+            self.patch(os, call, failing(errno.ENOENT))
+        error = self.assertRaises((NotFound, OSError), self.publish_without_help, store)
+        self.assertNotIsInstance(error, NotFound)
+
+    def publish_without_help(self, store: RepositoryStore) -> None:
+        """An upload that no C{renameat2} helps."""
+        patch = self.patch(publish, "_rename_noreplace", failing(errno.ENOENT))
+        try:
+            save(store, ROOT, "data", b"a pack")
+        finally:
+            patch.restore()
+
     # --- durability
 
     def fsyncs_of(self, path: Path, call: Callable[[], object]) -> list[tuple[int, int | None]]:
@@ -591,6 +904,89 @@ class FileStoreContract(StoreContract):
         path = self.path_of("index", id_of(b"an index"))
         calls = self.fsyncs_of(path, lambda: store.remove_object(ROOT, "index", path.name))
         self.assertEqual([(path.parent.stat().st_ino, None)], calls)
+
+    def test_repeated_removal_is_durable(self) -> None:
+        """
+        So is the removal of what is gone already: whoever removed it may not have come to the fsync. Where even the
+        directory is gone it is the one that this was in.
+        """
+        store = self.store_with(DEEP)
+        repository = self.root / "alice/laptop"
+        for kind in TYPES:
+            path = self.root / key_of(DEEP, kind, NAME)
+            self.plant(key_of(DEEP, kind, NAME), b"a pack")
+            store.remove_object(DEEP, kind, NAME)
+            while True:
+                calls = self.fsyncs_of(path, lambda: store.remove_object(DEEP, kind, NAME))
+                directory = next(parent for parent in path.parents if parent.exists())
+                self.assertEqual([(directory.stat().st_ino, None)], calls, directory)
+                if directory == repository:
+                    break
+                shutil.rmtree(directory)
+        shutil.rmtree(repository)
+        calls = self.fsyncs_of(repository, lambda: store.remove_object(DEEP, "keys", NAME))
+        self.assertEqual([((self.root / "alice").stat().st_ino, None)], calls)
+        calls = self.fsyncs_of(self.root / "config", lambda: store.remove_object(ROOT, "config", "config"))
+        self.assertEqual([(self.root.stat().st_ino, None)], calls)
+
+    def test_repeated_removal_whose_fsync_fails(self) -> None:
+        """What may come back is not said to be gone, however often it is asked for."""
+        store = self.store_with()
+        save(store, ROOT, "index", b"an index")
+        name = id_of(b"an index")
+        patch = self.patch(os, "fsync", failing(errno.EIO))
+        try:
+            error = self.assertRaises(NotDurable, store.remove_object, ROOT, "index", name)
+            self.assertEqual((errno.EIO, Amount(-8, -1)), (error.errno, error.change))
+            for _ in range(2):
+                error = self.assertRaises(OSError, store.remove_object, ROOT, "index", name)
+                self.assertNotIsInstance(error, NotDurable)
+        finally:
+            patch.restore()
+        self.assertEqual(Amount(), store.remove_object(ROOT, "index", name))
+
+    def test_repeated_removal_waits_for_the_first(self) -> None:
+        """While the first removal hangs in its fsync the second has no answer before an fsync of its own."""
+        store = self.store_with()
+        save(store, ROOT, "locks", b"a lock")
+        name = id_of(b"a lock")
+        real, hangs, goes_on = os.fsync, threading.Event(), threading.Event()
+        fsyncs = []
+
+        def fsync(fd: int) -> None:
+            fsyncs.append(fd)
+            if len(fsyncs) == 1:
+                hangs.set()
+                goes_on.wait(60)
+            real(fd)
+
+        self.patch(os, "fsync", fsync)
+        first = threading.Thread(target=store.remove_object, args=(ROOT, "locks", name))
+        first.start()
+        self.assertTrue(hangs.wait(60))
+        self.assertEqual(Amount(), store.remove_object(ROOT, "locks", name))
+        self.assertEqual(2, len(fsyncs))
+        goes_on.set()
+        first.join()
+
+    def test_deletion_of_a_repository_is_durable(self) -> None:
+        """All that is gone is gone for good: each directory that stays, and what those were in that do not."""
+        for foreign in ((), ("notes",), ("keys/notes",), ("data/ab/notes", "data/notes")):
+            self._root = None
+            store = self.store_with(DEEP)
+            repository = self.root / "alice/laptop"
+            for kind in TYPES:
+                save(store, DEEP, kind, b"a pack")
+            save(store, DEEP, "config", b"a config", "config")
+            for path in foreign:
+                (repository / path).write_bytes(b"foreign")
+            calls = self.fsyncs_of(self.root, lambda: store.delete_repository(DEEP))
+            left = {path.stat().st_ino for path in [repository, *repository.rglob("*")] if path.is_dir()}
+            left |= set() if foreign else {(self.root / "alice").stat().st_ino}
+            self.assertEqual(set(), left - {inode for inode, _ in calls}, foreign)
+            if not any("/" in path for path in foreign):  # else some of it is still there
+                calls = self.fsyncs_of(self.root, lambda: self.assertRaises(NotFound, store.delete_repository, DEEP))
+                self.assertEqual(1, len(calls))
 
     def test_new_directories_are_durable(self) -> None:
         """Each new directory is made durable in its parent, from the data directory down."""
@@ -667,10 +1063,17 @@ class FileStoreContract(StoreContract):
         save(store, DEEP, "data", b"a pack")
         kept = self.contents()
         for folder in ("", "alice/", "alice/laptop/"):
-            self.plant(f"{folder}.tmp/0123.upload", b"half a pa")
-        self.plant("too/deep/for/a/repository/.tmp/0123.upload", b"foreign")
+            self.plant(f"{folder}.tmp/{UPLOAD}", b"half a pa")
+        foreign = {
+            f"too/deep/for/a/repository/.tmp/{UPLOAD}": b"foreign",
+            f"bob/.tmp/{UPLOAD}": b"foreign",
+            "bob/.tmp/precious": b"foreign",
+            "alice/.tmp/precious": b"foreign",
+        }
+        for key, content in foreign.items():
+            self.plant(key, content)
         self.make_store()
-        self.assertEqual({**kept, "too/deep/for/a/repository/.tmp/0123.upload": b"foreign"}, self.contents())
+        self.assertEqual({**kept, **foreign}, self.contents())
         self.assertFalse((self.root / ".tmp").exists())
 
     def test_sweep_leaves_live_uploads(self) -> None:
@@ -690,14 +1093,37 @@ class FileStoreContract(StoreContract):
         stays.
         """
         self.store_with()
-        self.plant(".tmp/0123.upload", b"half a pa")
+        self.plant(f".tmp/{UPLOAD}", b"half a pa")
         self.plant("elsewhere", b"foreign")
         (self.root / ".tmp/directory").mkdir()
         (self.root / ".tmp/link").symlink_to(self.root / "elsewhere")
         os.mkfifo(self.root / ".tmp/fifo")
         self.make_store()
-        self.assertFalse((self.root / ".tmp/0123.upload").exists())
+        self.assertFalse((self.root / ".tmp" / UPLOAD).exists())
         self.assertEqual(b"foreign", (self.root / "elsewhere").read_bytes())
+
+
+def make_socket(path: Path) -> None:
+    """A unix socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        # Its path may be too long for a socket's.
+        folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            listener.bind(f"/proc/self/fd/{folder_fd}/{path.name}")
+        finally:
+            os.close(folder_fd)
+
+
+def load_at_once(store: RepositoryStore, name: str) -> None:
+    """Open an object as the reactor's thread does it, which may fail."""
+    store.size_of(ROOT, "data", name)
+    stored = store.stored(ROOT, "data", name)
+    try:
+        stored.open_at_once()
+    except OSError:
+        pass
+    finally:
+        stored.close()
 
 
 def failing_for_files(call: str, code: int) -> Callable[..., Any]:

@@ -67,6 +67,15 @@ def refuse(test: SynchronousTestCase, unnamed_open: int, unnamed_link: int, link
     test.patch(publish, "_rename_noreplace", failing(noreplace) if noreplace else real_rename)
 
 
+def believed(store: LocalStore) -> Mechanisms:
+    """What a store believes of the file system of its data directory."""
+    directory_fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return store.publisher.mechanisms_on(directory_fd)
+    finally:
+        os.close(directory_fd)
+
+
 class RefusedAtRunTime(FileStoreContract, SynchronousTestCase):
     """A file system that has none of the ways and says so only when they are tried."""
 
@@ -106,7 +115,7 @@ class RemembersLists(FileStoreContract, SynchronousTestCase):
 
 
 class Fallbacks(SynchronousTestCase):
-    """What is refused once is not tried again, and each way falls back to the next."""
+    """What is refused is left out, and each way falls back to the next."""
 
     #: errors of: open an unnamed file, link it, link a named file, rename without replacing
     cases = (
@@ -129,7 +138,7 @@ class Fallbacks(SynchronousTestCase):
             store.prepare()
             store.create_repository(ROOT)
             check(store)
-            self.assertEqual(left, store.publisher.mechanisms, what)
+            self.assertEqual(left, believed(store), what)
 
     def test_store(self) -> None:
         """A new object is published, and the next one too."""
@@ -166,11 +175,11 @@ class Fallbacks(SynchronousTestCase):
         store = LocalStore(self.mktemp())
         store.prepare()
         store.create_repository(ROOT)
-        believed = store.publisher.mechanisms
+        before = believed(store)
         self.patch(os, "link", failing(errno.EIO))
         error = self.assertRaises(OSError, save, store, ROOT, "data", b"one")
         self.assertEqual(errno.EIO, error.errno)
-        self.assertEqual(believed, store.publisher.mechanisms)
+        self.assertEqual(before, believed(store))
 
 
 class Prepare(SynchronousTestCase):
@@ -215,7 +224,22 @@ class Prepare(SynchronousTestCase):
             root = self.mktemp()
             for folder in ("a", "a/b", "a/b/c"):
                 os.makedirs(f"{root}/{folder}/.tmp")
-                with open(f"{root}/{folder}/.tmp/1.upload", "wb"):
-                    pass
+                for name in ("config", f".tmp/{'0' * 32}.upload"):
+                    with open(f"{root}/{folder}/{name}", "wb"):
+                        pass
             LocalStore(root, max_depth=max_depth).prepare()
-            self.assertEqual(left, sum(len(files) for _, _, files in os.walk(root)))
+            self.assertEqual(left, sum(name.endswith(".upload") for _, _, files in os.walk(root) for name in files))
+
+    def test_not_ours(self) -> None:
+        """What others keep in folders of that name stays, in the data directory too, also where no file can be unnamed."""
+        for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
+            root = self.mktemp()
+            os.makedirs(f"{root}/x/.tmp")
+            os.makedirs(f"{root}/.tmp")
+            for path in (f"{root}/x/.tmp/precious", f"{root}/x/.tmp/{'0' * 32}.upload", f"{root}/.tmp/{'0' * 32}.upload"):
+                with open(path, "wb"):
+                    pass
+            os.makedirs(f"{root}/y/.tmp")
+            LocalStore(root, mechanisms=mechanisms).prepare()
+            self.assertEqual(3, sum(len(files) for _, _, files in os.walk(root)))
+            self.assertTrue(os.path.isdir(f"{root}/y/.tmp"))

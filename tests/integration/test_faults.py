@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import random
+import re
 import secrets
 import socket
 import threading
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.names import TYPES
 
 from ..support.certificates import make_certificate
 from ..support.client import (
@@ -31,6 +34,7 @@ from ..support.client import (
     read_reply,
     reset,
 )
+from ..support.faults import traced, why_no_faults
 from ..support.htpasswd import bcrypt_line, sha_line
 from ..support.scratch import files_below, hash_of_file, object_path, scratch_directory
 from ..support.server import TWISTD, ServerProcess, start_server
@@ -253,13 +257,212 @@ class KilledServerTests(SynchronousTestCase):
 
         self.server.kill()
         for repository in (self.data, self.data / "one", self.data / "one" / "two"):
-            (repository / ".tmp").mkdir(parents=True)
-            (repository / ".tmp" / "abandoned.upload").write_bytes(b"half of some")
-        alive = self.data / "one" / ".tmp" / "alive.upload"
+            for kind in TYPES:
+                (repository / kind).mkdir(parents=True, exist_ok=True)
+            (repository / ".tmp").mkdir()
+            (repository / ".tmp" / f"{secrets.token_hex(16)}.upload").write_bytes(b"half of some")
+        alive = self.data / "one" / ".tmp" / f"{secrets.token_hex(16)}.upload"
         with alive.open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            start_server(self, self.data)
-            self.assertEqual(files_below(self.data), {"one/.tmp/alive.upload"})
+            server = start_server(self, self.data)
+            self.assertEqual(files_below(self.data), {f"one/.tmp/{alive.name}"})
+            server.wait_for_line("removed 3 unfinished uploads of an earlier run")
+
+    def test_what_others_keep_is_not_swept(self) -> None:
+        """
+        Whatever is called C{.tmp} and is not the server's own stays: in folders that are no repositories, in repositories
+        under other names, behind links.
+        """
+        self.server.kill()
+        outside = scratch_directory(self)
+        upload = f"{secrets.token_hex(16)}.upload"
+        for folder in (self.data / "alice", self.data / "alice" / "pc", outside / "elsewhere"):
+            for kind in TYPES:
+                (folder / kind).mkdir(parents=True)
+            (folder / "config").write_bytes(b"a config")
+        kept = (
+            self.data / ".tmp" / upload,
+            self.data / "x" / ".tmp" / "precious",
+            self.data / "x" / ".tmp" / upload,
+            self.data / "x" / "y" / ".tmp" / "precious",
+            self.data / "alice" / ".tmp" / "precious",
+            self.data / "alice" / ".tmp" / "link",
+            outside / "precious" / upload,
+            outside / "elsewhere" / ".tmp" / upload,
+        )
+        for path in kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"foreign")
+        (self.data / "alice" / ".tmp" / upload).symlink_to(outside / "precious" / upload)
+        (self.data / "alice" / "pc" / ".tmp").symlink_to(outside / "precious")
+        (self.data / "bob").symlink_to(outside / "elsewhere")
+        start_server(self, self.data)
+        self.assertEqual([], [path for path in kept if not path.exists()])
+        self.assertTrue((self.data / "alice" / ".tmp" / upload).is_symlink())
+
+
+class BrokenDiskTests(SynchronousTestCase):
+    """A disk whose calls fail, under a running server."""
+
+    skip = why_no_faults()
+
+    def setUp(self) -> None:
+        self.data = scratch_directory(self) / "data"
+
+    def start(self, *flags: str) -> ServerProcess:
+        """A server that keeps account, with a repository."""
+        server = start_server(self, self.data, "--max-size", "1GiB", "--prometheus", "--prometheus-no-auth", *flags)
+        server.wait_for_line("Quota initialized")
+        with server.client() as client:
+            client.create_repository("/alice/")
+        return server
+
+    def path(self, kind: str, name: str) -> Path:
+        """Where an object lies."""
+        return object_path(self.data / "alice", kind, name)
+
+    def booked_bytes(self, client: Client) -> int:
+        """How much is stored, as the server's books have it."""
+        metrics = client.get("/metrics").body.decode("utf-8")
+        found = re.search(r"^rest_server_size_bytes ([0-9.e+]+)$", metrics, re.MULTILINE)
+        assert found is not None, metrics
+        return int(float(found[1]))
+
+    def test_removal_is_asked_for_again(self) -> None:
+        """Each DELETE of what is gone already brings the directory to the disk before its answer."""
+        server = self.start()
+        with server.client() as client:
+            name = client.save("index", b"an index", "/alice/")
+            for request in range(3):
+                with traced([server.pid], "fsync") as log:
+                    self.assertEqual(200, client.delete(f"/alice/index/{name}").status)
+                    wait_until(lambda: "alice/index>" in log.read_text(), what=f"the fsync of DELETE {request}")
+            (self.data / "alice" / "index").rmdir()
+            with traced([server.pid], "fsync") as log:
+                self.assertEqual(200, client.delete(f"/alice/index/{name}").status)
+                wait_until(lambda: "/data/alice>" in log.read_text(), what="the fsync of the repository")
+
+    def removal_fails(self, *flags: str) -> None:
+        """A DELETE whose fsync fails is a 500, and the books have what is there."""
+        server = self.start(*flags)
+        with server.client() as client:
+            names = [client.save("data", b"%d" % number * 50_000, "/alice/") for number in range(10)]
+            wait_until(lambda: self.booked_bytes(client) == 500_000, what="the books")
+            left = 500_000
+            for name in names[:3]:
+                with traced([server.pid, *server.workers()], "fsync", "error=EIO", self.path("data", name).parent):
+                    for _ in range(2):
+                        self.assertEqual(500, client.delete(f"/alice/data/{name}").status)
+                self.assertFalse(self.path("data", name).exists())
+                left -= 50_000
+                wait_until(lambda: self.booked_bytes(client) == left, what=f"{left:,} bytes in the books")
+                self.assertEqual(200, client.delete(f"/alice/data/{name}").status)
+            self.assertEqual(left, self.booked_bytes(client))
+
+    def test_removal_fails(self) -> None:
+        """In one process."""
+        self.removal_fails()
+
+    def test_removal_fails_in_a_worker(self) -> None:
+        """In a worker, whose books are the parent's."""
+        self.removal_fails("--workers", "2")
+
+    def test_refused_once(self) -> None:
+        """One linkat that fails: the upload is stored, and the next one is unnamed again."""
+        server = self.start()
+        with server.client() as client:
+            for error in ("EPERM", "EMLINK", "EINVAL"):
+                with traced([server.pid], "linkat", f"error={error}:when=1"):
+                    client.save("data", f"first {error}".encode(), "/alice/")
+                with traced([server.pid], "linkat") as log:
+                    client.save("data", f"second {error}".encode(), "/alice/")
+                    wait_until(lambda: re.search(r"linkat\(.*/proc/self/fd/.* = 0$", log.read_text(), re.M), what=error)
+            self.assertEqual(6, len(client.list("data", "/alice/")))
+        self.assertIsNone(server.said("does not take"))
+        self.assertEqual(6, len(files_below(self.data)))
+
+    def test_name_cannot_be_removed(self) -> None:
+        """Without unnamed files: an unlink that fails behind the link is no failure of the upload, and nothing stays open."""
+        server = self.start()
+        with server.client() as client:
+            with traced([server.pid], "linkat", "error=EPERM"):
+                client.save("data", b"0" * 1000, "/alice/")
+            server.wait_for_line("does not take unnamed")
+            with traced([server.pid], "/^unlink", "error=EIO"):
+                for number in range(1, 9):
+                    client.save("data", b"%d" % number * 1000, "/alice/")
+                wait_until(lambda: not server.open_files_below(self.data / "alice"), what="closed files")
+            self.assertEqual(9000, sum(client.list("data", "/alice/").values()))
+            wait_until(lambda: self.booked_bytes(client) == 9000, what="the books")
+        self.assertEqual(17, len(files_below(self.data)))
+        server.stop()
+        again = start_server(self, self.data)
+        again.wait_for_line("removed 8 unfinished uploads")
+        self.assertEqual(9, len(files_below(self.data)))
+
+    def test_unreadable(self) -> None:
+        """An object that cannot be read, or not opened, is replaced by the next upload of the same, append-only or not."""
+        server = self.start("--append-only")
+        body = random_bytes(seed=11, length=300_000)
+        with server.client() as client:
+            name = client.save("data", body, "/alice/")
+            for calls in ("pread64", "/^open"):
+                path = self.path("data", name)
+                before = path.stat().st_ino
+                with traced([server.pid], calls, "error=EIO", path):
+                    self.assertEqual(200, client.post(f"/alice/data/{name}", body).status, calls)
+                self.assertNotEqual(before, path.stat().st_ino)
+                self.assertEqual(body, client.get(f"/alice/data/{name}").body)
+            self.assertEqual(len(body), self.booked_bytes(client))
+        server.wait_for_line(r"cannot be read \(Input/output error\); replaced by a verified upload")
+
+    def test_directory_cannot_be_looked_at(self) -> None:
+        """Nobody hears "not found" or "no such repository" because the disk does not bring a directory back."""
+        server = self.start()
+        body = b"some object"
+        name = object_id(body)
+        repository = self.data / "alice"
+        with server.client() as client:
+            for kind, missing in (("data", self.path("data", name).parent), ("index", repository / "index")):
+                missing.rmdir()
+                for error in ("EIO", "EACCES"):
+                    with traced([server.pid], "/stat,/^open", f"error={error}", repository):
+                        for method, sent in (("POST", body), ("GET", None), ("HEAD", None), ("DELETE", None)):
+                            reply = client.request(method, f"/alice/{kind}/{name}", sent)
+                            self.assertEqual(500, reply.status, f"{method} {kind} {error}: {reply.reason}")
+                        if kind == "index":
+                            self.assertEqual(500, client.get("/alice/index/").status)
+                self.assertEqual(404, client.get(f"/alice/{kind}/{name}").status)
+                self.assertEqual(200, client.post(f"/alice/{kind}/{name}", body).status)
+
+    def test_something_else_there(self) -> None:
+        """A type's directory that is none, and a config that is no file, are never "not there"."""
+        server = self.start()
+        body = b"some object"
+        name = object_id(body)
+        with server.client() as client:
+            for kind in TYPES:
+                directory = self.data / "alice" / kind
+                for make in (directory.write_bytes, directory.symlink_to):
+                    directory.rename(directory.with_suffix(".away"))
+                    make(b"nowhere")  # type: ignore[operator]
+                    for method, path, sent in (
+                        ("GET", f"/alice/{kind}/", None),
+                        ("GET", f"/alice/{kind}/{name}", None),
+                        ("HEAD", f"/alice/{kind}/{name}", None),
+                        ("POST", f"/alice/{kind}/{name}", body),
+                        ("DELETE", f"/alice/{kind}/{name}", None),
+                    ):
+                        self.assertEqual(500, client.request(method, path, sent).status, f"{method} {path}")
+                    directory.unlink()
+                    directory.with_suffix(".away").rename(directory)
+            config = self.data / "alice" / "config"
+            for make_config in (config.mkdir, lambda: config.symlink_to("nowhere")):
+                make_config()
+                for method in ("GET", "HEAD"):
+                    self.assertEqual(500, client.request(method, "/alice/config").status, method)
+                config.rmdir() if config.is_dir() else config.unlink()
+            self.assertEqual(404, client.head("/alice/config").status)
 
 
 class ListTests(SynchronousTestCase):
