@@ -21,7 +21,7 @@ from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchReposit
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
-from .counting import Counting, possible_repositories
+from .counting import Counting
 from .interface import Chunks, Listing, Outcome, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
@@ -94,9 +94,10 @@ class LocalStore:
             raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
         left = 0
         in_use = False
-        for repository in possible_repositories(self.path, self.max_depth):
+        for repository in self.counting.possible_repositories():
             path = self.repository_path(repository)
-            left += sweep(path)
+            with suppress(OSError):  # a .tmp that cannot be read holds nothing that this server could remove
+                left += sweep(path)
             in_use = in_use or os.path.isfile(os.path.join(path, CONFIG))
         if in_use:
             self.volume.mark()
