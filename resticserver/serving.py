@@ -71,7 +71,7 @@ def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
 
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
     """The store of the data directory; nothing is opened."""
-    return LocalStore(
+    store = LocalStore(
         settings.path,
         verify=not settings.no_verify_upload,
         group_accessible=settings.group_accessible_repos,
@@ -79,6 +79,8 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
         snapshots=Snapshots(shelf=state),
         min_free=settings.min_free,
     )
+    store.volume.remembered_in = state.marker_file
+    return store
 
 
 def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:

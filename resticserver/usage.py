@@ -20,7 +20,7 @@ from functools import partial
 from .access.policy import Policy
 from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
-from .errors import ServerError
+from .errors import ServerError, StartError
 from .files import read_file
 from .names import MOST_FOLDERS
 from .settings import default_path
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     progress = _Progress() if sys.stderr.isatty() else None
     try:
         lines, skipped = _lines(asked, policy, progress)
-    except (ServerError, OSError) as error:
+    except (ServerError, StartError, OSError) as error:
         what = (error.filename if isinstance(error, OSError) else None) or asked.path
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"{parser.prog}: cannot count {what}: {reason}", file=sys.stderr)
@@ -124,9 +124,12 @@ def _lines(
     @raise OSError: the data directory cannot be read.
     """
     path = os.path.abspath(asked.path)
-    os.listdir(path)
     state = StateFile(path, asked.state_dir, read_only=True)
     store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(shelf=state))
+    # An empty mount point must not look like a server without repositories.
+    store.volume.known = state.marker()
+    store.volume.check()
+    os.listdir(path)
     counting = store.counting
     lines = []
     found = set(counting.repositories())

@@ -83,11 +83,14 @@ class LocalStore:
 
     def prepare(self) -> None:
         """
-        Make the data directory if it is missing, see that it can be written, remove what a killed server left.
+        Make the data directory if it is missing, see that it can be written, remove what a killed server left. Where the volume
+        that is known from an earlier run is missing, do nothing.
 
         @raise StartError: it cannot be made or written.
         """
         try:
+            if self.volume.is_missing():
+                return  # nothing is made in an empty mount point
             self._make_directories(self.path)
             self._try_to_write()
         except OSError as error:
@@ -250,7 +253,7 @@ class LocalStore:
     def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
         """An object's size in bytes; C{None} where that cannot be had without waiting, or there is no such object."""
         trust = self.trust(repository)
-        if trust is None or not trust.names:
+        if trust is None or not trust.names or not self.volume.seen_lately():
             return None
         try:
             status = self.at_once.look(self._object_path(repository, kind, name))
@@ -264,6 +267,7 @@ class LocalStore:
 
         @raise NotFound: there is no file of that name.
         """
+        self.volume.check_now_and_then()
         path = self._object_path(repository, kind, name)
         try:
             status = os.stat(path)
@@ -330,6 +334,7 @@ class LocalObject:
 
         @raise NotFound: there is no file of that name.
         """
+        self._store.volume.check_now_and_then()
         try:
             self._fd, self.size_bytes = _open_file(self._path)
         except NotFound:
@@ -340,7 +345,7 @@ class LocalObject:
     def open_at_once(self) -> bool:
         """Open the file if that takes no waiting; whether it is open."""
         trust = self._store.trust(self._repository)
-        if trust is None or not trust.names:
+        if trust is None or not trust.names or not self._store.volume.seen_lately():
             return False
         try:
             fd = self._store.at_once.open(self._path)

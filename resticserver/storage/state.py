@@ -7,11 +7,16 @@ request: where it cannot be read or written that is said once, and the server go
 
 Safe from several threads, and from several processes on one file system: SQLite's write-ahead log is for that, and needs a
 local one.
+
+Beside it in C{--state-dir}, which then is on another disk than the repositories, lies C{volume-id}: which volume the server
+has seen, so that it is missed also at a start. It is a file of its own, because deleting it does mean something: that another
+volume may be served from now on.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import sys
 import threading
@@ -25,13 +30,15 @@ from urllib.parse import quote
 from twisted.logger import Logger
 
 from ..errors import StartError
+from ..files import read_file
 from ..sizes import Amount
 from .filesystem import is_local
 from .interface import ID_BYTES, Objects
 from .ledger import CELLS, Repository
-from .volume import FOLDER
+from .volume import FOLDER, MOST_MARKER_BYTES
 
 FILE = "state.sqlite3"
+VOLUME_FILE = "volume-id"
 
 #: The form of the tables; a file of another form is made anew.
 _VERSION = 1
@@ -134,6 +141,52 @@ class StateFile:
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
                 raise StartError(f"cannot use the state directory {self._folder}: {error.strerror}") from error
+
+    # --- the volume
+
+    @property
+    def marker_file(self) -> str | None:
+        """The file that the volume's marker is remembered in; C{None} where the state lies on the volume itself."""
+        return os.path.join(self._folder, VOLUME_FILE) if self._named else None
+
+    def marker(self) -> bytes | None:
+        """
+        The marker of the volume that was there in an earlier run; C{None} if none is remembered.
+
+        @raise StartError: that cannot be told.
+        """
+        if self.marker_file is None:
+            return None
+        try:
+            return read_file(self.marker_file)[0][:MOST_MARKER_BYTES].strip() or None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StartError(f"cannot read {self.marker_file}: {error.strerror}") from error
+
+    def remember_marker(self, marker: bytes) -> None:
+        """Remember the volume's marker for the next start. Blocks. Where that is not possible it is said."""
+        path = self.marker_file
+        if path is None:
+            return
+        temporary = f"{path}.{secrets.token_hex(8)}"
+        try:
+            if self.marker() == marker:
+                return
+            fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(fd, self._file_mode)
+                os.write(fd, marker + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
+        except (OSError, StartError) as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            reason = error.strerror if isinstance(error, OSError) else error
+            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be noticed"
+            _log.warn(words, path=path, error=reason)
 
     # --- directories
 
