@@ -55,7 +55,10 @@ class LocalStore:
     @param max_depth: how many folders deep repositories may lie, for the sweep at the start.
     @param snapshots: keeps what lists have read, but for locks.
     @param min_free: how much of the file system uploads must leave free.
+    @cvar read_only: whether it does its work also where it cannot write.
     """
+
+    read_only = False
 
     def __init__(
         self,
@@ -92,9 +95,13 @@ class LocalStore:
             if self.volume.is_missing():
                 return  # nothing is made in an empty mount point
             self._make_directories(self.path)
-            self._try_to_write()
+            may_write = self._try_to_write()
         except OSError as error:
-            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
+            hint = "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}{hint}") from error
+        if not may_write:
+            self.volume.check()
+            return
         left = 0
         in_use = False
         for repository in self.counting.possible_repositories():
@@ -108,7 +115,12 @@ class LocalStore:
         if left:
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
 
-    def _try_to_write(self) -> None:
+    def _try_to_write(self) -> bool:
+        """
+        Whether the data directory can be written, or only be read where that will do.
+
+        @raise OSError: it cannot be used.
+        """
         directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.publisher.temporary(self.path, directory_fd, self.path).discard()
@@ -116,6 +128,7 @@ class LocalStore:
             _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
         finally:
             os.close(directory_fd)
+        return True
 
     def _make_directories(self, path: str) -> None:
         missing = []

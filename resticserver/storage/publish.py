@@ -42,6 +42,9 @@ _O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
 _RENAME_NOREPLACE = 1
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EISDIR, errno.EMLINK)
 
+#: How a place refuses to be written that may be read all the same.
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 #: A directory's times must be older than this before they tell that nothing in it has changed since: two changes in one
 #: tick of a file system's clock look like one. The coarsest (FAT's) has 2 s.
 _STILL_NS = 3_000_000_000

@@ -109,12 +109,18 @@ class StateFile:
     @param path: the data directory; what is kept of its directories is kept by their paths below it.
     @param directory: where the file lies; C{None} for the data directory's own folder, and only once that is there.
     @param file_mode: of the file.
+    @param may_be_frozen: whether a read-only file system is what is to be expected: what is there is read then, and nothing kept.
     @param read_only: for a look from outside: the file is neither made nor changed, not even by being looked at, because it
         belongs to the server's user.
     """
 
     def __init__(
-        self, path: str, directory: str | None = None, file_mode: int = 0o600, read_only: bool = False
+        self,
+        path: str,
+        directory: str | None = None,
+        file_mode: int = 0o600,
+        read_only: bool = False,
+        may_be_frozen: bool = False,
     ) -> None:
         self._data = os.fsencode(path)
         self._folder = directory if directory is not None else os.path.join(path, FOLDER)
@@ -122,6 +128,9 @@ class StateFile:
         self._file = os.path.join(self._folder, FILE)
         self._file_mode = file_mode
         self._read_only = read_only
+        self._may_be_frozen = may_be_frozen
+        #: Whether the open file may not be written.
+        self._frozen = False
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
@@ -241,7 +250,8 @@ class StateFile:
 
     def forget_directory(self, path: str) -> None:
         """A directory is not there any more, or is not to be kept."""
-        self._run(lambda connection: _write(connection, "DELETE FROM directory WHERE path = ?", [(self._key(path),)]))
+        statement = "DELETE FROM directory WHERE path = ?"
+        self._run(lambda connection: _write(connection, statement, [(self._key(path),)]), writes=True)
 
     # --- repositories
 
@@ -291,7 +301,7 @@ class StateFile:
                     _write(connection, "DELETE FROM directory WHERE path > ? AND path < ?", [(first + b"/", first + b"0")])
 
         if names:
-            self._run(forget)
+            self._run(forget, writes=True)
 
     # --- sizes over time
 
@@ -341,13 +351,20 @@ class StateFile:
             if time.monotonic() - self._used_s > _IDLE_S:
                 self._close()
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], make: bool = False) -> T | None:
+    def _run(self, work: Callable[[sqlite3.Connection], T], make: bool = False, writes: bool = False) -> T | None:
         """
         Do something with the file; C{None} where that is not possible.
 
-        @param make: whether the file is made if there is none.
+        @param make: whether the file is made if there is none, to be written.
+        @param writes: whether it is written if there is one.
         """
         with self._lock:
+            frozen = self._may_be_frozen and self._is_frozen()
+            if frozen != self._frozen:
+                self._frozen = frozen
+                self._close()
+            if frozen and (make or writes):
+                return None
             now = self._used_s = time.monotonic()
             if now < self._not_before:
                 return None
@@ -360,6 +377,8 @@ class StateFile:
                 self._close()
                 if self._read_only:
                     self._not_before = float("inf")
+                elif self._frozen:
+                    self._not_before = time.monotonic() + _PAUSE_S
                 elif isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                     self._remove(error)
                 else:
@@ -376,7 +395,7 @@ class StateFile:
             if status is not None and (status.st_dev, status.st_ino) == self._identity:
                 return self._connection
             self._close()  # another volume is there now, or none, or somebody has deleted it
-        if self._read_only:
+        if self._read_only or self._frozen:
             return self._open_read_only() if status is not None else None
         if (status is None and not make) or not self._may_be_here():
             return None
@@ -416,6 +435,13 @@ class StateFile:
         if version != _VERSION:
             raise sqlite3.DatabaseError("it has the form of another version")
         return connection
+
+    def _is_frozen(self) -> bool:
+        """Whether the folder lies on a file system that is mounted read-only."""
+        try:
+            return bool(os.statvfs(self._folder).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
 
     def _may_be_here(self) -> bool:
         """Whether the folder is there, and on a file system that is good for this."""
