@@ -92,8 +92,12 @@ class LocalStore:
         @raise StartError: it cannot be made or written.
         """
         try:
-            if self.volume.is_missing():
-                return  # nothing is made in an empty mount point
+            missing = self.volume.is_missing()
+        except OSError as error:
+            raise StartError(f"cannot read the volume's marker {error.filename}: {error.strerror}") from error
+        if missing:
+            return  # nothing is made in an empty mount point
+        try:
             self._make_directories(self.path)
             may_write = self._try_to_write()
         except OSError as error:
