@@ -512,8 +512,9 @@ class Accounts(Service):
             await self._closed(repository, cells, partial(self._counting.count, repository, cells))
             took = max(self._reactor.seconds() - began, 0.001)
             batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
-        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository)
-        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository)
+        lock_before_s = account.oldest_lock_s if account is not None else None
+        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
+        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
         if repository in self.ledger.repositories:
             account = self.ledger.account(repository)
             account.oldest_lock_s = oldest_lock_s

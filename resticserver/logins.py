@@ -24,6 +24,7 @@ from .access.throttle import Login, Throttle
 from .errors import Forbidden, ServerError, Unauthorized, Unavailable
 from .messages import Failed, Wire, WireLost
 from .names import is_user_name
+from .storage.volume import GONE
 from .telemetry.events import Event, EventKind
 from .web.jobs import Pool
 
@@ -84,8 +85,10 @@ class PasswordJudge:
 
         @raise Unauthorized: nobody that is known.
         @raise Forbidden: too many failures from this address.
-        @raise Unavailable: too many logins wait already.
+        @raise Unavailable: too many logins wait already, or the file with the users is on the volume that is missing.
         """
+        if self._htpasswd.is_missing:
+            raise Unavailable(GONE)
         if not await self._check(login):
             raise Unauthorized()
 

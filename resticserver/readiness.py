@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from .errors import ServerError
 from .storage.local import LocalStore
+from .storage.publish import UNWRITABLE
 from .web.jobs import Look, Pool
 
 #: What was found is believed for so long, however many ask.
@@ -74,8 +75,19 @@ class Readiness:
         except ServerError as error:
             return error.message
         except OSError as error:
+            if store.read_only and error.errno in UNWRITABLE:
+                return self._try_to_read()
             return f"the data directory cannot be written: {error.strerror}"
         except Exception:
             _log.failure("could not look whether the server is ready")
             return "a fault of the server"
+        return ""
+
+    def _try_to_read(self) -> str:
+        """What a server with C{--read-only} needs of a data directory that cannot be written."""
+        try:
+            with os.scandir(self._store.path) as entries:
+                next(entries, None)
+        except OSError as error:
+            return f"the data directory cannot be read: {error.strerror}"
         return ""

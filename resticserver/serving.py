@@ -23,6 +23,7 @@ from .pools import JobPool, QuickPool
 from .readiness import Readiness
 from .settings import Settings
 from .storage.local import LocalStore
+from .storage.readonly import ReadOnlyStore
 from .storage.snapshots import Snapshots
 from .storage.state import StateFile
 from .telemetry.accesslog import FORMATS, AccessLog, AccessLogService
@@ -60,7 +61,8 @@ _log = Logger()
 
 def make_state(settings: Settings) -> StateFile:
     """The state file; nothing is opened."""
-    return StateFile(settings.path, settings.state_dir, 0o660 if settings.group_accessible_repos else 0o600)
+    file_mode = 0o660 if settings.group_accessible_repos else 0o600
+    return StateFile(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
 
 
 def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
@@ -72,7 +74,8 @@ def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
 
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
     """The store of the data directory; nothing is opened."""
-    return LocalStore(
+    kind = ReadOnlyStore if settings.read_only else LocalStore
+    store = kind(
         settings.path,
         verify=not settings.no_verify_upload,
         group_accessible=settings.group_accessible_repos,
@@ -80,6 +83,8 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
         snapshots=Snapshots(shelf=state),
         min_free=settings.min_free,
     )
+    store.volume.remembered_in = state.marker_file
+    return store
 
 
 def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:

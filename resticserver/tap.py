@@ -126,6 +126,7 @@ class ResticServer(InTurn):
         self._reactor = reactor
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
+        self.store.volume.known = self.state.marker()
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS, PASSWORD_NICE)
         self.htpasswd = self._users()
         flags, self.policy_file = make_policy(settings)
@@ -331,8 +332,17 @@ class ResticServer(InTurn):
         if not self.settings.passwords:
             return None
         htpasswd = Htpasswd(self.settings.htpasswd_path, self._reactor.seconds)
-        htpasswd.load()
+        htpasswd.load(self._users_are_missing)
         return htpasswd
+
+    def _users_are_missing(self) -> bool:
+        """Whether the users lie on a volume that is not there. They are read when it is back; until then logins are 503."""
+        if not os.path.abspath(self.settings.htpasswd_path).startswith(f"{self.store.path}/"):
+            return False
+        try:
+            return self.store.volume.is_missing()
+        except OSError:
+            return False
 
     def startService(self) -> None:
         """
@@ -346,8 +356,12 @@ class ResticServer(InTurn):
         self._on_signal(signal.SIGUSR2, self.replace_workers)
         try:
             self._announce()
+            volume = self.store.volume
             self.store.prepare()
             self.state.prepare()
+            if volume.known is not None:
+                self.state.remember_marker(volume.known)
+            volume.learnt = self.state.remember_marker
             super().startService()
         except (StartError, OSError) as error:
             line = str(error) if isinstance(error, StartError) else f"cannot open {error.filename}: {error.strerror}"
@@ -379,7 +393,7 @@ class ResticServer(InTurn):
             _log.info("Authentication enabled")
         if settings.tls_client_ca:
             _log.info("Clients are asked for certificates of {path}", path=settings.tls_client_ca)
-        if self.htpasswd is not None:
+        if self.htpasswd is not None and not self.htpasswd.is_missing:
             _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
         if settings.policy:
             _log.info("Loaded policy {path}", path=settings.policy)
@@ -455,6 +469,7 @@ class ResticServer(InTurn):
             "policy": None if self.policy_file is None else self.policy_file.text,
             "reading": 0 if self.htpasswd is None else self.htpasswd.reading,
             "marker": None if marker is None else marker.decode("latin-1"),
+            "volume_gone": self.store.volume.gone,
             "keeps_account": self.accounts.active,
             "closed": self._gates.closed if isinstance(self._gates, WorkerGates) else [],
         }
@@ -482,6 +497,7 @@ class ResticServer(InTurn):
         if self.store.volume.known is None:
             self.store.volume.known = marker.encode("latin-1")
             self.workers.tell_all("marker", marker=marker)
+            self.disk.run(self.state.remember_marker, self.store.volume.known)
 
     # --- the end
 

@@ -8,12 +8,11 @@ is not changed.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,16 +20,16 @@ from functools import partial
 from .access.policy import Policy
 from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
-from .errors import ServerError
+from .errors import ServerError, StartError
 from .files import read_file
 from .names import MOST_FOLDERS
 from .settings import default_path
 from .sizes import Amount, Limit, format_size, parse_size
-from .storage.counting import Counting, possible_repositories
+from .storage.counting import Counting
 from .storage.ledger import CELLS, Repository, owner_of
 from .storage.local import LocalStore
 from .storage.snapshots import Snapshots
-from .storage.state import StateFile
+from .storage.state import RepositoryState, StateFile
 from .telemetry.status import printable
 
 #: How often a terminal is told how far it is.
@@ -43,12 +42,14 @@ class Line:
     One repository.
 
     @ivar last_snapshot_s: when the youngest snapshot was stored, in seconds since 1970; C{None} without one.
+    @ivar complete: whether all of it could be read.
     """
 
     repository: Repository
     amount: Amount
     limit: Limit
     last_snapshot_s: float | None
+    complete: bool = True
 
     @property
     def name(self) -> str:
@@ -61,9 +62,13 @@ def main(arguments: Sequence[str]) -> int:
     Run the command.
 
     @param arguments: what stands behind C{usage}.
-    @return: 0, 1 if it cannot be counted, 2 if the question makes no sense.
+    @return: 0, 1 if it cannot be counted, or not all of some repository, 2 if the question makes no sense.
     """
-    parser = OneLineParser("rest-server usage", description="Say how much each repository holds.")
+    parser = OneLineParser(
+        "rest-server usage",
+        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
+        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
+    )
     parser.add_argument("--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
@@ -85,8 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     progress = _Progress() if sys.stderr.isatty() else None
     try:
-        lines = _lines(asked, policy, progress)
-    except (ServerError, OSError) as error:
+        lines, skipped = _lines(asked, policy, progress)
+    except (ServerError, StartError, OSError) as error:
         what = (error.filename if isinstance(error, OSError) else None) or asked.path
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"{parser.prog}: cannot count {what}: {reason}", file=sys.stderr)
@@ -94,8 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         if progress is not None:
             progress.clear()
-    text = _json(lines, policy, total) if asked.json else _table(lines, policy, total)
-    return 0 if write_line(text) else 1
+    for path, reason in skipped.items():
+        print(f"{parser.prog}: skipped {printable(path)}: {reason}", file=sys.stderr)
+    incomplete = [printable(line.name) for line in lines if not line.complete]
+    if incomplete:
+        words = "the size is not complete" if len(incomplete) == 1 else "these sizes are not complete"
+        print(f"{parser.prog}: {words}: {', '.join(incomplete)}", file=sys.stderr)
+    text = _json(lines, skipped, policy, total) if asked.json else _table(lines, policy, total)
+    return 0 if write_line(text) and not incomplete else 1
 
 
 def _policy(path: str | None) -> Policy:
@@ -104,47 +115,70 @@ def _policy(path: str | None) -> Policy:
     return replace(Policy(), grants=parse_policy(read_file(path)[0].decode("utf-8")))
 
 
-def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None) -> list[Line]:
+def _lines(
+    asked: argparse.Namespace, policy: Policy, progress: _Progress | None
+) -> tuple[list[Line], dict[str, str]]:
     """
-    All repositories.
+    All repositories, and the directories that were skipped, each with the reason.
 
-    @raise OSError: something cannot be read.
+    @raise OSError: the data directory cannot be read.
     """
     path = os.path.abspath(asked.path)
-    os.listdir(path)
     state = StateFile(path, asked.state_dir, read_only=True)
     store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(shelf=state))
+    # An empty mount point must not look like a server without repositories.
+    store.volume.known = state.marker()
+    store.volume.check()
+    os.listdir(path)
     counting = store.counting
     lines = []
-    for folders in possible_repositories(path, asked.max_depth, strict=True):
-        # Whoever asks is often not the server's user. A folder that is left out would be a wrong answer.
-        if not os.access(folder := "/".join((path, *folders)), os.R_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-    repositories = sorted(counting.repositories())
+    found = set(counting.repositories())
+    last_known = state.repositories()
+    # Also those that the server has seen and whose folders cannot be read now.
+    repositories = sorted(found.union(one for one in last_known if _is_skipped(counting, path, one)))
     for number, repository in enumerate(repositories):
         say = partial(progress.say, number, len(repositories)) if progress is not None else None
+        amount, complete = _count(counting, repository, last_known.get(repository), say)
         lines.append(
             Line(
                 repository,
-                _count(counting, repository, say),
+                amount,
                 policy.limit_of_repository(owner_of(repository), repository),
                 counting.last_snapshot_s(repository),
+                complete,
             )
         )
     state.close()
-    return lines
+    return lines, dict(sorted(counting.skipped.reasons.items()))
 
 
-def _count(counting: Counting, repository: Repository, say: Callable[[int], object] | None) -> Amount:
+def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
+    """Whether the folder of a repository, or one above it, cannot be read."""
+    folders = ("/".join((path, *repository[:length])) for length in range(1, len(repository) + 1))
+    return any(folder in counting.skipped.reasons for folder in folders)
+
+
+def _count(
+    counting: Counting, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
+) -> tuple[Amount, bool]:
+    """
+    What is in a repository, and whether all of it could be read.
+
+    @param last: what the server has last known of it, which stands for what cannot be read.
+    """
     size_bytes = objects = 0
+    complete = True
     known = counting.known(repository)
     for cell in range(CELLS):
-        amount = known[cell] if cell in known else counting.count(repository, (cell,))[cell]
+        amount = known[cell] if cell in known else counting.count(repository, (cell,)).get(cell)
+        if amount is None:
+            complete = False
+            amount = Amount(last.sizes[cell], last.objects[cell]) if last is not None else Amount()
         size_bytes += amount.size_bytes
         objects += amount.objects
         if say is not None:
             say(objects)
-    return Amount(size_bytes, objects)
+    return Amount(size_bytes, objects), complete
 
 
 class _Progress:
@@ -215,7 +249,7 @@ def _date(seconds: float | None, missing: str) -> str:
     return missing if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _json(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
+def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, total: Limit) -> str:
     def amounts(amount: Amount, limit: Limit) -> dict[str, int | None]:
         return {
             "size_bytes": amount.size_bytes,
@@ -233,10 +267,12 @@ def _json(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
                 "last_snapshot": None
                 if line.last_snapshot_s is None
                 else datetime.fromtimestamp(line.last_snapshot_s, UTC).isoformat(timespec="seconds"),
+                "complete": line.complete,
             }
             for line in lines
         ],
         "users": [{"user": owner, **amounts(amount, limit)} for owner, amount, limit in _owners(lines, policy)],
         "total": amounts(_sum(lines), total),
+        "skipped": [{"path": path, "reason": reason} for path, reason in skipped.items()],
     }
     return json.dumps(document, indent=2)

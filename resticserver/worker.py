@@ -160,7 +160,7 @@ class WorkerServer(InTurn):
     @param listeners: for each of the parent's sockets the address that says what stands before HTTP, or C{None}.
     @param policy: the text of the policy file, if there is one.
     @param reading: which reading of the users the parent has.
-    @param marker: of the volume, if it is known.
+    @param marker: of the volume, if it is known; C{volume_gone} whether the parent misses it, and has said so.
     @param keeps_account: whether account is kept of what is stored.
     @param closed: where nothing may be changed at the moment.
     @ivar verbs: what the parent may ask and tell.
@@ -178,6 +178,7 @@ class WorkerServer(InTurn):
         policy: str | None,
         reading: int,
         marker: str | None,
+        volume_gone: bool,
         keeps_account: bool,
         closed: list[tuple[list[str], int]],
     ) -> None:
@@ -187,6 +188,7 @@ class WorkerServer(InTurn):
         self._state = make_state(settings)
         self._volume = (store := make_store(settings, self._state)).volume
         self._volume.known = None if marker is None else marker.encode("latin-1")
+        self._volume.gone = volume_gone
         self._volume.learnt = lambda found: reactor.callFromThread(wire.tell, "marker", marker=found.decode("latin-1"))
         flags, policy_file = make_policy(settings)
         if policy_file is not None and policy is not None:

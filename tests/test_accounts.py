@@ -471,11 +471,11 @@ class StartTests(AccountsCase):
         self.assert_exact()
 
     def test_disk_that_fails(self) -> None:
-        """An error of the disk is logged, and it is tried again."""
+        """An error of the data directory is logged, and it is tried again."""
         scandir = os.scandir
 
         def fail(path: Any) -> Any:
-            if isinstance(path, int):
+            if str(path) == str(self.data):
                 raise OSError(5, os.strerror(5))
             return scandir(path)
 
@@ -487,6 +487,66 @@ class StartTests(AccountsCase):
         self.flushLoggedErrors(OSError)
         self.clock.advance(TRY_AGAIN_S)
         self.assertTrue(self.accounts._complete)
+
+    def test_directories_that_cannot_be_read(self) -> None:
+        """
+        In a count, and after a restart, what was last known of them counts; in one that nothing is known of, nothing. Other
+        directories are counted as ever, and uploads are not held up.
+        """
+        content = b"x" * 1000
+        broken = self.plant(ALICE, content).parent
+        self.plant(BOB, b"y" * 100)
+        opened = os.open
+
+        def fail(path: Any, *rest: Any, **named: Any) -> int:
+            if str(path) == str(broken):
+                raise OSError(13, os.strerror(13), path)
+            return opened(path, *rest, **named)
+
+        self.start(1500)
+        self.assertEqual(Amount(1100, 2), self.used())
+        patch = self.patch(os, "open", fail)
+        self.plant(BOB, b"z" * 10)
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.clock.advance(COUNT_AGAIN_S)
+            self.assertEqual(Amount(1110, 3), self.used())
+            self.assertIn("exceeded (1.08 KiB used)", self.refused(BOB, 391))
+            self.reserve(BOB, 390)
+        self.assertEqual(1, len([line for line in self.said(events) if "cannot read" in line]), self.said(events))
+        self.successResultOf(self.stop())
+        with capturedLogs():
+            self.crash(1500)
+        self.assertEqual(Amount(1110, 3), self.used())
+        patch.restore()
+        with capturedLogs() as events:
+            self.clock.advance(COUNT_AGAIN_S)
+        self.assert_exact()
+        self.assertEqual(1, len([line for line in self.said(events) if "can be read again" in line]), self.said(events))
+
+    def test_repository_that_cannot_be_entered(self) -> None:
+        """It stays in the books, and so do those below it."""
+        for repository in (ALICE, LAPTOP):
+            self.store.create_repository(repository)
+            self.plant(repository, b"x" * 500)
+        self.start(1500)
+        stat = os.stat
+
+        def fail(path: Any, *rest: Any, **named: Any) -> Any:
+            if isinstance(path, str) and path.startswith(f"{self.data}/alice/"):
+                raise OSError(107, os.strerror(107), path)
+            return stat(path, *rest, **named)
+
+        self.patch(os, "stat", fail)
+        self.patch(os, "open", lambda path, *rest, opened=os.open, **named: fail(path) and opened(path, *rest, **named))
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.clock.advance(COUNT_AGAIN_S)
+        self.assertEqual(Amount(1000, 2), self.used())
+        self.reserve(BOB, 500)
+        said = [line for line in self.said(events) if "cannot read" in line]
+        self.assertEqual(1, len(said), said)
+        self.assertIn(f"cannot read {self.data}/alice: ", said[0])
 
     def test_counts_again(self) -> None:
         """Every ten minutes all is counted again: what came or went beside the server is known then."""

@@ -5,6 +5,7 @@ cannot be seen. What uploads and removals say that they change is what counts fi
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -13,12 +14,13 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, Unavailable
 from resticserver.sizes import Amount
 from resticserver.storage import local as local_module
-from resticserver.storage.counting import Counting
+from resticserver.storage.counting import MOST_NAMED, Counting
 from resticserver.storage.ledger import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
@@ -250,26 +252,60 @@ class NeverShorterTests(CountingCase):
                     self.store.volume.check()
             self.assertEqual(complete, found, gone_after)
 
-    def failing(self, function: str, ending: str) -> None:
-        """A call on a path that ends so is an error of the disk."""
+    def failing(self, function: str, ending: str, code: int = errno.EIO) -> Any:
+        """A call on a path that ends so is an error of the disk; the patch."""
         real = getattr(os, function)
 
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
             if isinstance(path, (str, os.PathLike)) and str(path).endswith(ending):
-                raise OSError(5, os.strerror(5), str(path))
+                raise OSError(code, os.strerror(code), str(path))
             return real(path, *arguments, **named)
 
-        self.patch(os, function, call)
+        return self.patch(os, function, call)
 
     def test_disk_that_fails(self) -> None:
-        """An error of the disk is one, and nothing is taken for empty."""
-        for function, ending, call in (
-            ("open", "/alice/index", lambda: self.counting.count(ALICE, range(CELLS))),
-            ("stat", "/alice/config", lambda: self.counting.known(ALICE)),
-            ("stat", "/alice/config", lambda: self.counting.count(ALICE, range(CELLS))),
+        """A directory that the disk cannot read is left out, so what was last known of it stays; nothing is taken for empty."""
+        complete = self.count()
+        for function, path, cell in (
+            ("open", "/alice/index", cell_of("index", "")),
+            ("stat", "/alice/config", cell_of("config", "")),
         ):
-            self.failing(function, ending)
-            self.assertRaises(OSError, call)
+            patch = self.failing(function, path)
+            with capturedLogs() as events:
+                for _ in range(3):
+                    found = self.counting.known(ALICE)
+                    found |= self.counting.count(ALICE, [one for one in range(CELLS) if one not in found])
+            patch.restore()
+            self.assertEqual(set(range(CELLS)) - {cell}, set(found))
+            self.assertEqual(complete, {one: amount for one, amount in (found | complete).items() if amount != (0, 0)})
+            said = [line for line in map(formatEvent, events) if "can be read again" not in str(line)]
+            self.assertEqual(1, len(said), said)
+            self.assertIn(f"cannot read {self.data}{path}: Input/output error", said[0])
+        with capturedLogs() as events:
+            self.assertEqual(complete, self.count())
+        self.assertEqual([f"{self.data}/alice/config can be read again"], list(map(formatEvent, events)))
+
+    def test_all_of_a_disk_fails(self) -> None:
+        """Not every directory of a broken disk is named."""
+        self.failing("open", "")
+        with capturedLogs() as events:
+            for _ in range(2):
+                self.assertEqual({cell_of("config", "")}, set(self.counting.count(ALICE, range(CELLS))))
+        self.assertEqual(MOST_NAMED + 1, len(events))
+
+    def test_no_descriptors(self) -> None:
+        """That this process has too many files open is no fault of a directory: the count fails as a whole."""
+        self.failing("open", "/alice/index", errno.EMFILE)
+        self.assertRaises(OSError, self.counting.count, ALICE, range(CELLS))
+        self.failing("scandir", "/alice", errno.ENFILE)
+        self.assertRaises(OSError, self.counting.repositories)
+
+    def test_times_that_cannot_be_read(self) -> None:
+        """Nor are the times of snapshots and locks forgotten."""
+        self.failing("scandir", "/alice/snapshots")
+        self.failing("scandir", "/alice/locks")
+        self.assertEqual(7.0, self.counting.last_snapshot_s(ALICE, 7.0))
+        self.assertEqual(8.0, self.counting.oldest_lock_s(ALICE, 8.0))
 
     def test_data_that_cannot_be_looked_at(self) -> None:
         """The directory of packs, of which all depends, cannot be looked at."""
@@ -280,17 +316,29 @@ class NeverShorterTests(CountingCase):
             return
         self.assertFalse(set(range(256)) & set(found), "what cannot be looked at was taken for empty")
 
-    def test_folder_that_cannot_be_read(self) -> None:
-        """A folder whose repositories cannot be found does not make these none."""
-        self.store.create_repository(LAPTOP)
-        scandir = os.scandir
-
-        def scanning(path: Any) -> Any:
-            if str(path).endswith("/alice"):
-                raise OSError(5, os.strerror(5), str(path))
-            return scandir(path)
-
-        self.patch(os, "scandir", scanning)
+    def test_folders_that_cannot_be_read(self) -> None:
+        """They are skipped, one line each; the data directory itself must be readable."""
+        for folders in (LAPTOP, ("bob",), ("carol", "a"), ("carol", "b"), ("lost",)):
+            self.store.create_repository(folders)
+        (self.data / "loop").symlink_to("loop")
+        for function, ending, code in (
+            ("scandir", "/alice", errno.EIO),
+            ("stat", "/carol/.", errno.EACCES),
+            ("stat", "/lost/.", errno.ENOTCONN),
+        ):
+            self.failing(function, ending, code)
+        with capturedLogs() as events:
+            for _ in range(3):
+                self.assertEqual([ALICE, ("bob",)], sorted(self.counting.repositories()))
+        said = sorted(formatEvent(event).partition(";")[0].partition(f"{self.data}/")[2] for event in events)
+        self.assertEqual(
+            [
+                f"{name}: {os.strerror(code)}"
+                for name, code in (("alice", 5), ("carol", 13), ("loop", 40), ("lost", 107))
+            ],
+            said,
+        )
+        self.failing("scandir", str(self.data))
         self.assertRaises(OSError, self.counting.repositories)
 
 

@@ -781,8 +781,8 @@ class AccountsTests(SynchronousTestCase):
         os.utime(f"{self.path}/alice/snapshots/{name}", (1e9, 1e9))
         look = self.store.counting.last_snapshot_s
 
-        def looked(repository: tuple[str, ...]) -> float | None:
-            found = look(repository)
+        def looked(repository: tuple[str, ...], otherwise: float | None) -> float | None:
+            found = look(repository, otherwise)
             self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
             return found
 

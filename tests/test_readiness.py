@@ -18,6 +18,7 @@ from resticserver.readiness import FRESH_S, PATIENCE_S, Readiness
 from resticserver.sizes import FreeSpace
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
+from resticserver.storage.readonly import ReadOnlyStore
 
 from .support.memory import HeldPool
 
@@ -142,6 +143,22 @@ class FoundTests(ReadinessCase):
             self.store.publisher = publisher
             self.patch(publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
             self.assertEqual("the data directory cannot be written: Read-only file system", self.found(self.readiness()))
+
+    def test_read_only(self) -> None:
+        """A server with C{--read-only} is ready where it cannot write, if it can read; any other error is one as ever."""
+        store = ReadOnlyStore(self.path)
+        store.prepare()
+        with capturedLogs():
+            for code, ready in ((30, True), (13, True), (5, False)):
+                patch = self.patch(
+                    store.publisher, "temporary", lambda *args, code=code: (_ for _ in ()).throw(OSError(code, os.strerror(code)))
+                )
+                self.assertEqual(ready, not self.found(self.readiness(store=store)))
+                patch.restore()
+            self.patch(store.publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+            self.patch(os, "scandir", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            found = self.found(self.readiness(store=store))
+        self.assertEqual("the data directory cannot be read: Input/output error", found)
 
     def test_not_enough_room(self) -> None:
         """C{--min-free} leaves no room for uploads."""

@@ -27,6 +27,7 @@ from resticserver.storage.ledger import CELLS, Repository
 from resticserver.storage.state import FILE, DirectoryState, RepositoryState, StateFile
 
 from .contract.store import id_of
+from .support.scratch import scratch_directory
 
 STAMP = (1, 2, 3_000_000_000, 4_000_000_000)
 
@@ -465,6 +466,44 @@ class FileTests(StateCase):
         self.assertEqual({(f"r{number}",): known(14) for number in range(6)}, self.state.repositories())
         paths = [f"r{number}/data/{turn:02x}" for number in range(6) for turn in range(15)]
         self.assertEqual(paths, self.kept(*paths))
+
+
+class MarkerTests(StateCase):
+    """Which volume there was."""
+
+    def test_remembered(self) -> None:
+        """Beside the state file where that is elsewhere, once it was seen, and the one that was seen last."""
+        folder = scratch_directory(self) / "state"
+        state = StateFile(str(self.data), str(folder), 0o660)
+        self.assertIsNone(state.marker())
+        state.prepare()
+        for marker in (b"one", b"another", b"another"):
+            state.remember_marker(marker)
+            self.assertEqual(marker, StateFile(str(self.data), str(folder)).marker())
+        self.assertEqual(["volume-id"], os.listdir(folder))
+        self.assertEqual(0o660, (folder / "volume-id").stat().st_mode & 0o777)
+        state.forget_repositories([("alice",)])
+        (folder / "volume-id").write_bytes(b"\n")
+        self.assertIsNone(state.marker())
+
+    def test_not_on_the_volume(self) -> None:
+        """On the volume itself it would tell nothing."""
+        self.state.remember_marker(b"marker")
+        self.assertIsNone(self.state.marker())
+        self.assertEqual([], [path for path in self.data.rglob("*") if "volume" in path.name])
+
+    def test_cannot_be_kept(self) -> None:
+        """It is said, and nothing is left; one that cannot be read is no reason to go on as if there were none."""
+        folder = scratch_directory(self) / "state"
+        state = StateFile(str(self.data), str(folder))
+        with capturedLogs() as events:
+            state.remember_marker(b"marker")
+        self.assertIn("will not be noticed", str(formatEvent(events[0])))
+        (folder / "volume-id").mkdir(parents=True)
+        self.assertRaises(StartError, state.marker)
+        with capturedLogs():
+            state.remember_marker(b"marker")
+        self.assertEqual(["volume-id"], os.listdir(folder))
 
 
 class BrokenTests(StateCase):

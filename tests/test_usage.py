@@ -8,15 +8,19 @@ import io
 import json
 import os
 import sqlite3
+from array import array
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import usage
+from resticserver.sizes import Amount
+from resticserver.storage.ledger import CELLS
 from resticserver.storage.local import LocalStore
 from resticserver.storage.snapshots import Snapshots
-from resticserver.storage.state import StateFile
+from resticserver.storage.state import RepositoryState, StateFile
 
 from .support.scratch import scratch_directory
 
@@ -66,13 +70,55 @@ class UsageTests(SynchronousTestCase):
         return found
 
     def test_unreadable(self) -> None:
-        """A repository that whoever asks may not read is named, and not left out of the sum."""
+        """
+        What cannot be read is named. A folder of somebody else's is no failure; a part of a repository is, and what the
+        server has last known of it stands in for it.
+        """
         self.put("alice/laptop", "data", 7, 100)
-        may = os.access
-        self.patch(os, "access", lambda path, mode: not str(path).endswith("/alice") and may(path, mode))
+        self.put("alice/laptop", "index", 7, 11)
+        self.put("bob", "data", 7, 5)
+        scandir = os.scandir
+        broken = ["/carol"]
+
+        def scan(path: Any) -> Any:
+            name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
+            if any(name.endswith(ending) for ending in broken):
+                raise OSError(13, "Permission denied", name)
+            return scandir(path)
+
+        self.patch(os, "scandir", scan)
+        (self.path / "carol").mkdir()
+        status, out, err = self.run_usage("--json")
+        self.assertEqual((0, f"rest-server usage: skipped {self.path.absolute()}/carol: Permission denied\n"), (status, err))
+        found = json.loads(out)
+        self.assertEqual([{"path": f"{self.path.absolute()}/carol", "reason": "Permission denied"}], found["skipped"])
+        for last, expected in ((None, 11), (300, 311)):
+            if last is not None:
+                (self.path / ".rest-server").mkdir()
+                state = StateFile(str(self.path))
+                sizes, objects = array("q", bytes(8 * CELLS)), array("q", bytes(8 * CELLS))
+                sizes[7], objects[7] = last, 3
+                state.put_repositories({("alice", "laptop"): RepositoryState(Amount(1, 1), sizes, objects)})
+                state.close()
+            broken[:] = ["/alice/laptop/data/07"]
+            status, out, err = self.run_usage("--json")
+            self.assertEqual(
+                [
+                    f"rest-server usage: skipped {self.path.absolute()}/alice/laptop/data/07: Permission denied",
+                    "rest-server usage: the size is not complete: alice/laptop",
+                ],
+                err.splitlines(),
+            )
+            self.assertEqual(1, status)
+            rows = [(one["repository"], one["size_bytes"], one["complete"]) for one in json.loads(out)["repositories"]]
+            self.assertEqual([("alice/laptop", expected, False), ("bob", 5, True)], rows)
+
+    def test_unreadable_data_directory(self) -> None:
+        """Of that nothing can be said."""
+        self.patch(os, "listdir", lambda path: (_ for _ in ()).throw(OSError(13, "Permission denied", path)))
         status, out, err = self.run_usage()
         self.assertEqual((1, ""), (status, out))
-        self.assertEqual(f"rest-server usage: cannot count {self.path.absolute()}/alice: Permission denied\n", err)
+        self.assertEqual(f"rest-server usage: cannot count {self.path.absolute()}: Permission denied\n", err)
 
     def test_bad_questions(self) -> None:
         """Each says which file or option it is about."""

@@ -7,13 +7,17 @@ A volume goes by renaming its directory and comes back by the same; the integrat
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Unavailable
+from resticserver.storage import volume as volume_module
 from resticserver.storage.local import LocalStore
+from resticserver.storage.volume import LATELY_S
 
 from .contract.store import at_once, entries, id_of, load, save
 
@@ -159,6 +163,93 @@ class VolumeTests(SynchronousTestCase):
         self.unmount()
         with self.assertRaises(Unavailable):
             list(reading)
+
+    def test_only_the_marker_goes(self) -> None:
+        """Everything else is there, as on a copy of the disk: objects are not read either, at once or in the pool."""
+        self.patch(volume_module, "LATELY_S", 0.0)
+        repository = ("alice",)
+        self.store.create_repository(repository)
+        save(self.store, repository, "data", b"x")
+        marker = self.marker.read_bytes()
+        for content in (None, b"another"):
+            self.assertEqual(b"x", load(self.store, repository, "data", NAME))
+            self.assertEqual(1, self.store.size_of(repository, "data", NAME))
+            if content is None:
+                self.marker.unlink()
+            else:
+                self.marker.write_bytes(content)
+            self.assertRaises(Unavailable, self.store.size_of, repository, "data", NAME)
+            self.assertRaises(Unavailable, self.store.stored(repository, "data", NAME).open)
+            self.assertFalse(self.store.stored(repository, "data", NAME).open_at_once())
+            self.assertIsNone(self.store.size_at_once(repository, "data", NAME))
+            self.marker.write_bytes(marker)
+
+    def test_looked_at_once_a_second(self) -> None:
+        """
+        Reading objects costs no look at the marker for a second after the last one, and that second ends as soon as anybody
+        sees that the volume is gone.
+        """
+        now = 1000.0
+        self.patch(time, "monotonic", lambda: now)
+        repository = ("alice",)
+        self.store.create_repository(repository)
+        save(self.store, repository, "data", b"x")
+        looked = []
+        stat = os.stat
+
+        def look(path: object, **named: Any) -> os.stat_result:
+            if str(path) == str(self.marker.absolute()):
+                looked.append(path)
+            return stat(path, **named)  # type: ignore[arg-type]
+
+        self.patch(os, "stat", look)
+        for second in range(1, 4):
+            now += LATELY_S
+            for _ in range(10):
+                self.store.size_of(repository, "data", NAME)
+                load(self.store, repository, "data", NAME)
+            self.assertEqual(second, len(looked))
+        self.marker.unlink()
+        self.assertEqual(1, self.store.size_of(repository, "data", NAME))
+        self.assertRaises(Unavailable, self.store.list_objects(repository, "data", True).open)
+        self.assertRaises(Unavailable, self.store.size_of, repository, "data", NAME)
+
+    def test_marker_that_cannot_be_looked_at(self) -> None:
+        """It is there, so what can be read is read."""
+        self.patch(volume_module, "LATELY_S", 0.0)
+        repository = ("alice",)
+        self.store.create_repository(repository)
+        save(self.store, repository, "data", b"x")
+        stat = os.stat
+
+        def look(path: object, **named: Any) -> os.stat_result:
+            if str(path) == str(self.marker.absolute()):
+                raise OSError(5, os.strerror(5))
+            return stat(path, **named)  # type: ignore[arg-type]
+
+        self.patch(os, "stat", look)
+        self.assertEqual(b"x", load(self.store, repository, "data", NAME))
+        self.assertRaises(OSError, self.store.list_objects(repository, "data", True).open)
+
+    def test_known_before_the_start(self) -> None:
+        """Of an earlier run: nothing is made where it should be, whatever is there."""
+        self.store.create_repository(("alice",))
+        known = self.store.volume.known
+        self.unmount()
+        for make in (lambda: None, self.path.rmdir):
+            make()
+            self.store = LocalStore(str(self.path))
+            self.store.volume.known = known
+            self.store.volume.remembered_in = "/var/lib/state/volume-id"
+            with capturedLogs() as events:
+                self.store.prepare()
+            self.assertEqual(1, len(events))
+            self.assertIn("remove /var/lib/state/volume-id and start it again", str(formatEvent(events[0])))
+            self.assertEqual(make == self.path.rmdir, not self.path.exists())
+            self.path.mkdir(exist_ok=True)
+            self.assert_gone()
+        self.mount()
+        self.assertEqual([], entries(self.store, ("alice",), "data"))
 
     def test_marker_cannot_be_written(self) -> None:
         """Then a volume that goes is not noticed, and nothing else is wrong."""

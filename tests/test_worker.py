@@ -201,6 +201,7 @@ class WorkerProcessTests(SynchronousTestCase):
             policy=None,
             reading=0,
             marker=None,
+            volume_gone=False,
             keeps_account=False,
             closed=[],
         )

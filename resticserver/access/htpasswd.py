@@ -148,6 +148,10 @@ def check_password(hashed: str, password: bytes) -> bool:
     return right and possible
 
 
+#: The number of a reading that did not take place: no user was verified by it.
+_NO_READING = -1
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """
@@ -188,15 +192,19 @@ class Htpasswd:
     def __post_init__(self) -> None:
         self._file = WatchedFile(self.path)
 
-    def load(self) -> None:
+    def load(self, may_be_missing: Callable[[], bool] = lambda: False) -> None:
         """
         Read the file for the first time.
 
+        @param may_be_missing: asked where it cannot be read: whether it will be there later. Until then L{is_missing} is true.
         @raise StartError: it cannot be read.
         """
         try:
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
+            if may_be_missing():
+                self._snapshot = _Snapshot({}, _NO_READING, _decoy_like({}))
+                return
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
             raise StartError(f"cannot load {self.path} ({advice}): {reason}") from error
@@ -241,6 +249,11 @@ class Htpasswd:
         if reading != self._snapshot.number:
             return 0.0, reading
         return max(0.0, at_s + self.cache_s - self.clock()), reading
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the file was not there at the start, and nobody is known yet."""
+        return self._snapshot.number == _NO_READING
 
     @property
     def reading(self) -> int:

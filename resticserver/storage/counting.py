@@ -3,14 +3,21 @@ How much is stored, counted on disk: which repositories there are, and what is i
 
 Blocking, for a pool. A directory that has not changed since it was read costs a look at it
 (L{resticserver.storage.snapshots}).
+
+A directory that cannot be read or entered (C{lost+found}, another user's folder, a dead FUSE mount) is left out and logged
+once (L{Skipped}): it must not keep anybody from starting, counting or uploading elsewhere.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+
+from twisted.logger import Logger
 
 from ..errors import NotFound
 from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
@@ -21,6 +28,58 @@ from .listing import DirectoryListing
 from .snapshots import Snapshots
 from .volume import Volume
 
+#: Errors of this process, not of the directory that it wanted to read: the count is tried again as a whole.
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+#: So many directories are named in the log at a time: of a broken disk there would be thousands.
+MOST_NAMED = 50
+
+_log = Logger()
+
+
+class Skipped:
+    """
+    Directories that cannot be read. Each is logged once, and once more when it can be read again, as long as they are few
+    (L{MOST_NAMED}). Safe from several threads.
+
+    @ivar reasons: the system's words for each, by path.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, path: str, error: OSError) -> None:
+        """
+        A directory cannot be read.
+
+        @raise OSError: the error is not the directory's, but this process's.
+        """
+        if error.errno in _OF_THE_PROCESS:
+            raise error
+        reason = error.strerror or str(error)
+        with self._lock:
+            if self.reasons.get(path) == reason:
+                return
+            self.reasons[path] = reason
+            number = len(self.reasons)
+        if number <= MOST_NAMED:
+            words = "cannot read {path}: {reason}; it is skipped, and if it is part of a repository its last known size counts"
+            _log.warn(words, path=ascii(path)[1:-1], reason=reason)
+        elif number == MOST_NAMED + 1:
+            _log.warn("more than {most} directories cannot be read: no more are named", most=MOST_NAMED)
+
+    def read(self, path: str) -> None:
+        """A directory was read, so those above it can be entered."""
+        if not self.reasons:
+            return
+        with self._lock:
+            again = [one for one in self.reasons if path == one or path.startswith(one + "/")]
+            for one in again:
+                del self.reasons[one]
+        for one in again[:MOST_NAMED]:
+            _log.info("{path} can be read again", path=ascii(one)[1:-1])
+
 
 class Counting:
     """
@@ -29,6 +88,7 @@ class Counting:
     @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
     @param max_depth: how many folders deep repositories may lie.
     @param size_changed: called when a directory is read again and an object has another size than before.
+    @ivar skipped: directories that could not be read.
     """
 
     def __init__(
@@ -39,6 +99,7 @@ class Counting:
         max_depth: int,
         size_changed: Callable[[SizeChange], object] = lambda change: None,
     ) -> None:
+        self.skipped = Skipped()
         self._size_changed = size_changed
         self._path = path
         self._volume = volume
@@ -48,13 +109,14 @@ class Counting:
 
     def repositories(self) -> list[Repository]:
         """
-        All repositories: folders with a config or a directory of restic's.
+        All repositories: folders with a config or a directory of restic's, but for those that cannot be seen because a
+        directory cannot be read.
 
         @raise Unavailable: the volume is gone.
+        @raise OSError: the data directory itself cannot be read.
         """
         self._volume.check()
-        possible = possible_repositories(self._path, self._max_depth, strict=True)
-        found = [folders for folders in possible if self.is_repository(folders)]
+        found = [folders for folders in self.possible_repositories() if self.is_repository(folders)]
         self._volume.check()
         return found
 
@@ -62,6 +124,63 @@ class Counting:
         """Whether there is anything that restic has made."""
         path = "/".join((self._path, *repository))
         return any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
+
+    def possible_repositories(self) -> Iterator[Repository]:
+        """
+        All folders in which a repository may lie, the data directory included, as far down as they may and as far as they
+        can be read.
+
+        @raise OSError: the data directory itself cannot be read.
+        """
+        return self._possible((), self._max_depth)
+
+    def _possible(self, above: Repository, depth: int) -> Iterator[Repository]:
+        folder = "/".join((self._path, *above))
+        try:
+            os.stat(f"{folder}/.")  # whether it may be entered
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            self._skip(folder, error, is_top=not above)
+            return
+        yield above
+        if depth == 0:
+            return
+        names = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name not in RESERVED | OWN_FOLDERS and self._is_directory(entry):
+                        names.append(entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            self._skip(folder, error, is_top=not above)
+            return
+        self.skipped.read(folder)
+        for name in names:
+            yield from self._possible((*above, name), depth - 1)
+
+    def _is_directory(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder's entry leads to a directory; also one that cannot be told, which is skipped."""
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            # A symlink to itself, or to where we may not look; any entry on a file system that does not tell types.
+            self._skip(entry.path, error)
+            return False
+
+    def _skip(self, path: str, error: OSError, is_top: bool = False) -> None:
+        """
+        A directory cannot be read.
+
+        @raise Unavailable: because the volume is gone.
+        @raise OSError: it is the data directory.
+        """
+        self._volume.check()
+        if is_top:
+            raise error
+        self.skipped.add(path, error)
 
     def begin(self) -> None:
         """A number of counts begins."""
@@ -72,12 +191,12 @@ class Counting:
         self._volume.check()
         path = "/".join((self._path, *repository))
         found = {}
-        if not _is_there(f"{path}/data"):
+        if self._is_missing(f"{path}/data"):
             found = dict.fromkeys(range(256), Amount())
         for cell in range(len(found), CELLS):
             kind, prefix = cell_directory(cell)
             if kind == CONFIG:
-                found[cell] = self._config(f"{path}/{CONFIG}")
+                found |= self.count(repository, (cell,))
             elif kind != "locks":
                 amount = self._snapshots.amount(f"{path}/{kind}/{prefix}" if prefix else f"{path}/{kind}")
                 if amount is not None:
@@ -86,16 +205,37 @@ class Counting:
         return found
 
     def count(self, repository: Repository, cells: Iterable[int]) -> dict[int, Amount]:
-        """Cells, counted as the directories are now."""
-        return {cell: self._count(repository, cell) for cell in cells}
+        """Cells, counted as the directories are now; those that cannot be read are left out."""
+        found = {}
+        for cell in cells:
+            path = self._cell_path(repository, cell)
+            try:
+                found[cell] = self._count(repository, path, cell)
+            except OSError as error:
+                self._skip(self._cause(repository, path), error)
+            else:
+                self.skipped.read(path)
+        return found
 
-    def _count(self, repository: Repository, cell: int) -> Amount:
-        path = "/".join((self._path, *repository))
+    def _cell_path(self, repository: Repository, cell: int) -> str:
+        kind, prefix = cell_directory(cell)
+        return "/".join((self._path, *repository, kind, *((prefix,) if prefix else ())))
+
+    def _cause(self, repository: Repository, path: str) -> str:
+        """The topmost directory that cannot be entered on the way to a cell; the cell's own if all can."""
+        for length in range(len(repository) + 1):
+            folder = "/".join((self._path, *repository[:length]))
+            if not _can_be_entered(folder):
+                return folder
+        above = os.path.dirname(path)
+        return path if _can_be_entered(above) else above
+
+    def _count(self, repository: Repository, path: str, cell: int) -> Amount:
         kind, prefix = cell_directory(cell)
         if kind == CONFIG:
-            return self._config(f"{path}/{CONFIG}")
+            return self._config(path)
         listing = DirectoryListing(
-            f"{path}/{kind}/{prefix}" if prefix else f"{path}/{kind}",
+            path,
             self._volume,
             self._no_snapshots if kind == "locks" else self._snapshots,
             two_levels=False,
@@ -118,13 +258,23 @@ class Counting:
             listing.close()
         return Amount(size_bytes, objects)
 
-    def last_snapshot_s(self, repository: Repository) -> float | None:
-        """When the youngest snapshot of a repository was stored, in seconds since 1970."""
-        return max(self._times(repository, "snapshots"), default=None)
+    def last_snapshot_s(self, repository: Repository, otherwise: float | None = None) -> float | None:
+        """
+        When the youngest snapshot of a repository was stored, in seconds since 1970.
 
-    def oldest_lock_s(self, repository: Repository) -> float | None:
-        """When the oldest lock of a repository was made, in seconds since 1970."""
-        return min(self._times(repository, "locks"), default=None)
+        @param otherwise: the answer where that cannot be read; it is logged by a count.
+        """
+        try:
+            return max(self._times(repository, "snapshots"), default=None)
+        except OSError:
+            return otherwise
+
+    def oldest_lock_s(self, repository: Repository, otherwise: float | None = None) -> float | None:
+        """When the oldest lock of a repository was made; as L{last_snapshot_s}."""
+        try:
+            return min(self._times(repository, "locks"), default=None)
+        except OSError:
+            return otherwise
 
     def _times(self, repository: Repository, kind: str) -> Iterator[float]:
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -142,38 +292,22 @@ class Counting:
             return Amount()
         return Amount(status.st_size, 1) if stat.S_ISREG(status.st_mode) else Amount()
 
+    @staticmethod
+    def _is_missing(path: str) -> bool:
+        """Whether there surely is no such directory."""
+        try:
+            return not stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # to read what is in it tells why
 
-def _is_there(path: str) -> bool:
-    """
-    Whether there is such a directory.
 
-    @raise OSError: that cannot be told.
-    """
+def _can_be_entered(directory: str) -> bool:
     try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
+        os.stat(f"{directory}/.")
     except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def possible_repositories(
-    path: str, depth: int, above: Repository = (), strict: bool = False
-) -> Iterator[Repository]:
-    """
-    All folders below a directory in which a repository may lie, itself included, as far down as they may.
-
-    @param strict: whether a folder that cannot be read is an error; one that we may not read (C{lost+found}) is none of ours.
-    """
-    yield above
-    if depth == 0:
-        return
-    try:
-        with os.scandir("/".join((path, *above))) as entries:
-            names = [entry.name for entry in entries if entry.name not in RESERVED | OWN_FOLDERS and entry.is_dir()]
-    except (PermissionError, FileNotFoundError, NotADirectoryError):
-        return
+        pass  # then the error was not for want of the right to enter it
     except OSError:
-        if strict:
-            raise
-        return
-    for name in names:
-        yield from possible_repositories(path, depth - 1, (*above, name), strict)
+        return False
+    return True

@@ -24,7 +24,7 @@ from ..files import is_directory, is_link
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
-from .counting import Counting, possible_repositories
+from .counting import Counting
 from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
@@ -66,7 +66,10 @@ class LocalStore:
     @param min_free: how much of the file system uploads must leave free.
     @ivar on_size_change: called from any thread when an object is seen to have another size than before; L{is_damaged} tells
         what that means.
+    @cvar read_only: whether it does its work also where it cannot write.
     """
+
+    read_only = False
 
     def __init__(
         self,
@@ -97,19 +100,31 @@ class LocalStore:
 
     def prepare(self) -> None:
         """
-        Make the data directory if it is missing, see that it can be written, remove what a killed server left.
+        Make the data directory if it is missing, see that it can be written, remove what a killed server left. Where the volume
+        that is known from an earlier run is missing, do nothing.
 
         @raise StartError: it cannot be made or written.
         """
         try:
-            self._make_directories(self.path)
-            self._try_to_write()
+            missing = self.volume.is_missing()
         except OSError as error:
-            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
+            raise StartError(f"cannot read the volume's marker {error.filename}: {error.strerror}") from error
+        if missing:
+            return  # nothing is made in an empty mount point
+        try:
+            self._make_directories(self.path)
+            may_write = self._try_to_write()
+        except OSError as error:
+            hint = "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}{hint}") from error
+        if not may_write:
+            self.volume.check()
+            return
         left = 0
         in_use = False
-        for repository in possible_repositories(self.path, self.max_depth):
-            left += sweep(self.path, repository)
+        for repository in self.counting.possible_repositories():
+            with suppress(OSError):  # a .tmp that cannot be read holds nothing that this server could remove
+                left += sweep(self.path, repository)
             in_use = in_use or os.path.isfile(os.path.join(self.repository_path(repository), CONFIG))
         if in_use:
             self.volume.mark()
@@ -117,7 +132,12 @@ class LocalStore:
         if left:
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
 
-    def _try_to_write(self) -> None:
+    def _try_to_write(self) -> bool:
+        """
+        Whether the data directory can be written, or only be read where that will do.
+
+        @raise OSError: it cannot be used.
+        """
         folder = os.path.join(self.path, TEMPORARY_FOLDER)
         was_there = os.path.lexists(folder)
         directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -129,6 +149,7 @@ class LocalStore:
             _log.warn("the file system of {path} is full: uploads will be refused", path=self.path)
         finally:
             os.close(directory_fd)
+        return True
 
     def _make_directories(self, path: str) -> None:
         missing = []
@@ -344,7 +365,7 @@ class LocalStore:
     def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
         """An object's size in bytes; C{None} where that cannot be had without waiting, or there is no such object."""
         trust = self.trust(repository)
-        if trust is None or not trust.names:
+        if trust is None or not trust.names or not self.volume.seen_lately():
             return None
         try:
             status = self.at_once.look(self._object_path(repository, kind, name))
@@ -361,6 +382,7 @@ class LocalStore:
 
         @raise NotFound: there is no file of that name.
         """
+        self.volume.check_now_and_then()
         path = self._object_path(repository, kind, name)
         try:
             status = os.stat(path)
@@ -520,6 +542,7 @@ class LocalObject:
 
         @raise NotFound: there is no file of that name.
         """
+        self._store.volume.check_now_and_then()
         try:
             self._fd, self.size_bytes = _open_file(self._path)
         except OSError as error:
@@ -530,7 +553,7 @@ class LocalObject:
     def open_at_once(self) -> bool:
         """Open the file if that takes no waiting; whether it is open."""
         trust = self._store.trust(self._repository)
-        if trust is None or not trust.names:
+        if trust is None or not trust.names or not self._store.volume.seen_lately():
             return False
         try:
             fd = self._store.at_once.open(self._path)

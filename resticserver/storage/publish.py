@@ -54,6 +54,8 @@ _REFUSED_S = 300.0
 
 #: How often a temporary file is tried again whose folder went away meanwhile.
 _ATTEMPTS = 16
+#: How a place refuses to be written that may be read all the same.
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 #: A directory's times must be older than this before they tell that nothing in it has changed since: two changes in one
 #: tick of a file system's clock look like one. The coarsest (FAT's) has 2 s.

@@ -7,11 +7,16 @@ request: where it cannot be read or written that is said once, and the server go
 
 Safe from several threads, and from several processes on one file system: SQLite's write-ahead log is for that, and needs a
 local one.
+
+Beside it in C{--state-dir}, which then is on another disk than the repositories, lies C{volume-id}: which volume the server
+has seen, so that it is missed also at a start. It is a file of its own, because deleting it does mean something: that another
+volume may be served from now on.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import sys
 import threading
@@ -25,13 +30,15 @@ from urllib.parse import quote
 from twisted.logger import Logger
 
 from ..errors import StartError
+from ..files import read_file
 from ..sizes import Amount
 from .filesystem import is_local
 from .interface import ID_BYTES, Objects
 from .ledger import CELLS, Repository
-from .volume import FOLDER
+from .volume import FOLDER, MOST_MARKER_BYTES
 
 FILE = "state.sqlite3"
+VOLUME_FILE = "volume-id"
 
 #: The form of the tables; a file of another form is made anew.
 _VERSION = 1
@@ -102,12 +109,18 @@ class StateFile:
     @param path: the data directory; what is kept of its directories is kept by their paths below it.
     @param directory: where the file lies; C{None} for the data directory's own folder, and only once that is there.
     @param file_mode: of the file.
+    @param may_be_frozen: whether a read-only file system is what is to be expected: what is there is read then, and nothing kept.
     @param read_only: for a look from outside: the file is neither made nor changed, not even by being looked at, because it
         belongs to the server's user.
     """
 
     def __init__(
-        self, path: str, directory: str | None = None, file_mode: int = 0o600, read_only: bool = False
+        self,
+        path: str,
+        directory: str | None = None,
+        file_mode: int = 0o600,
+        read_only: bool = False,
+        may_be_frozen: bool = False,
     ) -> None:
         self._data = os.fsencode(path)
         self._folder = directory if directory is not None else os.path.join(path, FOLDER)
@@ -115,6 +128,9 @@ class StateFile:
         self._file = os.path.join(self._folder, FILE)
         self._file_mode = file_mode
         self._read_only = read_only
+        self._may_be_frozen = may_be_frozen
+        #: Whether the open file may not be written.
+        self._frozen = False
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
@@ -134,6 +150,52 @@ class StateFile:
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
                 raise StartError(f"cannot use the state directory {self._folder}: {error.strerror}") from error
+
+    # --- the volume
+
+    @property
+    def marker_file(self) -> str | None:
+        """The file that the volume's marker is remembered in; C{None} where the state lies on the volume itself."""
+        return os.path.join(self._folder, VOLUME_FILE) if self._named else None
+
+    def marker(self) -> bytes | None:
+        """
+        The marker of the volume that was there in an earlier run; C{None} if none is remembered.
+
+        @raise StartError: that cannot be told.
+        """
+        if self.marker_file is None:
+            return None
+        try:
+            return read_file(self.marker_file)[0][:MOST_MARKER_BYTES].strip() or None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StartError(f"cannot read {self.marker_file}: {error.strerror}") from error
+
+    def remember_marker(self, marker: bytes) -> None:
+        """Remember the volume's marker for the next start. Blocks. Where that is not possible it is said."""
+        path = self.marker_file
+        if path is None:
+            return
+        temporary = f"{path}.{secrets.token_hex(8)}"
+        try:
+            if self.marker() == marker:
+                return
+            fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(fd, self._file_mode)
+                os.write(fd, marker + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
+        except (OSError, StartError) as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            reason = error.strerror if isinstance(error, OSError) else error
+            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be noticed"
+            _log.warn(words, path=path, error=reason)
 
     # --- directories
 
@@ -188,7 +250,8 @@ class StateFile:
 
     def forget_directory(self, path: str) -> None:
         """A directory is not there any more, or is not to be kept."""
-        self._run(lambda connection: _write(connection, "DELETE FROM directory WHERE path = ?", [(self._key(path),)]))
+        statement = "DELETE FROM directory WHERE path = ?"
+        self._run(lambda connection: _write(connection, statement, [(self._key(path),)]), writes=True)
 
     # --- repositories
 
@@ -238,7 +301,7 @@ class StateFile:
                     _write(connection, "DELETE FROM directory WHERE path > ? AND path < ?", [(first + b"/", first + b"0")])
 
         if names:
-            self._run(forget)
+            self._run(forget, writes=True)
 
     # --- sizes over time
 
@@ -288,13 +351,20 @@ class StateFile:
             if time.monotonic() - self._used_s > _IDLE_S:
                 self._close()
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], make: bool = False) -> T | None:
+    def _run(self, work: Callable[[sqlite3.Connection], T], make: bool = False, writes: bool = False) -> T | None:
         """
         Do something with the file; C{None} where that is not possible.
 
-        @param make: whether the file is made if there is none.
+        @param make: whether the file is made if there is none, to be written.
+        @param writes: whether it is written if there is one.
         """
         with self._lock:
+            frozen = self._may_be_frozen and self._is_frozen()
+            if frozen != self._frozen:
+                self._frozen = frozen
+                self._close()
+            if frozen and (make or writes):
+                return None
             now = self._used_s = time.monotonic()
             if now < self._not_before:
                 return None
@@ -307,6 +377,8 @@ class StateFile:
                 self._close()
                 if self._read_only:
                     self._not_before = float("inf")
+                elif self._frozen:
+                    self._not_before = time.monotonic() + _PAUSE_S
                 elif isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                     self._remove(error)
                 else:
@@ -323,7 +395,7 @@ class StateFile:
             if status is not None and (status.st_dev, status.st_ino) == self._identity:
                 return self._connection
             self._close()  # another volume is there now, or none, or somebody has deleted it
-        if self._read_only:
+        if self._read_only or self._frozen:
             return self._open_read_only() if status is not None else None
         if (status is None and not make) or not self._may_be_here():
             return None
@@ -363,6 +435,13 @@ class StateFile:
         if version != _VERSION:
             raise sqlite3.DatabaseError("it has the form of another version")
         return connection
+
+    def _is_frozen(self) -> bool:
+        """Whether the folder lies on a file system that is mounted read-only."""
+        try:
+            return bool(os.statvfs(self._folder).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
 
     def _may_be_here(self) -> bool:
         """Whether the folder is there, and on a file system that is good for this."""

@@ -216,7 +216,8 @@ class Prepare(SynchronousTestCase):
                 error = self.assertRaises(StartError, LocalStore(path).prepare)
             finally:
                 patch.restore()
-            self.assertEqual(f"cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}", str(error))
+            hint = "; --read-only serves what is there" if code == errno.EROFS else ""
+            self.assertEqual(f"cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}", str(error))
 
     def test_max_depth(self) -> None:
         """The sweep looks as deep as repositories may lie."""

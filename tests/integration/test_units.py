@@ -82,6 +82,14 @@ class UnitTests(SynchronousTestCase):
         # cffi's callbacks, which TLS needs, are memory that is written and executed.
         self.assertNotIn("MemoryDenyWriteExecute", self.service)
 
+    def test_mounts(self) -> None:
+        """The disk with the data is mounted first."""
+        for program, *arguments in self.command_lines():
+            if Path(program).name == "rest-server":
+                options = Options()
+                options.parseOptions(arguments)
+                self.assertEqual(options.settings.path, self.service["RequiresMountsFor"])
+
     def test_socket(self) -> None:
         """The port is that of the server's default; a unix socket, where somebody wants one, is not everyone's."""
         options = Options()

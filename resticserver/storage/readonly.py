@@ -1,0 +1,98 @@
+"""
+The store of a server with C{--read-only}, which may lie on a file system that is read-only as well: a mount, an image, a
+snapshot of a volume, another user's directory. Nothing is written at the start then, lists and objects are read as anywhere,
+and locks, which are all that such a server would write, are refused with a reason that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from twisted.logger import Logger
+
+from ..errors import Forbidden
+from ..sizes import Amount
+from .interface import Outcome, Upload
+from .local import LocalStore, LocalUpload
+from .publish import UNWRITABLE
+
+_log = Logger()
+
+
+class ReadOnlyStore(LocalStore):
+    """A L{LocalStore} that need not be able to write."""
+
+    read_only = True
+
+    def _try_to_write(self) -> bool:
+        try:
+            return super()._try_to_write()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            reason = error.strerror
+        with os.scandir(self.path) as entries:
+            next(entries, None)  # whether it can be read
+        _log.info(
+            "{path} cannot be written ({reason}): lists and reads are served, locks are refused, so clients need --no-lock",
+            path=self.path,
+            reason=reason,
+        )
+        return False
+
+    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
+        """A new upload, of a lock; does no I/O yet."""
+        return _LockUpload(self, repository, kind, name, length)
+
+    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
+        """
+        Remove an object, as L{LocalStore.remove_object}.
+
+        @raise Forbidden: it is there and cannot be removed, because nothing can be written.
+        """
+        try:
+            return super().remove_object(repository, kind, name)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            # The file system says so also of a name that is not there, which a client that was refused removes again.
+            if not os.path.lexists(self._object_path(repository, kind, name)):
+                return Amount()
+            raise _refusal(error, "removed") from error
+
+
+class _LockUpload(LocalUpload):
+    """An upload that is refused where nothing can be written."""
+
+    def open(self) -> None:
+        """
+        As L{LocalUpload.open}.
+
+        @raise Forbidden: nothing can be written.
+        """
+        try:
+            super().open()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise _refusal(error, "made") from error
+
+    def commit(self) -> Outcome:
+        """
+        As L{LocalUpload.commit}.
+
+        @raise Forbidden: nothing can be written any more.
+        """
+        try:
+            return super().commit()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise _refusal(error, "made") from error
+
+
+def _refusal(error: OSError, verb: str) -> Forbidden:
+    """403, since restic takes that for final (from 0.17 on) and tells its user at once; a 5xx it would try again for long."""
+    why = "the server's disk is read-only" if error.errno == errno.EROFS else "the server may only read its disk"
+    return Forbidden(f"{why}, so no lock can be {verb}: use restic's --no-lock")
