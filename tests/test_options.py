@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,10 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import __version__
 from resticserver.options import Options
-from resticserver.settings import Settings
+from resticserver.settings import Settings, default_path
 
 #: Settings without a flag.
-DEFAULT = Settings(path=os.path.join(tempfile.gettempdir(), "restic"), path_is_default=True)
+DEFAULT = Settings(path=default_path(), path_is_default=True)
 
 #: The switches and what they set.
 SWITCHES = (

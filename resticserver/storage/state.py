@@ -335,6 +335,8 @@ class StateFile:
         self._identity = (status.st_dev, status.st_ino)
         _use_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        # What SQLite sorts or has to undo would else be a file in a temporary directory, where there may be none.
+        connection.execute("PRAGMA temp_store = MEMORY")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             connection.execute("BEGIN IMMEDIATE")
