@@ -9,10 +9,12 @@ for: Twisted's own unix ports make their socket writable to everyone and remove 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,8 @@ _PLAIN_SUFFIX = ":plain=yes"
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
 
 _UNIX_MODE = 0o660
+#: How many bytes the kernel takes for a unix socket's path.
+_LONGEST_UNIX = 107 if sys.platform == "linux" else 103
 _BACKLOG = 128
 
 #: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
@@ -298,8 +302,9 @@ def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
             mode = int(value, 8)
         elif (key, value) != ("lockfile", "0"):
             raise StartError(f"--listen {address}: {option} is not supported, only mode=660 and the like")
-    if not path.startswith("/"):
-        raise StartError(f"--listen {address}: a unix socket needs an absolute path")
+    if not path or path.startswith("@"):
+        raise StartError(f"--listen {address}: a unix socket needs a path, as unix:/run/restic.sock")
+    path = os.path.abspath(path)
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 
 
@@ -323,11 +328,17 @@ def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocol
 
 def tcp_socket(host: str, port: int) -> socket.socket:
     """
-    A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6.
+    A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6. C{::} means both
+    families too, as in Go.
 
     @raise StartError: the address cannot be had.
     """
+    address = _ipv6(host)
     try:
+        if address is not None and address == ipaddress.IPv6Address("::"):
+            return _bound(socket.AF_INET6, ("::", port), dual=True)
+        if address is not None and address.ipv4_mapped is not None:
+            host = str(address.ipv4_mapped)
         if not host:
             try:
                 return _bound(socket.AF_INET6, ("::", port), dual=True)
@@ -342,6 +353,13 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         raise StartError(f"cannot listen on {joined_address(host, port)}: no host has this name") from error
     except OSError as error:
         raise StartError(f"cannot listen on {joined_address(host, port)}: {error.strerror}") from error
+
+
+def _ipv6(host: str) -> ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.IPv6Address(host)
+    except ValueError:
+        return None
 
 
 def _bound(family: int, address: Any, dual: bool = False) -> socket.socket:
@@ -364,11 +382,12 @@ def unix_socket(path: str, mode: int = _UNIX_MODE) -> socket.socket:
 
     @raise StartError: a live server answers there, something else than a socket is there, or it cannot be made.
     """
+    name = _short(path)
     try:
         _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listening.bind(path)
+            listening.bind(name)
             # Before listen(2): nobody can connect as long as the mode is the umask's.
             os.chmod(path, mode)
             listening.listen(_BACKLOG)
@@ -380,6 +399,20 @@ def unix_socket(path: str, mode: int = _UNIX_MODE) -> socket.socket:
         raise StartError(f"cannot listen on unix:{path}: {error.strerror or error}") from error
 
 
+def _short(path: str) -> str:
+    """
+    A path that the kernel takes for a unix socket: as it is, or from the current directory, as it may have been given.
+
+    @raise StartError: it is too long for that.
+    """
+    for name in (path, os.path.relpath(path)):
+        if len(os.fsencode(name)) <= _LONGEST_UNIX:
+            return name
+    length = len(os.fsencode(path))
+    reason = f"the path has {length} bytes, and a unix socket's may have {_LONGEST_UNIX}"
+    raise StartError(f"cannot listen on unix:{path}: {reason}")
+
+
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -389,7 +422,7 @@ def _remove_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(_short(path))
         except ConnectionRefusedError:
             os.unlink(path)
             return
@@ -408,5 +441,11 @@ def bound_address(port: IListeningPort) -> str:
     address: Any = port.getHost()
     name = getattr(address, "name", None)
     if name is not None:
-        return os.fsdecode(name)
+        return unix_address(name)
     return joined_address(address.host, address.port)
+
+
+def unix_address(name: str | bytes) -> str:
+    """A unix socket's own name as a path that holds from everywhere."""
+    path = os.fsdecode(name)
+    return path if not path or path.startswith(("\0", "/")) else os.path.abspath(path)

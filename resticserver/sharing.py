@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .errors import StartError
-from .listen import SocketEndpoint, joined_address, parse_address, tls_factory, wants_tls
+from .listen import SocketEndpoint, joined_address, parse_address, tls_factory, unix_address, wants_tls
 from .proxyprotocol import ProxyProtocolEndpoint, ProxyProtocolFactory
 
 #: Connections that are taken from a socket before the reactor looks at anything else.
@@ -157,7 +157,7 @@ class Acceptor:
     def address(self) -> str:
         """Where it listens, as rest-server prints it."""
         name = self._socket.getsockname()
-        return os.fsdecode(name) if self._socket.family == socket.AF_UNIX else joined_address(*name[:2])
+        return unix_address(name) if self._socket.family == socket.AF_UNIX else joined_address(*name[:2])
 
     def resume(self) -> None:
         """Take connections."""
