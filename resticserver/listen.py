@@ -16,6 +16,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +85,27 @@ class Listeners(Service):
         self._connection_creator = connection_creator
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ports: list[IListeningPort] = []
+        self._activated = False
         self._site: RepositorySite | None = None
+        #: Called when the next thing is that people are told where the server is.
+        self.announcing: Callable[[], object] = _nothing
         self.setName(words or "listeners")
 
-    def startService(self) -> None:
+    def open(self) -> None:
         """
         Listen everywhere.
 
-        @raise StartError: an address is none or cannot be had.
+        @raise StartError: an address is none or cannot be had; then there is none.
         """
-        super().startService()
+        try:
+            self._open()
+        except BaseException:
+            for port in self._ports:
+                if isinstance(port, UnixPort):
+                    port.remove_file()
+            raise
+
+    def _open(self) -> None:
         inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []
         try:
             endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
@@ -101,13 +113,28 @@ class Listeners(Service):
             # It is said with the flag that it was given to.
             raise StartError(str(error).replace("--listen", self._flag, 1)) from error
         site = self._site = self._make_site()
+        self._activated = bool(inherited)
         if inherited:
-            _log.info("systemd socket activation mode")
             for listening in inherited:
                 self._listen(SocketEndpoint(self._reactor, partial(_same, listening)), site, tls=True)
             return
         for address, endpoint in endpoints:
-            port = self._listen(endpoint, site, tls=wants_tls(address))
+            self._listen(endpoint, site, tls=wants_tls(address))
+
+    def startService(self) -> None:
+        """
+        Listen everywhere, if that was not done yet, and say where.
+
+        @raise StartError: an address is none or cannot be had.
+        """
+        super().startService()
+        if not self._ports:
+            self.open()
+        self.announcing()
+        if self._activated:
+            _log.info("systemd socket activation mode")
+            return
+        for port in self._ports:
             _log.info("{words} {address}", words=self._words or "start server on", address=bound_address(port))
 
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
@@ -117,8 +144,11 @@ class Listeners(Service):
         endpoint.listen(factory).addBoth(outcome.append)
         # Every endpoint that parse_address lets through listens at once or fails at once.
         if isinstance(outcome[0], Failure):
-            error = outcome[0].value
-            raise error if isinstance(error, StartError) else StartError(f"cannot listen: {error}")
+            error: BaseException | None = outcome[0].value
+            assert error is not None
+            if not isinstance(error, Exception):
+                raise error  # a signal that ends the start
+            raise StartError(f"{self._flag}: {error if isinstance(error, StartError) else f'cannot listen: {error}'}")
         port: IListeningPort = outcome[0]
         self._ports.append(port)
         return port
@@ -211,12 +241,19 @@ class UnixPort(unix.Port):
 
     def connectionLost(self, reason: Any) -> None:
         """The port closes; the parent's would remove the file of an inherited socket."""
-        if self._unlink is not None:
-            try:
-                os.unlink(self._unlink)
-            except FileNotFoundError:
-                pass
+        self.remove_file()
         tcp.Port.connectionLost(self, reason)
+
+
+    def remove_file(self) -> None:
+        """Remove the socket's file, if it is ours."""
+        if self._unlink is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._unlink)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _same(listening: socket.socket) -> socket.socket:
@@ -281,7 +318,7 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
         try:
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
-            raise StartError(f"--listen {address}: {error}") from error
+            raise StartError(f"--listen {address}: {' '.join(str(error).split())}") from error
         return endpoint
     match = _HOST_PORT.match(address)
     if match is None:

@@ -160,7 +160,7 @@ class Options(usage.Options):
             super().parseOptions(self._with_others(self._in_getopt_form(arguments)))
             self.settings = self._checked()
         except usage.UsageError as error:
-            raise SystemExit(f"rest-server: {self._where_it_stands(str(error))}") from None
+            raise SystemExit(f"rest-server: {self.where_it_stands(str(error))}") from None
 
     def parseArgs(self, *rest: str) -> None:
         """Twisted's call with what is no flag."""
@@ -212,6 +212,8 @@ class Options(usage.Options):
             layers = [configuration.from_environment(os.environ, flags)]
             if (path := self._config_file(arguments)) is not None:
                 layers.append(configuration.from_file(path, flags))
+        except OSError as error:
+            raise usage.UsageError(f"--config: cannot read {path}: {error.strerror}") from None
         except ValueError as error:
             raise usage.UsageError(str(error)) from None
         more: list[str] = []
@@ -233,6 +235,8 @@ class Options(usage.Options):
         @raise UsageError: it has no name.
         """
         path = os.environ.get(configuration.variable("config"))
+        if path is not None and "config" not in self._sources:
+            self._sources["config"] = configuration.variable("config")
         for position, argument in enumerate(arguments):
             if argument == "--config":
                 path = arguments[position + 1]
@@ -242,8 +246,8 @@ class Options(usage.Options):
             raise usage.UsageError("--config names no file")
         return path
 
-    def _where_it_stands(self, message: str) -> str:
-        """A complaint about a flag, which names it as it was given."""
+    def where_it_stands(self, message: str) -> str:
+        """A complaint that begins with a flag, which names it as it was given: a flag, a variable, or a file and its key."""
         flag = re.match(r"--([a-z-]+)", message)
         source = self._sources.get(flag[1]) if flag is not None else None
         return message if flag is None or source is None else source + message[flag.end() :]

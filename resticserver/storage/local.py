@@ -91,7 +91,7 @@ class LocalStore:
             self._make_directories(self.path)
             self._try_to_write()
         except OSError as error:
-            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}") from error
+            raise StartError(f"--path: cannot use the data directory {self.path}: {error.strerror}") from error
         left = 0
         in_use = False
         for repository in possible_repositories(self.path, self.max_depth):

@@ -133,7 +133,7 @@ class StateFile:
                 os.makedirs(self._folder, 0o700, exist_ok=True)
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
-                raise StartError(f"cannot use the state directory {self._folder}: {error.strerror}") from error
+                raise StartError(f"--state-dir: cannot use the state directory {self._folder}: {error.strerror}") from error
 
     # --- directories
 
