@@ -100,10 +100,14 @@ class Listeners(Service):
         try:
             self._open()
         except BaseException:
-            for port in self._ports:
-                if isinstance(port, UnixPort):
-                    port.remove_file()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """After a start that failed: no file of a socket stays."""
+        for port in self._ports:
+            if isinstance(port, UnixPort):
+                port.remove_file()
 
     def _open(self) -> None:
         inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []

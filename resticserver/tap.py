@@ -363,9 +363,17 @@ class ResticServer(InTurn):
             # twistd lets the exception through to the interpreter, which would print a traceback (and has put its log
             # where sys.stderr was).
             sys.excepthook = lambda *_: print(line, file=sys.__stderr__)
+            self._give_up_listening()
             raise StartError(line) from None
+        except BaseException:
+            self._give_up_listening()  # a signal
+            raise
         # Not now: it takes a tenth of a second, and until the reactor runs a signal just ends the process.
         self._reactor.callWhenRunning(allocator.leave_out_what_stays)
+
+    def _give_up_listening(self) -> None:
+        for listeners in self._listeners:
+            listeners.give_up()
 
     def _announce(self) -> None:
         """Say what is on and what is off, in rest-server's words: people and scripts look for them."""

@@ -201,7 +201,7 @@ class Workers(Service):
                 self._places[number] = self._spawn(number)
             self._wait_until_ready()
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
         self._starting = False
         self.announcing()
@@ -222,7 +222,7 @@ class Workers(Service):
         try:
             self._activated = self._open()
         except BaseException:
-            self._close_sockets()
+            self.give_up()
             raise
 
     def _open(self) -> bool:
@@ -261,8 +261,10 @@ class Workers(Service):
                 if worker.why_not:
                     raise StartError(worker.why_not)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """After a start that failed: nothing stays."""
+        if self._stopping:
+            return
         self._stopping = True
         for worker in tuple(self._workers):
             worker.wire.close()

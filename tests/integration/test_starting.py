@@ -292,6 +292,8 @@ class StartErrorTests(SynchronousTestCase):
         for workers in ("1", "2"):
             flags = ("--listen=unix:first", f"--listen={taken}", f"--workers={workers}")
             self.assert_refused(REST_SERVER, "--listen", f"{taken}: Address already in use", *flags)
+            flags = ("--listen=unix:first", f"--metrics-listen={taken}", f"--workers={workers}")
+            self.assert_refused(REST_SERVER, "--metrics-listen", f"{taken}: Address already in use", *flags)
 
     def test_config(self) -> None:
         """The file itself."""
