@@ -13,6 +13,7 @@ from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
 
 from .errors import StartError
 from .options import Options
+from .signals import end_the_start, told_to_end
 
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("user", "policy", "usage", "status"):
         return _subcommand(arguments[0], arguments[1:])
+    end_the_start()
     options = Options()
     options.parseOptions(arguments)
     observer: Any = stderr_observer(options.settings.debug)
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         service.startService()
     except StartError:
-        return 1  # the reason has been logged
+        return 0 if told_to_end() else 1  # the reason has been logged
+    if told_to_end():
+        reactor.callWhenRunning(reactor.stop)  # type: ignore[attr-defined]
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)  # type: ignore[attr-defined]
     reactor.run()  # type: ignore[attr-defined]
     return 0

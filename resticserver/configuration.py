@@ -88,12 +88,11 @@ def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
     """
     What a file says, by flag.
 
-    @raise ValueError: it cannot be read, is no TOML, has a key that is no flag or a value of the wrong type.
+    @raise OSError: it cannot be read.
+    @raise ValueError: it is no TOML, has a key that is no flag or a value of the wrong type.
     """
     try:
         document = tomllib.loads(read_file(path)[0].decode("utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: it is no UTF-8 text") from None
     except RecursionError:

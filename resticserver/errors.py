@@ -111,5 +111,6 @@ class StartError(Exception):
     """
     The server cannot start: a bad setting, a file it cannot read, an address it cannot have.
 
-    The message is the one line that the person at the terminal sees.
+    The message is the one line that the person at the terminal sees. It begins with the flag that it is about, as C{--path:};
+    where the value was set elsewhere that is put in the flag's place.
     """

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from twisted.application.service import Service
@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .orphans import child_of_ours
 from .pools import JobPool
 from .storage.snapshots import LASTS_NS
 from .telemetry.events import Event, EventKind, Tells
@@ -215,25 +216,28 @@ class Run:
     def __call__(self) -> str:
         """Run it; why it failed, or nothing."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
-        try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"cannot be run: {error.strerror}"
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            in_time = self._look_after(process, process.stdin.fileno(), process.stdout.fileno())
-        finally:
-            # What it has started may hold the other ends for ever.
-            process.stdout.close()
-            with suppress(BrokenPipeError):
-                process.stdin.close()
+        with ExitStack() as stack:
+            try:
+                process = stack.enter_context(
+                    child_of_ours(
+                        self._command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        start_new_session=True,
+                    )
+                )
+            except OSError as error:
+                return f"cannot be run: {error.strerror}"
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                in_time = self._look_after(process, process.stdin.fileno(), process.stdout.fileno())
+            finally:
+                # What it has started may hold the other ends for ever.
+                process.stdout.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
         if not in_time:
             return f"was ended after {time.monotonic() - self._began_s:.0f} s"
         status = process.returncode

@@ -9,11 +9,14 @@ for: Twisted's own unix ports make their socket writable to everyone and remove 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +44,8 @@ _PLAIN_SUFFIX = ":plain=yes"
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
 
 _UNIX_MODE = 0o660
+#: How many bytes the kernel takes for a unix socket's path.
+_LONGEST_UNIX = 107 if sys.platform == "linux" else 103
 _BACKLOG = 128
 
 #: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
@@ -80,16 +85,31 @@ class Listeners(Service):
         self._connection_creator = connection_creator
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ports: list[IListeningPort] = []
+        self._activated = False
         self._site: RepositorySite | None = None
+        #: Called when the next thing is that people are told where the server is.
+        self.announcing: Callable[[], object] = _nothing
         self.setName(words or "listeners")
 
-    def startService(self) -> None:
+    def open(self) -> None:
         """
         Listen everywhere.
 
-        @raise StartError: an address is none or cannot be had.
+        @raise StartError: an address is none or cannot be had; then there is none.
         """
-        super().startService()
+        try:
+            self._open()
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """After a start that failed: no file of a socket stays."""
+        for port in self._ports:
+            if isinstance(port, UnixPort):
+                port.remove_file()
+
+    def _open(self) -> None:
         inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []
         try:
             endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
@@ -97,13 +117,28 @@ class Listeners(Service):
             # It is said with the flag that it was given to.
             raise StartError(str(error).replace("--listen", self._flag, 1)) from error
         site = self._site = self._make_site()
+        self._activated = bool(inherited)
         if inherited:
-            _log.info("systemd socket activation mode")
             for listening in inherited:
                 self._listen(SocketEndpoint(self._reactor, partial(_same, listening)), site, tls=True)
             return
         for address, endpoint in endpoints:
-            port = self._listen(endpoint, site, tls=wants_tls(address))
+            self._listen(endpoint, site, tls=wants_tls(address))
+
+    def startService(self) -> None:
+        """
+        Listen everywhere, if that was not done yet, and say where.
+
+        @raise StartError: an address is none or cannot be had.
+        """
+        super().startService()
+        if not self._ports:
+            self.open()
+        self.announcing()
+        if self._activated:
+            _log.info("systemd socket activation mode")
+            return
+        for port in self._ports:
             _log.info("{words} {address}", words=self._words or "start server on", address=bound_address(port))
 
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
@@ -113,8 +148,11 @@ class Listeners(Service):
         endpoint.listen(factory).addBoth(outcome.append)
         # Every endpoint that parse_address lets through listens at once or fails at once.
         if isinstance(outcome[0], Failure):
-            error = outcome[0].value
-            raise error if isinstance(error, StartError) else StartError(f"cannot listen: {error}")
+            error: BaseException | None = outcome[0].value
+            assert error is not None
+            if not isinstance(error, Exception):
+                raise error  # a signal that ends the start
+            raise StartError(f"{self._flag}: {error if isinstance(error, StartError) else f'cannot listen: {error}'}")
         port: IListeningPort = outcome[0]
         self._ports.append(port)
         return port
@@ -207,12 +245,19 @@ class UnixPort(unix.Port):
 
     def connectionLost(self, reason: Any) -> None:
         """The port closes; the parent's would remove the file of an inherited socket."""
-        if self._unlink is not None:
-            try:
-                os.unlink(self._unlink)
-            except FileNotFoundError:
-                pass
+        self.remove_file()
         tcp.Port.connectionLost(self, reason)
+
+
+    def remove_file(self) -> None:
+        """Remove the socket's file, if it is ours."""
+        if self._unlink is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._unlink)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _same(listening: socket.socket) -> socket.socket:
@@ -277,7 +322,7 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
         try:
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
-            raise StartError(f"--listen {address}: {error}") from error
+            raise StartError(f"--listen {address}: {' '.join(str(error).split())}") from error
         return endpoint
     match = _HOST_PORT.match(address)
     if match is None:
@@ -298,8 +343,9 @@ def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
             mode = int(value, 8)
         elif (key, value) != ("lockfile", "0"):
             raise StartError(f"--listen {address}: {option} is not supported, only mode=660 and the like")
-    if not path.startswith("/"):
-        raise StartError(f"--listen {address}: a unix socket needs an absolute path")
+    if not path or path.startswith("@"):
+        raise StartError(f"--listen {address}: a unix socket needs a path, as unix:/run/restic.sock")
+    path = os.path.abspath(path)
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 
 
@@ -323,11 +369,17 @@ def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocol
 
 def tcp_socket(host: str, port: int) -> socket.socket:
     """
-    A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6.
+    A listening TCP socket; without a host on both IP families, or on IPv4 alone where there is no IPv6. C{::} means both
+    families too, as in Go.
 
     @raise StartError: the address cannot be had.
     """
+    address = _ipv6(host)
     try:
+        if address is not None and address == ipaddress.IPv6Address("::"):
+            return _bound(socket.AF_INET6, ("::", port), dual=True)
+        if address is not None and address.ipv4_mapped is not None:
+            host = str(address.ipv4_mapped)
         if not host:
             try:
                 return _bound(socket.AF_INET6, ("::", port), dual=True)
@@ -342,6 +394,13 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         raise StartError(f"cannot listen on {joined_address(host, port)}: no host has this name") from error
     except OSError as error:
         raise StartError(f"cannot listen on {joined_address(host, port)}: {error.strerror}") from error
+
+
+def _ipv6(host: str) -> ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.IPv6Address(host)
+    except ValueError:
+        return None
 
 
 def _bound(family: int, address: Any, dual: bool = False) -> socket.socket:
@@ -364,11 +423,12 @@ def unix_socket(path: str, mode: int = _UNIX_MODE) -> socket.socket:
 
     @raise StartError: a live server answers there, something else than a socket is there, or it cannot be made.
     """
+    name = _short(path)
     try:
         _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listening.bind(path)
+            listening.bind(name)
             # Before listen(2): nobody can connect as long as the mode is the umask's.
             os.chmod(path, mode)
             listening.listen(_BACKLOG)
@@ -380,6 +440,20 @@ def unix_socket(path: str, mode: int = _UNIX_MODE) -> socket.socket:
         raise StartError(f"cannot listen on unix:{path}: {error.strerror or error}") from error
 
 
+def _short(path: str) -> str:
+    """
+    A path that the kernel takes for a unix socket: as it is, or from the current directory, as it may have been given.
+
+    @raise StartError: it is too long for that.
+    """
+    for name in (path, os.path.relpath(path)):
+        if len(os.fsencode(name)) <= _LONGEST_UNIX:
+            return name
+    length = len(os.fsencode(path))
+    reason = f"the path has {length} bytes, and a unix socket's may have {_LONGEST_UNIX}"
+    raise StartError(f"cannot listen on unix:{path}: {reason}")
+
+
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -389,7 +463,7 @@ def _remove_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(_short(path))
         except ConnectionRefusedError:
             os.unlink(path)
             return
@@ -408,5 +482,11 @@ def bound_address(port: IListeningPort) -> str:
     address: Any = port.getHost()
     name = getattr(address, "name", None)
     if name is not None:
-        return os.fsdecode(name)
+        return unix_address(name)
     return joined_address(address.host, address.port)
+
+
+def unix_address(name: str | bytes) -> str:
+    """A unix socket's own name as a path that holds from everywhere."""
+    path = os.fsdecode(name)
+    return path if not path or path.startswith(("\0", "/")) else os.path.abspath(path)

@@ -29,7 +29,15 @@ MOST_WORKERS = 128
 #: Flags that may be given several times.
 _LISTS = frozenset(("listen", "trusted-proxy"))
 
+#: Flags that name something of this machine.
+_DIRECTORIES = ("path", "state-dir")
+_FILES = ("htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
+
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+#: C{s3://bucket}, and restic's C{s3:https://host/bucket}.
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)+//")
+_UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
+
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
 
@@ -152,7 +160,7 @@ class Options(usage.Options):
             super().parseOptions(self._with_others(self._in_getopt_form(arguments)))
             self.settings = self._checked()
         except usage.UsageError as error:
-            raise SystemExit(f"rest-server: {self._where_it_stands(str(error))}") from None
+            raise SystemExit(f"rest-server: {self.where_it_stands(str(error))}") from None
 
     def parseArgs(self, *rest: str) -> None:
         """Twisted's call with what is no flag."""
@@ -204,6 +212,8 @@ class Options(usage.Options):
             layers = [configuration.from_environment(os.environ, flags)]
             if (path := self._config_file(arguments)) is not None:
                 layers.append(configuration.from_file(path, flags))
+        except OSError as error:
+            raise usage.UsageError(f"--config: cannot read {path}: {error.strerror}") from None
         except ValueError as error:
             raise usage.UsageError(str(error)) from None
         more: list[str] = []
@@ -225,6 +235,8 @@ class Options(usage.Options):
         @raise UsageError: it has no name.
         """
         path = os.environ.get(configuration.variable("config"))
+        if path is not None and "config" not in self._sources:
+            self._sources["config"] = configuration.variable("config")
         for position, argument in enumerate(arguments):
             if argument == "--config":
                 path = arguments[position + 1]
@@ -234,8 +246,8 @@ class Options(usage.Options):
             raise usage.UsageError("--config names no file")
         return path
 
-    def _where_it_stands(self, message: str) -> str:
-        """A complaint about a flag, which names it as it was given."""
+    def where_it_stands(self, message: str) -> str:
+        """A complaint that begins with a flag, which names it as it was given: a flag, a variable, or a file and its key."""
         flag = re.match(r"--([a-z-]+)", message)
         source = self._sources.get(flag[1]) if flag is not None else None
         return message if flag is None or source is None else source + message[flag.end() :]
@@ -259,6 +271,13 @@ class Options(usage.Options):
 
         @raise UsageError: flags that make no sense, alone or together.
         """
+        for flag in _DIRECTORIES + _FILES:
+            if self[flag] and _URL.match(self[flag]):
+                kind = "directory" if flag in _DIRECTORIES else "file"
+                raise usage.UsageError(f"--{flag} {self[flag]}: a {kind} of this machine is needed, not a URL")
+        for flag in _DIRECTORIES:
+            if self[flag] == "":
+                raise usage.UsageError(f"--{flag} names no directory")
         for flag in ("policy", "tls-client-ca"):
             if self[flag] == "":
                 raise usage.UsageError(f"--{flag} names no file")
@@ -292,7 +311,7 @@ class Options(usage.Options):
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),
             path_is_default=not self["path"],
-            listen=tuple(self["listen"]) or (DEFAULT_LISTEN,),
+            listen=tuple(map(_absolute_socket, self["listen"])) or (DEFAULT_LISTEN,),
             no_auth=bool(self["no-auth"]),
             htpasswd_file=_absolute(self["htpasswd-file"]),
             private_repos=bool(self["private-repos"]),
@@ -320,7 +339,7 @@ class Options(usage.Options):
             state_dir=_absolute(self["state-dir"]),
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
-            metrics_listen=self["metrics-listen"],
+            metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,
             on_event=self._parsed("on-event", _command) if self["on-event"] is not None else (),
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
@@ -360,6 +379,11 @@ def _next_value(name: str, left: Any) -> list[str]:
 def _absolute(path: str | None) -> str | None:
     """Flags name files from where the user stands; twistd may change the directory later."""
     return os.path.abspath(path) if path else None
+
+
+def _absolute_socket(address: str) -> str:
+    """The same for the unix sockets of C{--listen}."""
+    return _UNIX.sub(lambda found: found[1] + os.path.abspath(found[2]), address, count=1) if _UNIX.match(address) else address
 
 
 def _command(text: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ The frozen settings of a server: what the flags say, checked and typed, and noth
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,8 +16,11 @@ DEFAULT_LISTEN = ":8000"
 
 
 def default_path() -> str:
-    """The data directory when no C{--path} is given, as rest-server has it: C{restic} below the temporary directory."""
-    return os.path.join(tempfile.gettempdir(), "restic")
+    """
+    The data directory when no C{--path} is given, as rest-server has it: C{restic} below the temporary directory. Nothing is
+    looked up (C{tempfile} would try to write there), because this is also a part of the help.
+    """
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", "restic")
 
 
 @dataclass(frozen=True)

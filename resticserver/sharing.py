@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .errors import StartError
-from .listen import SocketEndpoint, joined_address, parse_address, tls_factory, wants_tls
+from .listen import SocketEndpoint, joined_address, parse_address, tls_factory, unix_address, wants_tls
 from .proxyprotocol import ProxyProtocolEndpoint, ProxyProtocolFactory
 
 #: Connections that are taken from a socket before the reactor looks at anything else.
@@ -62,7 +62,7 @@ class NotingReactor:
             listening.listen(backlog)
         except OSError as error:
             listening.close()
-            raise StartError(f"cannot listen on {joined_address(interface, port)}: {error.strerror}") from error
+            raise StartError(f"--listen: cannot listen on {joined_address(interface, port)}: {error.strerror}") from error
         self.listening = listening
 
     def listenSSL(
@@ -83,7 +83,10 @@ def open_shared(address: str) -> tuple[socket.socket, str | None]:
     reactor = NotingReactor(opens=True)
     endpoint, _ = _unwrapped(reactor, address, Factory())
     if isinstance(endpoint, SocketEndpoint):
-        return endpoint.open_socket(), endpoint.unlink
+        try:
+            return endpoint.open_socket(), endpoint.unlink
+        except StartError as error:
+            raise StartError(f"--listen: {error}") from error
     _listen(address, endpoint, Factory())
     if reactor.listening is None:
         raise StartError(f"--listen {address} cannot be shared among workers")
@@ -122,8 +125,9 @@ def _listen(address: str, endpoint: Any, factory: IProtocolFactory) -> None:
     except Exception:
         outcome.append(Failure())
     if outcome and isinstance(outcome[0], Failure):
-        error = outcome[0].value
-        if isinstance(error, StartError):
+        error: BaseException | None = outcome[0].value
+        assert error is not None
+        if isinstance(error, StartError) or not isinstance(error, Exception):
             raise error
         # It wanted something else of the reactor.
         raise StartError(f"--listen {address} cannot be shared among workers") from error
@@ -157,7 +161,7 @@ class Acceptor:
     def address(self) -> str:
         """Where it listens, as rest-server prints it."""
         name = self._socket.getsockname()
-        return os.fsdecode(name) if self._socket.family == socket.AF_UNIX else joined_address(*name[:2])
+        return unix_address(name) if self._socket.family == socket.AF_UNIX else joined_address(*name[:2])
 
     def resume(self) -> None:
         """Take connections."""

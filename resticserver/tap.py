@@ -40,6 +40,7 @@ from .logins import ASK as LOGIN
 from .logins import PasswordJudge
 from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
+from .orphans import Orphans
 from .pools import JobPool
 from .readiness import Readiness
 from .servicemanager import ServiceManager
@@ -59,6 +60,8 @@ from .serving import (
 )
 from .settings import Settings
 from .sharedaccounts import KEEP_ACCOUNT, AccountsDesk, WorkerGates
+from .signals import end_the_start
+from .telemetry.accesslog import AccessLog, AccessLogService
 from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
 from .web.jobs import ended_within
@@ -97,9 +100,9 @@ def makeService(options: Options) -> IService:
 
     use_monotonic_clock(reactor)
     try:
-        return ResticServer(options.settings, reactor)
+        return ResticServer(options.settings, reactor, options.where_it_stands)
     except StartError as error:
-        raise SystemExit(f"rest-server: {error}") from None
+        raise SystemExit(f"rest-server: {options.where_it_stands(str(error))}") from None
 
 
 class Reloads(Protocol):
@@ -117,12 +120,15 @@ class ResticServer(InTurn):
     One server.
 
     @param reactor: the real one: this module, C{cli} and C{worker} are the only ones to see it.
+    @param where_it_stands: puts what a flag's value came from in the place of the flag that a complaint begins with.
     @raise StartError: a file that the settings name cannot be used.
     """
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: Any, where_it_stands: Callable[[str], str] = str) -> None:
         super().__init__()
         self.settings = settings
+        self._where_it_stands = where_it_stands
+        self._asked_to_stop = False
         self._reactor = reactor
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
@@ -142,9 +148,9 @@ class ResticServer(InTurn):
             judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, self.events.tell_now_and_then)
         profile = settings.cpu_profile
         if profile and os.path.isdir(profile):
-            raise StartError(f"cannot write the profile {profile}: it is a directory")
+            raise StartError(f"--cpu-profile: cannot write {profile}: it is a directory")
         if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
-            raise StartError(f"cannot write the profile {profile}: there is no such directory, or it may not be written")
+            raise StartError(f"--cpu-profile: cannot write {profile}: there is no such directory, or it may not be written")
         self.workers: Workers | None = None
         fences = Fences()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
@@ -217,6 +223,7 @@ class ResticServer(InTurn):
             assert isinstance(self._gates, WorkerGates)
             self._gates.workers = front
         self.front = front
+        front.announcing = self._keep_signals
         self._flags = flags
         self._readiness = serving_readiness or Readiness(reactor, self.store, self.disk)
         self.monitoring.not_ready = self._readiness.look
@@ -243,7 +250,8 @@ class ResticServer(InTurn):
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
         kept = (self.events, self.passwords, self.counting, self.accounts)
-        for child in (*services, *kept, *watches, front, self.manager):
+        orphans = [Orphans(reactor)] if os.getpid() == 1 else []
+        for child in (*services, *kept, *watches, *orphans, front, self.manager):
             child.setServiceParent(self)
 
     # --- what can be seen
@@ -351,27 +359,44 @@ class ResticServer(InTurn):
         @raise StartError: something cannot be opened. Under twistd this ends the process with one line on stderr.
         """
         allocator.keep_large_blocks()
+        end_the_start()
         # Before anyone is told that the server is there: the signal's default ends the process.
         self._on_signal(signal.SIGHUP, self.reload)
         self._on_signal(signal.SIGUSR2, self.replace_workers)
         try:
-            self._announce()
+            # All that can go wrong comes first: what is wrong is to be the first line, and not the sixth.
             volume = self.store.volume
             self.store.prepare()
             self.state.prepare()
             if volume.known is not None:
                 self.state.remember_marker(volume.known)
             volume.learnt = self.state.remember_marker
+            if self.settings.log:
+                AccessLogService(self.settings.log, AccessLog(), lambda job: None).try_to_open()
+            for listeners in self._listeners:
+                listeners.open()
+            self._announce()
             super().startService()
         except (StartError, OSError) as error:
-            line = str(error) if isinstance(error, StartError) else f"cannot open {error.filename}: {error.strerror}"
+            line = str(error)
+            if not isinstance(error, StartError):
+                line = f"cannot open {error.filename}: {error.strerror}" if error.filename else f"cannot start: {error}"
+            line = f"rest-server: {self._where_it_stands(line)}"
             _log.error("{line}", line=line)
             # twistd lets the exception through to the interpreter, which would print a traceback (and has put its log
             # where sys.stderr was).
-            sys.excepthook = lambda *_: print(f"rest-server: {line}", file=sys.__stderr__)
+            sys.excepthook = lambda *_: print(line, file=sys.__stderr__)
+            self._give_up_listening()
             raise StartError(line) from None
+        except BaseException:
+            self._give_up_listening()  # a signal
+            raise
         # Not now: it takes a tenth of a second, and until the reactor runs a signal just ends the process.
         self._reactor.callWhenRunning(allocator.leave_out_what_stays)
+
+    def _give_up_listening(self) -> None:
+        for listeners in self._listeners:
+            listeners.give_up()
 
     def _announce(self) -> None:
         """Say what is on and what is off, in rest-server's words: people and scripts look for them."""
@@ -418,6 +443,32 @@ class ResticServer(InTurn):
     def _on_signal(self, number: int, call: Callable[[], object]) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, lambda *_: self._reactor.callFromThread(call))
+
+    def _keep_signals(self) -> None:
+        """
+        From the first line that says that the server is there SIGTERM and SIGINT stop it as they should, though the reactor,
+        which takes care of them, does not run yet. (Later as well: a second signal, which to Twisted is a fault.)
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # a shell's background job
+            signal.signal(number, self._stop_signalled)
+            # When it begins to run Twisted puts its own there.
+            self._reactor.callWhenRunning(signal.signal, number, self._stop_signalled)
+
+    def _stop_signalled(self, number: int, frame: object) -> None:
+        if self._asked_to_stop:
+            self._reactor.callFromThread(self._abort)
+            return
+        self._asked_to_stop = True
+        # Twisted's own, which notes the signal: twistd ends by it.
+        stop = self._reactor.sigInt if number == signal.SIGINT else self._reactor.sigTerm
+        if self._reactor.running:
+            stop(number)
+        else:
+            self._reactor.callWhenRunning(stop, number)
 
     def replace_workers(self) -> None:
         """SIGUSR2: one worker after the other is replaced; without workers there is nothing to do."""
@@ -503,9 +554,8 @@ class ResticServer(InTurn):
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop the services one after the other, the last started first."""
-        # A second signal means: now. (Twisted's own handler would log a traceback.)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._on_signal(number, self._abort)
+        # A second signal means: now.
+        self._asked_to_stop = True
         stopped: Deferred[Any] = Deferred()
         limit_s = self.settings.shutdown_timeout_s + REST_S + (0.0 if self.workers is None else LAST_WORDS_S)
         self._late = self._reactor.callLater(limit_s, self._give_up, stopped)

@@ -6,6 +6,7 @@ of both while they are in use.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +33,16 @@ _MODE_ENABLE_PARTIAL_WRITE = 1
 #: What session tickets belong to; OpenSSL wants one where clients show certificates.
 _SESSION_CONTEXT = b"restic"
 
+#: What restic's TLS (Go's) can do besides: the client of the trial handshake has this and nothing else.
+_CLIENT_GROUPS = b"X25519:P-256:P-384:P-521"
+_CLIENT_SIGNATURES = (
+    b"rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_sha512:rsa_pkcs1_sha256:rsa_pkcs1_sha384:rsa_pkcs1_sha512:"
+    b"ecdsa_secp256r1_sha256:ecdsa_secp384r1_sha384:ecdsa_secp521r1_sha512:ed25519"
+)
+#: A handshake is done after a few turns; this many would be a fault.
+_MOST_TURNS = 20
+_MOST_REASON = 200
+
 _log = Logger()
 
 
@@ -51,24 +62,39 @@ def server_context(
     @param client_required: whether a client without a certificate is refused. One with a wrong certificate always is.
     @raise StartError: a file cannot be read or the key is not the certificate's.
     """
-    _read("certificate", certificate_path)
-    key = _read("private key", key_path)
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.set_min_proto_version(MINIMUM_VERSIONS[minimum_version])
-    context.set_cipher_list(_CIPHERS)
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    certificates = _read("--tls-cert", "certificate", certificate_path)
+    key = _read("--tls-key", "private key", key_path)
+    context = _empty_context(minimum_version)
     try:
         context.use_certificate_chain_file(certificate_path)
     except SSL.Error as error:
-        raise StartError(f"{certificate_path} holds no usable PEM certificate") from error
+        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
     try:
         # Not by OpenSSL, which asks for a passphrase at a terminal that a daemon does not have.
-        context.use_privatekey(serialization.load_pem_private_key(key, None))  # type: ignore[arg-type]
-        context.check_privatekey()
+        private: Any = serialization.load_pem_private_key(key, None)
     except TypeError as error:
-        raise StartError(f"{key_path} is protected by a passphrase, which nobody is there to type") from error
-    except (SSL.Error, ValueError, UnsupportedAlgorithm) as error:
-        raise StartError(f"{key_path} holds no PEM private key that fits the certificate {certificate_path}") from error
+        words = "is protected by a passphrase, which nobody is there to type"
+        raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise StartError(f"--tls-key: {key_path} holds no usable PEM private key: {_reason(error)}") from error
+    try:
+        context.use_privatekey(private)
+        context.check_privatekey()
+    except (SSL.Error, TypeError, ValueError) as error:
+        if _position_of(private, certificates) > 0:
+            words = "holds its certificates in the wrong order: the server's own must come first, then those of its issuers"
+            raise StartError(f"--tls-cert: {certificate_path} {words}: {_reason(error)}") from error
+        words = f"holds no private key that fits the certificate {certificate_path}"
+        raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
+    try:
+        # With a context of its own: one that was used cannot be changed any more.
+        trial = _empty_context(minimum_version)
+        trial.use_certificate_chain_file(certificate_path)
+        trial.use_privatekey(private)
+        _try_handshake(trial)
+    except SSL.Error as error:
+        words = f"clients refuse the certificate {certificate_path}, for it has {_kind_of(private)}"
+        raise StartError(f"--tls-cert: {words}: {_reason(error)}") from error
     if client_ca_path is not None:
         _ask_for_certificates(context, client_ca_path, client_required)
     context.set_alpn_select_callback(_choose_protocol)
@@ -78,22 +104,81 @@ def server_context(
     return context
 
 
+def _empty_context(minimum_version: str) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(MINIMUM_VERSIONS[minimum_version])
+    context.set_cipher_list(_CIPHERS)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    return context
+
+
+def _reason(error: Exception) -> str:
+    """Why, in the words of OpenSSL, in one line."""
+    if isinstance(error, SSL.Error):
+        found = error.args[0] if error.args and isinstance(error.args[0], list) else []
+        reasons = [entry[2] for entry in found if entry[2]]
+        return ", ".join(dict.fromkeys(reasons)) or "OpenSSL does not say why"
+    return " ".join(str(error).split())[:_MOST_REASON].rstrip(". ")
+
+
+def _position_of(key: Any, certificates: bytes) -> int:
+    """Which of the certificates of a file is that of a key; -1 for none."""
+    try:
+        public = key.public_key()
+        return [found.public_key() == public for found in x509.load_pem_x509_certificates(certificates)].index(True)
+    except (ValueError, UnsupportedAlgorithm):
+        return -1
+
+
+def _kind_of(key: Any) -> str:
+    curve = getattr(getattr(key, "curve", None), "name", None)
+    size = getattr(key, "key_size", None)
+    return f"a key of the curve {curve}" if curve else f"a key of {size} bits" if size else "a key of a kind of its own"
+
+
+def _try_handshake(context: SSL.Context) -> None:
+    """
+    Let a client like restic connect, in memory. OpenSSL takes certificates that no client takes, without a word.
+
+    @raise SSL.Error: it cannot connect.
+    """
+    for_client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    library, inner = getattr(SSL, "_lib", None), getattr(for_client, "_context", None)
+    # pyOpenSSL has no names for these; without them the client is one like OpenSSL's own.
+    for name, value in (("SSL_CTX_set1_curves_list", _CLIENT_GROUPS), ("SSL_CTX_set1_sigalgs_list", _CLIENT_SIGNATURES)):
+        if inner is not None and hasattr(library, name):
+            getattr(library, name)(inner, value)
+    client, server = SSL.Connection(for_client, None), SSL.Connection(context, None)
+    client.set_connect_state()
+    server.set_accept_state()
+    done = set()
+    for _ in range(_MOST_TURNS):
+        for one, other in ((client, server), (server, client)):
+            with suppress(SSL.WantReadError):
+                one.do_handshake()
+                done.add(one)
+            with suppress(SSL.WantReadError):
+                other.bio_write(one.bio_read(1 << 16))
+        if len(done) == 2:
+            return
+
+
 def _ask_for_certificates(context: SSL.Context, ca_path: str, required: bool) -> None:
-    _read("client CA", ca_path)
+    _read("--tls-client-ca", "client CA", ca_path)
     try:
         context.load_verify_locations(ca_path)
         context.load_client_ca(os.fsencode(ca_path))
     except SSL.Error as error:
-        raise StartError(f"{ca_path} holds no usable PEM certificate") from error
+        raise StartError(f"--tls-client-ca: {ca_path} holds no usable PEM certificate: {_reason(error)}") from error
     context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0))
     context.set_session_id(_SESSION_CONTEXT)
 
 
-def _read(what: str, path: str) -> bytes:
+def _read(flag: str, what: str, path: str) -> bytes:
     try:
         return read_file(path)[0]
     except OSError as error:
-        raise StartError(f"cannot read the TLS {what} {path}: {error.strerror}") from error
+        raise StartError(f"{flag}: cannot read the TLS {what} {path}: {error.strerror}") from error
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
@@ -156,7 +241,8 @@ class ReloadingCertificates:
         try:
             self.read()
         except StartError as error:
-            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=error)
+            reason = str(error).partition(": ")[2]  # without the flag
+            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
             return False
         return True
 
@@ -186,6 +272,6 @@ class ReloadingCertificates:
 
 def _not_after(certificate_path: str) -> datetime:
     try:
-        return x509.load_pem_x509_certificate(_read("certificate", certificate_path)).not_valid_after_utc
+        return x509.load_pem_x509_certificate(_read("--tls-cert", "certificate", certificate_path)).not_valid_after_utc
     except ValueError as error:
-        raise StartError(f"{certificate_path} holds no usable PEM certificate") from error
+        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error

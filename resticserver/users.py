@@ -8,18 +8,21 @@ take, or no text at all. The server sees the new file by itself, so nothing here
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import getpass
 import io
 import os
+import signal
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import bcrypt
 
-from .access.htpasswd import parse_htpasswd
+from .access.htpasswd import entry_of, parse_htpasswd
 from .arguments import OneLineParser, write_line
 from .files import read_file
 from .names import is_user_name
@@ -30,6 +33,9 @@ _BCRYPT_BYTES = 72
 
 #: What htpasswd(1) takes; 17 is already some ten seconds a login.
 _COSTS = range(4, 18)
+
+#: Why a file cannot be replaced, although it may be one that can be written: it is a mount, or its directory is another's.
+_IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS)
 
 #: What becomes of a file's lines: lines, user, hash -> lines.
 _Change = Callable[[list[bytes], str, bytes], list[bytes]]
@@ -158,14 +164,9 @@ def _password(user: str, from_stdin: bool) -> bytes:
 
 def _list(path: str) -> None:
     lines, _ = _read(path)
-    data = b"".join(lines)
-    users, warnings = parse_htpasswd(data.decode("utf-8", "surrogateescape"))
+    users, warnings = parse_htpasswd(b"".join(lines), path)
     for warning in warnings:
         _complain("warning: " + ascii(warning)[1:-1])
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        _complain(f"warning: the server takes nothing of {path}, for it is not UTF-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
     if users and not write_line("\n".join(users)):
@@ -183,28 +184,73 @@ def _change(path: str, given: argparse.Namespace) -> None:
     change = _CHANGES[given.command]
     missing_is_empty = given.command == "add"
     target = os.path.realpath(path)  # who made a symlink wants it to stay one
-    folder = os.path.dirname(target)
-    try:
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _Refused(f"cannot open the directory {folder}: {error.strerror}") from error
-    try:
+    with ExitStack() as opened:
+        directory = _open_directory(target, opened)
         lines, status = _read(target, missing_is_empty)
-        if status is not None and os.geteuid() not in (0, status.st_uid):
-            # The new file would be ours, and the server may well be the other user.
+        if status is None and directory is None:
+            raise _Refused(f"cannot open the directory {os.path.dirname(target)}: {os.strerror(errno.EACCES)}")
+        others = status is not None and os.geteuid() not in (0, status.st_uid)
+        if others and not os.access(target, os.W_OK, effective_ids=True):
+            # A new file would be ours, and the server may well be the other user.
             raise _Refused(f"{path} belongs to another user: run this as that user, or as root")
         change(lines, given.user, b"")
         hashed = b"" if given.command == "delete" else _new_hash(given)
         # The directory is locked, because the file is replaced and a file for the lock alone would be litter.
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        if directory is not None:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        file = None if status is None else _locked(target, opened)
         lines, status = _read(target, missing_is_empty)
         data = b"".join(change(lines, given.user, hashed))
         mode = _mode_like(status)
-        _replace(target, directory, data, status or os.fstat(directory), mode)
+        if others or directory is None:
+            _rewrite(target, file, data)
+            return
+        try:
+            _replace(target, directory, data, status or os.fstat(directory), mode)
+        except OSError as error:
+            if status is None or error.errno not in _IN_PLACE:
+                raise
+            _rewrite(target, file, data)
+            return
         if status is not None and status.st_mode & 0o077 & ~mode:
             _complain(f"note: others could read or write {path}; its mode is {mode:04o} now")
-    finally:
-        os.close(directory)
+
+
+def _open_directory(target: str, opened: ExitStack) -> int | None:
+    """
+    A descriptor of a file's directory; C{None} for one that may not be read.
+
+    @raise _Refused: there is none.
+    """
+    folder = os.path.dirname(target)
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return None
+    except OSError as error:
+        raise _Refused(f"cannot open the directory {folder}: {error.strerror}") from error
+    opened.callback(os.close, directory)
+    return directory
+
+
+def _locked(target: str, opened: ExitStack) -> int:
+    """
+    A descriptor of a file that is locked for a change: the server reads it before or after, but not meanwhile.
+
+    @raise OSError: there is no such file, or it may not be read.
+    """
+    while True:
+        try:
+            fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in _IN_PLACE:
+                raise
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it can only be replaced
+        opened.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(fd), os.stat(target)):
+            return fd
+        # Somebody has replaced it while we waited, and has locked one that is no more.
 
 
 def _mode_like(status: os.stat_result | None) -> int:
@@ -250,13 +296,88 @@ def _replace(target: str, directory: int, data: bytes, like: os.stat_result, mod
     os.fsync(directory)
 
 
+def _rewrite(target: str, file: int | None, data: bytes) -> None:
+    """
+    Write a file anew where it is: it keeps its owner and its mode. The old content is safe in a copy until that is done, and
+    is put back if it cannot be done.
+
+    @param file: its descriptor, locked.
+    @raise OSError: it cannot be written; it is as it was.
+    """
+    # Not that of the lock, which may be for reading only; it says why the file cannot be written.
+    fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        assert file is not None and os.path.samestat(os.fstat(fd), os.fstat(file))
+        old = _all_of(fd)
+        copy = _copy(target, old)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            _overwrite(fd, data)
+        except BaseException:
+            try:
+                _overwrite(fd, old)
+            except OSError as error:
+                raise _Refused(f"{target} is broken ({error.strerror}): what it was is in {copy}") from error
+            os.unlink(copy)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.unlink(copy)
+    finally:
+        os.close(fd)
+
+
+def _copy(target: str, content: bytes) -> str:
+    """
+    Put the content of a file away, beside it or in the temporary directory; where.
+
+    @raise _Refused: that is not possible.
+    """
+    problem: OSError | None = None
+    for folder in (os.path.dirname(target), os.environ.get("TMPDIR") or "/tmp", "/var/tmp", "/dev/shm"):
+        try:
+            fd, path = tempfile.mkstemp(prefix=".htpasswd-", dir=folder)
+        except OSError as error:
+            problem = problem or error
+            continue
+        try:
+            with open(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+        except OSError as error:
+            os.unlink(path)
+            problem = problem or error
+            continue
+        return path
+    reason = problem.strerror if problem is not None else "no directory"
+    raise _Refused(f"{target} can only be changed in place, and there is no room for a safe copy of it: {reason}")
+
+
+def _all_of(fd: int) -> bytes:
+    content = b""
+    while part := os.pread(fd, 1 << 20, len(content)):
+        content += part
+    return content
+
+
+def _overwrite(fd: int, content: bytes) -> None:
+    """Give an open file this content, without a moment in which it is empty."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], written)
+    os.ftruncate(fd, len(content))
+    os.fsync(fd)
+
+
 # --- lines
 
 
 def _is_of(line: bytes, user: str) -> bool:
     """Whether a line is an entry of this user, as L{parse_htpasswd} reads it."""
-    name, colon, _ = line.decode("utf-8", "surrogateescape").strip().partition(":")
-    return bool(colon) and name == user
+    text = line.decode("utf-8", "surrogateescape")
+    entry = entry_of(text)
+    return entry is not None and ":" in text and entry[0] == user
 
 
 def _added(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
@@ -273,7 +394,9 @@ def _changed(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
 
     def with_hash(line: bytes) -> bytes:
         name, colon, old = line.partition(b":")
-        return name + colon + hashed + old[len(old.rstrip()) :]
+        # What follows a second colon, and the end of the line, stay as they are.
+        _, more, rest = old.partition(b":")
+        return name + colon + hashed + (more + rest or old[len(old.rstrip()) :])
 
     return [with_hash(line) if _is_of(line, user) else line for line in lines]
 

@@ -117,7 +117,7 @@ class WorkerProcess:
             self._server = None
             self._reactor.callLater(0, self.stop)
             if isinstance(error, OSError):
-                raise StartError(f"cannot open {error.filename}: {error.strerror}") from error
+                raise StartError(f"cannot open {error.filename or 'a file'}: {error.strerror or error}") from error
             if not isinstance(error, StartError):
                 _log.failure("a worker cannot start")
             raise

@@ -179,6 +179,9 @@ class Workers(Service):
         self._news: dict[str, str] = {}
         self._pings = LoopingCall(self._ping)
         self._pings.clock = reactor
+        self._activated = False
+        #: Called when the next thing is that people are told where the server is.
+        self.announcing: Callable[[], object] = lambda: None
         self.setName("workers")
 
     # --- the start
@@ -192,21 +195,35 @@ class Workers(Service):
         """
         super().startService()
         try:
-            activated = self._open()
+            if not self._acceptors:
+                self.open()
             for number in self._places:
                 self._places[number] = self._spawn(number)
             self._wait_until_ready()
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
         self._starting = False
-        if activated:
+        self.announcing()
+        if self._activated:
             _log.info("systemd socket activation mode")
         else:
             for acceptor in self._acceptors:
                 _log.info("start server on {address}", address=acceptor.address)
         self._adjust()
         self._pings.start(PING_S, now=False)
+
+    def open(self) -> None:
+        """
+        Open the sockets.
+
+        @raise StartError: an address is none or cannot be had.
+        """
+        try:
+            self._activated = self._open()
+        except BaseException:
+            self.give_up()
+            raise
 
     def _open(self) -> bool:
         """Open the sockets; whether they were inherited."""
@@ -244,8 +261,10 @@ class Workers(Service):
                 if worker.why_not:
                     raise StartError(worker.why_not)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """After a start that failed: nothing stays."""
+        if self._stopping:
+            return
         self._stopping = True
         for worker in tuple(self._workers):
             worker.wire.close()

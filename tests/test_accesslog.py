@@ -18,6 +18,7 @@ from typing import Any
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.errors import StartError
 from resticserver.names import parse_target
 from resticserver.telemetry import accesslog
 from resticserver.telemetry.accesslog import FORMATS, AccessLog, AccessLogService, combined_line, json_line
@@ -263,8 +264,8 @@ class AccessLogServiceTests(SynchronousTestCase):
     def test_cannot_be_opened(self) -> None:
         """A file that cannot be opened is an error at the start."""
         path = os.path.join(self.mktemp(), "missing", "access.log")
-        error = self.assertRaises(OSError, self.started, path)
-        self.assertEqual(path, error.filename)
+        error = self.assertRaises(StartError, self.started, path)
+        self.assertEqual(f"--log: cannot open {path}: No such file or directory", str(error))
 
     def test_lines_wait_for_the_pool(self) -> None:
         """No request waits for the disk: lines are gathered until the pool comes to them, by one job."""
@@ -496,7 +497,7 @@ class AccessLogServiceTests(SynchronousTestCase):
         """It is an error at the start, and nothing to wait for."""
         path = self.mktemp()
         os.mkfifo(path)
-        self.assertRaises(OSError, self.started, path)
+        self.assertRaises(StartError, self.started, path)
 
     def test_torn_line(self) -> None:
         """When a disk has become full in the middle of a line, what comes later stands on lines of its own."""

@@ -171,6 +171,62 @@ class OrderTests(ConfigurationCase):
         self.assertEqual((True, "/c.pem", "/k.pem"), (settings.tls, settings.tls_cert, settings.tls_key))
 
 
+#: A value that cannot be, for every flag that can be refused before anything is opened, and flags that it has to stand with.
+BAD: dict[str, tuple[str, ...]] = {
+    **{flag.removeprefix("--"): ("perhaps",) for flag, _ in SWITCHES},
+    "path": ("s3://bucket",),
+    "state-dir": ("s3://bucket",),
+    "htpasswd-file": ("https://host/users",),
+    "policy": ("https://host/policy",),
+    "tls-cert": ("https://host/cert", "--tls"),
+    "tls-key": ("https://host/key", "--tls"),
+    "tls-client-ca": ("https://host/ca", "--tls"),
+    "tls-client-auth": ("perhaps", "--tls", "--tls-client-ca=x"),
+    "tls-client-user": ("perhaps", "--tls", "--tls-client-ca=x"),
+    "tls-min-ver": ("1.1", "--tls"),
+    "log": ("syslog://host",),
+    "log-format": ("xml", "--log=-"),
+    "cpu-profile": ("https://host/profile",),
+    "max-depth": ("many",),
+    "proxy-prefix": ("backup",),
+    "proxy-auth-username": ("not a header",),
+    "trusted-proxy": ("nobody",),
+    "auth-failures": ("many",),
+    "max-size": ("lots",),
+    "min-free": ("lots",),
+    "on-event": ("/no/such/program",),
+    "workers": ("many",),
+    "shutdown-timeout": ("soon",),
+}
+#: What is refused only when it is opened (tests.integration.test_starting has them).
+LATER = {"listen", "metrics-listen", "config"}
+
+
+class EverywhereTests(ConfigurationCase):
+    """The line names the flag, the variable, or the file and its key: where the bad value was given."""
+
+    def test_each(self) -> None:
+        """Every flag in all three places."""
+        options = {str(row[0]) for row in (*Options.optFlags, *Options.optParameters)} | {"listen", "trusted-proxy"}
+        self.assertEqual(options, BAD.keys() | LATER)
+        for flag, (value, *others) in BAD.items():
+            line = self.refused(f"--{flag}={value}", *others)
+            self.assertRegex(line, f"^--{flag}\\b")
+            self.assertRegex(self.refused(*others, file=f"{flag} = '{value}'"), f"^{re.escape(str(self.file))}: {flag}\\b")
+            before = dict(os.environ)
+            line = self.refused(*others, environment={variable(flag): f"'{value}'" if flag == "trusted-proxy" else value})
+            self.assertRegex(line, f"^{variable(flag)}\\b")
+            self.patch(os, "environ", before)
+
+    def test_together(self) -> None:
+        """The same where two flags do not go together."""
+        environment = {"REST_SERVER_PRIVATE_REPOS": "true"}
+        before = dict(os.environ)
+        self.assertTrue(self.refused("--no-auth", environment=environment).startswith("REST_SERVER_PRIVATE_REPOS needs"))
+        self.patch(os, "environ", before)
+        self.assertTrue(self.refused("--no-auth", file="policy = '/x'").startswith(f"{self.file}: policy needs"))
+
+
 class RefusedTests(ConfigurationCase):
     """One line that says what is wrong and where it stands."""
 
@@ -204,7 +260,7 @@ class RefusedTests(ConfigurationCase):
             ("/", "Is a directory"),
             ("/dev/null", "no regular file"),
         ):
-            self.assertIn(f"cannot read {path}: {reason}", self.refused("--config", path))
+            self.assertIn(f"--config: cannot read {path}: {reason}", self.refused("--config", path))
         self.assertIn("names no file", self.refused("--config="))
         self.file.write_bytes(b"path = '\xff'")
         self.assertIn("no UTF-8", self.refused("--config", str(self.file)))
@@ -217,7 +273,8 @@ class RefusedTests(ConfigurationCase):
             ("POLICY", "", "REST_SERVER_POLICY is empty"),
             ("LISTEN", "'x", "REST_SERVER_LISTEN: No closing quotation"),
             ("TLS_KEY", "/k", "REST_SERVER_TLS_KEY needs --tls"),
-            ("CONFIG", "", "--config names no file"),
+            ("CONFIG", "", "REST_SERVER_CONFIG names no file"),
+            ("CONFIG", "/nowhere", "REST_SERVER_CONFIG: cannot read /nowhere: No such file or directory"),
         ):
             before = dict(os.environ)
             self.assertIn(wanted, self.refused(environment={f"REST_SERVER_{name}": value}))

@@ -74,7 +74,22 @@ FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     *((f"alice:{crypt}\nbob:{SHA}\n", {"alice": crypt, "bob": SHA}, 0) for crypt in CRYPTS),
     (CRYPT6.replace("$6$", "alice:$6$rounds=1000000$"), {"alice": CRYPT6.replace("$6$", "$6$rounds=1000000$")}, 0),
     (f"alice:$6$${CRYPT6[12:]}\n", {"alice": f"$6$${CRYPT6[12:]}"}, 0),
+    # rest-server trims in front of the hash, and like Apache looks at nothing behind a second colon
+    (f"alice: {BCRYPT}\nbob:\t{SHA} \n", {"alice": BCRYPT, "bob": SHA}, 0),
+    (f"alice: {BCRYPT}\r\n\r\nbob:  {SHA}\r\n", {"alice": BCRYPT, "bob": SHA}, 0),
+    (f"alice:{BCRYPT}:comment\nbob: {SHA} : Bob, B.:x\n", {"alice": BCRYPT, "bob": SHA}, 0),
+    (f"alice:{BCRYPT}:\n", {"alice": BCRYPT}, 0),
+    # Windows' editors begin with a byte order mark
+    (f"\ufeffalice:{SHA}\r\nbob:{SHA}\r\n", {"alice": SHA, "bob": SHA}, 0),
+    (f"\ufeff# users\nbob:{SHA}\n", {"bob": SHA}, 0),
     # lines that are left out, and do not harm the others
+    (f"alice::{SHA}\nbob:{SHA}\n", {"bob": SHA}, 1),
+    (f"alice : {SHA}\nbob:{SHA}\n", {"bob": SHA}, 1),
+    (f"alice: $ {SHA}\nbob:{SHA}\n", {"bob": SHA}, 1),
+    # bytes that are not UTF-8 (as the server reads them): a comment is a comment, and of the others each is one line less
+    (f"# M\udcfcller\nalice:{SHA}\n", {"alice": SHA}, 0),
+    (f"m\udcfcller:{SHA}\nalice:{SHA}\nbob:{SHA[:-1]}\udcfc\ncarol:{SHA}:M\udcfcller\n", {"alice": SHA}, 3),
+    (f"\udcff\udcfea\x00\nalice:{SHA}\n", {"alice": SHA}, 1),
     (f"alice\nbob:{SHA}\n", {"bob": SHA}, 1),
     (f":{SHA}\nbob:{SHA}\n", {"bob": SHA}, 1),
     ("alice:\n", {}, 1),
@@ -108,7 +123,6 @@ FILES: tuple[tuple[str, dict[str, str], int], ...] = (
     (f"alice:{SHA.lower()}\n", {}, 1),
     (f"alice:{BCRYPT[:-1]}\n", {}, 1),
     (f"alice:{BCRYPT}x\n", {}, 1),
-    (f"alice:{BCRYPT}:comment\n", {}, 1),
     (f"alice:$2x${BCRYPT[4:]}\n", {}, 1),
     (f"alice:{BCRYPT[:4]}03{BCRYPT[6:]}\n", {}, 1),
     (f"alice:{BCRYPT[:4]}32{BCRYPT[6:]}\n", {}, 1),
@@ -175,6 +189,8 @@ class ParseTests(SynchronousTestCase):
         for text, users, bad in FILES:
             found, warnings = parse_htpasswd(text)
             self.assertEqual((users, bad), (found, len(warnings)), text)
+            data = text.encode("utf-8", "surrogateescape" if "\ud800" not in text else "surrogatepass")
+            self.assertEqual((users, bad), (lambda made: (made[0], len(made[1])))(parse_htpasswd(data)), data)
 
     def test_warnings(self) -> None:
         """A warning names the user, or the line where there is none that could be named, and never the hash."""
@@ -188,9 +204,28 @@ class ParseTests(SynchronousTestCase):
             (CRYPT6_ROUNDS.replace("1000", "1000001"), "more than 1000000 rounds"),
         ):
             _, warnings = parse_htpasswd(f"alice:{hashed}\n\nb b:hidden\n")
-            self.assertEqual(f"Invalid htpasswd entry for alice. (line 1: {reason})", warnings[0])
+            self.assertEqual(f"Invalid htpasswd entry for alice. (htpasswd, line 1: {reason})", warnings[0])
             self.assertIn("line 3", warnings[1])
             self.assertNotIn("hidden", "".join(warnings))
+
+    def test_names(self) -> None:
+        """A line without a valid name is told of with the file, the line and the reason, and without the hash."""
+        for line, reason in (
+            (b"b b:{SHA}hidden", "'b b' is no user name: ' ' is neither a letter, nor a digit, nor one of @ . _ -"),
+            (b"b/b:{SHA}hidden", "'b/b' is no user name: '/' is neither a letter"),
+            (b"alice :{SHA}hidden", "'alice ' is no user name: ' ' is neither"),
+            (b":{SHA}hidden", "there is no user name before the colon"),
+            (b"hidden", "there is no colon in it"),
+            (b"data:{SHA}hidden", "'data' is no user name: it is reserved"),
+            (b"..:{SHA}hidden", "'..' is no user name: it is reserved"),
+            (b"x" * 300 + b":{SHA}hidden", "is no user name: it is reserved, or too long"),
+            (b"M\xfcller:{SHA}hidden", "it has bytes that are not UTF-8"),
+        ):
+            users, (warning,) = parse_htpasswd(b"# x\n" + line + b"\n", "/etc/htpasswd")
+            self.assertEqual({}, users)
+            self.assertTrue(warning.startswith("Invalid htpasswd entry in /etc/htpasswd, line 2, left out: "), warning)
+            self.assertIn(reason, warning)
+            self.assertNotIn("hidden", warning)
 
     def test_bcrypt_takes_what_is_taken(self) -> None:
         """The letters that may end a salt are those with which bcrypt does not raise."""
@@ -389,7 +424,7 @@ class HtpasswdTests(SynchronousTestCase):
 
     def test_broken_is_said_once(self) -> None:
         """A file that cannot be used is named once for each change, and the old users stay."""
-        for break_it in (lambda: self.path.write_bytes(b"\xff"), self.path.unlink, lambda: os.mkfifo(self.path)):
+        for break_it in (lambda: self.path.write_bytes(b"\xff\xfea\0"), self.path.unlink, lambda: os.mkfifo(self.path)):
             break_it()
             with capturedLogs() as events:
                 for _ in range(3):
@@ -481,19 +516,16 @@ class HtpasswdTests(SynchronousTestCase):
         """A file that cannot be read at the start is one line that names it and says why."""
         folder = self.mktemp()
         os.mkdir(folder)
-        latin = self.mktemp()
-        Path(latin).write_bytes(b"m\xfcller:hash\n")
-        for path, reason in (
-            (self.mktemp(), "No such file or directory"),
-            (folder, "Is a directory"),
-            (latin, "it is not UTF-8"),
+        wide = self.mktemp()
+        Path(wide).write_bytes("alice:hash\n".encode("utf-16"))
+        advice = " (use --no-auth to disable authentication, or 'rest-server user add' to make a user)"
+        for path, said, reason in (
+            (self.mktemp(), advice, "No such file or directory"),
+            (folder, "", "Is a directory"),
+            (wide, "", "it is not UTF-8 text, there are NUL bytes in it"),
         ):
             error = self.assertRaises(StartError, Htpasswd(path, lambda: 0.0).load)
-            self.assertEqual(
-                f"cannot load {path} (use --no-auth to disable authentication, "
-                f"or 'rest-server user add' to make a user): {reason}",
-                str(error),
-            )
+            self.assertEqual(f"--htpasswd-file: cannot load {path}{said}: {reason}", str(error))
 
     def test_bad_lines_are_logged(self) -> None:
         """Each line that is left out is said, in rest-server's words, escaped."""
@@ -539,7 +571,7 @@ class HtpasswdTests(SynchronousTestCase):
 
         def no_text() -> None:
             self.path.rmdir()
-            self.path.write_bytes(b"\xff\xfe")
+            self.path.write_bytes("alice:x".encode("utf-16"))
 
         self.users.check("alice", b"secret", HERE)
         for breaking in (vanish, directory, no_text):

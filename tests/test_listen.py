@@ -98,7 +98,8 @@ NO_ADDRESSES = (
     "[]:8000",
     "/run/restic.sock",
     "unix:",
-    "unix:restic.sock",
+    "unix:@restic",
+    "unix::mode=600",
     "unix:/run/restic.sock:mode=888",
     "unix:/run/restic.sock:mode=",
     "unix:/run/restic.sock:backlog=1",
@@ -525,6 +526,40 @@ class PortTests(TestCase):
         path = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, path, ignore_errors=True)
         return path
+
+    async def test_unix_relative(self) -> None:
+        """A relative path is one from here, also where only that is short enough; it is said as an absolute one."""
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        deep = f"{self.short_directory()}/{'x' * 200}"
+        for directory in (self.short_directory(), deep):
+            os.makedirs(directory, exist_ok=True)
+            os.chdir(directory)
+            for _ in range(2):
+                port = await self.listening("unix:./s")
+                self.assertEqual(f"{directory}/s", bound_address(port))
+                self.assertEqual(b"hello", await self.heard_from(UNIXClientEndpoint(reactor, "s")))
+                await port.stopListening()  # type: ignore[misc]
+                self.assertFalse(os.path.exists(f"{directory}/s"))
+                unix_socket(f"{directory}/s").close()  # left behind
+            os.chdir("/")
+        error = self.assertRaises(StartError, unix_socket, f"{deep}/s")
+        self.assertIn(f"the path has {len(deep) + 2} bytes, and a unix socket's may have 107", str(error))
+
+    async def test_unspecified(self) -> None:
+        """C{[::]} takes IPv4 as well, as in Go, and C{[::1]} does not; an IPv4 address in IPv6's form is one of IPv4."""
+        for host in ("[::]", "[0:0::0]", ""):
+            port = await self.listening(f"{host}:0")
+            number = port.getHost().port  # type: ignore[attr-defined]
+            self.assertEqual(f"[::]:{number}", bound_address(port))
+            for address in ("127.0.0.1", "::1"):
+                with socket.create_connection((address, number)):
+                    pass
+        port = await self.listening("[::1]:0")
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port.getHost().port))  # type: ignore[attr-defined]
+        port = await self.listening("[::ffff:127.0.0.1]:0")
+        self.assertTrue(bound_address(port).startswith("127.0.0.1:"))
 
     async def test_unix_vanished(self) -> None:
         """A socket that somebody removed is no error when the port closes."""

@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,10 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import __version__
 from resticserver.options import Options
-from resticserver.settings import Settings
+from resticserver.settings import Settings, default_path
 
 #: Settings without a flag.
-DEFAULT = Settings(path=os.path.join(tempfile.gettempdir(), "restic"), path_is_default=True)
+DEFAULT = Settings(path=default_path(), path_is_default=True)
 
 #: The switches and what they set.
 SWITCHES = (
@@ -173,6 +172,16 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--max-depth", "9" * 5000), "--max-depth 999"),
     (("--max-depth", "１"), "--max-depth １"),
     (("--policy", ""), "--policy names no file"),
+    (("--path", ""), "--path names no directory"),
+    (("--state-dir=",), "--state-dir names no directory"),
+    (("--path", "s3://bucket/x"), "--path s3://bucket/x: a directory of this machine is needed, not a URL"),
+    (("--path=file:///srv",), "--path file:///srv: a directory of this machine is needed"),
+    (("--path=s3:https://host/bucket",), "--path s3:https://host/bucket: a directory of this machine is needed"),
+    (("--path=rest:http://host/",), "--path rest:http://host/: a directory of this machine is needed"),
+    (("--path=AZ+x.y-z://",), "--path AZ+x.y-z://: a directory of this machine is needed"),
+    (("--state-dir=s3://b",), "--state-dir s3://b: a directory of this machine is needed"),
+    (("--htpasswd-file=https://h/x",), "--htpasswd-file https://h/x: a file of this machine is needed"),
+    (("--log=syslog://h/x",), "--log syslog://h/x: a file of this machine is needed"),
     (("--tls", "--tls-client-ca="), "--tls-client-ca names no file"),
     (("--max-depth", "-1"), "--max-depth -1"),
 )
@@ -225,6 +234,18 @@ class FlagTests(SynchronousTestCase):
                 accepted.append(arguments)
             self.assertEqual(("", ""), (stdout.getvalue(), stderr.getvalue()))
         self.assertEqual([], accepted)
+
+    def test_relative_sockets(self) -> None:
+        """A unix socket's path is one from where the user stands, also behind the PROXY protocol and with a mode."""
+        for given, wanted in (
+            ("unix:rest.sock", "unix:{}/rest.sock"),
+            ("unix:./x/../y.sock:mode=600", "unix:{}/y.sock:mode=600"),
+            ("haproxy:unix:y.sock", "haproxy:unix:{}/y.sock"),
+            ("unix:/run/x", "unix:/run/x"),
+        ):
+            wanted = wanted.format(os.getcwd())
+            self.assertEqual((wanted,), settings_of("--listen", given).listen)
+            self.assertEqual(wanted, settings_of("--metrics-listen", given).metrics_listen)
 
     def test_all_settings_have_a_flag(self) -> None:
         """No setting but by a flag, and every flag is tried in a table here."""

@@ -76,7 +76,7 @@ class OpenSharedTests(SynchronousTestCase):
         port = self.opened("127.0.0.1:0").getsockname()[1]
         for address in (f"127.0.0.1:{port}", f"tcp:{port}:interface=127.0.0.1"):
             error = self.assertRaises(StartError, open_shared, address)
-            self.assertEqual(f"cannot listen on 127.0.0.1:{port}: Address already in use", str(error))
+            self.assertEqual(f"--listen: cannot listen on 127.0.0.1:{port}: Address already in use", str(error))
 
     def test_no_address(self) -> None:
         """What is no address is one line."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -47,7 +47,7 @@ def certificate_of(key: Key, common_name: str, issuer: tuple[x509.Name, Key] | N
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .sign(issuer_key, hashes.SHA256())
+        .sign(issuer_key, None if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
     )
 
@@ -283,9 +283,9 @@ class TlsTests(SynchronousTestCase):
         """A file of authorities that cannot be used is one line."""
         missing, garbage = self.mktemp(), self.file(b"no PEM at all")
         for path, line in (
-            (missing, f"cannot read the TLS client CA {missing}: No such file or directory"),
-            (garbage, f"{garbage} holds no usable PEM certificate"),
-            (self.file(b""), "holds no usable PEM certificate"),
+            (missing, f"--tls-client-ca: cannot read the TLS client CA {missing}: No such file or directory"),
+            (garbage, f"--tls-client-ca: {garbage} holds no usable PEM certificate: no certificate or crl found"),
+            (self.file(b""), "holds no usable PEM certificate: "),
         ):
             error = self.assertRaises(StartError, server_context, self.certificate_path, self.key_path, "1.2", path)
             self.assertIn(line, str(error))
@@ -303,24 +303,60 @@ class TlsTests(SynchronousTestCase):
         other_key = self.file(pem_of(ec.generate_private_key(ec.SECP256R1())))
         rsa_key = self.file(pem_of(rsa.generate_private_key(65537, 2048)))
         half = self.file(Path(certificate).read_bytes()[:200])
-        no_key = f"holds no PEM private key that fits the certificate {certificate}"
+        no_key, no_fit = "holds no usable PEM private key: ", f"holds no private key that fits the certificate {certificate}: "
         for certificate_path, key_path, line in (
-            (missing, key, f"cannot read the TLS certificate {missing}: No such file or directory"),
-            (certificate, missing, f"cannot read the TLS private key {missing}: No such file or directory"),
-            (folder, key, f"cannot read the TLS certificate {folder}: Is a directory"),
-            (certificate, folder, f"cannot read the TLS private key {folder}: Is a directory"),
-            (garbage, key, f"{garbage} holds no usable PEM certificate"),
-            (empty, key, f"{empty} holds no usable PEM certificate"),
-            (half, key, f"{half} holds no usable PEM certificate"),
-            (key, key, f"{key} holds no usable PEM certificate"),
-            (certificate, garbage, f"{garbage} {no_key}"),
-            (certificate, empty, f"{empty} {no_key}"),
-            (certificate, certificate, f"{certificate} {no_key}"),
-            (certificate, other_key, f"{other_key} {no_key}"),
-            (certificate, rsa_key, f"{rsa_key} {no_key}"),
+            (missing, key, f"--tls-cert: cannot read the TLS certificate {missing}: No such file or directory"),
+            (certificate, missing, f"--tls-key: cannot read the TLS private key {missing}: No such file or directory"),
+            (folder, key, f"--tls-cert: cannot read the TLS certificate {folder}: Is a directory"),
+            (certificate, folder, f"--tls-key: cannot read the TLS private key {folder}: Is a directory"),
+            (garbage, key, f"--tls-cert: {garbage} holds no usable PEM certificate: no start line, PEM lib"),
+            (empty, key, f"--tls-cert: {empty} holds no usable PEM certificate: no start line, PEM lib"),
+            (half, key, f"--tls-cert: {half} holds no usable PEM certificate: bad end line, PEM lib"),
+            (key, key, f"--tls-cert: {key} holds no usable PEM certificate: no start line, PEM lib"),
+            (certificate, garbage, f"--tls-key: {garbage} {no_key}"),
+            (certificate, empty, f"--tls-key: {empty} {no_key}"),
+            (certificate, certificate, f"--tls-key: {certificate} {no_key}"),
+            (certificate, other_key, f"--tls-key: {other_key} {no_fit}key values mismatch"),
+            (certificate, rsa_key, f"--tls-key: {rsa_key} {no_fit}"),
         ):
             error = self.assertRaises(StartError, server_context, certificate_path, key_path, "1.2")
-            self.assertEqual(line, str(error))
+            self.assertTrue(str(error).startswith(line), str(error))
+            self.assertEqual(1, len(str(error).splitlines()))
+
+    def test_weak_keys(self) -> None:
+        """A key that OpenSSL finds too small, and those that restic's TLS (Go's) cannot use: OpenSSL's reason is said."""
+        for key, reason in (
+            (rsa.generate_private_key(65537, 1024), "holds no usable PEM certificate: ee key too small"),
+            (ec.generate_private_key(ec.SECP256K1()), "for it has a key of the curve secp256k1: no s"),
+            (ec.generate_private_key(ec.SECP224R1()), "for it has a key of the curve secp224r1: no s"),
+            (ec.generate_private_key(ec.BrainpoolP256R1()), "for it has a key of the curve brainpoolP256r1: no s"),
+        ):
+            path = self.file(certificate_of(key, "weak"))
+            error = self.assertRaises(StartError, server_context, path, self.file(pem_of(key)), "1.2")
+            self.assertTrue(str(error).startswith("--tls-cert: "), str(error))
+            self.assertIn(path, str(error))
+            self.assertIn(reason, str(error))
+
+    def test_usual_keys(self) -> None:
+        """What certificate authorities give out is served, with each version of TLS."""
+        for key in (
+            rsa.generate_private_key(65537, 2048),
+            rsa.generate_private_key(65537, 4096),
+            ec.generate_private_key(ec.SECP384R1()),
+            ec.generate_private_key(ec.SECP521R1()),
+            ed25519.Ed25519PrivateKey.generate(),
+        ):
+            path, key_path = self.file(certificate_of(key, "usual")), self.file(pem_of(key))
+            for version in ("1.2", "1.3"):
+                server_context(path, key_path, version)
+
+    def test_wrong_order(self) -> None:
+        """The authority's certificate before the server's."""
+        authority = certificate_of(ec.generate_private_key(ec.SECP256R1()), "authority")
+        chain = self.file(authority + Path(self.certificate_path).read_bytes())
+        error = self.assertRaises(StartError, server_context, chain, self.key_path, "1.2")
+        self.assertRegex(str(error), f"^--tls-cert: {chain} holds its certificates in the wrong order: .*: key values mismatch$")
+        server_context(self.file(Path(self.certificate_path).read_bytes() + authority), self.key_path, "1.2")
 
     @process_test
     def test_encrypted_key(self) -> None:
@@ -349,7 +385,8 @@ class TlsTests(SynchronousTestCase):
             timeout=60,
         )
         self.assertEqual(
-            f"{key_path} is protected by a passphrase, which nobody is there to type\n",
+            f"--tls-key: {key_path} is protected by a passphrase, which nobody is there to type: "
+            "Password was not given but private key is encrypted\n",
             done.stdout.decode(),
         )
 
@@ -414,6 +451,7 @@ class ReloadTests(SynchronousTestCase):
             self.assertEqual((False, 1), (read, len(errors)), errors)
             self.assertIn("the one before is served on", errors[0])
             self.assertNotIn("Traceback", errors[0])
+            self.assertNotIn("--tls", errors[0])
             self.assertEqual((False, []), self.looked())
             self.assertEqual("old", self.served())
         self.key_path.write_bytes(new_key)

@@ -217,7 +217,7 @@ class WorkerProcessTests(SynchronousTestCase):
     def test_cannot_start(self) -> None:
         """What cannot be used is the reason, in one line."""
         missing = os.path.join(self.mktemp(), "missing", "log")
-        self.assertEqual(f"cannot open {missing}: No such file or directory", self.begin(log=missing))
+        self.assertEqual(f"--log: cannot open {missing}: No such file or directory", self.begin(log=missing))
         self.assertEqual((1, True), (self.process.status, self.reactor.stopped))
 
     def test_no_certificate(self) -> None:

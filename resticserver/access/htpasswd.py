@@ -9,6 +9,7 @@ without harm to the others.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import re
@@ -48,6 +49,9 @@ _MOST_ROUNDS = 1_000_000
 #: passlib refuses longer passwords, for the crypts take the longer the longer a password is.
 _LONGEST_BYTES = 4096
 
+#: How much of a name that is none is shown.
+_LONGEST_SHOWN = 60
+
 #: bcrypt's digest stands behind its salt without a sign between them.
 _BCRYPT_DIGEST_LETTERS = 31
 
@@ -58,28 +62,60 @@ _MOST_REMEMBERED = 10_000
 _log = Logger()
 
 
-def parse_htpasswd(text: str) -> tuple[dict[str, str], list[str]]:
+def parse_htpasswd(data: bytes | str, path: str = "htpasswd") -> tuple[dict[str, str], list[str]]:
     """
     The entries of an htpasswd file.
 
-    @return: hashes by user (the last entry of a user holds, as in Apache), and one warning for each line that was left
-        out; a bad line never breaks the others.
+    @param path: what to call the file in warnings.
+    @return: hashes by user (the last entry of a user holds, as in rest-server; Apache takes the first), and one warning
+        for each line that was left out; a bad line never breaks the others.
     """
     users: dict[str, str] = {}
     warnings = []
+    text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
     # Only at newlines: what splitlines() takes for an end of line besides could hide an entry from those who edit the file.
     for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        if (entry := entry_of(line)) is None:
             continue
-        user, colon, hashed = line.partition(":")
-        if not colon or not is_user_name(user):
-            warnings.append(f"htpasswd line {number}: no valid user name, left out")
+        user, hashed = entry
+        if problem := _problem_of_name(user, line):
+            warnings.append(f"Invalid htpasswd entry in {path}, line {number}, left out: {problem}")
         elif problem := _problem_of(hashed):
-            warnings.append(f"Invalid htpasswd entry for {user}. (line {number}: {problem})")
+            warnings.append(f"Invalid htpasswd entry for {user}. ({path}, line {number}: {problem})")
         else:
             users[user] = hashed
     return users, warnings
+
+
+def entry_of(line: str) -> tuple[str, str] | None:
+    """
+    User and hash of one line, whether they are valid or not; C{None} for a comment or an empty line.
+
+    Spaces around the line and before the hash are not a part of it, as in rest-server. What stands behind a second colon is
+    not looked at, as in Apache and rest-server. Windows' editors begin a file with a byte order mark.
+    """
+    line = line.removeprefix("\ufeff").strip()
+    if not line or line.startswith("#"):
+        return None
+    user, _, rest = line.partition(":")
+    return user, rest.partition(":")[0].strip()
+
+
+def _problem_of_name(user: str, line: str) -> str | None:
+    """What is wrong with the name in a line, or with the line as a whole; C{None} if nothing is."""
+    if any("\udc80" <= letter <= "\udcff" for letter in line):
+        return "it has bytes that are not UTF-8"
+    if ":" not in line:
+        return "there is no colon in it"  # and maybe a password, so nothing of it is shown
+    if is_user_name(user):
+        return None
+    shown = user if len(user) <= _LONGEST_SHOWN else user[:_LONGEST_SHOWN] + "..."
+    wrong = next((letter for letter in user if not (letter.isalnum() or letter in "@._-")), None)
+    if not user:
+        return "there is no user name before the colon"
+    if wrong is not None:
+        return f"'{shown}' is no user name: '{wrong}' is neither a letter, nor a digit, nor one of @ . _ -"
+    return f"'{shown}' is no user name: it is reserved, or too long"
 
 
 def _problem_of(hashed: str) -> str | None:
@@ -201,13 +237,14 @@ class Htpasswd:
         """
         try:
             self._snapshot = self._read()
-        except (OSError, UnicodeDecodeError) as error:
+        except FileNotFoundError as error:
             if may_be_missing():
                 self._snapshot = _Snapshot({}, _NO_READING, _decoy_like({}))
                 return
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
-            raise StartError(f"cannot load {self.path} ({advice}): {reason}") from error
+            raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {error.strerror}") from error
+        except OSError as error:
+            raise StartError(f"--htpasswd-file: cannot load {self.path}: {error.strerror}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; the old users stay if that fails. Whether it was read."""
@@ -215,10 +252,9 @@ class Htpasswd:
             if not force and not self._file.changed():
                 return False
             self._snapshot = self._read()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+        except OSError as error:
             words = "could not reload htpasswd file {path}: {error}; the users known before stay"
-            _log.error(words, path=self.path, error=reason)
+            _log.error(words, path=self.path, error=error.strerror or error)
             return False
         return True
 
@@ -227,7 +263,11 @@ class Htpasswd:
         _log.info("Reloaded htpasswd file")
 
     def _read(self) -> _Snapshot:
-        users, warnings = parse_htpasswd(self._file.read().decode("utf-8"))
+        data = self._file.read()
+        if b"\0" in data:
+            # UTF-16, or what a crash of the machine has left: not even its lines are lines.
+            raise OSError(errno.EINVAL, "it is not UTF-8 text, there are NUL bytes in it", self.path)
+        users, warnings = parse_htpasswd(data, self.path)
         for warning in warnings:
             _log.warn("{problem}", problem=ascii(warning)[1:-1])
         if not users:

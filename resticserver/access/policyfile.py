@@ -193,7 +193,7 @@ class PolicyFile:
         try:
             self._read()
         except (OSError, ValueError) as error:
-            raise StartError(f"cannot load the policy {self.path}: {_words(error)}") from error
+            raise StartError(f"--policy: cannot load the policy {self.path}: {_words(error)}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; what held before stays if that fails. Whether it was read."""

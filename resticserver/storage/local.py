@@ -108,7 +108,7 @@ class LocalStore:
         try:
             missing = self.volume.is_missing()
         except OSError as error:
-            raise StartError(f"cannot read the volume's marker {error.filename}: {error.strerror}") from error
+            raise StartError(f"--path: cannot read the volume's marker {error.filename}: {error.strerror}") from error
         if missing:
             return  # nothing is made in an empty mount point
         try:
@@ -116,7 +116,7 @@ class LocalStore:
             may_write = self._try_to_write()
         except OSError as error:
             hint = "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
-            raise StartError(f"cannot use the data directory {self.path}: {error.strerror}{hint}") from error
+            raise StartError(f"--path: cannot use the data directory {self.path}: {error.strerror}{hint}") from error
         if not may_write:
             self.volume.check()
             return

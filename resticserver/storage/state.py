@@ -149,7 +149,7 @@ class StateFile:
                 os.makedirs(self._folder, 0o700, exist_ok=True)
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
-                raise StartError(f"cannot use the state directory {self._folder}: {error.strerror}") from error
+                raise StartError(f"--state-dir: cannot use the state directory {self._folder}: {error.strerror}") from error
 
     # --- the volume
 
@@ -407,6 +407,8 @@ class StateFile:
         self._identity = (status.st_dev, status.st_ino)
         _use_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        # What SQLite sorts or has to undo would else be a file in a temporary directory, where there may be none.
+        connection.execute("PRAGMA temp_store = MEMORY")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             connection.execute("BEGIN IMMEDIATE")

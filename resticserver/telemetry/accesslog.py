@@ -21,6 +21,7 @@ from twisted.application.service import Service
 from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher
 from zope.interface import implementer
 
+from ..errors import StartError
 from .record import Record
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -159,9 +160,9 @@ class AccessLogService(Service):
         """
         Open the file and listen.
 
-        @raise OSError: the file cannot be opened.
+        @raise StartError: the file cannot be opened.
         """
-        self._file = self._open()
+        self._file = self._first_open()
         super().startService()
         self._access_log.add(self)
 
@@ -254,6 +255,21 @@ class AccessLogService(Service):
         self._close()
         self._file, self._torn = opened, False
         self._renew = self._renewing_failed = False
+
+    def _first_open(self) -> RawIOBase:
+        try:
+            return self._open()
+        except OSError as error:
+            raise StartError(f"--log: cannot open {self._path}: {error.strerror}") from error
+
+    def try_to_open(self) -> None:
+        """
+        See whether the file can be opened.
+
+        @raise StartError: it cannot.
+        """
+        with self._first_open():
+            pass
 
     def _open(self) -> RawIOBase:
         # Unbuffered: what could not be written is not tried again behind what comes later. And no lock on stdout's buffer,

@@ -529,7 +529,7 @@ class ReloadTests(WorkersCase):
         for _ in range(4):
             with server.client("alice", "second") as client:
                 self.assertEqual(404, client.get("/config").status)
-        users.write_bytes(b"\xff")
+        users.write_bytes(b"\xff\xfe\0")
         self.reload(server, "could not reload htpasswd file")
         with server.client("alice", "second") as client:
             self.assertEqual(404, client.get("/config").status)
