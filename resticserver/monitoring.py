@@ -28,9 +28,10 @@ from . import __version__
 from .accounts import Accounts, Quotas
 from .errors import Unavailable
 from .messages import Failed, Wire, WireLost
-from .sizes import Limit
+from .sizes import Amount, Limit
 from .storage.ledger import Repository, RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from .telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from .web.jobs import Fresh, Look, Pool
 from .web.pages import Answer
@@ -64,6 +65,7 @@ class Monitoring:
     @ivar certificate_ends: when the TLS certificate ends.
     @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
     @ivar not_ready: why the server is not ready; empty if it is.
+    @ivar refusals: uploads that were refused.
     @ivar more: families that others know of, asked for each time.
     """
 
@@ -98,6 +100,7 @@ class Monitoring:
         self._missing: dict[str, float] = {}
         self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
+        self.refusals = Refusals()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
         self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
         self.more: list[Callable[[], Iterator[Family]]] = []
@@ -115,6 +118,15 @@ class Monitoring:
             "counted", "Whether all repositories were counted since the start", self._accounts.complete
         )
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
+        known.append(
+            Family(
+                Kind.COUNTER,
+                "rest_server_uploads_refused",
+                "Uploads that were refused, by reason",
+                ("reason",),
+                [Sample((reason,), self.refusals.totals[reason]) for reason in REASONS],
+            )
+        )
         for more in self.more:
             known += more()
         found, not_ready = await self._at_once(self._disk.find(), self.not_ready())
@@ -254,7 +266,8 @@ class Monitoring:
             None if certificate is None else certificate.timestamp(),
         )
         accounts = list(self._accounts.ledger.repositories.values())
-        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {})
+        refused = self.refusals.entries()
+        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused)
 
     def _with_repositories(
         self,
@@ -262,11 +275,12 @@ class Monitoring:
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         history: dict[Repository, list[tuple[int, int]]],
+        refused: tuple[float, list[tuple[Key, Entry]]],
     ) -> ServerStatus:
         """In the pool for pages."""
         today = int(server.time_s // DAY_S)
         repositories: list[RepositoryStatus] = []
-        users: dict[str, int] = {}
+        users: dict[str, Amount] = {}
         for account in accounts:
             stored = account.stored
             if not (stored.objects or account.counted):
@@ -294,12 +308,21 @@ class Monitoring:
                 )
             )
             if owner is not None:
-                users[owner] = users.get(owner, 0) + stored.size_bytes
+                before = users.get(owner, Amount())
+                users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
+        refusals = within_a_day(refused, server.time_s)
+        for one in refusals:
+            if one.user is not None:
+                users.setdefault(one.user, Amount())
         return replace(
             server,
             repositories=tuple(repositories),
-            users=tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
-        )
+            users=tuple(self._user(user, used) for user, used in users.items()),
+        ).with_refusals(refusals)
+
+    def _user(self, user: str, used: Amount) -> UserStatus:
+        limit = self._quotas.limit_of_user(user)
+        return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
 
     def _look_at_disk(self) -> tuple[int, int] | None:
         """In the pool: free space and size of the data directory's file system, if that is there and not another."""

@@ -40,6 +40,7 @@ from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
 from .pools import JobPool
 from .readiness import Readiness
+from .refusals import KeptRefusals
 from .servicemanager import ServiceManager
 from .serving import (
     PAGE_THREADS,
@@ -155,7 +156,6 @@ class ResticServer(InTurn):
             self.counting,
             self._gates,
             in_any_case=settings.metrics,
-            tell=self.events.tell_now_and_then,
         )
         self._judge = judge
         self._serving: Serving | None = None
@@ -237,7 +237,9 @@ class ResticServer(InTurn):
             others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
-        kept = (self.events, self.passwords, self.counting, self.accounts)
+        kept: list[IService] = [self.events, self.passwords, self.counting, self.accounts]
+        if settings.metrics:
+            kept.append(KeptRefusals(reactor, self.events.refusals, self.state, self.counting))
         for child in (*services, *kept, *watches, front, self.manager):
             child.setServiceParent(self)
 
@@ -252,6 +254,7 @@ class ResticServer(InTurn):
             certificates = self.certificates
             monitoring.certificate_ends = lambda: certificates.not_after
         monitoring.check_volume = self.store.volume.check
+        monitoring.refusals = self.events.refusals
         self.events.observers.append(lambda event: self._keep_count(monitoring, event))
         monitoring.more += [self._families, self.events.families]
         return monitoring

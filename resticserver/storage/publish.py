@@ -34,6 +34,8 @@ from twisted.logger import Logger
 
 from ..errors import InsufficientStorage
 from ..files import Stamp, stamp_of
+from ..sizes import format_size
+from .room import Sent
 
 #: Where named temporary files live, inside each repository: the same file system as its objects.
 TEMPORARY_FOLDER = ".tmp"
@@ -386,6 +388,22 @@ _SPACE_ERRORS = _SpaceErrors()
 def space_errors() -> AbstractContextManager[None]:
     """Turn a full disk or an exceeded disk quota into the domain's word for it."""
     return _SPACE_ERRORS
+
+
+def no_space(sent: Sent, status: os.statvfs_result, error: OSError) -> InsufficientStorage:
+    """
+    A full disk, with how much was sent and how much is left.
+
+    @param status: of the file system.
+    @param error: what it said.
+    """
+    words = InsufficientStorage.default
+    if error.errno == errno.EDQUOT:
+        return InsufficientStorage(f"{words} for the server's user (disk quota): {sent}")
+    if status.f_files and not status.f_favail:
+        return InsufficientStorage(f"{words} (no free inodes): {sent}")
+    left_bytes = status.f_bavail * status.f_frsize + sent.stored_bytes
+    return InsufficientStorage(f"{words}: {sent}, {format_size(left_bytes)} left")
 
 
 def _lock(fd: int) -> None:
