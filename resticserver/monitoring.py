@@ -31,6 +31,7 @@ from .messages import Failed, Wire, WireLost
 from .sizes import Amount, Limit
 from .storage.ledger import Repository, RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from .telemetry.process import Processes
 from .telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from .web.jobs import Fresh, Look, Pool
@@ -66,6 +67,7 @@ class Monitoring:
     @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
     @ivar not_ready: why the server is not ready; empty if it is.
     @ivar refusals: uploads that were refused.
+    @ivar worker_pids: the processes of all workers; C{None} for a server without.
     @ivar more: families that others know of, asked for each time.
     """
 
@@ -101,6 +103,8 @@ class Monitoring:
         self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
         self.refusals = Refusals()
+        self.worker_pids: Callable[[], list[int]] | None = None
+        self._processes = Processes()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
         self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
         self.more: list[Callable[[], Iterator[Family]]] = []
@@ -135,7 +139,8 @@ class Monitoring:
             known.append(gauge("disk_free_bytes", "Free space of the data directory's file system", found[0]))
             known.append(gauge("disk_size_bytes", "Size of the data directory's file system", found[1]))
         damaged = dict(self.damaged)
-        text = await self._pages.run(self._text, counted, accounts, damaged, known)
+        workers = self.worker_pids() if self.worker_pids is not None else None
+        text = await self._pages.run(self._text, counted, accounts, damaged, known, workers)
         return Answer(200, CONTENT_TYPE, text)
 
     def _forget_gone(self) -> None:
@@ -174,10 +179,16 @@ class Monitoring:
         return await gatherResults([Deferred.fromCoroutine(each) for each in asked], consumeErrors=True)
 
     def _text(
-        self, counted: Counted, accounts: list[RepositoryAccount], damaged: dict[str, int], known: list[Family]
+        self,
+        counted: Counted,
+        accounts: list[RepositoryAccount],
+        damaged: dict[str, int],
+        known: list[Family],
+        workers: list[int] | None,
     ) -> bytes:
         """In the pool for pages."""
-        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known))
+        of_processes = self._processes.families(workers)
+        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known, *of_processes))
 
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)

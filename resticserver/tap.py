@@ -196,6 +196,7 @@ class ResticServer(InTurn):
             self.disk = JobPool(reactor, "files", FILE_THREADS)
             services += [self.disk, self.pages, closes_idle(self.state, self.disk, reactor)]
             self.monitoring = self._monitoring(self._count_in_workers)
+            self.monitoring.worker_pids = lambda: self.workers.pids() if self.workers is not None else []
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
             if judge is not None:
