@@ -31,6 +31,7 @@ from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
+from .dates import date_text
 from .errors import StartError
 from .events import EVENT, Events
 from .listen import Listeners
@@ -305,7 +306,7 @@ class ResticServer(InTurn):
         assert self.certificates is not None
         left = self.certificates.not_after - datetime.now(UTC)
         if left < timedelta(days=EXPIRY_DAYS):
-            until = self.certificates.not_after.isoformat()
+            until = date_text(self.certificates.not_after.timestamp())
             message = f"the TLS certificate {'ends' if left > timedelta() else 'has ended'} on {until}"
             event = Event(EventKind.CERTIFICATE, message, details={"not_after": until})
             self.events.tell_now_and_then(event, until)

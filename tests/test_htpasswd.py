@@ -475,22 +475,22 @@ class HtpasswdTests(SynchronousTestCase):
     # --- reading the file
 
     def test_load_fails(self) -> None:
-        """A file that cannot be read at the start is one line that names it and says why."""
+        """
+        A file that cannot be read at the start is one line that names it and says why. Only where there is none it is said what
+        one may do without.
+        """
         folder = self.mktemp()
         os.mkdir(folder)
         latin = self.mktemp()
         Path(latin).write_bytes(b"m\xfcller:hash\n")
+        advice = " (use --no-auth to disable authentication, or 'rest-server user add' to make a user)"
         for path, reason in (
-            (self.mktemp(), "No such file or directory"),
-            (folder, "Is a directory"),
-            (latin, "it is not UTF-8"),
+            (self.mktemp(), f"{advice}: No such file or directory"),
+            (folder, ": Is a directory"),
+            (latin, ": it is not UTF-8"),
         ):
             error = self.assertRaises(StartError, Htpasswd(path, lambda: 0.0).load)
-            self.assertEqual(
-                f"cannot load {path} (use --no-auth to disable authentication, "
-                f"or 'rest-server user add' to make a user): {reason}",
-                str(error),
-            )
+            self.assertEqual(f"cannot load {path}{reason}", str(error))
 
     def test_bad_lines_are_logged(self) -> None:
         """Each line that is left out is said, in rest-server's words, escaped."""

@@ -24,7 +24,7 @@ import bcrypt
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import WatchedFile
+from ..files import WatchedFile, reason_of
 from ..names import is_user_name
 
 #: bcrypt looks at no more of a password than this; bcrypt 5 raises on longer ones.
@@ -197,9 +197,12 @@ class Htpasswd:
         try:
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
-            raise StartError(f"cannot load {self.path} ({advice}): {reason}") from error
+            reason = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
+            if isinstance(error, FileNotFoundError):
+                advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
+                raise StartError(f"cannot load {self.path} ({advice}): {reason}") from error
+            # There are users, so nobody wants to do without them.
+            raise StartError(f"cannot load {self.path}: {reason}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; the old users stay if that fails. Whether it was read."""
@@ -208,7 +211,7 @@ class Htpasswd:
                 return False
             self._snapshot = self._read()
         except (OSError, UnicodeDecodeError) as error:
-            reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+            reason = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
             words = "could not reload htpasswd file {path}: {error}; the users known before stay"
             _log.error(words, path=self.path, error=reason)
             return False
