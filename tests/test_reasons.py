@@ -16,12 +16,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.access.htpasswd import Htpasswd
 from resticserver.access.policy import Policy
 from resticserver.access.policyfile import PolicyFile
+from resticserver.dates import date_text
 from resticserver.errors import NotFound, StartError
 from resticserver.files import reason_of
 from resticserver.names import Kind, is_user_name, parse_target, why_no_repository, why_no_user, why_nothing
 
 from .support.htpasswd import sha_line
 from .support.memory import Bench, request
+from .test_layers import MODULES
 
 ID = "0a" * 32
 PREFIX = ("backup",)
@@ -209,3 +211,21 @@ class FileTests(SynchronousTestCase):
         Path(path).write_text("default = 3")
         policy = PolicyFile(path, Policy())
         self.assertRaises(StartError, policy.load)
+
+
+class DateTests(SynchronousTestCase):
+    """One format for dates."""
+
+    def test_one_place(self) -> None:
+        """Only C{dates.py} makes texts of points in time; the access log has Apache's format, and HTTP its own."""
+        others = []
+        for module, path in MODULES.items():
+            source = path.read_text(encoding="utf-8")
+            if module != "resticserver.dates" and re.search(r"strftime|isoformat|fromtimestamp|ctime\(|asctime", source):
+                others.append(module)
+        self.assertEqual([], others)
+
+    def test_where_they_are_shown(self) -> None:
+        """The event of a certificate, the line of its reload, C{rest-server usage}: no blanks, no local time, a zone."""
+        for seconds in (0.0, 1_800_000_000.25):
+            self.assertRegex(date_text(seconds), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")

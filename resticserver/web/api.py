@@ -199,11 +199,12 @@ class Api:
         repository = "/".join(target.repository)
         name = ascii(short_name(repository) or "/")[1:-1]
         why = ascii(error.message)[1:-1]
-        by = "" if request.user_name is None else f" (user {ascii(request.user_name)[1:-1]})"
         if target.kind is Kind.REPOSITORY:
-            message = f"refused to create repository {name}: {why}{by}"
+            message = f"refused to create repository {name}: {why}"
         else:
-            message = f"refused an upload to repository {name}: {why}{by}"
+            message = f"refused an upload to repository {name}: {why}"
+        if request.user_name is not None:
+            message += f" (user {ascii(short_name(request.user_name))[1:-1]})"
         details = {"reason": reason, "why": why, "type": target.type, "name": target.name}
         if limit_of:
             details["limit_of"] = limit_of
