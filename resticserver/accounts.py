@@ -42,7 +42,6 @@ from .storage.ledger import (
     owner_of,
 )
 from .storage.state import RepositoryState, StateFile
-from .telemetry.events import Event, EventKind
 from .web.jobs import Pool, ended_within
 from .web.space import NOTHING, Fences, Key
 
@@ -152,7 +151,6 @@ class Accounts(Service):
     @param quotas: the policy's limits.
     @param pool: where directories are counted and the state file is read.
     @param in_any_case: whether account is kept also where there are no limits, because somebody looks at it.
-    @param tell: told when a quota is reached, with a key for what is the same again.
     @ivar active: whether account is kept.
     @ivar quotas: the policy's limits.
     """
@@ -167,9 +165,7 @@ class Accounts(Service):
         pool: Pool,
         gates: Gates,
         in_any_case: bool = False,
-        tell: Callable[[Event, str], object] = lambda event, key: None,
     ) -> None:
-        self._tell = tell
         self._in_any_case = in_any_case
         self._reactor = reactor
         self._limit = limit
@@ -305,7 +301,7 @@ class Accounts(Service):
         counted_now = account is None or not account.known
         if counted_now:
             await self._counted(self._count(repository, join=True))
-        reservation = await self._with_room(repository, user, reserve)
+        reservation = await self._with_room(reserve)
         if counted_now:
             # Also where nothing was found, so that nothing of it was kept.
             self.ledger.account(repository).known = True
@@ -338,7 +334,7 @@ class Accounts(Service):
             if number in self._reservations:
                 self.ledger.grow(reservation, size_bytes)
 
-        await self._with_room(reservation.repository, None, grow)
+        await self._with_room(grow)
         if number in self._reservations and not self._unlimited(reservation.limits):
             await self._raise_ceiling(reservation.repository)
 
@@ -395,11 +391,11 @@ class Accounts(Service):
 
     # --- room
 
-    async def _with_room(self, repository: Repository, user: str | None, take: Callable[[], T]) -> T:
+    async def _with_room(self, take: Callable[[], T]) -> T:
         """
         Take room. Before it is refused, what the refusal is about is counted, for each limit that is in the way.
 
-        @raise QuotaExceeded: there is none; that is told of.
+        @raise QuotaExceeded: there is none.
         @raise Unavailable: that is not known for sure, and finding out takes too long.
         """
         looked: set[Any] = set()
@@ -409,9 +405,6 @@ class Accounts(Service):
             except QuotaExceeded as error:
                 key = self._key_of(error.account)
                 if key in looked or not await self._looked_again(key):
-                    name = "/".join(repository)
-                    words = f"refused an upload to repository {ascii(name or '/')[1:-1]}: {ascii(error.message)[1:-1]}"
-                    self._tell(Event(EventKind.QUOTA_REACHED, words, name, user), error.account.words)
                     raise
                 looked.add(key)
 

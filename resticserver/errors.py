@@ -65,13 +65,15 @@ class MethodNotAllowed(ServerError):
     """
     The path is there and does not take this method.
 
+    @param message: why not, where that is not plain.
+
     @ivar allowed: the methods that it takes, in the order for the C{Allow} header.
     """
 
     default = "method not allowed"
 
-    def __init__(self, allowed: Iterable[bytes]) -> None:
-        super().__init__()
+    def __init__(self, allowed: Iterable[bytes], message: str = "") -> None:
+        super().__init__(message)
         self.allowed = tuple(allowed)
 
 
@@ -89,10 +91,24 @@ class RangeNotSatisfiable(ServerError):
         self.size_bytes = size_bytes
 
 
+#: Why an upload is refused: there is no room, its bytes are not what their name says, or its user may not.
+QUOTA, MIN_FREE, DISK, CONTENT, RIGHTS = "quota", "min-free", "disk", "content", "rights"
+
+
 class InsufficientStorage(ServerError):
-    """The disk or a quota is full."""
+    """
+    The disk or a quota is full.
+
+    @ivar cause: L{QUOTA}, L{MIN_FREE} or L{DISK}.
+    @ivar limit_of: whose quota, in words; empty where it is none.
+    """
 
     default = "no space left on the server's disk"
+
+    def __init__(self, message: str = "", cause: str = DISK, limit_of: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.limit_of = limit_of
 
 
 class Unavailable(ServerError):
@@ -105,6 +121,22 @@ class HeaderTooLarge(BadRequest):
     """The request line or the header fields exceed the limit."""
 
     default = "request header too large"
+
+
+#: The longest name in a message that has figures behind it: a reason phrase has 200 bytes for all of it.
+_LONGEST_NAME = 80
+
+
+def short_name(name: str) -> str:
+    """A name for a message, cut off where it would leave no room for what stands behind it in a reason phrase."""
+    if len(ascii(name)) - 2 <= _LONGEST_NAME:
+        return name
+    kept = ""
+    for letter in name:
+        if len(ascii(kept + letter)) + 1 > _LONGEST_NAME:
+            break
+        kept += letter
+    return f"{kept}..."
 
 
 class StartError(Exception):

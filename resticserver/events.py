@@ -23,11 +23,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .errors import CONTENT
 from .orphans import child_of_ours
 from .pools import JobPool
 from .storage.snapshots import LASTS_NS
-from .telemetry.events import Event, EventKind, Tells
+from .telemetry.events import REFUSALS, Event, EventKind, Tells
 from .telemetry.metrics import Family, Kind, Sample
+from .telemetry.refusals import Refusals
 
 #: So many events wait for the command; the oldest is given up for one more.
 MOST_WAITING = 1000
@@ -51,7 +53,7 @@ _LONGEST_WORDS = 200
 _LOOK_S = 0.05
 
 #: Corruption is none of them unless it is still there: of what was replaced the store has said which file it was.
-_BAD = frozenset((EventKind.QUOTA_REACHED, EventKind.CERTIFICATE))
+_BAD = REFUSALS | {EventKind.CERTIFICATE}
 #: Variables that are between the server and whoever started it.
 _OUR_VARIABLES = ("REST_SERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 
@@ -64,6 +66,7 @@ class Events(Service):
 
     @param command: the command and its arguments, or empty.
     @ivar observers: who is told as well.
+    @ivar refusals: the uploads that were refused.
     """
 
     def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
@@ -71,6 +74,7 @@ class Events(Service):
         self._command = command
         self._pool = JobPool(reactor, "events", 1)
         self.observers: list[Tells] = []
+        self.refusals = Refusals()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
@@ -96,6 +100,11 @@ class Events(Service):
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
             observer(event)
+        if event.kind in REFUSALS:
+            reason, why = event.details.get("reason", CONTENT), event.details.get("why", event.message)
+            if not self.refusals.add(event.user, event.repository or "", reason, why):
+                self._counts[event.kind.value, "repeated"] += 1
+                return
         self._counts[event.kind.value, "told"] += 1
         if event.kind in _BAD or event.in_place:
             _log.warn("{text}", text=event.message)

@@ -97,6 +97,14 @@ def _is_being_changed(path: str) -> bool:
     return False
 
 
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be read; where rights are missing, also whose: a service's user is not the one who looks at the file."""
+    reason = error.strerror or str(error)
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return reason
+    return f"{reason} for user id {os.geteuid()} (look at the rights of the file, and of the directories above it)"
+
+
 def stamp_of(status: os.stat_result) -> Stamp:
     """The stamp of a file."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -28,9 +28,11 @@ from . import __version__
 from .accounts import Accounts, Quotas
 from .errors import Unavailable
 from .messages import Failed, Wire, WireLost
-from .sizes import Limit
+from .sizes import Amount, Limit
 from .storage.ledger import Repository, RepositoryAccount, cell_of, owner_of
 from .telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from .telemetry.process import Processes
+from .telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from .telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from .web.jobs import Fresh, Look, Pool
 from .web.pages import Answer
@@ -64,6 +66,8 @@ class Monitoring:
     @ivar certificate_ends: when the TLS certificate ends.
     @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
     @ivar not_ready: why the server is not ready; empty if it is.
+    @ivar refusals: uploads that were refused.
+    @ivar worker_pids: the processes of all workers; C{None} for a server without.
     @ivar more: families that others know of, asked for each time.
     """
 
@@ -100,6 +104,9 @@ class Monitoring:
         self.damaged: Counter[str] = Counter()
         #: Those of them that were not replaced yet, by repository, type and name.
         self._unrepaired: set[tuple[str, str, str]] = set()
+        self.refusals = Refusals()
+        self.worker_pids: Callable[[], list[int]] | None = None
+        self._processes = Processes()
         self.certificate_ends: Callable[[], datetime | None] = lambda: None
         self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
         self.more: list[Callable[[], Iterator[Family]]] = []
@@ -117,6 +124,15 @@ class Monitoring:
             "counted", "Whether all repositories were counted since the start", self._accounts.complete
         )
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
+        known.append(
+            Family(
+                Kind.COUNTER,
+                "rest_server_uploads_refused",
+                "Uploads that were refused, by reason",
+                ("reason",),
+                [Sample((reason,), self.refusals.totals[reason]) for reason in REASONS],
+            )
+        )
         for more in self.more:
             known += more()
         found, not_ready = await self._at_once(self._disk.find(), self.not_ready())
@@ -125,7 +141,8 @@ class Monitoring:
             known.append(gauge("disk_free_bytes", "Free space of the data directory's file system", found[0]))
             known.append(gauge("disk_size_bytes", "Size of the data directory's file system", found[1]))
         damaged = dict(self.damaged)
-        text = await self._pages.run(self._text, counted, accounts, damaged, known)
+        workers = self.worker_pids() if self.worker_pids is not None else None
+        text = await self._pages.run(self._text, counted, accounts, damaged, known, workers)
         return Answer(200, CONTENT_TYPE, text)
 
     def _forget_gone(self) -> None:
@@ -175,10 +192,16 @@ class Monitoring:
         return await gatherResults([Deferred.fromCoroutine(each) for each in asked], consumeErrors=True)
 
     def _text(
-        self, counted: Counted, accounts: list[RepositoryAccount], damaged: dict[str, int], known: list[Family]
+        self,
+        counted: Counted,
+        accounts: list[RepositoryAccount],
+        damaged: dict[str, int],
+        known: list[Family],
+        workers: list[int] | None,
     ) -> bytes:
         """In the pool for pages."""
-        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known))
+        of_processes = self._processes.families(workers)
+        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known, *of_processes))
 
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)
@@ -267,7 +290,8 @@ class Monitoring:
             None if certificate is None else certificate.timestamp(),
         )
         accounts = list(self._accounts.ledger.repositories.values())
-        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {})
+        refused = self.refusals.entries()
+        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused)
 
     def _with_repositories(
         self,
@@ -275,11 +299,12 @@ class Monitoring:
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         history: dict[Repository, list[tuple[int, int]]],
+        refused: tuple[float, list[tuple[Key, Entry]]],
     ) -> ServerStatus:
         """In the pool for pages."""
         today = int(server.time_s // DAY_S)
         repositories: list[RepositoryStatus] = []
-        users: dict[str, int] = {}
+        users: dict[str, Amount] = {}
         for account in accounts:
             stored = account.stored
             if not (stored.objects or account.counted):
@@ -307,12 +332,21 @@ class Monitoring:
                 )
             )
             if owner is not None:
-                users[owner] = users.get(owner, 0) + stored.size_bytes
+                before = users.get(owner, Amount())
+                users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
+        refusals = within_a_day(refused, server.time_s)
+        for one in refusals:
+            if one.user is not None:
+                users.setdefault(one.user, Amount())
         return replace(
             server,
             repositories=tuple(repositories),
-            users=tuple(UserStatus(user, used, self._quotas.limit_of_user(user).size_bytes) for user, used in users.items()),
-        )
+            users=tuple(self._user(user, used) for user, used in users.items()),
+        ).with_refusals(refusals)
+
+    def _user(self, user: str, used: Amount) -> UserStatus:
+        limit = self._quotas.limit_of_user(user)
+        return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
 
     def _look_at_disk(self) -> tuple[int, int] | None:
         """In the pool: free space and size of the data directory's file system, if that is there and not another."""

@@ -198,3 +198,103 @@ def _segment(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise NotFound() from None
+
+
+# --- why something is no name, for people
+
+
+def reserved_name(word: str) -> str:
+    """What to tell whoever wants a repository of a name that is taken."""
+    return f'"{word}" is a reserved name, choose another repository path'
+
+
+def why_no_folder(name: str) -> str:
+    """Why a decoded path segment may be no folder of a repository; empty if it may."""
+    if is_folder_name(name):
+        return ""
+    if name in RESERVED or name in OWN_FOLDERS:
+        return f"{name!r} is a reserved name"
+    if name in ("", ".", ".."):
+        return f"{name!r} is no name" if name else "it is empty"
+    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    (odd, *_) = (c for c in name if c in "/\\" or ord(c) < 32 or ord(c) == 127)
+    return f"{name!r} has {odd!r} in it"
+
+
+def why_no_user(name: str) -> str:
+    """Why something may not be a user's name; empty if it may."""
+    if is_user_name(name):
+        return ""
+    odd = next((c for c in name if not re.match(r"[\w@.\-]", c)), "")
+    if odd:
+        return f"{odd!r} is in it, and only letters, digits, '@', '.', '_' and '-' may be"
+    return why_no_folder(name)
+
+
+def why_no_repository(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> str:
+    """
+    Why a path is no repository's, as L{parse_target} takes it: which part of it is wrong, and how.
+
+    @return: a phrase; empty if it is one.
+    """
+    return _why_no_folders(path, max_depth, prefix, whole=True)
+
+
+def why_nothing(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> str:
+    """
+    Why a path names nothing at all, as L{parse_target} takes it.
+
+    @return: a phrase; empty if it names something.
+    """
+    try:
+        parse_target(path, max_depth, prefix)
+    except NotFound:
+        return _why_no_folders(path, max_depth, prefix, whole=False)
+    return ""
+
+
+def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole: bool) -> str:
+    """
+    What is wrong with a path.
+
+    @param whole: whether it should be a repository's, else something inside of one will do.
+    """
+    if not path.startswith(b"/"):
+        scheme, _, rest = path.partition(b"://")
+        if scheme.lower() not in (b"http", b"https"):
+            return "a path begins with a slash"
+        path = b"/" + rest.partition(b"/")[2]
+    segments = []
+    for raw in path[1:].split(b"/"):
+        try:
+            segments.append(_segment(raw))
+        except NotFound:
+            shown = ascii(raw.decode("latin-1"))
+            return f"{shown} has a slash in it" if b"%2f" in raw.lower() else f"{shown} is not UTF-8"
+    if prefix:
+        if tuple(segments[: len(prefix)]) != prefix:
+            return f"it is not below /{'/'.join(prefix)} (--proxy-prefix)"
+        del segments[: len(prefix)]
+    *folders, last = segments or [prefix[-1]]
+    for number, folder in enumerate(folders):
+        if folder in RESERVED:
+            return reserved_name(folder) if whole else _why_not_inside(folder, segments[number + 1 :])
+        if reason := why_no_folder(folder):
+            return reserved_name(folder) if whole and folder in OWN_FOLDERS else f"folder {number + 1}: {reason}"
+        if number == max_depth:
+            return f"repositories lie at most {max_depth} folders deep here (--max-depth)"
+    if not last:
+        return ""
+    if last in TYPES:
+        return f"{last!r} is a reserved name, and a list ends in a slash: {last}/"
+    return f"a repository's path ends in a slash: {last}/"
+
+
+def _why_not_inside(kind: str, rest: list[str]) -> str:
+    """What is wrong with what stands behind a reserved word."""
+    if kind == CONFIG:
+        return f"{CONFIG!r} is a reserved name and a file, so nothing stands behind it"
+    if len(rest) > 1:
+        return f"{kind!r} is a reserved name, and behind it stands one name and no folder: {kind}/ID"
+    return f"{rest[0]!r} is no object's name: those have 64 digits, 0 to 9 and a to f"

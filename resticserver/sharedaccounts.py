@@ -25,7 +25,6 @@ from .web.space import Key
 RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
 #: What the parent tells and asks.
 CLOSE, OPEN, KEEP_ACCOUNT = "close fences", "open fences", "keep account"
-_REFUSALS = {error.__name__: error for error in (InsufficientStorage, Unavailable)}
 
 
 class DistantAccounts:
@@ -103,7 +102,9 @@ def _admitted(answer: dict[str, Any]) -> int:
     """
     if "number" in answer:
         return int(answer["number"])
-    raise _REFUSALS[answer["refused"]](answer["reason"])
+    if answer["refused"] == InsufficientStorage.__name__:
+        raise InsufficientStorage(answer["reason"], answer["cause"], answer["limit_of"])
+    raise Unavailable(answer["reason"])
 
 
 class AccountsDesk:
@@ -144,9 +145,11 @@ def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[
     async def answer() -> dict[str, Any]:
         try:
             return {"number": await work or 0}
+        except InsufficientStorage as error:
+            name = InsufficientStorage.__name__
+            return {"refused": name, "reason": error.message, "cause": error.cause, "limit_of": error.limit_of}
         except ServerError as error:
-            name = InsufficientStorage.__name__ if isinstance(error, InsufficientStorage) else Unavailable.__name__
-            return {"refused": name, "reason": error.message}
+            return {"refused": Unavailable.__name__, "reason": error.message}
 
     return Deferred.fromCoroutine(answer())
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from .arguments import OneLineParser, write_line
 from .sizes import format_size
-from .telemetry.status import SCHEMA, Level, RepositoryStatus, ServerStatus, age, printable
+from .telemetry.status import SCHEMA, Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
 
 _TIMEOUT_S = 30.0
 #: No page is longer.
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("the server speaks another version's language")
         status = ServerStatus.from_json(document)
         shown = json.dumps(document, indent=2) if asked.json else text(status)
-        worst = max((concern.level for concern in status.concerns()), default=Level.GOOD)
-        worst = max([worst, *(one.level(status.time_s) for one in status.repositories)])
+        worst = status.worst()
     except _NotAsked as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -157,29 +156,50 @@ def text(status: ServerStatus) -> str:
         stored += f", of {format_size(status.quota_bytes)}"
     if status.disk_free_bytes is not None:
         stored += f"; {format_size(status.disk_free_bytes)} of disk free"
+    users = status.users_by_need()
+    rows: list[Sequence[str]] = [("USER", "SIZE", "QUOTA", "")]
+    rows += [_user_row(user, status.time_s) for user in users]
+    of_users = [*_table(rows, (1, 2)), ""] if users else []
     rows = [("REPOSITORY", "LAST SNAPSHOT", "SIZE", "QUOTA", "LOCKS", "")]
     rows += [_row(repository, status.time_s) for repository in status.by_need()]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    table = [
+    return "\n".join([*lines, stored, "", *of_users, *_table(rows, (2, 3, 4))])
+
+
+def _table(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
+    """
+    Rows as lines.
+
+    @param numbers: the columns whose values stand at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
         "  ".join(
-            value.rjust(width) if column in (2, 3, 4) else value.ljust(width)
+            value.rjust(width) if column in numbers else value.ljust(width)
             for column, (value, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, stored, "", *table])
 
 
-def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, str, str, str, str, str]:
-    quota = "-"
-    if repository.quota_bytes is not None:
-        quota = f"{repository.size_bytes * 100 // repository.quota_bytes if repository.quota_bytes else 100} %"
+def _quota(used: int, most: int | None) -> str:
+    return "-" if most is None else f"{used * 100 // most if most else 100} %"
+
+
+def _words(concerns: Sequence[Concern]) -> str:
+    return printable("; ".join(concern.words for concern in concerns))
+
+
+def _user_row(user: UserStatus, now_s: float) -> tuple[str, ...]:
+    return user.name, format_size(user.size_bytes), _quota(user.size_bytes, user.quota_bytes), _words(user.concerns(now_s))
+
+
+def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, ...]:
     last = repository.last_snapshot_s
     return (
         repository.name,
         ("never" if repository.counted else "not known yet") if last is None else f"{age(max(0.0, now_s - last))} ago",
         format_size(repository.size_bytes),
-        quota,
+        _quota(repository.size_bytes, repository.quota_bytes),
         str(repository.locks),
-        "; ".join(concern.words for concern in repository.concerns(now_s)),
+        _words(repository.concerns(now_s)),
     )

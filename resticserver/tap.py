@@ -32,6 +32,7 @@ from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
 from .clock import use_monotonic_clock
+from .dates import date_text
 from .errors import StartError
 from .events import EVENT, Events
 from .integrity import SizeChanges
@@ -43,6 +44,7 @@ from .options import Options as Options  # twistd looks for it here
 from .orphans import Orphans
 from .pools import JobPool
 from .readiness import Readiness
+from .refusals import KeptRefusals
 from .servicemanager import ServiceManager
 from .serving import (
     PAGE_THREADS,
@@ -165,7 +167,6 @@ class ResticServer(InTurn):
             self.counting,
             self._gates,
             in_any_case=settings.metrics,
-            tell=self.events.tell_now_and_then,
         )
         self._judge = judge
         self._serving: Serving | None = None
@@ -207,6 +208,7 @@ class ResticServer(InTurn):
             services += [self.disk, self.pages, closes_idle(self.state, self.disk, reactor)]
             self.store.on_size_change = SizeChanges(reactor, self.disk, self.store, self.events.tell).take
             self.monitoring = self._monitoring(self._count_in_workers)
+            self.monitoring.worker_pids = lambda: self.workers.pids() if self.workers is not None else []
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
             if judge is not None:
@@ -249,7 +251,9 @@ class ResticServer(InTurn):
             others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
-        kept = (self.events, self.passwords, self.counting, self.accounts)
+        kept: list[IService] = [self.events, self.passwords, self.counting, self.accounts]
+        if settings.metrics:
+            kept.append(KeptRefusals(reactor, self.events.refusals, self.state, self.counting))
         orphans = [Orphans(reactor)] if os.getpid() == 1 else []
         for child in (*services, *kept, *watches, *orphans, front, self.manager):
             child.setServiceParent(self)
@@ -265,6 +269,7 @@ class ResticServer(InTurn):
             certificates = self.certificates
             monitoring.certificate_ends = lambda: certificates.not_after
         monitoring.check_volume = self.store.volume.check
+        monitoring.refusals = self.events.refusals
         self.events.observers.append(lambda event: self._keep_count(monitoring, event))
         monitoring.more += [self._families, self.events.families]
         return monitoring
@@ -319,7 +324,7 @@ class ResticServer(InTurn):
         assert self.certificates is not None
         left = self.certificates.not_after - datetime.now(UTC)
         if left < timedelta(days=EXPIRY_DAYS):
-            until = self.certificates.not_after.isoformat()
+            until = date_text(self.certificates.not_after.timestamp())
             message = f"the TLS certificate {'ends' if left > timedelta() else 'has ended'} on {until}"
             event = Event(EventKind.CERTIFICATE, message, details={"not_after": until})
             self.events.tell_now_and_then(event, until)

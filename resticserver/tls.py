@@ -19,8 +19,9 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from .dates import date_text
 from .errors import StartError
-from .files import Stamp, read_file, stamp_at
+from .files import Stamp, read_file, reason_of, stamp_at
 
 MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -178,7 +179,7 @@ def _read(flag: str, what: str, path: str) -> bytes:
     try:
         return read_file(path)[0]
     except OSError as error:
-        raise StartError(f"{flag}: cannot read the TLS {what} {path}: {error.strerror}") from error
+        raise StartError(f"{flag}: cannot read the TLS {what} {path}: {reason_of(error)}") from error
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
@@ -260,7 +261,7 @@ class ReloadingCertificates:
     def say_reloaded(self) -> None:
         """Log that what was read again is served, everywhere."""
         path = self._certificate_path
-        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=path, until=self.not_after)
+        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=path, until=date_text(self.not_after.timestamp()))
 
     def look_again(self) -> None:
         """The next look finds a change, whatever the files are then: somebody could not read what was read here."""

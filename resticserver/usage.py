@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 
 from .access.policy import Policy
 from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
+from .dates import date_text
 from .errors import ServerError, StartError
-from .files import read_file
+from .files import read_file, reason_of
 from .names import MOST_FOLDERS
 from .settings import default_path
 from .sizes import Amount, Limit, format_size, parse_size
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         return left.code if isinstance(left.code, int) else 2
     except (OSError, ValueError) as error:
         where = f"{asked.policy}: " if isinstance(error, OSError | PolicyError) else ""
-        print(f"{parser.prog}: {where}{error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"{parser.prog}: {where}{reason_of(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     if not 0 <= asked.max_depth <= MOST_FOLDERS:
         print(f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed", file=sys.stderr)
@@ -222,7 +222,7 @@ def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
         (
             *(printable(line.name), owner_of(line.repository) or "-"),
             *(format_size(line.amount.size_bytes), _quota(line.limit), str(line.amount.objects)),
-            _date(line.last_snapshot_s, "-"),
+            "-" if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
         )
         for line in lines
     ]
@@ -245,10 +245,6 @@ def _quota(limit: Limit) -> str:
     return ", ".join(words + ([] if limit.objects is None else [f"{limit.objects} objects"])) or "-"
 
 
-def _date(seconds: float | None, missing: str) -> str:
-    return missing if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
 def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, total: Limit) -> str:
     def amounts(amount: Amount, limit: Limit) -> dict[str, int | None]:
         return {
@@ -264,9 +260,7 @@ def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, tot
                 "repository": line.name,
                 "owner": owner_of(line.repository),
                 **amounts(line.amount, line.limit),
-                "last_snapshot": None
-                if line.last_snapshot_s is None
-                else datetime.fromtimestamp(line.last_snapshot_s, UTC).isoformat(timespec="seconds"),
+                "last_snapshot": None if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
                 "complete": line.complete,
             }
             for line in lines

@@ -435,6 +435,10 @@ class Workers(Service):
         """How many serve."""
         return sum(worker is not None and worker.ready for worker in self._places.values())
 
+    def pids(self) -> list[int]:
+        """The processes of all that live, those that end only what they have begun too."""
+        return [worker.pid for worker in self._workers if worker.pid]
+
     def tell_all(self, verb: str, **arguments: Any) -> None:
         """Tell every worker something."""
         for worker in self._workers:

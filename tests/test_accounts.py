@@ -584,9 +584,9 @@ class RefusalTests(AccountsCase):
         self.plant(LAPTOP, b"x" * 1000)
         self.start(1200)
         for repository, size_bytes, words in (
-            (LAPTOP, 51, "quota of 1.02 KiB for repository alice/laptop exceeded (1000 bytes used)"),
-            (ALICE, 101, "quota of 1.07 KiB for alice exceeded (1000 bytes used)"),
-            (BOB, 201, "quota of 1.17 KiB for this server exceeded (1000 bytes used)"),
+            (LAPTOP, 51, "quota of 1.02 KiB for repository alice/laptop exceeded: upload of 51 bytes, 50 bytes left"),
+            (ALICE, 101, "quota of 1.07 KiB for alice exceeded: upload of 101 bytes, 100 bytes left"),
+            (BOB, 201, "quota of 1.17 KiB for this server exceeded: upload of 201 bytes, 200 bytes left"),
         ):
             self.assertEqual(words, self.refused(repository, size_bytes))
             number = self.reserve(repository, size_bytes - 1)
@@ -1521,7 +1521,9 @@ class DistantTests(AccountsCase):
     def test_refusals(self) -> None:
         """Refusals are what they are at the parent, with its words; whatever else goes wrong there is not for the client."""
         failure = self.failureResultOf(self.far(1001), InsufficientStorage)
-        self.assertEqual("quota of 1000 bytes for this server exceeded (0 bytes used)", failure.value.message)
+        words = "quota of 1000 bytes for this server exceeded: upload of 1001 bytes, 1000 bytes left"
+        self.assertEqual(words, failure.value.message)
+        self.assertEqual(("quota", "this server"), (failure.value.cause, failure.value.limit_of))
         number = self.successResultOf(self.far(1000))
         self.failureResultOf(self.grow(number, 1), InsufficientStorage)
         self.accounts._based = False

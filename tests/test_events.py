@@ -74,7 +74,7 @@ class TellingTests(SynchronousTestCase):
         """The same again is told of once an hour, another one at once."""
         clock = Clock()
         told = Events(clock, ())
-        quota = Event(EventKind.QUOTA_REACHED, "full")
+        certificate = Event(EventKind.CERTIFICATE, "ends")
         for key, after_s, number in (
             ("alice", 0, 1),
             ("alice", 1, 1),
@@ -84,8 +84,31 @@ class TellingTests(SynchronousTestCase):
             ("alice", 0, 3),
         ):
             clock.advance(after_s)
-            told.tell_now_and_then(quota, key)
-            self.assertEqual(number, counts(told)["quota-reached", "told"], (key, after_s))
+            told.tell_now_and_then(certificate, key)
+            self.assertEqual(number, counts(told)["certificate-expiring", "told"], (key, after_s))
+
+    def test_refusals(self) -> None:
+        """
+        A refused upload is told of once for each user, repository and reason; the others are counted and nothing else. Who
+        observes, and the refusals, hear of all.
+        """
+        told, heard = Events(Clock(), ()), []
+        told.observers.append(heard.append)
+        with capturedLogs() as logged:
+            for user, repository, reason in (
+                ("alice", "a", "disk"),
+                ("alice", "a", "disk"),
+                ("alice", "a", "min-free"),
+                ("alice", "b", "disk"),
+                ("bob", "a", "disk"),
+                (None, "a", "disk"),
+                (None, "a", "disk"),
+            ):
+                told.tell(Event(EventKind.DISK_FULL, "refused", repository, user, {"reason": reason, "why": "full"}))
+        self.assertEqual(["warn"] * 5, [event["log_level"].name for event in logged])
+        self.assertEqual({("disk-full", "told"): 5, ("disk-full", "repeated"): 2}, counts(told))
+        self.assertEqual(7, len(heard))
+        self.assertEqual((6, 1), (told.refusals.totals["disk"], told.refusals.totals["min-free"]))
 
     def test_many_keys(self) -> None:
         """However many things are told of, what is remembered of them has a bound."""
@@ -99,7 +122,7 @@ class TellingTests(SynchronousTestCase):
         told = Events(Clock(), ())
         with capturedLogs() as logged:
             for kind in EventKind:
-                told.tell(Event(kind, kind.value))
+                told.tell(Event(kind, kind.value, repository=kind.value))
         levels = {formatEvent(event): event["log_level"].name for event in logged}
         self.assertEqual(
             {
@@ -107,6 +130,8 @@ class TellingTests(SynchronousTestCase):
                 "repository-created": "debug",
                 "repository-deleted": "debug",
                 "quota-reached": "warn",
+                "disk-full": "warn",
+                "upload-refused": "warn",
                 "corruption": "debug",
                 "lockout": "debug",
                 "certificate-expiring": "warn",

@@ -513,7 +513,10 @@ class HtpasswdTests(SynchronousTestCase):
     # --- reading the file
 
     def test_load_fails(self) -> None:
-        """A file that cannot be read at the start is one line that names it and says why."""
+        """
+        A file that cannot be read at the start is one line that names it and says why. Only where there is none it is said what
+        one may do without.
+        """
         folder = self.mktemp()
         os.mkdir(folder)
         wide = self.mktemp()

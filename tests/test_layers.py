@@ -24,6 +24,7 @@ CHECKOUT = Path(__file__).parent.parent
 #: The first that fits holds; what is not here stands at the top.
 LAYERS = (
     ("resticserver", 0),
+    ("resticserver.dates", 0),
     ("resticserver.errors", 0),
     ("resticserver.names", 0),
     ("resticserver.settings", 0),

@@ -29,6 +29,7 @@ from resticserver.storage.ledger import (
     owner_of,
     reserve_bytes,
 )
+from resticserver.web.replies import reason_phrase
 
 from .contract.store import id_of
 from .test_snapshots import PROFILE
@@ -162,10 +163,10 @@ class LimitTests(LimitCase):
         self.ledger = Ledger(Limit(100))
         its = limits(Limit(90), Limit(80))
         self.store(LAPTOP, 75)
-        self.assertIn("for repository alice/laptop exceeded (75 bytes used)", self.refused(LAPTOP, 6, its))
-        self.assertIn("for repository alice/laptop exceeded (75 bytes used)", self.refused(LAPTOP, 60, its))
-        self.assertIn("for alice exceeded (75 bytes used)", self.refused(ALICE, 16, its))
-        self.assertIn("for this server exceeded (75 bytes used)", self.refused(ROOT, 26, its))
+        self.assertIn("for repository alice/laptop exceeded: upload of 6 bytes, 5 bytes left", self.refused(LAPTOP, 6, its))
+        self.assertIn("for repository alice/laptop exceeded: upload of 60 bytes, 5 bytes left", self.refused(LAPTOP, 60, its))
+        self.assertIn("for alice exceeded: upload of 16 bytes, 15 bytes left", self.refused(ALICE, 16, its))
+        self.assertIn("for this server exceeded: upload of 26 bytes, 25 bytes left", self.refused(ROOT, 26, its))
         self.reserve(LAPTOP, 5, its)
         self.reserve(ALICE, 10, its)
         self.reserve(BOB, 10, its)
@@ -174,50 +175,70 @@ class LimitTests(LimitCase):
             self.reserve(repository, 0, its)
 
     def test_words(self) -> None:
-        """What the refusals say, to the letter."""
+        """What the refusals say, to the letter: whose limit, how much was sent, how much is left."""
         self.store(ALICE, 998 * GIB // 100 + 1)
         self.store(ROOT, 0)
+        sent = "exceeded: upload of 1 GiB, 20.47 MiB left"
         for repository, its, server, size_bytes, words in (
-            (ALICE, limits(Limit(10 * GIB)), UNLIMITED, GIB, "quota of 10 GiB for alice exceeded (9.98 GiB used)"),
-            (
-                ("alice", "home", "pc"),
-                limits(Limit(10 * GIB)),
-                UNLIMITED,
-                GIB,
-                "quota of 10 GiB for alice exceeded (9.98 GiB used)",
-            ),
-            (
-                ALICE,
-                limits(repository=Limit(10 * GIB)),
-                UNLIMITED,
-                GIB,
-                "quota of 10 GiB for repository alice exceeded (9.98 GiB used)",
-            ),
+            (ALICE, limits(Limit(10 * GIB)), UNLIMITED, GIB, f"quota of 10 GiB for alice {sent}"),
+            (("alice", "home", "pc"), limits(Limit(10 * GIB)), UNLIMITED, GIB, f"quota of 10 GiB for alice {sent}"),
+            (ALICE, limits(repository=Limit(10 * GIB)), UNLIMITED, GIB, f"quota of 10 GiB for repository alice {sent}"),
             (
                 ("alice", "home"),
                 limits(repository=Limit(1)),
                 UNLIMITED,
                 2,
-                "quota of 1 byte for repository alice/home exceeded (0 bytes used)",
+                "quota of 1 byte for repository alice/home exceeded: upload of 2 bytes, 1 byte left",
             ),
             (
                 ROOT,
                 limits(repository=Limit(5)),
                 UNLIMITED,
                 6,
-                "quota of 5 bytes for repository / exceeded (0 bytes used)",
+                "quota of 5 bytes for repository / exceeded: upload of 6 bytes, 5 bytes left",
             ),
-            (BOB, NO_LIMITS, Limit(10 * GIB), GIB, "quota of 10 GiB for this server exceeded (9.98 GiB used)"),
-            (ALICE, limits(Limit(objects=1)), UNLIMITED, 0, "quota of 1 objects for alice exceeded (1 used)"),
+            (BOB, NO_LIMITS, Limit(10 * GIB), GIB, f"quota of 10 GiB for this server {sent}"),
+            (
+                ALICE,
+                limits(Limit(objects=1)),
+                UNLIMITED,
+                0,
+                "quota of 1 object for alice exceeded: upload of 1 object, 0 left",
+            ),
+            (
+                ALICE,
+                limits(Limit(GIB)),
+                UNLIMITED,
+                0,
+                "quota of 1 GiB for alice exceeded: upload of 0 bytes so far, 0 bytes left",
+            ),
         ):
             self.ledger.limit = server
             self.assertEqual(words, self.refused(repository, size_bytes, its))
+
+    def test_words_of_unknown_length(self) -> None:
+        """What an upload of unknown length has reserved itself is not in its own way: that is still left for it."""
+        its = limits(Limit(100))
+        self.reserve(ALICE, 30, its)
+        growing = self.reserve(ALICE, 0, its)
+        self.ledger.grow(growing, 60)
+        error = self.assertRaises(QuotaExceeded, self.ledger.grow, growing, 20)
+        self.assertEqual("quota of 100 bytes for alice exceeded: upload of 80 bytes so far, 70 bytes left", error.message)
+
+    def test_long_names(self) -> None:
+        """A long name, of any letters, leaves room for the figures in the 200 bytes that a reason phrase has."""
+        for name in ("x" * 255, "\u0430" * 127, "\N{PACKAGE}" * 60, "x\u0430" * 80):
+            for repository in ((name,), (name, name)):
+                its = limits(repository=Limit(1023 * GIB))
+                words = reason_phrase(self.refused(repository, 1 << 50, its)).decode("ascii")
+                self.assertTrue(words.endswith("... exceeded: upload of 1 PiB, 1023 GiB left"), words)
+                self.assertTrue(words.startswith("quota of 1023 GiB for repository "), words)
 
     def test_what_is_on_its_way_counts(self) -> None:
         """Reservations count for the limit, and are not said to be used."""
         its = limits(Limit(100))
         self.reserve(ALICE, 60, its)
-        self.assertEqual("quota of 100 bytes for alice exceeded (0 bytes used)", self.refused(ALICE, 41, its))
+        self.assertEqual("quota of 100 bytes for alice exceeded: upload of 41 bytes, 40 bytes left", self.refused(ALICE, 41, its))
 
     def test_reserve_for_locks_and_index(self) -> None:
         """Locks and index may use one per cent above a limit, at most a GiB; nothing else may."""

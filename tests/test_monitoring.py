@@ -43,6 +43,7 @@ from resticserver.storage.ledger import CELLS, Ledger, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.tap import ResticServer
+from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family
 from resticserver.web.jobs import Fresh
 from resticserver.web.pages import Answer
@@ -74,6 +75,12 @@ quota = 5000
 [users."*"]
 quota = 700
 """
+
+
+def steady(page: bytes) -> list[bytes]:
+    """A page without what changes from one to the next, whatever happens: CPU time, memory, the disk that others use too."""
+    others = (b"process_", b"python_gc_", b"rest_server_disk_free_bytes")
+    return [line for line in page.splitlines() if not line.startswith(others)]
 
 
 class Books:
@@ -619,7 +626,7 @@ class WorkersTests(MonitoringCase):
         for worker, _ in self.workers:
             answer = self.successResultOf(Deferred.fromCoroutine(worker.metrics()))
             self.assertEqual(2, self.written(answer.body))
-            self.assertEqual(self.answer(self.parent).body, answer.body)
+            self.assertEqual(steady(self.answer(self.parent).body), steady(answer.body))
             self.assertEqual(self.answer(self.parent).content_type, answer.content_type)
 
     def test_odd_names_on_the_wire(self) -> None:
@@ -640,7 +647,7 @@ class WorkersTests(MonitoringCase):
     def test_asked(self) -> None:
         """The parent takes the question under the name that workers use."""
         text = self.successResultOf(self.parent.verbs("one")[METRICS]())
-        self.assertEqual(self.answer(self.parent).body, text.encode())
+        self.assertEqual(steady(self.answer(self.parent).body), steady(text.encode()))
 
 
 class LoginsTests(SynchronousTestCase):
@@ -791,3 +798,38 @@ class AccountsTests(SynchronousTestCase):
         account = self.accounts.ledger.repositories[("alice",)]
         assert account.last_snapshot_s is not None
         self.assertGreater(account.last_snapshot_s, 1.7e9)
+
+
+class ProcessTests(MonitoringCase):
+    """L{resticserver.telemetry.process}: what the processes take."""
+
+    def test_without_proc(self) -> None:
+        """Where there is no C{/proc} the start and the CPU are known, and what Python says."""
+        self.patch(process, "figures_of", lambda pid: None)
+        found = self.found()
+        names = {name for name, _ in found if name.startswith("process_")}
+        self.assertEqual({"process_cpu_seconds_total", "process_start_time_seconds"}, names)
+        self.assertEqual(1, len([name for name, _ in found if name == "python_info"]))
+
+    def test_a_process_that_has_ended(self) -> None:
+        """A worker may end at any moment: it is not in the sum, and the CPU does not go back."""
+        known = {7: process.Figures(5.0, 0.0, 1, 2, 3, 4), os.getpid(): process.Figures(1.0, 0.0, 10, 20, 30, 40)}
+        self.patch(process, "figures_of", known.get)
+        monitoring = self.monitoring()
+        monitoring.worker_pids = lambda: [7]
+        before = self.found(monitoring)
+        self.assertEqual((33, 44), (before[series("process_open_fds")], before[series("process_max_fds")]))
+        del known[7]
+        after = self.found(monitoring)
+        self.assertEqual((30, 40), (after[series("process_open_fds")], after[series("process_max_fds")]))
+        self.assertEqual(before[series("process_cpu_seconds_total")], after[series("process_cpu_seconds_total")])
+        self.assertGreaterEqual(before[series("process_cpu_seconds_total")], 6.0)
+
+    def test_refused_uploads(self) -> None:
+        """Each reason has its number from the start, so that an alert sees the first one."""
+        monitoring = self.monitoring()
+        refused = "rest_server_uploads_refused_total"
+        self.assertEqual(5, len([name for name, _ in self.found(monitoring) if name == refused]))
+        monitoring.refusals.add("alice", "alice", "disk", "full")
+        found = self.found(monitoring)
+        self.assertEqual((1, 0), (found[series(refused, reason="disk")], found[series(refused, reason="quota")]))

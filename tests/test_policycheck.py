@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import policycheck
 
+from .support.htpasswd import sha_line
 from .test_policy import ID, OFFICE
 
 
@@ -77,6 +78,44 @@ class PolicyCheckTests(SynchronousTestCase):
             self.assertEqual(2, status, printed)
             self.assertIn(said, printed)
             self.assertEqual(1, len(printed.splitlines()), printed)
+
+    def test_what_is_wrong(self) -> None:
+        """Which part of the question is wrong, and why."""
+        users = Path(self.mktemp())
+        users.write_text(sha_line("alice", "alice") + "bob:nonsense\n")
+        htpasswd = ("--htpasswd-file", str(users))
+        odd = Path(self.mktemp())
+        odd.write_bytes(b"\xff")
+        table = (
+            (("a b", "GET", "/config"), "'a b' is no user name: ' ' is in it, and only letters, digits"),
+            (("data", "GET", "/config"), "'data' is no user name: 'data' is a reserved name"),
+            ((*htpasswd, "carol", "GET", "/config"), f"'carol' cannot log in with {users}: there is no user of this name in it"),
+            ((*htpasswd, "bob", "GET", "/config"), f"'bob' cannot log in with {users}: Invalid htpasswd entry for bob. (line 2"),
+            (("--htpasswd-file", "/nowhere", "bob", "GET", "/config"), "/nowhere: No such file or directory"),
+            (("alice", "get", "/config"), "get is no method of /config, where methods are written in capitals: it is"),
+            (("alice", "PUT", "/config"), "PUT is no method of /config, a config, which takes GET, HEAD, POST, DELETE: it is"),
+            (
+                ("alice", "POST", "/data/"),
+                'POST is no method of /data/, a list, which takes GET ("data" is a reserved name, choose another repository',
+            ),
+            (("alice", "GET", "/x/"), "GET is no method of /x/, a repository, which takes POST, DELETE: it is answered 405"),
+            (("alice", "GET", "/x"), "/x names nothing that the server has: a repository's path ends in a slash: x/ (every"),
+            (("alice", "GET", "/data/x"), "/data/x names nothing that the server has: 'x' is no object's name"),
+            (("alice", "GET", "/a/b/c/config"), "repositories lie at most 2 folders deep here (--max-depth)"),
+            (("--proxy-prefix", "/b", "alice", "GET", "/config"), "it is not below /b (--proxy-prefix)"),
+            (("--proxy-prefix", "b", "alice", "GET", "/config"), "--proxy-prefix b: a path like /backup is needed"),
+            (("--max-depth", "99", "alice", "GET", "/config"), "--max-depth 99: a number from 0 to 16 is needed"),
+            (("--policy", str(odd), "alice", "GET", "/config"), f"{odd}: it is not UTF-8"),
+            (("alice", "GET", "/\x1b[31m"), "\\x1b[31m"),
+        )
+        for arguments, said in table:
+            status, printed = self.ask("check", *arguments)
+            self.assertEqual(2, status, printed)
+            self.assertIn(said, printed)
+            self.assertEqual(1, len(printed.splitlines()), printed)
+            self.assertTrue(printed.startswith("rest-server policy check: "), printed)
+            self.assertTrue(printed.isprintable(), printed)
+        self.assertEqual(0, self.ask("check", *htpasswd, "alice", "GET", "/config")[0])
 
     def test_usage(self) -> None:
         """A missing argument or command."""

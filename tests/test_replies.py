@@ -36,9 +36,9 @@ PHRASES: tuple[tuple[str, bytes], ...] = (
 #: error -> status and reason
 STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (
-        QuotaExceeded(Account("ren\u00e9", used_bytes=9 << 30), "10 GiB", "9 GiB"),
+        QuotaExceeded(Account("ren\u00e9", used_bytes=9 << 30), "10 GiB", "2 GiB", "1 GiB"),
         507,
-        b"quota of 10 GiB for ren\\xe9 exceeded (9 GiB used)",
+        b"quota of 10 GiB for ren\\xe9 exceeded: upload of 2 GiB, 1 GiB left",
     ),
     (errors.NotFound(), 404, b"not found"),
     (errors.NoSuchRepository(), 404, b"no such repository"),
@@ -50,6 +50,7 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (errors.Forbidden(), 403, b"not allowed"),
     (errors.Forbidden("append-only: only locks may be removed"), 403, b"append-only: only locks may be removed"),
     (errors.MethodNotAllowed([b"GET", b"HEAD"]), 405, b"method not allowed"),
+    (errors.MethodNotAllowed([b"GET"], "a list"), 405, b"a list"),
     (errors.RangeNotSatisfiable(7), 416, b"the range starts past the end of the object"),
     (errors.InsufficientStorage(), 507, b"no space left on the server's disk"),
     (

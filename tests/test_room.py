@@ -13,10 +13,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository
-from resticserver.sizes import FreeSpace
+from resticserver.sizes import FreeSpace, format_size
 from resticserver.storage import local as local_module
 from resticserver.storage.local import LocalStore
-from resticserver.storage.room import Room
+from resticserver.storage.room import Room, Sent
 
 from .contract.store import id_of, save
 from .support.memory import Bench, HeldPool, request
@@ -39,7 +39,13 @@ class RoomCase(SynchronousTestCase):
     def fstatvfs(self, fd: int) -> Any:
         """What the file system says: what is free for root only is not free."""
         return SimpleNamespace(
-            f_frsize=512, f_bsize=4096, f_blocks=self.total // 512, f_bavail=self.free // 512, f_bfree=self.total // 512
+            f_frsize=512,
+            f_bsize=4096,
+            f_blocks=self.total // 512,
+            f_bavail=self.free // 512,
+            f_bfree=self.total // 512,
+            f_files=100,
+            f_favail=50,
         )
 
 
@@ -97,6 +103,25 @@ class CheckTests(RoomCase):
         ):
             error = self.assertRaises(InsufficientStorage, Room(min_free).check, 0, False)
             self.assertEqual(words, error.message)
+
+    def test_words_for_an_upload(self) -> None:
+        """
+        What is left for an upload is what is above that which must stay free, without what others have still to write, and
+        with what it has written itself.
+        """
+        self.free = 3 * GIB
+        room = Room(FreeSpace(GIB))
+        room.coming(GIB + 7 * GIB)
+        for above, sent, words in (
+            (False, Sent(9 * GIB, True, 7 * GIB, 2 * GIB), "upload of 9 GiB, 3 GiB left"),
+            (False, Sent(2 * GIB, False, 0, 2 * GIB), "upload of 2 GiB so far, 0 bytes left"),
+            (True, Sent(9 * GIB, True, 7 * GIB, 0), "upload of 9 GiB, 1.99 GiB left"),
+        ):
+            error = self.assertRaises(InsufficientStorage, room.check, 0, above, sent)
+            self.assertEqual("min-free", error.cause)
+            if not above:
+                self.assertEqual(f"1 GiB of the server's disk must stay free: {words}", error.message)
+            self.assertRegex(error.message, r"^1 GiB of the server's disk must stay free: upload of .* left$")
 
     def test_the_files_own(self) -> None:
         """It is the file system of the descriptor that is asked."""
@@ -336,7 +361,8 @@ class RoutesTests(RoomCase):
             body = b"x" * length
             connection = self.bench.ask(request("POST", f"/data/{id_of(body)}", body))
             self.assertEqual([507], connection.statuses())
-            self.assertIn(b"1 GiB of the server's disk must stay free (1023 MiB are)", connection.received)
+            words = f"1 GiB of the server's disk must stay free: upload of {format_size(length)}, 0 bytes left"
+            self.assertIn(words.encode(), connection.received)
             self.assertEqual(0, room._coming_bytes)
 
     def test_clients_that_go(self) -> None:

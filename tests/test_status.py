@@ -10,6 +10,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.dates import date_text
+from resticserver.telemetry.refusals import Refused
 from resticserver.telemetry.status import (
     OLD_S,
     SCHEMA,
@@ -20,7 +22,6 @@ from resticserver.telemetry.status import (
     ServerStatus,
     UserStatus,
     age,
-    date_text,
 )
 
 DAY_S = 86_400
@@ -57,8 +58,9 @@ class AgeTests(SynchronousTestCase):
 
     def test_date(self) -> None:
         """Points in time are UTC's, whatever the machine's zone."""
-        self.assertEqual("2027-01-15 08:00 UTC", date_text(NOW_S))
-        self.assertEqual("1969-12-31 23:59 UTC", date_text(-1))
+        self.assertEqual("2027-01-15T08:00:00Z", date_text(NOW_S))
+        self.assertEqual("1969-12-31T23:59:59Z", date_text(-1))
+        self.assertEqual("2027-01-15T08:00:00.250Z", date_text(NOW_S + 0.25, "milliseconds"))
 
     def test_odd_date(self) -> None:
         """A file's time may be any (C{touch -d @99999999999999}, a broken clock): that is no reason to show nothing."""
@@ -116,6 +118,25 @@ class RepositoryTests(SynchronousTestCase):
         self.assertEqual([BAD, BAD, BAD, WARNING, WARNING], [level for level, _ in found])
         self.assertEqual("stale lock, 1 day old", found[-1].words)
 
+    def test_refusals(self) -> None:
+        """
+        Refused uploads of the last day need attention, however many reasons there are; those that the rules refuse are
+        said and no more.
+        """
+        disk = Refused("alice", "alice/laptop", "disk", 3, NOW_S - 7200, "no space left")
+        quota = Refused("bob", "alice/laptop", "quota", 1, NOW_S - 60, "quota of 1 GiB")
+        rights = Refused("bob", "alice/laptop", "rights", 1, NOW_S - 5, "you may only read")
+        table: tuple[tuple[tuple[Refused, ...], list[Concern]], ...] = (
+            ((), []),
+            ((disk,), [Concern(WARNING, "3 uploads refused within a day, the last 2 hours ago: no space left")]),
+            ((disk, quota), [Concern(WARNING, "4 uploads refused within a day, the last 1 minute ago: quota of 1 GiB")]),
+            ((rights,), [Concern(NOTICE, "1 upload refused within a day, the last a moment ago: you may only read")]),
+        )
+        for refusals, concerns in table:
+            self.assertEqual(concerns, replace(WELL, refusals=refusals).concerns(NOW_S))
+            self.assertEqual(concerns, UserStatus("bob", 1, refusals=refusals).concerns(NOW_S))
+        self.assertEqual(2, len(replace(WELL, refusals=(disk, quota, rights)).concerns(NOW_S)))
+
     def test_stale_lock_needs_attention(self) -> None:
         """docs/operations.md: a lock older than half an hour is one of what needs attention, so it counts as that."""
         one = replace(WELL, locks=1, oldest_lock_s=NOW_S - 3600)
@@ -159,6 +180,49 @@ class ServerTests(SynchronousTestCase):
         )
         for changes, concerns in table:
             self.assertEqual([Concern(*one) for one in concerns], replace(SERVER, **changes).concerns(), changes)
+
+    def test_users(self) -> None:
+        """A user's quota, by bytes and by objects, and who is shown: those with a quota, and those who were refused."""
+        table: tuple[tuple[UserStatus, list[Concern], bool], ...] = (
+            (UserStatus("a", 100), [], False),
+            (UserStatus("a", 89, 100), [], True),
+            (UserStatus("a", 90, 100), [Concern(WARNING, "quota 90 % used")], True),
+            (UserStatus("a", 100, 100), [Concern(BAD, "quota 100 % used")], True),
+            (UserStatus("a", 211, 100), [Concern(BAD, "quota 211 % used")], True),
+            (UserStatus("a", 1, None, 7, 5), [Concern(BAD, "objects 140 % used")], True),
+        )
+        for user, concerns, shown in table:
+            self.assertEqual(concerns, user.concerns(NOW_S))
+            status = replace(SERVER, users=(user,))
+            self.assertEqual([user] if shown else [], status.users_by_need())
+            self.assertEqual(max((level for level, _ in concerns), default=GOOD), status.worst())
+
+    def test_with_refusals(self) -> None:
+        """
+        Each refusal stands with its repository and with its user, who may have nothing yet. Of the server itself it is what
+        is about the disk, and what would stand nowhere.
+        """
+        hers = Refused("alice", "alice/laptop", "quota", 1, NOW_S, "quota")
+        new = Refused("carol", "carol", "disk", 2, NOW_S, "no space")
+        nobodys = Refused(None, "elsewhere", "quota", 4, NOW_S, "quota of this server")
+        whole = replace(SERVER, repositories=(WELL,), users=(UserStatus("alice", 500, 1000), UserStatus("bob", 5, 10)))
+        status = whole.with_refusals((hers, new, nobodys))
+        self.assertEqual([(hers,)], [one.refusals for one in status.repositories])
+        self.assertEqual([("alice", (hers,)), ("bob", ()), ("carol", (new,))], [(one.user, one.refusals) for one in status.users])
+        self.assertEqual(["alice", "carol", "bob"], [one.user for one in status.users_by_need()])
+        words = "6 uploads refused within a day, the last a moment ago: no space"
+        self.assertEqual([Concern(WARNING, words)], status.concerns())
+        self.assertEqual([], whole.with_refusals((hers,)).concerns())
+
+    def test_only_her_refusals(self) -> None:
+        """Who sees just some sees the own refusals, and of the others' nothing."""
+        hers = Refused("alice", "alice/laptop", "quota", 1, NOW_S, "quota")
+        his = Refused("bob", "alice/laptop", "quota", 1, NOW_S, "quota of bob")
+        shown = replace(SERVER, repositories=(WELL,)).with_refusals((hers, his)).only("alice", [])
+        self.assertEqual((hers,), shown.refusals)
+        shown = replace(SERVER, repositories=(WELL,)).with_refusals((hers, his)).only("carol", [WELL])
+        self.assertEqual(((), ()), (shown.refusals, shown.users))
+        self.assertNotIn("quota of bob", json.dumps(shown.as_json()))
 
     def test_size(self) -> None:
         """What is stored is the sum of the repositories."""
@@ -230,8 +294,8 @@ class JsonTests(SynchronousTestCase):
             ),
             RepositoryStatus("", None, 0, 0),
         ),
-        (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7)),
-    )
+        (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7, 3, 4)),
+    ).with_refusals((Refused("bob", "ä/<&>", "disk", 3, NOW_S - 0.5, "full"), Refused(None, "x", "content", 1, NOW_S, "odd")))
 
     def test_round_trip(self) -> None:
         """What is read is what was written, every field, also when it was text in between."""
@@ -245,22 +309,27 @@ class JsonTests(SynchronousTestCase):
         document = self.full.as_json()
         self.assertEqual(SCHEMA, document["schema"])
         self.assertEqual([words for _, words in self.full.concerns()], document["concerns"])
-        self.assertEqual(["2 damaged files found", "stale lock, 1 hour old"], document["repositories"][0]["concerns"])
+        refused = "3 uploads refused within a day, the last a moment ago: full"
+        concerns = ["2 damaged files found", refused, "stale lock, 1 hour old"]
+        self.assertEqual(concerns, document["repositories"][0]["concerns"])
+        self.assertEqual([[], [refused]], [one["concerns"] for one in document["users"]])
         self.assertEqual(["no snapshot yet"], document["repositories"][1]["concerns"])
 
     def test_keys(self) -> None:
         """The keys are those that docs/operations.md has."""
         document = self.full.as_json()
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
-        self.assertEqual({*server.split(), "concerns", "users", "repositories"}, set(document))
+        self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
         self.assertEqual({*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0]))
-        self.assertEqual({"user", "size_bytes", "quota_bytes"}, set(document["users"][0]))
+        user = {"user", "size_bytes", "quota_bytes", "objects", "quota_objects", "concerns"}
+        self.assertEqual(user, set(document["users"][0]))
+        self.assertEqual({"user", "repository", "reason", "number", "last_s", "message"}, set(document["refusals"][0]))
 
     def test_unknown_keys(self) -> None:
         """New keys may come: who does not know them goes without."""
         document = json.loads(json.dumps(self.full.as_json()))
-        for part in (document, document["repositories"][0], document["users"][0]):
+        for part in (document, document["repositories"][0], document["users"][0], document["refusals"][0]):
             part["mood"] = {"fine": [1]}
         self.assertEqual(self.full, ServerStatus.from_json(document))
 

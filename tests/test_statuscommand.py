@@ -24,7 +24,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import statuscommand
-from resticserver.telemetry.status import RepositoryStatus, ServerStatus
+from resticserver.telemetry.refusals import Refused
+from resticserver.telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 
 from .support.certificates import make_certificate
 from .support.client import authorization
@@ -130,6 +131,34 @@ class StatusCommandTests(SynchronousTestCase):
             ],
             lines,
         )
+
+    def test_users(self) -> None:
+        """Users with a quota, or who were refused something, have a table of their own, and one above the quota is status 1."""
+        refused = Refused("carol", "carol/x\x1b", "disk", 2, NOW_S - 7200, "no space left")
+        users = (UserStatus("alice", 500 << 20, 1000 << 20), UserStatus("bob", 211, 100), UserStatus("dave", 5))
+        self.say(replace(SERVER, users=users[::2]))
+        status, out, _ = self.ask()
+        self.assertEqual((0, False), (status, "dave" in out))
+        self.say(replace(SERVER, users=users).with_refusals((refused,)))
+        status, out, err = self.ask()
+        self.assertEqual((1, ""), (status, err))
+        words = "2 uploads refused within a day, the last 2 hours ago: no space left"
+        self.assertEqual(
+            [
+                words,
+                "500 MiB in 1 repository; 5 GiB of disk free",
+                "",
+                "USER        SIZE  QUOTA",
+                "bob    211 bytes  211 %  quota 211 % used",
+                f"carol    0 bytes      -  {words}",
+                "alice    500 MiB   50 %",
+                "",
+            ],
+            out.splitlines()[:8],
+        )
+        for name, code in (("bob", 1), ("alice", 0)):
+            self.say(replace(SERVER, users=tuple(user for user in users if user.user == name)))
+            self.assertEqual(code, self.ask()[0], name)
 
     def test_status(self) -> None:
         """

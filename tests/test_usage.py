@@ -160,7 +160,7 @@ class UsageTests(SynchronousTestCase):
         found = self.document("--policy", str(policy))
         alice, bob = found["repositories"]  # type: ignore[misc]
         keys = ("quota_bytes", "quota_objects", "last_snapshot")
-        self.assertEqual((1024, 10, "2001-09-09T02:46:40+00:00"), tuple(alice[key] for key in keys))
+        self.assertEqual((1024, 10, "2001-09-09T02:46:40Z"), tuple(alice[key] for key in keys))
         self.assertEqual((1024, 10, None), tuple(bob[key] for key in keys))
         self.assertEqual(
             [{"user": "alice", "size_bytes": 200, "objects": 2, "quota_bytes": 2048, "quota_objects": None}], found["users"]

@@ -25,7 +25,7 @@ import bcrypt
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import WatchedFile
+from ..files import WatchedFile, reason_of
 from ..names import is_user_name
 
 #: bcrypt looks at no more of a password than this; bcrypt 5 raises on longer ones.
@@ -237,14 +237,16 @@ class Htpasswd:
         """
         try:
             self._snapshot = self._read()
-        except FileNotFoundError as error:
+        except OSError as error:
             if may_be_missing():
                 self._snapshot = _Snapshot({}, _NO_READING, _decoy_like({}))
                 return
-            advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
-            raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {error.strerror}") from error
-        except OSError as error:
-            raise StartError(f"--htpasswd-file: cannot load {self.path}: {error.strerror}") from error
+            reason = reason_of(error)
+            if isinstance(error, FileNotFoundError):
+                advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
+                raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {reason}") from error
+            # There are users, so nobody wants to do without them.
+            raise StartError(f"--htpasswd-file: cannot load {self.path}: {reason}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
         """Read the file again if it changed; the old users stay if that fails. Whether it was read."""
@@ -254,7 +256,7 @@ class Htpasswd:
             self._snapshot = self._read()
         except OSError as error:
             words = "could not reload htpasswd file {path}: {error}; the users known before stay"
-            _log.error(words, path=self.path, error=error.strerror or error)
+            _log.error(words, path=self.path, error=reason_of(error))
             return False
         return True
 

@@ -27,7 +27,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import WatchedFile
+from ..files import WatchedFile, reason_of
 from ..names import Target, is_user_name
 from ..sizes import Limit, parse_size
 from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
@@ -247,5 +247,5 @@ class PolicyFile:
 
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return reason_of(error)
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import InsufficientStorage
+from ..errors import QUOTA, InsufficientStorage, short_name
 from ..names import CONFIG, is_user_name
 from ..sizes import UNLIMITED, Amount, Limit, format_size
 
@@ -58,11 +58,14 @@ class QuotaExceeded(InsufficientStorage):
     """
     A limit leaves no room.
 
+    @param limit: how much may be stored, in words, and C{upload} how much somebody wanted to store.
+    @param left: how much of the limit is left for that upload.
     @ivar account: whose.
     """
 
-    def __init__(self, account: Account, limit: str, used: str) -> None:
-        super().__init__(f"quota of {limit} for {account.words} exceeded ({used} used)")
+    def __init__(self, account: Account, limit: str, upload: str, left: str) -> None:
+        name = short_name(account.words)
+        super().__init__(f"quota of {limit} for {name} exceeded: upload of {upload}, {left} left", QUOTA, account.words)
         self.account = account
 
 
@@ -90,21 +93,32 @@ class Account:
     reserved_bytes: int = 0
     reserved_objects: int = 0
 
-    def admit(self, limit: Limit, size_bytes: int, objects: int, above: bool) -> None:
+    def admit(self, limit: Limit, size_bytes: int, objects: int, above: bool, own_bytes: int = 0) -> None:
         """
         See whether more fits.
 
+        @param size_bytes: how much more; nothing as long as an upload's length is not known.
         @param above: whether it may use the reserve above the limit.
+        @param own_bytes: what the same upload has reserved already.
         @raise QuotaExceeded: it does not.
         """
         if limit.size_bytes is not None:
             most = limit.size_bytes + (reserve_bytes(limit.size_bytes) if above else 0)
             if self.used_bytes + self.reserved_bytes + size_bytes > most:
-                raise QuotaExceeded(self, format_size(limit.size_bytes), format_size(self.used_bytes))
+                left_bytes = max(0, most - self.used_bytes - self.reserved_bytes + own_bytes)
+                upload = format_size(own_bytes + size_bytes)
+                if own_bytes or not size_bytes or not objects:
+                    upload += " so far"
+                raise QuotaExceeded(self, format_size(limit.size_bytes), upload, format_size(left_bytes))
         if limit.objects is not None and objects:
             most = limit.objects + (max(limit.objects // RESERVE_PART, LEAST_RESERVE_OBJECTS) if above else 0)
             if self.used_objects + self.reserved_objects + objects > most:
-                raise QuotaExceeded(self, f"{limit.objects} objects", str(self.used_objects))
+                left = max(0, most - self.used_objects - self.reserved_objects)
+                raise QuotaExceeded(self, _objects(limit.objects), _objects(objects), str(left))
+
+
+def _objects(number: int) -> str:
+    return f"{number} object{'s' if number != 1 else ''}"
 
 
 class RepositoryAccount(Account):
@@ -224,10 +238,11 @@ class Ledger:
         limits = reservation.limits
         server, *users, repository = reservation.accounts
         # The widest last: who is told should learn of the limit that is nearest to them.
-        repository.admit(limits.repository, size_bytes, objects, above)
+        own_bytes = reservation.size_bytes
+        repository.admit(limits.repository, size_bytes, objects, above, own_bytes)
         for user in users:
-            user.admit(limits.user, size_bytes, objects, above)
-        server.admit(self.limit, size_bytes, objects, above)
+            user.admit(limits.user, size_bytes, objects, above, own_bytes)
+        server.admit(self.limit, size_bytes, objects, above, own_bytes)
         for account in reservation.accounts:
             account.reserved_bytes += size_bytes
             account.reserved_objects += objects

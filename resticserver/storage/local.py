@@ -28,8 +28,8 @@ from .counting import Counting
 from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
-from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, space_errors, sweep
-from .room import Room
+from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, no_space, space_errors, sweep
+from .room import Room, Sent
 from .snapshots import SETTLED_NS, Snapshots
 from .volume import Volume
 
@@ -614,6 +614,9 @@ class LocalUpload:
         #: What is still to come, as far as that is known and C{--min-free} wants to know it.
         self._coming_bytes = 0
         self._length = length or 0
+        self._length_is_known = length is not None
+        #: How much of it has come.
+        self._came_bytes = 0
         self._unchecked_bytes = 0
         self.size_bytes = 0
         self.change = Amount()
@@ -626,17 +629,20 @@ class LocalUpload:
         @raise InsufficientStorage: the disk is full.
         """
         store = self._store
-        with space_errors():
-            self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
-            if store.room is not None:
-                # A file takes whole blocks, also for its last bytes.
-                self._coming(store.room, (self._length // _BLOCK_BYTES + 1) * _BLOCK_BYTES)
-                store.room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
-        self._file = self._publisher.temporary(
-            store._directory(self._repository, self._kind, self._name),
-            self._directory_fd,
-            store.repository_path(self._repository),
-        )
+        try:
+            with space_errors():
+                self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
+                if store.room is not None:
+                    # A file takes whole blocks, also for its last bytes.
+                    self._coming(store.room, (self._length // _BLOCK_BYTES + 1) * _BLOCK_BYTES)
+                    store.room.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
+            self._file = self._publisher.temporary(
+                store._directory(self._repository, self._kind, self._name),
+                self._directory_fd,
+                store.repository_path(self._repository),
+            )
+        except InsufficientStorage as error:
+            raise self._with_figures(error) from error.__cause__
 
     def write(self, chunks: Chunks) -> None:
         """
@@ -646,23 +652,46 @@ class LocalUpload:
         """
         assert self._file is not None
         room = self._store.room
-        size_bytes = sum(map(len, chunks)) if room is not None else 0
-        with space_errors():
-            if room is not None:
-                self._make_room(room, size_bytes)
-            if self._hash is None:
-                for first in range(0, len(chunks), _MOST_BUFFERS):
-                    self.size_bytes += _write_all(self._file.fd, chunks[first : first + _MOST_BUFFERS])
-            else:
-                # A little at a time, so that the processor's cache still has it when it is written; but not a call for
-                # each of thousands of tiny pieces.
-                for group in _groups(chunks):
-                    for chunk in group:
-                        self._hash.update(chunk)
-                    self.size_bytes += _write_all(self._file.fd, group)
+        size_bytes = sum(map(len, chunks))
+        self._came_bytes += size_bytes
+        try:
+            with space_errors():
+                if room is not None:
+                    self._make_room(room, size_bytes)
+                self._write(self._file.fd, chunks)
+        except InsufficientStorage as error:
+            raise self._with_figures(error) from error.__cause__
         if room is not None:
             # Only now: what is written the file system counts itself.
             self._coming(room, -size_bytes)
+
+    def _write(self, fd: int, chunks: Chunks) -> None:
+        if self._hash is None:
+            for first in range(0, len(chunks), _MOST_BUFFERS):
+                self.size_bytes += _write_all(fd, chunks[first : first + _MOST_BUFFERS])
+        else:
+            # A little at a time, so that the processor's cache still has it when it is written; but not a call for
+            # each of thousands of tiny pieces.
+            for group in _groups(chunks):
+                for chunk in group:
+                    self._hash.update(chunk)
+                self.size_bytes += _write_all(fd, group)
+
+    def _sent(self) -> Sent:
+        """How far it has come."""
+        size_bytes = self._length if self._length_is_known else self._came_bytes
+        stored_bytes = os.fstat(self._file.fd).st_blocks * 512 if self._file is not None else 0
+        return Sent(size_bytes, self._length_is_known, self._coming_bytes, stored_bytes)
+
+    def _with_figures(self, error: InsufficientStorage) -> InsufficientStorage:
+        """A full disk, in words that also say how much was sent and how much is left."""
+        if not isinstance(error.__cause__, OSError):
+            return error  # --min-free, which has said so
+        try:
+            status = os.fstatvfs(self._directory_fd) if self._directory_fd >= 0 else os.statvfs(self._store.path)
+            return no_space(self._sent(), status, error.__cause__)
+        except OSError:
+            return error
 
     def _make_room(self, room: Room, size_bytes: int) -> None:
         """Before bytes are written: see now and then whether there is still room."""
@@ -672,7 +701,7 @@ class LocalUpload:
         self._unchecked_bytes += size_bytes
         if surprise > 0 or self._unchecked_bytes >= _CHECK_ROOM_BYTES:
             self._unchecked_bytes = 0
-            room.check(self._directory_fd, self._kind in PRUNE_NEEDS)
+            room.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
 
     def _coming(self, room: Room, size_bytes: int) -> None:
         """So many more bytes are going to be written, or (negative) have been."""
@@ -692,6 +721,8 @@ class LocalUpload:
             try:
                 with space_errors():
                     self._outcome = self._commit()
+            except InsufficientStorage as error:
+                raise self._with_figures(error) from error.__cause__
             except FileNotFoundError:
                 # The directory that it was to be in was removed meanwhile, or is away with its volume.
                 self._store.volume.check()

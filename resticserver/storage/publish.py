@@ -37,6 +37,8 @@ from twisted.logger import Logger
 from ..errors import InsufficientStorage
 from ..files import Stamp, is_directory, stamp_of
 from ..names import CONFIG, TYPES
+from ..sizes import format_size
+from .room import Sent
 
 #: Where named temporary files live, inside each repository: the same file system as its objects.
 TEMPORARY_FOLDER = ".tmp"
@@ -559,6 +561,22 @@ def _has_name(file: TemporaryFile, name: str) -> bool:
         links = os.fstat(file.fd).st_nlink
         return links == (1 if file.path is None else 2) or (file.path is not None and not os.path.lexists(file.path))
     return False
+
+
+def no_space(sent: Sent, status: os.statvfs_result, error: OSError) -> InsufficientStorage:
+    """
+    A full disk, with how much was sent and how much is left.
+
+    @param status: of the file system.
+    @param error: what it said.
+    """
+    words = InsufficientStorage.default
+    if error.errno == errno.EDQUOT:
+        return InsufficientStorage(f"{words} for the server's user (disk quota): {sent}")
+    if status.f_files and not status.f_favail:
+        return InsufficientStorage(f"{words} (no free inodes): {sent}")
+    left_bytes = status.f_bavail * status.f_frsize + sent.stored_bytes
+    return InsufficientStorage(f"{words}: {sent}, {format_size(left_bytes)} left")
 
 
 def _lock(fd: int) -> None:

@@ -60,6 +60,12 @@ CREATE TABLE history (
     PRIMARY KEY (name, day)
 ) WITHOUT ROWID;
 """
+_REFUSALS = """
+CREATE TABLE IF NOT EXISTS refusal (
+    user BLOB, repository BLOB NOT NULL, reason TEXT NOT NULL,
+    number INTEGER NOT NULL, last_s REAL NOT NULL, message TEXT NOT NULL
+)
+"""
 #: How long sizes are kept.
 HISTORY_DAYS = 400
 #: How long another process may hold the file.
@@ -331,6 +337,49 @@ class StateFile:
         for name, day, size_bytes in rows or ():
             found.setdefault(_repository(name), []).append((day, size_bytes))
         return found
+
+    # --- refused uploads
+
+    def put_refusals(self, rows: Sequence[tuple[str | None, str, str, int, float, str]]) -> None:
+        """
+        Keep what was refused, in the place of what was kept of that before.
+
+        @param rows: user, repository, reason, how often, when the last time in seconds since 1970, what was said.
+        """
+        encoded = [
+            (None if user is None else os.fsencode(user), os.fsencode(repository), reason, number, last_s, message)
+            for user, repository, reason, number, last_s, message in rows
+        ]
+
+        def put(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                # Not among the tables of the file's form: a file that an older version made is as good.
+                connection.execute(_REFUSALS)
+                connection.execute("DELETE FROM refusal")
+                connection.executemany("INSERT INTO refusal VALUES (?,?,?,?,?,?)", encoded)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+        self._run(put, make=True)
+
+    def refusals(self) -> list[tuple[str | None, str, str, int, float, str]]:
+        """What was kept of refused uploads."""
+
+        def find(connection: sqlite3.Connection) -> list[tuple[bytes | None, bytes, str, int, float, str]]:
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'refusal'").fetchone() is None:
+                return []
+            return connection.execute(
+                "SELECT user, repository, reason, number, last_s, message FROM refusal "
+                "WHERE typeof(number) = 'integer' AND typeof(last_s) = 'real' AND typeof(repository) = 'blob'"
+            ).fetchall()
+
+        return [
+            (None if user is None else os.fsdecode(user), os.fsdecode(repository), str(reason), number, last_s, str(message))
+            for user, repository, reason, number, last_s, message in self._run(find) or ()
+        ]
 
     # --- the file
 

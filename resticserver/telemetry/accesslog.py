@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from io import RawIOBase
 from typing import cast
 
@@ -21,6 +20,7 @@ from twisted.application.service import Service
 from twisted.logger import ILogObserver, LogEvent, Logger, LogPublisher
 from zope.interface import implementer
 
+from ..dates import date_text
 from ..errors import StartError
 from .record import Record
 
@@ -66,7 +66,7 @@ def json_line(record: Record) -> str:
     """One line of JSON, without its end; its keys are in docs/operations.md."""
     target = record.target
     document = {
-        "time": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": date_text(record.started, "milliseconds"),
         "address": record.address,
         "user": record.user,
         "method": record.method.decode("latin-1"),

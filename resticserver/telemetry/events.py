@@ -8,9 +8,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
+
+from ..dates import date_text
 
 
 class EventKind(Enum):
@@ -20,14 +21,22 @@ class EventKind(Enum):
     SNAPSHOT = "snapshot"
     REPOSITORY_CREATED = "repository-created"
     REPOSITORY_DELETED = "repository-deleted"
-    #: An upload was refused because of a quota; told once in a while for each.
+    #: An upload was refused because of a quota.
     QUOTA_REACHED = "quota-reached"
+    #: An upload was refused because the disk is full, or because so much of it must stay free.
+    DISK_FULL = "disk-full"
+    #: An upload was refused for another reason: its bytes are not what their name says, or its user may not.
+    UPLOAD_REFUSED = "upload-refused"
     #: A stored object had other bytes than its name says.
     CORRUPTION = "corruption"
     #: An address is refused after too many failed logins.
     LOCKOUT = "lockout"
     #: The TLS certificate ends soon.
     CERTIFICATE = "certificate-expiring"
+
+
+#: Refused uploads: told of once in a while for each user, repository and reason (the detail C{reason}).
+REFUSALS = frozenset((EventKind.QUOTA_REACHED, EventKind.DISK_FULL, EventKind.UPLOAD_REFUSED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Event:
         """One line, as a command gets it."""
         document = {
             "event": self.kind.value,
-            "time": datetime.fromtimestamp(self.time_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "time": date_text(self.time_s),
             "message": self.message,
             "repository": self.repository,
             "user": self.user,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from ..errors import DISK, MIN_FREE, RIGHTS
 from ..sizes import format_size
+from .refusals import Refused
 
 #: A repository without a new snapshot for so long is old.
 OLD_S = 7 * 86_400.0
@@ -56,6 +57,7 @@ class RepositoryStatus:
     @ivar history: its size by days since 1970, the oldest first.
     @ivar counted: whether it has been counted since the start; before that its size is the last one known, and its snapshots
         and locks are not known.
+    @ivar refusals: of uploads to it, within the last day.
     """
 
     repository: str
@@ -70,6 +72,7 @@ class RepositoryStatus:
     damaged: int = 0
     history: tuple[tuple[int, int], ...] = ()
     counted: bool = True
+    refusals: tuple[Refused, ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,10 +84,9 @@ class RepositoryStatus:
         found = []
         if self.damaged:
             found.append(Concern(Level.BAD, f"{self.damaged} damaged file{'s' if self.damaged > 1 else ''} found"))
-        for used, most, what in ((self.size_bytes, self.quota_bytes, "quota"), (self.objects, self.quota_objects, "objects")):
-            if most is not None and used >= NEARLY_FULL * most:
-                level = Level.BAD if used >= most else Level.WARNING
-                found.append(Concern(level, f"{what} {_per_cent(used, most)} used"))
+        found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found += _of_refusals(self.refusals, now_s)
         if self.last_snapshot_s is None:
             found.append(Concern(Level.NOTICE, "no snapshot yet" if self.counted else "not counted yet"))
         elif now_s - self.last_snapshot_s > OLD_S:
@@ -100,11 +102,39 @@ class RepositoryStatus:
 
 @dataclass(frozen=True, slots=True)
 class UserStatus:
-    """The repositories below one user's folder together."""
+    """
+    One user: the repositories below the folder of that name together, and what that user was refused, wherever that was.
+
+    @ivar refusals: within the last day.
+    """
 
     user: str
     size_bytes: int
     quota_bytes: int | None = None
+    objects: int = 0
+    quota_objects: int | None = None
+    refusals: tuple[Refused, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How the name is shown."""
+        return printable(self.user)
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether there is a limit."""
+        return self.quota_bytes is not None or self.quota_objects is not None
+
+    def concerns(self, now_s: float) -> list[Concern]:
+        """What needs attention, the worst first."""
+        found = _of_quota(self.size_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found += _of_refusals(self.refusals, now_s)
+        return sorted(found, key=lambda concern: -concern.level)
+
+    def level(self, now_s: float) -> Level:
+        """The worst of it."""
+        return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +146,7 @@ class ServerStatus:
     @ivar not_ready: why it is not ready; empty if it is.
     @ivar counted: whether all repositories have been counted since the start.
     @ivar certificate_s: when the TLS certificate ends; C{None} without TLS.
+    @ivar refusals: of uploads, within the last day, the youngest first.
     """
 
     version: str
@@ -129,6 +160,29 @@ class ServerStatus:
     certificate_s: float | None = None
     repositories: tuple[RepositoryStatus, ...] = ()
     users: tuple[UserStatus, ...] = field(default=())
+    refusals: tuple[Refused, ...] = ()
+
+    def with_refusals(self, refusals: Iterable[Refused]) -> ServerStatus:
+        """The same with these refusals, each also where it belongs: with its repository, and with its user."""
+        refusals = tuple(refusals)
+        of_repositories: dict[str, list[Refused]] = {}
+        of_users: dict[str, list[Refused]] = {}
+        for one in refusals:
+            of_repositories.setdefault(one.repository, []).append(one)
+            if one.user is not None:
+                of_users.setdefault(one.user, []).append(one)
+        repositories = tuple(
+            replace(one, refusals=tuple(of_repositories.get(one.repository, ())))
+            if one.refusals or one.repository in of_repositories
+            else one
+            for one in self.repositories
+        )
+        users = [
+            replace(one, refusals=tuple(of_users.pop(one.user, ()))) if one.refusals or one.user in of_users else one
+            for one in self.users
+        ]
+        users += [UserStatus(user, 0, refusals=tuple(theirs)) for user, theirs in of_users.items()]
+        return replace(self, repositories=repositories, users=tuple(users), refusals=refusals)
 
     @property
     def size_bytes(self) -> int:
@@ -140,9 +194,18 @@ class ServerStatus:
         found = []
         if self.not_ready:
             found.append(Concern(Level.BAD, f"not ready: {self.not_ready}"))
-        if self.quota_bytes is not None and self.size_bytes >= NEARLY_FULL * self.quota_bytes:
-            level = Level.BAD if self.size_bytes >= self.quota_bytes else Level.WARNING
-            found.append(Concern(level, f"quota {_per_cent(self.size_bytes, self.quota_bytes)} used"))
+        if self.quota_bytes is not None:
+            found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
+        listed = {one.repository for one in self.repositories}
+        # The disk is the server's business, and so is what stands nowhere else.
+        found += _of_refusals(
+            [
+                one
+                for one in self.refusals
+                if one.reason in (DISK, MIN_FREE) or (one.user is None and one.repository not in listed)
+            ],
+            self.time_s,
+        )
         if self.disk_free_bytes is not None and self.disk_size_bytes:
             if self.disk_free_bytes <= (1 - NEARLY_FULL) * self.disk_size_bytes:
                 found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk are free"))
@@ -153,6 +216,18 @@ class ServerStatus:
         if not self.counted:
             found.append(Concern(Level.NOTICE, "sizes are still being counted"))
         return sorted(found, key=lambda concern: -concern.level)
+
+    def users_by_need(self) -> list[UserStatus]:
+        """The users who have a quota or were refused something, those that need attention most first, then by name."""
+        shown = [user for user in self.users if user.has_quota or user.refusals]
+        return sorted(shown, key=lambda user: (-user.level(self.time_s), user.user))
+
+    def worst(self) -> Level:
+        """The level of what needs attention most, be it the server, a user or a repository."""
+        found = [concern.level for concern in self.concerns()]
+        found += [one.level(self.time_s) for one in self.repositories]
+        found += [one.level(self.time_s) for one in self.users]
+        return max(found, default=Level.GOOD)
 
     def by_need(self) -> list[RepositoryStatus]:
         """The repositories, those that need attention most first, then by name."""
@@ -168,7 +243,7 @@ class ServerStatus:
             disk_size_bytes=None,
             repositories=shown,
             users=tuple(user for user in self.users if user.user == name),
-        )
+        ).with_refusals(one for one in self.refusals if one.user == name)
 
     def as_json(self) -> dict[str, Any]:
         """In what JSON has (docs/operations.md)."""
@@ -179,7 +254,10 @@ class ServerStatus:
                 {**_shallow(one), "concerns": [words for _, words in one.concerns(self.time_s)]}
                 for one in self.repositories
             ],
-            "users": [_shallow(user) for user in self.users],
+            "users": [
+                {**_shallow(user), "concerns": [words for _, words in user.concerns(self.time_s)]} for user in self.users
+            ],
+            "refusals": [one._asdict() for one in self.refusals],
             "concerns": [words for _, words in self.concerns()],
         }
 
@@ -195,13 +273,37 @@ class ServerStatus:
             for values in document["repositories"]
         )
         users = tuple(known(UserStatus, values) for values in document["users"])
+        refusals = [
+            Refused(**{name: values[name] for name in Refused._fields}) for values in document.get("refusals", ())
+        ]
         made: ServerStatus = known(cls, document)
-        return replace(made, repositories=repositories, users=users)
+        return replace(made, repositories=repositories, users=users).with_refusals(refusals)
 
 
 def _shallow(record: Any) -> dict[str, Any]:
-    """The fields of a record as they are; C{asdict} copies every day of every history."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+    """The fields of a record as they are, but for refusals; C{asdict} copies every day of every history."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "refusals"}
+
+
+def _of_quota(used: int, most: int | None, what: str) -> list[Concern]:
+    """A quota that is used up, or nearly."""
+    if most is None or used < NEARLY_FULL * most:
+        return []
+    return [Concern(Level.BAD if used >= most else Level.WARNING, f"{what} {_per_cent(used, most)} used")]
+
+
+def _of_refusals(refusals: Iterable[Refused], now_s: float) -> list[Concern]:
+    """Refused uploads; where the user had no right the rules did what they are for, and nobody need do anything."""
+    found = []
+    for level, its in (
+        (Level.WARNING, [one for one in refusals if one.reason != RIGHTS]),
+        (Level.NOTICE, [one for one in refusals if one.reason == RIGHTS]),
+    ):
+        if its:
+            number, last = sum(one.number for one in its), max(its, key=lambda one: one.last_s)
+            uploads = f"{number} upload{'s' if number > 1 else ''} refused within a day"
+            found.append(Concern(level, f"{uploads}, the last {age(now_s - last.last_s)} ago: {last.message}"))
+    return found
 
 
 def _per_cent(used: int, most: int) -> str:
@@ -215,14 +317,6 @@ def age(seconds: float) -> str:
             number = int(seconds // unit_s)
             return f"{number} {unit}{'s' if number > 1 else ''}"
     return "a moment"
-
-
-def date_text(seconds: float) -> str:
-    """A point in time, UTC."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except (ValueError, OverflowError, OSError):
-        return "at a time that no calendar has"  # files may have any
 
 
 def printable(text: str) -> str:

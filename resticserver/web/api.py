@@ -25,8 +25,23 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import MapAdapter
 
 from ..access.policy import ACTIONS, Action, Decides
-from ..errors import BadRequest, Forbidden, MethodNotAllowed, NoSuchRepository, NotFound
-from ..names import Kind, Target
+from ..errors import (
+    CONTENT,
+    DISK,
+    MIN_FREE,
+    QUOTA,
+    RIGHTS,
+    BadRequest,
+    Forbidden,
+    HashMismatch,
+    InsufficientStorage,
+    MethodNotAllowed,
+    NoSuchRepository,
+    NotFound,
+    ServerError,
+    short_name,
+)
+from ..names import Kind, Target, reserved_name, why_no_repository
 from ..sizes import Amount
 from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Stored, Upload
 from ..telemetry.events import Event, EventKind, Tells, nobody
@@ -50,6 +65,9 @@ METHODS = (b"GET", b"HEAD", b"POST", b"DELETE")
 OCTETS = b"application/octet-stream"
 
 _READ = Effect(Operation.READ)
+
+#: Refusals by their reasons; all others are L{EventKind.UPLOAD_REFUSED}.
+_REFUSALS = {QUOTA: EventKind.QUOTA_REACHED, MIN_FREE: EventKind.DISK_FULL, DISK: EventKind.DISK_FULL}
 
 #: Objects and parts up to this size are read by the job that opens them and answered in one write.
 SMALL_BYTES = 64 << 10
@@ -145,14 +163,25 @@ class Api:
             if target is None:
                 if request.method not in METHODS:
                     raise MethodNotAllowed(METHODS)
-                raise NotFound(request.why_nothing)
+                raise NotFound(_why_nothing(request))
             if request.method not in verbs:
-                raise MethodNotAllowed(verbs)
+                # What restic init asks for where the repository's path ends in a type.
+                is_list = request.method == b"POST" and target.kind is Kind.LIST
+                raise MethodNotAllowed(verbs, reserved_name(target.type) if is_list else "")
             action = ACTIONS[target.kind][request.method]
             decision = self._policy.decide(request.user_name, action, target)
             if not decision.allowed:
-                raise Forbidden(decision.reason)
-            await verbs[request.method](request, target)
+                refusal = Forbidden(decision.reason)
+                self._tell_of_refusal(request, target, refusal, RIGHTS)
+                raise refusal
+            try:
+                await verbs[request.method](request, target)
+            except InsufficientStorage as error:
+                self._tell_of_refusal(request, target, error, error.cause, error.limit_of)
+                raise
+            except (HashMismatch, Forbidden) as error:
+                self._tell_of_refusal(request, target, error, CONTENT)
+                raise
         except CancelledError:
             raise
         except ConnectionLost:
@@ -160,11 +189,34 @@ class Api:
         except Exception as error:
             replies.send_error(request, error)
 
+    def _tell_of_refusal(
+        self, request: StreamingRequest, target: Target, error: ServerError, reason: str, limit_of: str = ""
+    ) -> None:
+        """An upload, or a new repository, is refused: each is told of, and who is told decides what is worth a line."""
+        if request.method != b"POST":
+            return
+        kind = _REFUSALS.get(reason, EventKind.UPLOAD_REFUSED)
+        repository = "/".join(target.repository)
+        name = ascii(short_name(repository) or "/")[1:-1]
+        why = ascii(error.message)[1:-1]
+        if target.kind is Kind.REPOSITORY:
+            message = f"refused to create repository {name}: {why}"
+        else:
+            message = f"refused an upload to repository {name}: {why}"
+        if request.user_name is not None:
+            message += f" (user {ascii(short_name(request.user_name))[1:-1]})"
+        details = {"reason": reason, "why": why, "type": target.type, "name": target.name}
+        if limit_of:
+            details["limit_of"] = limit_of
+        self._tell(Event(kind, message, repository, request.user_name, details))
+
     # --- verbs
 
     async def _create(self, request: StreamingRequest, target: Target) -> None:
-        if request.args.get(b"create", [b""])[0] != b"true":
-            raise BadRequest("to create a repository, POST with ?create=true")
+        create = request.args.get(b"create", [b""])[0]
+        if create != b"true":
+            given = f" and not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
+            raise BadRequest(f"nothing was created: to create a repository, POST with ?create=true{given}")
         await self._pool.run(self._store.create_repository, target.repository)
         replies.send(request)
 
@@ -338,6 +390,14 @@ def _removed(change: Amount | Failure, request: StreamingRequest, place: Place) 
     place.end(done)
     request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
     return change
+
+
+def _why_nothing(request: StreamingRequest) -> str:
+    """Why a path names nothing; whoever wants to make a repository there learns what is wrong with it."""
+    if request.method == b"POST" and b"create" in request.args:
+        site = request.site
+        return why_no_repository(request.path, site.max_depth, site.prefix)
+    return request.why_nothing
 
 
 def _event(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:

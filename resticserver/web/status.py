@@ -20,11 +20,12 @@ from twisted.python.failure import Failure
 from twisted.web.template import Tag, flattenString, tags
 
 from ..access.policy import Action, Decides
+from ..dates import date_text
 from ..errors import NotFound
 from ..files import read_file
 from ..names import Kind, Target, is_folder_name, parse_target
 from ..sizes import format_size
-from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, age, date_text
+from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age
 from .jobs import Pool
 from .pages import METRICS_USER, Answer, UserPage
 
@@ -149,10 +150,15 @@ def server_page(status: ServerStatus) -> Tag:
     now_s = status.time_s
     repositories = status.by_need()
     needy = sum(repository.level(now_s) >= Level.WARNING for repository in repositories)
+    users = status.users_by_need()
+    needy_users = sum(user.level(now_s) >= Level.WARNING for user in users)
     well = "all is well" if status.counted else "and more may be found: it is still being counted"
-    summary = well if not needy else f"{needy} need{'s' if needy == 1 else ''} attention"
+    found = [f"{needy} need{'s' if needy == 1 else ''} attention"] if needy else []
+    if needy_users:
+        found.append("1 user needs attention" if needy_users == 1 else f"{needy_users} users need attention")
     if any(level >= Level.WARNING for level, _ in status.concerns()):
-        summary = f"{summary}, and so does the server" if needy else "the server needs attention"
+        found.append("and so does the server" if found else "the server needs attention")
+    summary = ", ".join(found) or well
     return _page(
         "Backups",
         "",
@@ -169,7 +175,7 @@ def server_page(status: ServerStatus) -> Tag:
                 _figure("Running", f"for {age(now_s - status.started_s)}", tags.small(f"version {status.version}")),
                 class_="figures",
             ),
-            _users(status),
+            _users(now_s, users),
             _table(status, repositories),
         ),
         tags.footer(tags.p(f"As of {date_text(now_s)}.")),
@@ -233,17 +239,17 @@ def _certificate(status: ServerStatus) -> Any:
     return _figure("Certificate", value, tags.small(date_text(status.certificate_s)))
 
 
-def _users(status: ServerStatus) -> Any:
-    limited = [user for user in status.users if user.quota_bytes is not None]
-    if not limited:
+def _users(now_s: float, users: Sequence[UserStatus]) -> Any:
+    if not users:
         return ""
     rows = (
         tags.tr(
-            tags.th(user.user, scope="row"),
+            tags.th(user.name, _concerns(user.concerns(now_s)), scope="row"),
             _cell("Stored", format_size(user.size_bytes), "number"),
-            _cell("Quota", _quota_bar(user.size_bytes, user.quota_bytes)),
+            _cell("Quota", _quota_bar(user.size_bytes, user.quota_bytes) or "–"),
+            class_=user.level(now_s).name.lower(),
         )
-        for user in sorted(limited, key=lambda user: user.user)
+        for user in users
     )
     head = tags.tr(tags.th("User", scope="col"), tags.th("Stored", scope="col", class_="number"), tags.th("Quota", scope="col"))
     return tags.section(tags.h2("Users"), tags.table(tags.thead(head), tags.tbody(*rows)))
@@ -300,9 +306,9 @@ def _when(repository: RepositoryStatus, now_s: float) -> Any:
     if seconds is None:
         return "never" if repository.counted else "not known yet"
     stamp = date_text(seconds)
-    if not stamp.endswith("UTC"):
+    if not stamp.endswith("Z"):
         return stamp
-    return Tag("time")(f"{age(max(0.0, now_s - seconds))} ago", title=stamp, datetime=stamp[:16].replace(" ", "T") + "Z")
+    return Tag("time")(f"{age(max(0.0, now_s - seconds))} ago", title=stamp, datetime=stamp)
 
 
 def _locks(repository: RepositoryStatus, now_s: float) -> str:

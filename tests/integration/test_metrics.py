@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -29,7 +30,15 @@ from ..support.client import Client, Reply, authorization, connect, object_id, r
 from ..support.htpasswd import sha_line
 from ..support.restic import RESTIC, Restic, change_tree, make_tree
 from ..support.scratch import files_below, scratch_directory
-from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, listening_ports, start_server
+from ..support.server import (
+    REST_SERVER,
+    TWISTD,
+    ServerProcess,
+    command_line,
+    listening_ports,
+    opened_by,
+    start_server,
+)
 from ..support.waiting import PATIENCE_S, wait_until
 from ..test_metrics import SKIP_WITHOUT_PROMTOOL, Series, blobs, complaints, parsed, series
 from . import test_process
@@ -575,6 +584,74 @@ class CountsTests(MetricsCase):
     test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
 
 
+class ProcessTests(MetricsCase):
+    """What every Prometheus client says of its process: C{process_*} and C{python_info}, one series each, without labels."""
+
+    NAMES = (
+        "process_start_time_seconds",
+        "process_cpu_seconds_total",
+        "process_open_fds",
+        "process_max_fds",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+    )
+
+    def pids(self, server: ServerProcess) -> list[int]:
+        """The server's processes."""
+        return [server.pid, *server.workers()]
+
+    def cpu_s(self, server: ServerProcess) -> float:
+        """What C{/proc} says that they have used."""
+        used = 0
+        for pid in self.pids(server):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            used += int(fields[11]) + int(fields[12])
+        return used / os.sysconf("SC_CLK_TCK")
+
+    def test_figures(self) -> None:
+        """They are there and true: those of all processes together, as C{/proc} has them."""
+        before_s = time.time()
+        server = self.start(*self.with_users, "--prometheus")
+        found = self.found(server)
+        self.assertEqual(set(self.NAMES), {name for name, _ in found if name.startswith("process_")})
+        values = {name: found[series(name)] for name in self.NAMES}
+        # The kernel counts in hundredths of a second, and one that begins a second before is none of this test's.
+        self.assertTrue(before_s - 2 < values["process_start_time_seconds"] < time.time() + 2, values)
+        self.assertEqual(values["process_start_time_seconds"], self.found(server)[series("process_start_time_seconds")])
+        descriptors = sum(len(opened_by(pid)) for pid in self.pids(server))
+        self.assertLessEqual(abs(values["process_open_fds"] - descriptors), 8)
+        limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in self.pids(server)]
+        self.assertEqual(sum(limits), values["process_max_fds"])
+        resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids(server))
+        self.assertLess(abs(values["process_resident_memory_bytes"] / (resident * resource.getpagesize()) - 1), 0.3)
+        self.assertGreater(values["process_virtual_memory_bytes"], values["process_resident_memory_bytes"])
+        first_s = self.cpu_s(server)
+        cpu_s = self.found(server)[series("process_cpu_seconds_total")]
+        # Workers' own start is in the parent's children as well where one has been replaced, and here none has.
+        self.assertTrue(first_s <= cpu_s + 0.1 and cpu_s <= self.cpu_s(server) + 0.1, (first_s, cpu_s))
+        (info,) = [dict(labels) for name, labels in found if name == "python_info"]
+        self.assertEqual({"implementation", "major", "minor", "patchlevel", "version"}, set(info))
+        self.assertIn(series("python_gc_collections_total", generation="2"), found)
+
+    def test_cpu_never_goes_back(self) -> None:
+        """Not when a worker has ended either: Prometheus would take that for a restart, and count all of it twice."""
+        server = self.start(*self.with_users, "--prometheus")
+        before = self.found(server)[series("process_cpu_seconds_total")]
+        for pid in server.workers()[:1]:
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: pid not in server.workers() and len(server.workers()) == 2)  # type: ignore[misc]
+        for _ in range(20):
+            after = self.found(server)[series("process_cpu_seconds_total")]
+            self.assertGreaterEqual(after, before)
+            before = after
+
+
+class SharedProcessTests(ProcessTests):
+    """The same with workers."""
+
+    every_server = TWO
+
+
 class SharedCountsTests(CountsTests):
     """The same with workers."""
 
@@ -1113,7 +1190,7 @@ class PrometheusTests(MetricsCase):
             wait_until(lambda query=query: prometheus.query(query), what=query)
 
         rules = prometheus.ask("rules")["groups"][0]["rules"]
-        self.assertEqual(11, len(rules))
+        self.assertEqual(12, len(rules))
         for rule in rules:
             threshold = re.search(r" (>|<|==) [0-9.e+]+$", rule["query"])
             assert threshold is not None, rule
@@ -1156,3 +1233,67 @@ class PrometheusTests(MetricsCase):
                     if read_reply(connection).status == 403:
                         return
         raise AssertionError("it was never refused")
+
+
+class DashboardTests(MetricsCase):
+    """
+    rest-server's own Grafana dashboard, which comes with it (C{examples/compose-with-grafana}): every query of it has data, so it
+    works as it is for those who come from there.
+    """
+
+    skip = "prometheus is not installed" if PROMETHEUS is None else None
+
+    #: What its variable C{instance} is filled by, and what C{group} may be. The job's name is that of its Prometheus example.
+    INSTANCES = 'process_start_time_seconds{job="rest_server"}'
+    GROUPS = ("type", "repo", "user")
+    #: One panel each; an older version of it has the instance in braces.
+    PANELS = tuple(
+        f"sum(rate(rest_server_blob_{operation}{unit}_total{instance}[15s])) by ($group)"
+        for operation in ("write", "read", "delete")
+        for unit in ("_bytes", "")
+        for instance in ("", '{instance="$instance"}')
+    )
+    CONFIGURATION = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: rest_server
+    basic_auth: {{username: metrics, password: metrics}}
+    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+"""
+
+    def test_every_query(self) -> None:
+        """While objects are written, read and deleted, each panel has a curve above nothing for each of its groups."""
+        server = self.start(*self.with_users, "--prometheus")
+        configuration = self.scratch / "prometheus.yml"
+        configuration.write_text(self.CONFIGURATION.format(port=server.port))
+        prometheus = Prometheus(self, self.scratch, configuration)
+        with Client(("127.0.0.1", server.port), "alice", "alice") as client:
+            client.create_repository("/alice/laptop/")
+
+            def work() -> None:
+                name = client.save("data", random_bytes(time.monotonic_ns(), 1000), "/alice/laptop/")
+                client.get(f"/alice/laptop/data/{name}")
+                client.delete(f"/alice/laptop/data/{name}")
+
+            def instances() -> Any:
+                work()
+                return prometheus.ask("label/instance/values", **{"match[]": self.INSTANCES})
+
+            self.assertEqual([f"127.0.0.1:{server.port}"], wait_until(instances, what=self.INSTANCES))
+            for panel in self.PANELS:
+                for group in self.GROUPS:
+                    query = panel.replace("$group", group).replace("$instance", f"127.0.0.1:{server.port}")
+                    value = {"type": "data", "repo": "alice/laptop", "user": "alice"}[group]
+
+                    def has_data(query: str = query, expected: dict[str, str] = {group: value}) -> bool:  # noqa: B006
+                        work()
+                        found = prometheus.query(query)
+                        return [labels for labels, rate in found if rate > 0] == [expected]
+
+                    wait_until(has_data, what=query)
+
+
+class SharedDashboardTests(DashboardTests):
+    """The same with workers."""
+
+    every_server = TWO

@@ -64,7 +64,9 @@ INITIALIZED = r"Quota initialized, currently using "
 #: A directory that others changed is read again at most once in a few seconds.
 NOTICED_S = PATIENCE_S
 #: What a size looks like in a refusal.
-SIZE = r"[0-9][0-9.]* (?:B|bytes|KiB|MiB|GiB|TiB)"
+SIZE = r"[0-9][0-9.]* (?:bytes?|KiB|MiB|GiB|TiB)"
+#: What stands behind whose limit it is.
+UPLOAD = rf"upload of {SIZE}(?: so far)?, {SIZE} left"
 
 
 class QuotaCase(SynchronousTestCase):
@@ -514,7 +516,7 @@ class RefusalTests(QuotaCase):
     def assert_refusal(self, reply: Reply) -> None:
         """It is a 507 that says why, in words that can be printed."""
         self.assertEqual(REFUSED, reply.status, reply)
-        self.assertRegex(reply.reason, rf"^quota of 1 MiB for this server exceeded \({SIZE} used\)$")
+        self.assertRegex(reply.reason, rf"^quota of 1 MiB for this server exceeded: {UPLOAD}$")
         self.assertTrue(reply.reason.isascii() and reply.reason.isprintable(), reply)
         self.assertEqual(reply.reason.encode("ascii") + b"\n", reply.body)
 
@@ -777,29 +779,29 @@ class PolicyLimitsTests(PolicyQuotaCase):
         with server.client("alice", "alice") as alice, server.client("bob", "bob") as bob:
             stored_, refusal = self.fill(alice, "/alice/laptop/")
             self.assertEqual(10, stored_)
-            self.assertRegex(refusal.reason, rf"^quota of 1 MiB for repository alice/laptop exceeded \({SIZE} used\)$")
+            self.assertRegex(refusal.reason, rf"^quota of 1 MiB for repository alice/laptop exceeded: {UPLOAD}$")
             stored_, refusal = self.fill(alice, "/alice/desktop/")
             self.assertEqual(10, stored_)
-            self.assertRegex(refusal.reason, r"^quota of 1 MiB for repository alice/desktop exceeded \(")
+            self.assertRegex(refusal.reason, r"^quota of 1 MiB for repository alice/desktop exceeded: upload of ")
             stored_, refusal = self.fill(alice, "/alice/phone/")
             self.assertEqual(6, stored_)
-            self.assertRegex(refusal.reason, rf"^quota of 2\.50? MiB for alice exceeded \({SIZE} used\)$")
+            self.assertRegex(refusal.reason, rf"^quota of 2\.50? MiB for alice exceeded: {UPLOAD}$")
             assert_exact(alice, self.data, 5 * MIB // 2, repository="/alice/phone/", below="alice/")
             self.fill(alice, "/alice/phone/")
             stored_, refusal = self.fill(bob, "/bob/laptop/")
             self.assertEqual(10, stored_)
             stored_, refusal = self.fill(bob, "/bob/desktop/")
             self.assertEqual(5, stored_)
-            self.assertRegex(refusal.reason, r"^quota of 1\.50? MiB for bob exceeded \(")
+            self.assertRegex(refusal.reason, r"^quota of 1\.50? MiB for bob exceeded: upload of ")
         with server.client("root", "root") as root:
             # No limit for a repository in root's rule; the folder's owner still has no more than the user's quota.
             body = body_of(5, 200_000)
             refusal = root.post(f"/alice/laptop/data/{object_id(body)}", body)
             self.assertEqual(REFUSED, refusal.status)
-            self.assertRegex(refusal.reason, r"^quota of 2\.50? MiB for alice exceeded \(")
+            self.assertRegex(refusal.reason, r"^quota of 2\.50? MiB for alice exceeded: upload of ")
             stored_, refusal = self.fill(root, "/shared/")
             self.assertEqual((4 * MIB - used(self.data)) // self.EACH, 0)
-            self.assertRegex(refusal.reason, rf"^quota of 4 MiB for this server exceeded \({SIZE} used\)$")
+            self.assertRegex(refusal.reason, rf"^quota of 4 MiB for this server exceeded: {UPLOAD}$")
             assert_exact(root, self.data, 4 * MIB, repository="/shared/")
         self.assertEqual([], surplus(self.data))
 
@@ -862,7 +864,7 @@ class PolicyQuotaTests(PolicyQuotaCase):
                 reply = alice.post(path, body)
                 self.assertEqual(status, reply.status, reply)
                 if status == REFUSED:
-                    self.assertRegex(reply.reason, r"^quota of 1 MiB for alice exceeded \(")
+                    self.assertRegex(reply.reason, r"^quota of 1 MiB for alice exceeded: upload of ")
                 else:
                     self.assertEqual(200, alice.delete(path).status)
 
