@@ -345,6 +345,28 @@ class EndTests(ChannelCase):
         bench.clock.advance(IDLE_TIMEOUT_S)
         self.assertTrue(connection.closed)
 
+    def test_silent_body(self) -> None:
+        """A body that stalls is given up after 310 s and not before: restic itself waits for five minutes."""
+        chunked = b"POST /config HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for head, more in (
+            (chunked, b"1\r\nx\r\n"),
+            (chunked + b"5\r\nab", b"c"),
+            (chunked + b"0\r\nA: b", b"c"),
+            (request("POST", "/config", Content_Length="100"), b"x"),
+        ):
+            bench = self.bench()
+            connection = bench.ask(head)
+            for _ in range(3):
+                bench.clock.advance(309)
+                self.assertFalse(connection.closed, head)
+                connection.send(more)
+            bench.clock.advance(309)
+            self.assertFalse(connection.closed, head)
+            bench.clock.advance(2)
+            self.assertTrue(connection.closed, head)
+            connection.lose()
+            self.assertEqual(self.files(bench), [], head)
+
     def test_slow_header(self) -> None:
         """A header must come to its end, however busily its bytes drip."""
         bench = self.bench()

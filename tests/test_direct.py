@@ -11,14 +11,15 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from resticserver.access.policy import Policy
 from resticserver.errors import InsufficientStorage
@@ -34,7 +35,9 @@ from resticserver.web.site import RepositorySite
 
 from .support.certificates import make_certificate
 from .support.client import connect, object_id, random_bytes, read_reply
+from .support.memory import InlinePool
 from .support.scratch import files_below, scratch_directory
+from .support.wires import StepReactor
 
 MIB = 1 << 20
 BODY = random_bytes(seed=3, length=3 * MIB + 17)
@@ -300,6 +303,38 @@ class ReceiveTests(DirectCase):
 
         self.assertEqual(b"", await self.client(silent))
         self.assertEqual(200, await self.client(slow))
+
+
+class SilenceTests(SynchronousTestCase):
+    """How long a client may be silent, on a clock."""
+
+    def test_after_the_last_byte(self) -> None:
+        """
+        310 s, counted from the last byte: also where the bytes are too few for the reactor to be told of them.
+        """
+        self.assertEqual(310.0, direct.SILENCE_S)
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        reactor = StepReactor()
+        aborted: list[float] = []
+        request: Any = SimpleNamespace(
+            channel=SimpleNamespace(sender=SimpleNamespace(socket_transport=ours)),
+            site=SimpleNamespace(reactor=reactor),
+            abort=lambda: aborted.append(reactor.seconds()),
+        )
+        jobs: Any = SimpleNamespace(run=lambda job, pool: maybeDeferred(job))
+        transfer = direct.ReceiveTransfer(request, jobs, InlinePool(), reactor, (), MIB, lambda chunks: None)
+        done = transfer.start()
+        reactor.advance(300)
+        theirs.send(b"x")
+        while not aborted:
+            reactor.advance(1)
+        self.assertGreaterEqual(aborted[0], 610)
+        self.assertLess(aborted[0], 617)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        reactor.advance(0)
 
 
 class TlsReceiveTests(TlsCase, ReceiveTests):

@@ -15,6 +15,8 @@ from twisted.internet.defer import Deferred
 
 from ..errors import ServerError
 
+#: A client that sends no byte of a body for so long is given up; restic itself gives up after five minutes.
+SILENCE_S = 310.0
 #: How much may wait before a taker is there.
 WAITING_BYTES = 64 << 10
 #: Reading pauses when this much is queued for the pool, and goes on below the low mark.

@@ -30,6 +30,7 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from ..errors import BadRequest, HeaderTooLarge, ServerError
+from .body import SILENCE_S
 from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
 from .request import StreamingRequest, address_text
@@ -86,6 +87,10 @@ class ReadGate:
             self._reasons.remove(reason)
             if not self._reasons:
                 self._transport.resumeProducing()
+
+    def is_held_by(self, reason: str) -> bool:
+        """Whether reading is paused for this reason."""
+        return reason in self._reasons
 
     def open(self) -> None:
         """Forget all reasons."""
@@ -267,6 +272,7 @@ class StreamingChannel(Protocol):
         if unsent_bytes:
             stalled_s = 0.0 if unsent_bytes < unsent_before else stalled_s + patience_s
             if stalled_s < STALL_S:
+                patience_s = min(patience_s, STALL_S - stalled_s)
                 again = (patience_s, unsent_bytes, stalled_s)
                 self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, *again)
                 return
@@ -319,8 +325,8 @@ class StreamingChannel(Protocol):
         if self._deaf:
             return
         request = self._request
-        if request is not None and not request.body.ended:
-            self._deadline.set(self.site.timeOut)
+        if request is not None and not request.body.ended and not self.gate.is_held_by("body"):
+            self._deadline.set(SILENCE_S)
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -393,7 +399,7 @@ class StreamingChannel(Protocol):
         if fields.length and len(rest) >= fields.length:
             # A small body is here already: the route has it from the start.
             rest = self._parse_body(request.body, rest)
-        self._deadline.set(None if request.body.ended else self.site.timeOut)
+        self._deadline.set(None if request.body.ended else SILENCE_S)
         request.begin()
         return rest
 
@@ -464,7 +470,7 @@ class StreamingChannel(Protocol):
         assert request is not None
         body = request.body
         self._transfer = None
-        self._deadline.set(self.site.timeOut)
+        self._deadline.set(SILENCE_S)
         body.taken(taken_bytes)
         if body.expected_bytes == 0:
             self._end_body(body)
@@ -532,8 +538,10 @@ class StreamingChannel(Protocol):
         """Read on."""
         self.gate.release("body")
         request = self._request
-        if request is not None:
-            self._deadline.set(None if request.body.ended and not self._answered else self.site.timeOut)
+        if request is not None and not request.body.ended:
+            self._deadline.set(SILENCE_S)
+        elif request is not None:
+            self._deadline.set(self.site.timeOut if self._answered else None)
 
     def body_ended(self, body: Body) -> None:
         """The end of a body came: if its request was answered before, the connection is free for the next."""

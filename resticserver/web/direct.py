@@ -26,13 +26,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
 from twisted.python.failure import Failure
 
 from ..storage.interface import Chunks, Stored
+from .body import SILENCE_S
 from .jobs import Jobs, Pool
 from .ranges import Part
 from .request import StreamingRequest
 from .sender import STALL_S
 
-#: A client that sends no byte of a body for so long is given up.
-SILENCE_S = 180.0
+#: How often it is looked whether a client has sent something that is too little for the reactor to be told of.
+LOOK_S = 5.0
 
 #: Whether this platform's mechanisms are the ones that are tested here.
 DIRECT = sys.platform == "linux"
@@ -293,6 +294,7 @@ class ReceiveTransfer(SocketTransfer):
         self._write = write
         self._more = False
         self._pending_bytes = 0
+        self._silent_s = self._look_s = 0.0
         self.taken_bytes = 0
 
     def _move(self) -> bool:
@@ -358,14 +360,24 @@ class ReceiveTransfer(SocketTransfer):
         except OSError:
             return 0
 
+    def _watch(self) -> None:
+        self._silent_s = 0.0
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._unwatch()
+        self._look_s = min(LOOK_S, self._stall_s - self._silent_s)
+        self._stall = self._request.site.reactor.callLater(self._look_s, self._stalled)
+
     def _stalled(self) -> None:
         # Below the low-water mark the reactor is not told; a slow client is not a silent one.
-        if self._kernel_has() != self._pending_bytes:
-            self._pending_bytes = self._kernel_has()
-            self._stall = None
-            self._watch()
-        else:
+        pending_bytes = self._kernel_has()
+        self._silent_s = self._silent_s + self._look_s if pending_bytes == self._pending_bytes else 0.0
+        self._pending_bytes = pending_bytes
+        if self._silent_s >= self._stall_s:
             super()._stalled()
+        else:
+            self._look_later()
 
 
 def thread_buffer(name: str, size_bytes: int) -> memoryview:

@@ -14,8 +14,9 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 
-#: A client that takes no byte of an answer for so long is given up; restic itself gives up after five minutes.
-STALL_S = 300.0
+#: A client that takes no byte of an answer for so long is given up. restic itself gives up after five minutes; it must be
+#: the first to do so, or a transfer fails that would have gone on.
+STALL_S = 310.0
 #: A head before a body of more than this is not worth a copy of both.
 JOINED_BYTES = 16 << 10
 

@@ -16,7 +16,7 @@ from ..access.proxies import TrustedProxies
 from ..telemetry.record import Record, Recorder
 from .channel import StreamingChannel
 
-#: restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
+#: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
 
 
