@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
 from twisted.internet.defer import Deferred, execute, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, _WrapperServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from .errors import StartError
 from .proxyprotocol import ProxyProtocolEndpoint
@@ -278,7 +279,7 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
             raise StartError(f"--listen {address}: {error}") from error
-        return endpoint
+        return _with_own_tls(reactor, endpoint)
     match = _HOST_PORT.match(address)
     if match is None:
         raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
@@ -286,6 +287,41 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
         raise StartError(f"--listen {address}: no such port")
     host, port = match["v6"] or match["host"], int(match["port"])
     return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
+
+
+def _with_own_tls(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
+    """What Twisted's C{ssl:} and C{tls:} do, with TLS connections of ours; any other endpoint is as it was."""
+    if isinstance(endpoint, SSL4ServerEndpoint):
+        plain = TCP4ServerEndpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
+        return TlsEndpoint(plain, partial(tls_factory, connection_creator=endpoint._sslContextFactory))
+    if isinstance(endpoint, _WrapperServerEndpoint):
+        return TlsEndpoint(endpoint._wrappedEndpoint, partial(_own_connections, endpoint._wrapperFactory))
+    return endpoint  # type: ignore[no-any-return]
+
+
+def _own_connections(wrap: Callable[[IProtocolFactory], Any], factory: IProtocolFactory) -> IProtocolFactory:
+    from .web.tlsconnection import with_own_connections  # OpenSSL takes its time to import
+
+    return with_own_connections(wrap(factory))
+
+
+@implementer(IStreamServerEndpoint)
+class TlsEndpoint:
+    """
+    An endpoint with TLS of its own.
+
+    @param endpoint: where its clients come in.
+    @param wrap: puts its TLS before a factory.
+    """
+
+    def __init__(self, endpoint: Any, wrap: Callable[[IProtocolFactory], IProtocolFactory]) -> None:
+        self._endpoint = endpoint
+        self._wrap = wrap
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen there."""
+        listening: Deferred[IListeningPort] = self._endpoint.listen(self._wrap(factory))
+        return listening
 
 
 def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
@@ -316,9 +352,9 @@ def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocol
     """
     if connection_creator is None:
         return factory
-    from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
+    from .web.tlsconnection import behind_tls  # OpenSSL takes its time to import
 
-    return TLSMemoryBIOFactory(connection_creator, False, factory)
+    return behind_tls(connection_creator, factory)
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:

@@ -65,14 +65,6 @@ class NotingReactor:
             raise StartError(f"cannot listen on {joined_address(interface, port)}: {error.strerror}") from error
         self.listening = listening
 
-    def listenSSL(
-        self, port: int, factory: IProtocolFactory, contextFactory: Any, backlog: int = 50, interface: str = ""
-    ) -> None:
-        """Twisted's call."""
-        from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
-
-        self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
-
 
 def open_shared(address: str) -> tuple[socket.socket, str | None]:
     """

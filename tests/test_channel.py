@@ -79,6 +79,7 @@ class FramingTests(ChannelCase):
         connection.send(
             request("POST", f"/data/{NAME}", BLOB) + request("HEAD", f"/data/{NAME}") + request("GET", "/keys/") * 3
         )
+        bench.clock.advance(0)
         self.assertEqual(connection.statuses(), [200] * 5)
         self.assertEqual(len(bench.records), 5)
 

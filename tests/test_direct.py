@@ -17,7 +17,6 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.threads import deferToThreadPool
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -32,6 +31,7 @@ from resticserver.web import direct
 from resticserver.web.api import Api
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.site import RepositorySite
+from resticserver.web.tlsconnection import behind_tls
 
 from .support.certificates import make_certificate
 from .support.client import connect, object_id, random_bytes, read_reply
@@ -153,7 +153,7 @@ class TlsCase(DirectCase):
     def factory(self) -> Any:
         """What listens."""
         context = server_context(str(self.certificate.certificate), str(self.certificate.key), "1.2")
-        return TLSMemoryBIOFactory(ConnectionCreator(context), False, self.site)  # type: ignore[arg-type]
+        return behind_tls(ConnectionCreator(context), self.site)
 
     def connect(self) -> socket.socket:
         """A client's connection."""

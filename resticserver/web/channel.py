@@ -12,7 +12,8 @@ It gives Twisted's C{Request} what C{HTTPChannel} would. What is different, and 
    is looked at any more;
  - speed: an answer goes to the socket at once where nothing waits to be written.
 
-Requests that come while one is answered (pipelining) wait as bytes, few of them.
+Requests that come while one is answered (pipelining) wait as bytes, few of them. What is much work to decode waits as well, for
+the connection's turn (L{resticserver.web.turns}).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
 from .request import StreamingRequest, address_text
 from .sender import STALL_S, Sender, sender_of
+from .turns import BYTES_PER_UNIT, REQUEST_UNITS, SLICE_UNITS
 
 if TYPE_CHECKING:
     from .body import Body
@@ -177,8 +179,13 @@ class StreamingChannel(Protocol):
         #: What came and is not understood yet: the begin of a head, or next requests.
         self._rest = b""
         self._in_head = False
-        #: Whether bytes are being looked at.
+        #: How much of the begin of a head has been looked at.
+        self._seen_bytes = 0
+        #: Whether bytes are being looked at, and how many units that may still cost now.
         self._parsing = False
+        self._units = 0
+        #: Whether C{_rest} is to be looked at when it is this connection's turn.
+        self._waiting = False
         #: Whether the client has closed its half.
         self._input_ended = False
         #: Whether nothing that comes is looked at any more.
@@ -225,6 +232,7 @@ class StreamingChannel(Protocol):
         """Twisted's call: the connection is gone."""
         self._deaf = True
         self._rest = b""
+        self._waiting = False
         self._deadline.stop()
         self._cancel_closing()
         request, self._request = self._request, None
@@ -310,9 +318,9 @@ class StreamingChannel(Protocol):
             self._close_unless_more()
 
     def _close_unless_more(self) -> None:
-        """The client sends nothing more: close, unless a request is there as a whole."""
+        """The client sends nothing more: close, unless a request is there as a whole, or may be when all is looked at."""
         request = self._request
-        if not self._deaf and (request is None or not request.body.ended):
+        if not self._deaf and not self._waiting and (request is None or not request.body.ended):
             self.loseConnection()
 
     def writeConnectionLost(self) -> None:
@@ -330,13 +338,23 @@ class StreamingChannel(Protocol):
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        self._parse(data)
+        if self._waiting:
+            self._rest = data
+        else:
+            self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        """Look at bytes until nothing can be done with them now; an answer that ends meanwhile lets the next begin."""
+        """
+        Look at bytes until nothing can be done with them now, or until others should have their turn; an answer that ends
+        meanwhile lets the next begin.
+        """
         self._parsing = True
+        self._units = SLICE_UNITS
         try:
             while data and not self._deaf:
+                if self._units <= 0:
+                    self._wait_for_turn(data)
+                    break
                 request = self._request
                 if request is None:
                     if self._clogged:
@@ -351,6 +369,28 @@ class StreamingChannel(Protocol):
         finally:
             self._parsing = False
 
+    def _wait_for_turn(self, data: bytes) -> None:
+        """Look at this later, and read nothing more until then."""
+        self._rest = data
+        self._waiting = True
+        self.gate.hold("turn")
+        self.site.turns.wait(self)
+
+    def go_on(self) -> None:
+        """It is this connection's turn (L{resticserver.web.turns.Waits})."""
+        if not self._waiting:
+            return  # it was lost meanwhile
+        self._waiting = False
+        data, self._rest = self._rest, b""
+        request = self._request
+        if request is not None and not request.body.ended and not self._deaf and not self.gate.is_held_by("body"):
+            self._deadline.set(SILENCE_S)  # it was not the client that was silent
+        self._parse(data)
+        if not self._waiting:
+            self.gate.release("turn")
+            if self._input_ended:
+                self._close_unless_more()
+
     def _keep(self, data: bytes) -> None:
         """Next requests: later."""
         self._rest = data
@@ -359,27 +399,31 @@ class StreamingChannel(Protocol):
 
     def _next(self) -> None:
         """The connection is free for the next request; it may be here already."""
-        if self._rest and not self._clogged and not self._parsing and not self._deaf:
+        if self._rest and not self._clogged and not self._parsing and not self._waiting and not self._deaf:
             data, self._rest = self._rest, b""
             self.gate.release("pipeline")
             self._parse(data)
 
     def _parse_head(self, data: bytes) -> bytes:
         """Begin the request whose head this is, if it is whole; returns what comes after it."""
+        seen_bytes, self._seen_bytes = self._seen_bytes, 0
         if data.startswith(b"\r\n"):
             data = data[2:]  # some clients send one after a body (RFC 9112 section 2.2)
-        end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES)
+            seen_bytes = 0
+        end = data.find(b"\r\n\r\n", max(0, seen_bytes - 3), MOST_HEAD_BYTES)
         if end < 0:
             self._rest = data
+            self._seen_bytes = len(data)
             if len(data) >= MOST_HEAD_BYTES:
                 self._refuse(HeaderTooLarge())
-            elif data.count(b"\n") != data.count(b"\r\n"):
+            elif data.count(b"\n", seen_bytes) != data.count(b"\r\n", max(0, seen_bytes - 1)):
                 self._refuse(BadRequest())
             elif not self._in_head and data:
                 self._in_head = True
                 self._deadline.set(self.header_timeout_s)
             return b""
         self._in_head = False
+        self._units -= REQUEST_UNITS + end // BYTES_PER_UNIT + data.count(b"\n", 0, end)
         line_end = data.find(b"\r\n") + 2
         line = None
         try:
@@ -417,16 +461,17 @@ class StreamingChannel(Protocol):
         decoder = self._decoder
         if decoder is not None:
             try:
-                pieces = decoder.feed(data)
+                pieces = decoder.feed(data, self._units)
             except BadRequest as error:
                 self._refuse(error)
                 return b""
             if pieces:
                 # One for all: a client may send chunks of one byte each.
                 body.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._units = decoder.units
             data = decoder.rest
             if not decoder.ended:
-                return b""
+                return data
         else:
             expected = body.expected_bytes
             assert expected is not None
@@ -456,7 +501,8 @@ class StreamingChannel(Protocol):
         among them), and not a body in chunks, whose end is in its bytes.
         """
         settled = self.sender is not None and self.sender.is_empty()
-        return settled and not self._parsing and not self._deaf and self._decoder is None
+        settled = settled and not self._parsing and not self._waiting
+        return settled and not self._deaf and self._decoder is None
 
     def begin_direct_read(self, transfer: SocketTransfer) -> None:
         """Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs."""
@@ -492,12 +538,8 @@ class StreamingChannel(Protocol):
 
     def _read_on(self) -> None:
         """Read again after others had the socket, first what they left over in the connection."""
-        if self.sender is not None and not self._deaf:
-            left, ended = self.sender.take_left()
-            if left:
-                self.dataReceived(left)
-            if ended:
-                self.readConnectionLost()
+        if self.sender is not None:
+            self.sender.read_on()
         self.gate.release("direct")
 
     def _read_at_once(self, size_bytes: int) -> None:

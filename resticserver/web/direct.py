@@ -275,6 +275,8 @@ class ReceiveTransfer(SocketTransfer):
     @ivar taken_bytes: how much of the body was taken from the connection.
     """
 
+    # _more: whether the last job ended before the socket would block; _crowded: because the client's bytes are much work.
+
     job_bytes = 8 << 20
     most_held_bytes = 0
 
@@ -293,6 +295,7 @@ class ReceiveTransfer(SocketTransfer):
         self._left_bytes = left_bytes
         self._write = write
         self._more = False
+        self._crowded = False
         self._pending_bytes = 0
         self._silent_s = self._look_s = 0.0
         self.taken_bytes = 0
@@ -329,10 +332,22 @@ class ReceiveTransfer(SocketTransfer):
         self._write((piece,))
 
     def _moved(self, all_of_it: bool) -> None:
-        if self._more and not self._stopped and self._then is None:
-            self._next()
-        else:
+        if not self._more or self._stopped or self._then is not None:
             super()._moved(all_of_it)
+        elif self._crowded:
+            self._ended()
+            self._request.site.pool_turns.wait(self)
+        else:
+            self._next()
+
+    def go_on(self) -> None:
+        """It is this upload's turn (L{resticserver.web.turns.Waits})."""
+        if not self._stopped:
+            self._next()
+
+    def abort(self) -> None:
+        """End the connection (L{resticserver.web.turns.Waits})."""
+        self._request.abort()
 
     def _wait(self) -> None:
         self._set_low_water(max(1, min(_LOW_WATER_BYTES, self._left_bytes - self.most_held_bytes)))

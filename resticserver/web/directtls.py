@@ -20,7 +20,8 @@ from ..storage.interface import Stored
 from .direct import ReceiveTransfer, SendfileTransfer, thread_buffer
 from .jobs import Jobs
 from .ranges import Part
-from .tlssender import RECORD_BYTES, TlsSender, encrypt
+from .tlsconnection import RECORD_BYTES
+from .tlssender import TlsSender, encrypt
 
 if TYPE_CHECKING:
     from .request import StreamingRequest
@@ -30,6 +31,9 @@ _CHUNK_BYTES = 256 << 10
 #: How much of the socket's bytes is taken at a time, and how much is decrypted before it is written.
 _RAW_BYTES = 1 << 20
 _PLAIN_BYTES = 1 << 20
+#: How many records one job decrypts: more than its bytes need where a client fills them, and five milliseconds of work where it
+#: puts a byte into each. Then it waits for its turn among those who do such things.
+_MOST_RECORDS = 1024
 
 
 def _sender(request: StreamingRequest) -> TlsSender:
@@ -84,8 +88,14 @@ class TlsReceiveTransfer(ReceiveTransfer):
         raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
         until = self.taken_bytes + self.job_bytes
         filled = 0
+        records = 0
+        self._crowded = False
         try:
             while self._left_bytes > filled and not self._stopped:
+                records += 1
+                if records > _MOST_RECORDS:
+                    self._more = self._crowded = True
+                    break
                 try:
                     wanted = min(self._left_bytes - filled, RECORD_BYTES)
                     filled += connection.recv_into(plain[filled:], wanted)

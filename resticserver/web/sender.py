@@ -68,9 +68,8 @@ class Sender:
         except OSError:
             self.socket_transport.write(bytes(rest))
 
-    def take_left(self) -> tuple[bytes, bool]:
-        """What others who had the socket took from it and did not use, and whether its other end was the end."""
-        return b"", False
+    def read_on(self) -> None:
+        """Others had the socket, and may have taken more from it than they used: that is what comes next."""
 
 
 def sender_of(transport: Any) -> Sender | None:

@@ -4,20 +4,32 @@ The HTTP server factory: which channel and request it uses, its limits, and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 from zope.interface import implementer
 
 from ..access.proxies import TrustedProxies
+from ..telemetry.fewlines import FewLines
 from ..telemetry.record import Record, Recorder
 from .channel import StreamingChannel
+from .turns import Turns
 
 #: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
+#: A pool job for a client that sends tiny TLS records takes half of that. So they take half a core at most, all together.
+POOL_REST_S = 0.01
+
+_log = Logger()
+
+
+def _warn(line: str) -> None:
+    _log.warn("{line}", line=line)
 
 
 @implementer(IResource)
@@ -50,6 +62,8 @@ class RepositorySite(Site):
     @param max_depth: how many folders deep repositories may lie, below C{prefix}.
     @param proxies: whose word is taken for a client's address and name.
     @ivar channels: all connections.
+    @ivar count_handshake_failure: called for each TLS handshake that fails.
+    @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
     """
 
     noisy = False
@@ -74,6 +88,10 @@ class RepositorySite(Site):
         self.prefix = prefix
         self.proxies = proxies if proxies is not None else TrustedProxies.parse(())
         self.channels: set[StreamingChannel] = set()
+        self.turns = Turns(reactor)
+        self.pool_turns = Turns(reactor, 1, POOL_REST_S)
+        self.count_handshake_failure: Callable[[], object] = lambda: None
+        self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
         self._drained: list[Deferred[None]] = []
@@ -95,6 +113,16 @@ class RepositorySite(Site):
     def record(self, record: Record) -> None:
         """A request came to its end."""
         self._recorder(record)
+
+    def handshake_failed(self, address: str, why: str) -> None:
+        """
+        A connection that should have become a TLS connection did not.
+
+        @param address: the client's.
+        @param why: in a few words.
+        """
+        self.count_handshake_failure()
+        self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
 
     def connection_made(self, channel: StreamingChannel) -> None:
         """A channel has its connection."""

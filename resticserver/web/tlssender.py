@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL.SSL import Connection, Error, WantReadError, ZeroReturnError
+from OpenSSL.SSL import Connection, Error, WantReadError
 from twisted.internet import tcp
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from .sender import Sender
+from .tlsconnection import RECORD_BYTES, TlsConnection
 
-#: A TLS record holds so much at most (RFC 8446 section 5.1).
-RECORD_BYTES = 16 << 10
 #: What a record has beside its bytes is less than so large a part of them.
 _RECORDS_OVERHEAD = 100
 #: What OpenSSL may have to send beside them.
@@ -27,7 +25,7 @@ class TlsSender(Sender):
     @param tls: Twisted's transport of the connection.
     """
 
-    def __init__(self, tls: TLSMemoryBIOProtocol) -> None:
+    def __init__(self, tls: TlsConnection) -> None:
         super().__init__(tls.transport)
         self._tls = tls
         self.connection: Connection = tls.getHandle()
@@ -35,7 +33,7 @@ class TlsSender(Sender):
     @classmethod
     def under(cls, transport: Any) -> TlsSender | None:
         """What sends over a transport; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
-        if isinstance(transport, TLSMemoryBIOProtocol) and isinstance(transport.transport, tcp.Connection):
+        if isinstance(transport, TlsConnection) and isinstance(transport.transport, tcp.Connection):
             return cls(transport)
         return None
 
@@ -48,24 +46,9 @@ class TlsSender(Sender):
         else:
             super().write(encrypted)
 
-    def take_left(self) -> tuple[bytes, bool]:
-        """What is decrypted or can be, and whether the client has said that nothing follows."""
-        pieces: list[bytes] = []
-        ended = False
-        try:
-            while True:
-                pieces.append(self.connection.recv(RECORD_BYTES))
-        except WantReadError:
-            pass
-        except ZeroReturnError:
-            ended = True
-        except Error:
-            self._tls.abortConnection()
-            return b"", False
-        answer = waiting_bytes(self.connection)  # as to a change of keys
-        if answer:
-            super().write(answer)
-        return b"".join(pieces), ended
+    def read_on(self) -> None:
+        """What others left in OpenSSL's connection comes next."""
+        self._tls.read_on()
 
 
 def encrypt(connection: Connection, *pieces: bytes) -> bytes:

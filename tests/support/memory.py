@@ -69,6 +69,11 @@ class MemoryTransport(StringTransport):
         """Half-close."""
         self.half_closed = True
 
+    def resumeProducing(self) -> None:
+        """Read on; the real one does nothing when it is being closed, and StringTransport fails."""
+        if not self.disconnecting:
+            super().resumeProducing()
+
     def abortConnection(self) -> None:
         """End it; the real one tells the protocol a little later."""
         if not self.aborted:
