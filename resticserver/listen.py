@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
 from twisted.internet.defer import Deferred, execute, maybeDeferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, _WrapperServerEndpoint, serverFromString
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -294,15 +294,10 @@ def _with_own_tls(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
     if isinstance(endpoint, SSL4ServerEndpoint):
         plain = TCP4ServerEndpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
         return TlsEndpoint(plain, partial(tls_factory, connection_creator=endpoint._sslContextFactory))
-    if isinstance(endpoint, _WrapperServerEndpoint):
-        return TlsEndpoint(endpoint._wrappedEndpoint, partial(_own_connections, endpoint._wrapperFactory))
+    creator = getattr(endpoint, "connectionCreator", None)  # Twisted's TLSServerEndpoint, which older ones do not have
+    if creator is not None:
+        return TlsEndpoint(endpoint.endpoint, partial(tls_factory, connection_creator=creator))
     return endpoint  # type: ignore[no-any-return]
-
-
-def _own_connections(wrap: Callable[[IProtocolFactory], Any], factory: IProtocolFactory) -> IProtocolFactory:
-    from .web.tlsconnection import with_own_connections  # OpenSSL takes its time to import
-
-    return with_own_connections(wrap(factory))
 
 
 @implementer(IStreamServerEndpoint)

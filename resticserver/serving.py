@@ -143,6 +143,7 @@ class Serving:
         self._policy = policy
         self._judge = judge
         self._tell = tell
+        self._tally = tally
         self._metrics = metrics
         self._status = status
         self._site: RepositorySite | None = None
@@ -192,6 +193,8 @@ class Serving:
         status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
         resource = Pages(pages, door, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)
+        if self._tally is not None:
+            self._site.count_handshake_failure = self._tally.handshake_failed
         return self._site
 
 

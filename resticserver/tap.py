@@ -316,7 +316,9 @@ class ResticServer(InTurn):
         pages = make_pages(settings, self._readiness, self.monitoring.metrics)
         status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.pages)
         resource = Pages(pages, make_door(settings, self._judge), None, status)
-        return make_site(settings, self._reactor, lambda record: None, resource)
+        site = make_site(settings, self._reactor, lambda record: None, resource)
+        site.count_handshake_failure = self.monitoring.tally.handshake_failed
+        return site
 
     def _users(self) -> Htpasswd | None:
         if not self.settings.passwords:

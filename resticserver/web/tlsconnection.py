@@ -46,18 +46,14 @@ def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryB
     @param connection_creator: what Twisted's takes.
     @param factory: the site.
     """
-    return with_own_connections(TLSMemoryBIOFactory(connection_creator, False, factory))
-
-
-def with_own_connections(factory: TLSMemoryBIOFactory) -> TLSMemoryBIOFactory:
-    """Let a factory of Twisted's make these connections."""
-    factory.protocol = TlsConnection
-    return factory
+    made = TLSMemoryBIOFactory(connection_creator, False, factory)
+    made.protocol = TlsConnection
+    return made
 
 
 class TlsConnection(BufferingTLSTransport):
     """
-    One connection. The factory behind TLS is a L{RepositorySite}.
+    One connection. Behind TLS is a L{RepositorySite}.
     """
 
     transport: Any
@@ -82,6 +78,8 @@ class TlsConnection(BufferingTLSTransport):
     @property
     def _site(self) -> RepositorySite:
         site: Any = self.factory.wrappedFactory
+        while hasattr(site, "wrappedFactory"):  # haproxy:ssl: has the PROXY protocol inside
+            site = site.wrappedFactory
         return site  # type: ignore[no-any-return]
 
     # --- what comes
