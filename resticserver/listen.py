@@ -44,6 +44,10 @@ _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0
 _UNIX_MODE = 0o660
 _BACKLOG = 128
 
+#: The system has no room for one connection more; how long none is taken then.
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+REST_S = 1.0
+
 #: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
 
@@ -169,7 +173,68 @@ class SocketEndpoint:
         return port  # type: ignore[no-any-return]
 
 
-class TcpPort(tcp.Port):
+class ListeningSocket(socket.socket):
+    """
+    A socket that listens. Where the system has no room for one connection more, C{full} is called, and there is none to take:
+    Twisted would close all that wait, or try again at once for ever.
+    """
+
+    full: Callable[[OSError], object]
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Take a connection."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self.full(error)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+
+class _RestingPort(tcp.Port):
+    """
+    A port that takes no connection for a while when there is no room for one; they wait in the socket's backlog.
+    """
+
+    reactor: Any
+    _rest_call: Any = None
+    #: Whether it was said that there is no room, and no connection was taken since.
+    _said = False
+
+    def _look_after(self, listening: socket.socket) -> socket.socket:
+        """The socket as one that says when there is no room."""
+        made = ListeningSocket(listening.family, listening.type, listening.proto, listening.detach())
+        made.setblocking(False)
+        made.full = self._rest
+        return made
+
+    def _rest(self, error: OSError) -> None:
+        if not self._said:
+            _log.error("cannot take a connection: {error}", error=error.strerror)
+            self._said = True
+        self.stopReading()
+        if self._rest_call is None:
+            self._rest_call = self.reactor.callLater(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._rest_call = None
+        if self.connected and not self.disconnecting:
+            self.startReading()
+
+    def doRead(self) -> None:
+        """Twisted's call: somebody connects."""
+        super().doRead()
+        if self._rest_call is None:
+            self._said = False
+
+    def _rest_no_more(self) -> None:
+        if self._rest_call is not None:
+            self._rest_call.cancel()
+            self._rest_call = None
+
+
+class TcpPort(_RestingPort):
     """
     A TCP port over a socket that listens already, and that others may hold too.
     """
@@ -177,8 +242,19 @@ class TcpPort(tcp.Port):
     # Twisted would call shutdown(2) when the port closes, which ends the socket for systemd and the next server as well.
     _shouldShutdown = False
 
+    def startListening(self) -> None:
+        """Accept connections."""
+        assert self._preexistingSocket is not None
+        self._preexistingSocket = self._look_after(self._preexistingSocket)
+        super().startListening()
 
-class UnixPort(unix.Port):
+    def connectionLost(self, reason: Any) -> None:
+        """The port closes."""
+        self._rest_no_more()
+        super().connectionLost(reason)
+
+
+class UnixPort(_RestingPort, unix.Port):
     """
     A unix port over a socket that listens already: leaves its mode alone, removes its file only if it is ours.
     """
@@ -198,8 +274,7 @@ class UnixPort(unix.Port):
         """Accept connections; the parent's would chmod the socket to 0666."""
         assert self.factory is not None and self._preexistingSocket is not None
         self.factory.doStart()
-        self.socket, self._preexistingSocket = self._preexistingSocket, None
-        self.socket.setblocking(False)
+        self.socket, self._preexistingSocket = self._look_after(self._preexistingSocket), None
         self.socket.listen(_BACKLOG)
         self.connected = True
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
@@ -213,6 +288,7 @@ class UnixPort(unix.Port):
                 os.unlink(self._unlink)
             except FileNotFoundError:
                 pass
+        self._rest_no_more()
         tcp.Port.connectionLost(self, reason)
 
 

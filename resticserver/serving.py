@@ -18,6 +18,7 @@ from twisted.logger import LogEvent, Logger
 from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
+from .descriptors import bounds
 from .pools import JobPool, QuickPool
 from .readiness import Readiness
 from .settings import Settings
@@ -215,7 +216,9 @@ def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IR
     from .web.site import RepositorySite
 
     proxies = TrustedProxies.parse(settings.trusted_proxies or ())
-    return RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
+    site = RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
+    site.crowded_from, site.full_from = bounds()
+    return site
 
 
 def make_door(settings: Settings, judge: Judge | None) -> Authentication:

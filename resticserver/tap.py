@@ -31,6 +31,7 @@ from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
+from .descriptors import raise_limit
 from .errors import StartError
 from .events import EVENT, Events
 from .listen import Listeners
@@ -334,6 +335,7 @@ class ResticServer(InTurn):
         @raise StartError: something cannot be opened. Under twistd this ends the process with one line on stderr.
         """
         allocator.keep_large_blocks()
+        self.events.limits = raise_limit()
         # Before anyone is told that the server is there: the signal's default ends the process.
         self._on_signal(signal.SIGHUP, self.reload)
         self._on_signal(signal.SIGUSR2, self.replace_workers)

@@ -27,7 +27,7 @@ from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore, LocalUpload
 from resticserver.telemetry.record import Ending, Record
 from resticserver.tls import ConnectionCreator, server_context
-from resticserver.web import direct
+from resticserver.web import direct, streams
 from resticserver.web.api import Api
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.site import RepositorySite
@@ -282,6 +282,18 @@ class ReceiveTests(DirectCase):
         await self.until(lambda: self.records)
         self.assertEqual({}, self.stored())
 
+    async def test_no_descriptor(self) -> None:
+        """Without a descriptor for the transfer the body goes the slower way."""
+        self.patch(direct, "duplicate_of", lambda request: None)
+
+        def talk(connection: socket.socket) -> int:
+            connection.sendall(head(BODY) + BODY)
+            return read_reply(connection, "POST").status
+
+        self.assertEqual(200, await self.client(talk))
+        self.assertEqual([BODY], list(self.stored().values()))
+        self.assertNotIn(True, self.store.directly)
+
     async def test_silence(self) -> None:
         """A client that sends no more is given up; one that is slow, below the low-water mark, is not."""
         self.patch(direct, "SILENCE_S", 0.3)
@@ -319,12 +331,11 @@ class SilenceTests(SynchronousTestCase):
         reactor = StepReactor()
         aborted: list[float] = []
         request: Any = SimpleNamespace(
-            channel=SimpleNamespace(sender=SimpleNamespace(socket_transport=ours)),
             site=SimpleNamespace(reactor=reactor),
             abort=lambda: aborted.append(reactor.seconds()),
         )
         jobs: Any = SimpleNamespace(run=lambda job, pool: maybeDeferred(job))
-        transfer = direct.ReceiveTransfer(request, jobs, InlinePool(), reactor, (), MIB, lambda chunks: None)
+        transfer = direct.ReceiveTransfer(request, ours, jobs, InlinePool(), reactor, (), MIB, lambda chunks: None)
         done = transfer.start()
         reactor.advance(300)
         theirs.send(b"x")
@@ -407,6 +418,17 @@ class SendTests(DirectCase):
         answers = replies.split(b"HTTP/1.1 200 OK\r\n")[1:]
         self.assertEqual([BODY, b"small", BODY, b"[]"], [answer.partition(b"\r\n\r\n")[2] for answer in answers])
         self.assertEqual([len(BODY), 5, len(BODY), 2], [record.sent_bytes for record in self.records])
+
+    async def test_no_descriptor(self) -> None:
+        """Without a descriptor for the transfer the object goes the slower way."""
+        self.patch(streams, "duplicate_of", lambda request: None)
+        get = self.store_body(BODY)
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(get)
+            return read_reply(connection).body
+
+        self.assertEqual(BODY, await self.client(talk))
 
     async def test_slow_client(self) -> None:
         """One that stops reading now and then gets all of it."""

@@ -24,7 +24,7 @@ FOLDER = ".rest-server"
 MARKER = "id"
 
 #: Errors of a marker that is there; something else is wrong then.
-_THERE = (errno.EACCES, errno.EPERM, errno.EIO)
+_THERE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
 

@@ -30,11 +30,12 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from ..errors import BadRequest, HeaderTooLarge, ServerError
+from ..errors import BadRequest, HeaderTooLarge, ServerError, Unavailable
 from .body import SILENCE_S
 from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
-from .request import StreamingRequest, address_text
+from .replies import reason_phrase
+from .request import StreamingRequest, address_text, date_now
 from .sender import STALL_S, Sender, sender_of
 from .turns import BYTES_PER_UNIT, REQUEST_UNITS, SLICE_UNITS
 
@@ -49,6 +50,8 @@ BULK_BYTES = 512 << 10
 MOST_HEAD_BYTES = 32 * 1024
 #: How much of next requests may wait while one is answered.
 MOST_PIPELINED_BYTES = 16 * 1024
+
+TOO_MANY_CONNECTIONS = "the server has too many connections: try again later"
 
 T = TypeVar("T")
 
@@ -151,6 +154,7 @@ class StreamingChannel(Protocol):
     @cvar swallow_timeout_s: how long the rest of a body is read after an early answer.
     @cvar swallow_bytes: how much of it, from a client that is authenticated; C{swallow_stranger_bytes} else.
     @cvar close_timeout_s: how long an idle connection may take to close.
+    @cvar crowded_timeout_s: how long a connection that is one too many may wait with its request.
     @cvar linger_s: how long a half-closed connection waits for its client to read the answer.
     @ivar persistent: whether another request may follow the one that is there.
     @ivar peer: the socket's other end, whatever the PROXY protocol claims.
@@ -164,6 +168,7 @@ class StreamingChannel(Protocol):
     swallow_stranger_bytes = 16 << 20
     linger_s = 10.0
     close_timeout_s = 2.0
+    crowded_timeout_s = 10.0
 
     transport: Any
 
@@ -196,6 +201,8 @@ class StreamingChannel(Protocol):
         self._last_fields: tuple[bytes, Fields] | None = None
         self._closing_call: IDelayedCall | None = None
         self._origin: Origin | None = None
+        #: Whether the descriptors that are left are needed for files.
+        self._crowded = False
         #: Where answers go at once; C{None} where only the transport will do.
         self.sender: Sender | None = None
         self._in_bulk = False
@@ -222,11 +229,31 @@ class StreamingChannel(Protocol):
         self.secure = ISSLTransport.providedBy(transport)
         self.sender = sender_of(transport)
         self._deadline = Deadline(self.site.reactor, self._too_late)
-        self._deadline.set(self.site.timeOut)
+        descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
+        self._crowded = descriptor >= self.site.crowded_from
+        self._deadline.set(self.crowded_timeout_s if self._crowded else self.site.timeOut)
         transport.registerProducer(self, True)
         with suppress(AttributeError, OSError):  # a unix socket has none of it
             transport.setTcpNoDelay(True)
         self.site.connection_made(self)
+        if descriptor >= self.site.full_from:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """
+        End a connection for which there is no descriptor to spare. In plain HTTP it is told why; its request may be on its
+        way, and then the client's system may throw the answer away. There is no room to wait for that.
+        """
+        self.site.out_of_descriptors(f"a connection from {self.origin().address} was closed")
+        self._deaf = True
+        if self.sender is not None:
+            self.sender.drop_received()
+        if not self.secure:
+            reason = reason_phrase(TOO_MANY_CONNECTIONS)
+            self.transport.write(
+                b"HTTP/1.1 503 %s\r\nDate: %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % (reason, date_now())
+            )
+        self._close(self.close_timeout_s)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted's call: the connection is gone."""
@@ -420,9 +447,12 @@ class StreamingChannel(Protocol):
                 self._refuse(BadRequest())
             elif not self._in_head and data:
                 self._in_head = True
-                self._deadline.set(self.header_timeout_s)
+                if not self._crowded:
+                    self._deadline.set(self.header_timeout_s)
             return b""
         self._in_head = False
+        if self._crowded:
+            self.site.out_of_descriptors(f"a request from {self.origin().address} was refused with 503")
         self._units -= REQUEST_UNITS + end // BYTES_PER_UNIT + data.count(b"\n", 0, end)
         line_end = data.find(b"\r\n") + 2
         line = None
@@ -430,7 +460,9 @@ class StreamingChannel(Protocol):
             line = parse_request_line(data[: line_end - 2])
             fields = self._fields(data[line_end : end + 4])
             fields.check(line.version)
-        except BadRequest as error:
+            if self._crowded:
+                raise Unavailable(TOO_MANY_CONNECTIONS)
+        except (BadRequest, Unavailable) as error:
             self._refuse(error, line)
             return b""
         request = StreamingRequest(self, line, fields)

@@ -60,21 +60,26 @@ class SocketTransfer:
 
     It is its own descriptor for the reactor, over the duplicate.
 
+    @param duplicate: of the socket; the transfer's own from now on.
     @param pool: where its jobs run.
     @param stall_s: how long the other side may move no byte.
     """
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, pool: Pool | None, reactor: IReactorFDSet, stall_s: float
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        pool: Pool | None,
+        reactor: IReactorFDSet,
+        stall_s: float,
     ) -> None:
-        sender = request.channel.sender
-        assert sender is not None
         self._request = request
         self._jobs = jobs
         self._pool = pool
         self._reactor = reactor
         self._stall_s = stall_s
-        self._socket = socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+        self._socket = duplicate
         self._running = False
         self._waiting = False
         self._stopped = False
@@ -218,9 +223,16 @@ class SendfileTransfer(SocketTransfer):
     """
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        reactor: IReactorFDSet,
+        head: bytes,
+        stored: Stored,
+        part: Part,
     ) -> None:
-        super().__init__(request, jobs, None, reactor, STALL_S)
+        super().__init__(request, duplicate, jobs, None, reactor, STALL_S)
         self._head = head
         self._file = stored.fileno()
         self._offset = part.start
@@ -283,6 +295,7 @@ class ReceiveTransfer(SocketTransfer):
     def __init__(
         self,
         request: StreamingRequest,
+        duplicate: socket.socket,
         jobs: Jobs,
         pool: Pool,
         reactor: IReactorFDSet,
@@ -290,7 +303,7 @@ class ReceiveTransfer(SocketTransfer):
         left_bytes: int,
         write: Callable[[Chunks], None],
     ) -> None:
-        super().__init__(request, jobs, pool, reactor, SILENCE_S)
+        super().__init__(request, duplicate, jobs, pool, reactor, SILENCE_S)
         self._first = first
         self._left_bytes = left_bytes
         self._write = write
@@ -411,6 +424,18 @@ def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
     return None
 
 
+def duplicate_of(request: StreamingRequest) -> socket.socket | None:
+    """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
+    sender = request.channel.sender
+    assert sender is not None
+    try:
+        return socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return None
+        raise
+
+
 async def receive_body(
     request: StreamingRequest,
     jobs: Jobs,
@@ -427,7 +452,9 @@ async def receive_body(
     """
     channel, body = request.channel, request.body
     reactor = socket_reactor(request)
-    if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.may_read_directly():
+    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
+    duplicate = duplicate_of(request) if large else None
+    if duplicate is None:
         channel.read_in_bulk()
         if body.expected_bytes is not None:
             await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
@@ -443,11 +470,11 @@ async def receive_body(
         await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
         return
     left = body.expected_bytes
-    assert left is not None
+    assert left is not None and reactor is not None
     kind: type[ReceiveTransfer] = ReceiveTransfer
     if channel.secure:
         from .directtls import TlsReceiveTransfer as kind
-    transfer = kind(request, jobs, pool, reactor, body.take_waiting(), left, write)
+    transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
     channel.begin_direct_read(transfer)
     try:
         await transfer.start()
@@ -460,11 +487,16 @@ async def receive_body(
 
 
 def send_transfer(
-    request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, stored: Stored, part: Part
+    request: StreamingRequest,
+    duplicate: socket.socket,
+    jobs: Jobs,
+    reactor: IReactorFDSet,
+    stored: Stored,
+    part: Part,
 ) -> Deferred[None]:
     """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
     kind: type[SendfileTransfer] = SendfileTransfer
     if request.channel.secure:
         from .directtls import TlsSendTransfer as kind
-    transfer = kind(request, jobs, reactor, request.take_head(), stored, part)
+    transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
     return request.channel.while_written_directly(transfer, transfer.start())

@@ -44,9 +44,16 @@ class TlsSendTransfer(SendfileTransfer):
     """Sends a head and a part of a file."""
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        reactor: IReactorFDSet,
+        head: bytes,
+        stored: Stored,
+        part: Part,
     ) -> None:
-        super().__init__(request, jobs, reactor, head, stored, part)
+        super().__init__(request, duplicate, jobs, reactor, head, stored, part)
         self._connection = _sender(request).connection
         self._stored = stored
         self._encrypted = memoryview(b"")

@@ -9,6 +9,7 @@ buffer and back-pressure are as ever.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import tcp
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import ISSLTransport
 STALL_S = 310.0
 #: A head before a body of more than this is not worth a copy of both.
 JOINED_BYTES = 16 << 10
+_DROPPED_BYTES = 64 << 10
 
 
 class Sender:
@@ -45,6 +47,11 @@ class Sender:
     def close_socket(self) -> None:
         """Close the socket in order, whatever is spoken over it."""
         self.socket_transport.loseConnection()
+
+    def drop_received(self) -> None:
+        """Drop what has come: a socket that is closed with unread bytes is reset."""
+        with suppress(OSError):
+            self._socket.recv(_DROPPED_BYTES)
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Send C{data}, and C{body} behind it, now as far as possible."""

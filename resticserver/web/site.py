@@ -4,6 +4,7 @@ The HTTP server factory: which channel and request it uses, its limits, and the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,8 @@ class RepositorySite(Site):
     @param proxies: whose word is taken for a client's address and name.
     @ivar channels: all connections.
     @ivar count_handshake_failure: called for each TLS handshake that fails.
+    @ivar crowded_from: a connection with this descriptor, or a higher one, is one too many: its first request is answered
+        with 503, and is its last. From C{full_from} on there is no time even for that.
     @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
     """
 
@@ -90,6 +93,8 @@ class RepositorySite(Site):
         self.channels: set[StreamingChannel] = set()
         self.turns = Turns(reactor)
         self.pool_turns = Turns(reactor, 1, POOL_REST_S)
+        self.crowded_from = self.full_from = sys.maxsize
+        self._descriptor_lines = FewLines(reactor, _warn, "more such requests and connections")
         self.count_handshake_failure: Callable[[], object] = lambda: None
         self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
@@ -123,6 +128,10 @@ class RepositorySite(Site):
         """
         self.count_handshake_failure()
         self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
+
+    def out_of_descriptors(self, what: str) -> None:
+        """Something was refused because the process has too many descriptors already, or the system has."""
+        self._descriptor_lines.say(f"out of descriptors (the limit of open files is too low, or clients are too many): {what}")
 
     def connection_made(self, channel: StreamingChannel) -> None:
         """A channel has its connection."""

@@ -13,19 +13,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from OpenSSL.SSL import Error, SysCallError, WantReadError, ZeroReturnError
+from OpenSSL.SSL import Connection, Error, SysCallError, WantReadError, ZeroReturnError
+from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from .request import address_text, date_now
+from .sender import Sender
 
 if TYPE_CHECKING:
     from .site import RepositorySite
 
 #: A TLS record holds so much at most (RFC 8446 section 5.1).
 RECORD_BYTES = 16 << 10
+#: What OpenSSL may have to send beside them.
+BIO_BYTES = 4 << 10
 #: How many records are decrypted in one slice, before other connections have their turn: a fifth of a millisecond when they
 #: are tiny. A read has 33 at most of a client that fills them.
 SLICE_RECORDS = 64
@@ -37,6 +41,24 @@ LINGER_S = 10.0
 _PLAIN = re.compile(rb"[A-Za-z]{1,20} ")
 _MAY_BE_PLAIN = re.compile(rb"[A-Za-z]{1,20}\Z")
 _SENTENCE = b"Client sent an HTTP request to an HTTPS server."
+
+
+def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
+    """
+    What OpenSSL wants to be sent.
+
+    @param most_bytes: more than that is not expected.
+    """
+    pieces = []
+    try:
+        while True:
+            piece = connection.bio_read(most_bytes)
+            pieces.append(piece)
+            if len(piece) < most_bytes:
+                break
+    except WantReadError:
+        pass
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
@@ -57,6 +79,7 @@ class TlsConnection(BufferingTLSTransport):
     """
 
     transport: Any
+    _sender: Sender | None
 
     #: What came first, until it is known what is spoken.
     _first = b""
@@ -81,6 +104,20 @@ class TlsConnection(BufferingTLSTransport):
         while hasattr(site, "wrappedFactory"):  # haproxy:ssl: has the PROXY protocol inside
             site = site.wrappedFactory
         return site  # type: ignore[no-any-return]
+
+    def makeConnection(self, transport: Any) -> None:
+        """Twisted's call: the connection is there."""
+        self._sender = Sender(transport) if isinstance(transport, tcp.Connection) else None
+        super().makeConnection(transport)
+
+    def _flushSendBIO(self) -> None:
+        """
+        Send what OpenSSL has to say, at once where that is possible: while something waits to be written a large body cannot be
+        read directly, and session tickets are written just when the first request comes.
+        """
+        said = waiting_bytes(self._tlsConnection)
+        if said:
+            (self._sender or self.transport).write(said)
 
     # --- what comes
 

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL.SSL import Connection, Error, WantReadError
+from OpenSSL.SSL import Connection, Error
 from twisted.internet import tcp
 
 from .sender import Sender
-from .tlsconnection import RECORD_BYTES, TlsConnection
+from .tlsconnection import BIO_BYTES, RECORD_BYTES, TlsConnection, waiting_bytes
 
 #: What a record has beside its bytes is less than so large a part of them.
 _RECORDS_OVERHEAD = 100
-#: What OpenSSL may have to send beside them.
-_BIO_BYTES = 4 << 10
 
 
 class TlsSender(Sender):
@@ -68,22 +66,4 @@ def encrypt(connection: Connection, *pieces: bytes) -> bytes:
             view = memoryview(piece)[sent:]
             while view:
                 view = view[connection.send(view[:RECORD_BYTES]) :]
-    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + _BIO_BYTES)
-
-
-def waiting_bytes(connection: Connection, most_bytes: int = _BIO_BYTES) -> bytes:
-    """
-    What OpenSSL wants to be sent.
-
-    @param most_bytes: more than that is not expected.
-    """
-    pieces = []
-    try:
-        while True:
-            piece = connection.bio_read(most_bytes)
-            pieces.append(piece)
-            if len(piece) < most_bytes:
-                break
-    except WantReadError:
-        pass
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + BIO_BYTES)

@@ -65,6 +65,10 @@ class MemoryTransport(StringTransport):
         self._tempDataBuffer: list[bytes] = []
         self.bufferSize = 65536
 
+    def fileno(self) -> int:
+        """It has no descriptor."""
+        return -1
+
     def loseWriteConnection(self) -> None:
         """Half-close."""
         self.half_closed = True
