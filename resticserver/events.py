@@ -8,6 +8,7 @@ limit, and what comes too quickly for it waits in a bounded queue.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -67,6 +69,7 @@ class Events(Service):
     @param command: the command and its arguments, or empty.
     @ivar observers: who is told as well.
     @ivar refusals: the uploads that were refused.
+    @ivar limits: of the command's descriptors, soft and hard; C{None} for the server's own.
     """
 
     def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
@@ -75,6 +78,7 @@ class Events(Service):
         self._pool = JobPool(reactor, "events", 1)
         self.observers: list[Tells] = []
         self.refusals = Refusals()
+        self.limits: tuple[int, int] | None = None
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
@@ -150,7 +154,8 @@ class Events(Service):
             self._all_told()
             return
         event = self._waiting.popleft()
-        self._run = run = Run(self._command, event.as_json(), min(time.monotonic() + TIME_LIMIT_S, self._until))
+        until_s = min(time.monotonic() + TIME_LIMIT_S, self._until)
+        self._run = run = Run(self._command, event.as_json(), until_s, self.limits)
         self._pool.run(run).addErrback(_fault).addCallback(self._ended, event)
 
     def _ended(self, failure: str, event: Event) -> None:
@@ -209,13 +214,17 @@ class Run:
 
     @param event: what it gets on its standard input.
     @param until_s: when it must have ended, on the monotonic clock.
+    @param limits: of its descriptors, soft and hard; C{None} for the server's own.
     """
 
-    def __init__(self, command: tuple[str, ...], event: bytes, until_s: float) -> None:
+    def __init__(
+        self, command: tuple[str, ...], event: bytes, until_s: float, limits: tuple[int, int] | None = None
+    ) -> None:
         self._command = command
         self._event = memoryview(event)
         self._began_s = time.monotonic()
         self._until_s = until_s
+        self._limits = limits
         self._output = b""
 
     def end_by(self, when_s: float) -> None:
@@ -235,6 +244,9 @@ class Run:
                         stderr=subprocess.STDOUT,
                         env=environment,
                         start_new_session=True,
+                        # Between fork and exec, where other threads' locks are held for ever: it is one call of the system,
+                        # and no code of Python's runs.
+                        preexec_fn=self._limits and partial(resource.setrlimit, resource.RLIMIT_NOFILE, self._limits),
                     )
                 )
             except OSError as error:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
 from twisted.internet.defer import Deferred, execute, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from .errors import StartError
 from .proxyprotocol import ProxyProtocolEndpoint
@@ -47,6 +48,10 @@ _UNIX_MODE = 0o660
 #: How many bytes the kernel takes for a unix socket's path.
 _LONGEST_UNIX = 107 if sys.platform == "linux" else 103
 _BACKLOG = 128
+
+#: The system has no room for one connection more; how long none is taken then.
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+REST_S = 1.0
 
 #: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
@@ -206,7 +211,68 @@ class SocketEndpoint:
         return port  # type: ignore[no-any-return]
 
 
-class TcpPort(tcp.Port):
+class ListeningSocket(socket.socket):
+    """
+    A socket that listens. Where the system has no room for one connection more, C{full} is called, and there is none to take:
+    Twisted would close all that wait, or try again at once for ever.
+    """
+
+    full: Callable[[OSError], object]
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Take a connection."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self.full(error)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+
+class _RestingPort(tcp.Port):
+    """
+    A port that takes no connection for a while when there is no room for one; they wait in the socket's backlog.
+    """
+
+    reactor: Any
+    _rest_call: Any = None
+    #: Whether it was said that there is no room, and no connection was taken since.
+    _said = False
+
+    def _look_after(self, listening: socket.socket) -> socket.socket:
+        """The socket as one that says when there is no room."""
+        made = ListeningSocket(listening.family, listening.type, listening.proto, listening.detach())
+        made.setblocking(False)
+        made.full = self._rest
+        return made
+
+    def _rest(self, error: OSError) -> None:
+        if not self._said:
+            _log.error("cannot take a connection: {error}", error=error.strerror)
+            self._said = True
+        self.stopReading()
+        if self._rest_call is None:
+            self._rest_call = self.reactor.callLater(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._rest_call = None
+        if self.connected and not self.disconnecting:
+            self.startReading()
+
+    def doRead(self) -> None:
+        """Twisted's call: somebody connects."""
+        super().doRead()
+        if self._rest_call is None:
+            self._said = False
+
+    def _rest_no_more(self) -> None:
+        if self._rest_call is not None:
+            self._rest_call.cancel()
+            self._rest_call = None
+
+
+class TcpPort(_RestingPort):
     """
     A TCP port over a socket that listens already, and that others may hold too.
     """
@@ -214,8 +280,19 @@ class TcpPort(tcp.Port):
     # Twisted would call shutdown(2) when the port closes, which ends the socket for systemd and the next server as well.
     _shouldShutdown = False
 
+    def startListening(self) -> None:
+        """Accept connections."""
+        assert self._preexistingSocket is not None
+        self._preexistingSocket = self._look_after(self._preexistingSocket)
+        super().startListening()
 
-class UnixPort(unix.Port):
+    def connectionLost(self, reason: Any) -> None:
+        """The port closes."""
+        self._rest_no_more()
+        super().connectionLost(reason)
+
+
+class UnixPort(_RestingPort, unix.Port):
     """
     A unix port over a socket that listens already: leaves its mode alone, removes its file only if it is ours.
     """
@@ -235,8 +312,7 @@ class UnixPort(unix.Port):
         """Accept connections; the parent's would chmod the socket to 0666."""
         assert self.factory is not None and self._preexistingSocket is not None
         self.factory.doStart()
-        self.socket, self._preexistingSocket = self._preexistingSocket, None
-        self.socket.setblocking(False)
+        self.socket, self._preexistingSocket = self._look_after(self._preexistingSocket), None
         self.socket.listen(_BACKLOG)
         self.connected = True
         self.fileno = self.socket.fileno  # type: ignore[method-assign]
@@ -246,6 +322,7 @@ class UnixPort(unix.Port):
     def connectionLost(self, reason: Any) -> None:
         """The port closes; the parent's would remove the file of an inherited socket."""
         self.remove_file()
+        self._rest_no_more()
         tcp.Port.connectionLost(self, reason)
 
 
@@ -323,7 +400,7 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
             raise StartError(f"--listen {address}: {' '.join(str(error).split())}") from error
-        return endpoint
+        return _with_own_tls(reactor, endpoint)
     match = _HOST_PORT.match(address)
     if match is None:
         raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
@@ -331,6 +408,36 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
         raise StartError(f"--listen {address}: no such port")
     host, port = match["v6"] or match["host"], int(match["port"])
     return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
+
+
+def _with_own_tls(reactor: Any, endpoint: Any) -> IStreamServerEndpoint:
+    """What Twisted's C{ssl:} and C{tls:} do, with TLS connections of ours; any other endpoint is as it was."""
+    if isinstance(endpoint, SSL4ServerEndpoint):
+        plain = TCP4ServerEndpoint(reactor, endpoint._port, endpoint._backlog, endpoint._interface)
+        return TlsEndpoint(plain, partial(tls_factory, connection_creator=endpoint._sslContextFactory))
+    creator = getattr(endpoint, "connectionCreator", None)  # Twisted's TLSServerEndpoint, which older ones do not have
+    if creator is not None:
+        return TlsEndpoint(endpoint.endpoint, partial(tls_factory, connection_creator=creator))
+    return endpoint  # type: ignore[no-any-return]
+
+
+@implementer(IStreamServerEndpoint)
+class TlsEndpoint:
+    """
+    An endpoint with TLS of its own.
+
+    @param endpoint: where its clients come in.
+    @param wrap: puts its TLS before a factory.
+    """
+
+    def __init__(self, endpoint: Any, wrap: Callable[[IProtocolFactory], IProtocolFactory]) -> None:
+        self._endpoint = endpoint
+        self._wrap = wrap
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen there."""
+        listening: Deferred[IListeningPort] = self._endpoint.listen(self._wrap(factory))
+        return listening
 
 
 def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
@@ -362,9 +469,9 @@ def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocol
     """
     if connection_creator is None:
         return factory
-    from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
+    from .web.tlsconnection import behind_tls  # OpenSSL takes its time to import
 
-    return TLSMemoryBIOFactory(connection_creator, False, factory)
+    return behind_tls(connection_creator, factory)
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:

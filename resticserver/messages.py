@@ -8,8 +8,9 @@ A frame is four bytes of length and a JSON object, and may bring one descriptor.
     {"answer": 7, "value": ...}                its answer, or {"answer": 7, "error": TEXT}
 
 To add a message, give the L{Verbs} of the side that takes it a function under its name. It is called with the arguments by
-name; the descriptor, where one came, is C{fd} and the function's own. What it returns is the answer, or a Deferred of it; what
-it raises is L{Failed} for the one who asked. Everything must be what JSON has; bytes go as text (C{latin-1}).
+name; the descriptor, where one came, is C{fd} and the function's own, or -1 if the process has too many already. What it
+returns is the answer, or a Deferred of it; what it raises is L{Failed} for the one who asked. Everything must be what JSON has;
+bytes go as text (C{latin-1}).
 
 Frames are taken in the order in which they were sent, and a question before whatever is sent after it; so who has an answer
 knows that the other side has taken all that was sent before. Nothing blocks: what the other side does not take waits here, and
@@ -198,8 +199,8 @@ class Wire:
             os.set_inheritable(fd, False)
             self._descriptors.append(fd)
         if flags & socket.MSG_CTRUNC:
-            _log.error("lost a descriptor that {name} sent", name=self._name)
-            data = b""
+            # This process has too many already. The kernel gives those of one frame at a time, so it is this one's.
+            self._descriptors.append(-1)
         if not data:
             self._end()
             return False
@@ -256,7 +257,9 @@ class Wire:
         self._reactor.removeReader(self)
         self._socket.close()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            fd = self._descriptors.popleft()
+            if fd >= 0:
+                os.close(fd)
         asked, self._asked = self._asked, {}
         for answer in asked.values():
             answer.errback(WireLost(f"{self._name} is gone"))

@@ -18,6 +18,7 @@ from twisted.logger import LogEvent, Logger
 from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
 from .access.proxies import TrustedProxies
+from .descriptors import bounds
 from .integrity import SizeChanges
 from .pools import JobPool, QuickPool
 from .readiness import Readiness
@@ -149,6 +150,7 @@ class Serving:
         self._policy = policy
         self._judge = judge
         self._tell = tell
+        self._tally = tally
         self._metrics = metrics
         self._status = status
         self._site: RepositorySite | None = None
@@ -199,6 +201,8 @@ class Serving:
         status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
         resource = Pages(pages, door, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)
+        if self._tally is not None:
+            self._site.count_handshake_failure = self._tally.handshake_failed
         return self._site
 
 
@@ -219,7 +223,9 @@ def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IR
     from .web.site import RepositorySite
 
     proxies = TrustedProxies.parse(settings.trusted_proxies or ())
-    return RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
+    site = RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
+    site.crowded_from, site.full_from = bounds()
+    return site
 
 
 def make_door(settings: Settings, judge: Judge | None) -> Authentication:

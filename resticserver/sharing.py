@@ -8,7 +8,6 @@ Twisted's endpoint strings do both in one step, so they are given a reactor that
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -22,14 +21,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .errors import StartError
-from .listen import SocketEndpoint, joined_address, parse_address, tls_factory, unix_address, wants_tls
+from .listen import NO_ROOM, REST_S, SocketEndpoint, joined_address, parse_address, tls_factory, unix_address, wants_tls
 from .proxyprotocol import ProxyProtocolEndpoint, ProxyProtocolFactory
 
 #: Connections that are taken from a socket before the reactor looks at anything else.
 _ACCEPTS = 32
-#: How long no connection is taken after the system had no room for one more.
-_REST_S = 1.0
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _log = Logger()
 
@@ -64,14 +60,6 @@ class NotingReactor:
             listening.close()
             raise StartError(f"--listen: cannot listen on {joined_address(interface, port)}: {error.strerror}") from error
         self.listening = listening
-
-    def listenSSL(
-        self, port: int, factory: IProtocolFactory, contextFactory: Any, backlog: int = 50, interface: str = ""
-    ) -> None:
-        """Twisted's call."""
-        from twisted.protocols.tls import TLSMemoryBIOFactory  # OpenSSL takes its time to import
-
-        self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
 
 def open_shared(address: str) -> tuple[socket.socket, str | None]:
@@ -156,6 +144,8 @@ class Acceptor:
         self._take = take
         self._active = False
         self._resting: Any = None
+        #: Whether it was said that there is no room, and no connection was taken since.
+        self._said = False
 
     @property
     def address(self) -> str:
@@ -195,16 +185,19 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _NO_ROOM:
+                if error.errno in NO_ROOM:
                     self._rest(error)
                     return
                 continue  # this one is gone again
+            self._said = False
             self._take(connection)
 
     def _rest(self, error: OSError) -> None:
-        _log.error("cannot take a connection: {error}", error=error.strerror)
+        if not self._said:
+            _log.error("cannot take a connection: {error}", error=error.strerror)
+            self._said = True
         self._reactor.removeReader(self)
-        self._resting = self._reactor.callLater(_REST_S, self._rested)
+        self._resting = self._reactor.callLater(REST_S, self._rested)
 
     def _rested(self) -> None:
         self._resting = None

@@ -33,6 +33,7 @@ from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
 from .clock import use_monotonic_clock
 from .dates import date_text
+from .descriptors import raise_limit
 from .errors import StartError
 from .events import EVENT, Events
 from .integrity import SizeChanges
@@ -339,7 +340,9 @@ class ResticServer(InTurn):
         pages = make_pages(settings, self._readiness, self.monitoring.metrics)
         status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.pages)
         resource = Pages(pages, make_door(settings, self._judge), None, status)
-        return make_site(settings, self._reactor, lambda record: None, resource)
+        site = make_site(settings, self._reactor, lambda record: None, resource)
+        site.count_handshake_failure = self.monitoring.tally.handshake_failed
+        return site
 
     def _users(self) -> Htpasswd | None:
         if not self.settings.passwords:
@@ -365,6 +368,7 @@ class ResticServer(InTurn):
         """
         allocator.keep_large_blocks()
         end_the_start()
+        self.events.limits = raise_limit()
         # Before anyone is told that the server is there: the signal's default ends the process.
         self._on_signal(signal.SIGHUP, self.reload)
         self._on_signal(signal.SIGUSR2, self.replace_workers)

@@ -309,7 +309,15 @@ class Connections(Service):
             factory.doStart()
 
     def serve(self, fd: int, listener: int) -> None:
-        """Serve a connection."""
+        """
+        Serve a connection.
+
+        @param fd: its descriptor; -1 for one that the kernel has closed, since there are too many here.
+        """
+        if fd < 0:
+            self._site.out_of_descriptors("a connection was closed")
+            self._one_ended()
+            return
         with socket.socket(fileno=fd) as connection:
             connection.setblocking(False)
             try:

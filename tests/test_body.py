@@ -89,7 +89,7 @@ class BodyTests(SynchronousTestCase):
         self.body.feed(b"one,")
         self.body.feed(b"two,")
         delivered = self.body.deliver(self.taker)
-        self.assertEqual([[b"one,", b"two,"]], self.taker.batches)
+        self.assertEqual([[b"one,two,"]], self.taker.batches)
         self.taker.done()
         self.body.feed(b"three,")
         self.taker.done()
@@ -108,7 +108,19 @@ class BodyTests(SynchronousTestCase):
             self.body.feed(b"%d" % number)
         self.assertEqual([[b"0"]], self.taker.batches)
         self.taker.done()
-        self.assertEqual([[b"0"], [b"1", b"2", b"3", b"4"]], self.taker.batches)
+        self.assertEqual([[b"0"], [b"1234"]], self.taker.batches)
+
+    def test_byte_by_byte(self) -> None:
+        """Bytes that come alone are put together: each would be an object of its own otherwise, with fifty bytes to it."""
+        coming = bytes(range(256)) * 64
+        for byte in range(0, len(coming), 2):
+            self.body.feed(coming[byte : byte + 2])
+        pieces = self.body.take_waiting()
+        self.assertEqual(coming, b"".join(pieces))
+        self.assertLessEqual(len(pieces), 5)
+        self.body.feed(bytes(3000))
+        self.body.feed(bytes(3000))
+        self.assertEqual([3000, 3000], [len(piece) for piece in self.body.take_waiting()])
 
     def test_empty(self) -> None:
         """A body without a byte ends without a job, whether its end came before its taker or after."""
@@ -128,7 +140,7 @@ class BodyTests(SynchronousTestCase):
         self.body.feed(b"two")
         self.assertNoResult(whole)
         self.body.end()
-        self.assertEqual([b"one", b"two"], self.successResultOf(whole))
+        self.assertEqual([b"onetwo"], self.successResultOf(whole))
         before = Body(self.source, 3)
         before.feed(b"abc")
         before.end()

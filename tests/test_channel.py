@@ -8,6 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access.policy import Policy
@@ -16,7 +17,8 @@ from resticserver.telemetry.record import Ending
 from resticserver.web.channel import StreamingChannel
 from resticserver.web.request import StreamingRequest
 from resticserver.web.site import IDLE_TIMEOUT_S
-from tests.support.memory import Bench, HeldPool, request
+from tests.support.descriptors import no_descriptors
+from tests.support.memory import Bench, Connection, HeldPool, MemoryTransport, request
 from tests.support.scratch import files_below
 
 BLOB = b"pack" * 1000
@@ -79,6 +81,7 @@ class FramingTests(ChannelCase):
         connection.send(
             request("POST", f"/data/{NAME}", BLOB) + request("HEAD", f"/data/{NAME}") + request("GET", "/keys/") * 3
         )
+        bench.clock.advance(0)
         self.assertEqual(connection.statuses(), [200] * 5)
         self.assertEqual(len(bench.records), 5)
 
@@ -345,6 +348,28 @@ class EndTests(ChannelCase):
         bench.clock.advance(IDLE_TIMEOUT_S)
         self.assertTrue(connection.closed)
 
+    def test_silent_body(self) -> None:
+        """A body that stalls is given up after 310 s and not before: restic itself waits for five minutes."""
+        chunked = b"POST /config HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for head, more in (
+            (chunked, b"1\r\nx\r\n"),
+            (chunked + b"5\r\nab", b"c"),
+            (chunked + b"0\r\nA: b", b"c"),
+            (request("POST", "/config", Content_Length="100"), b"x"),
+        ):
+            bench = self.bench()
+            connection = bench.ask(head)
+            for _ in range(3):
+                bench.clock.advance(309)
+                self.assertFalse(connection.closed, head)
+                connection.send(more)
+            bench.clock.advance(309)
+            self.assertFalse(connection.closed, head)
+            bench.clock.advance(2)
+            self.assertTrue(connection.closed, head)
+            connection.lose()
+            self.assertEqual(self.files(bench), [], head)
+
     def test_slow_header(self) -> None:
         """A header must come to its end, however busily its bytes drip."""
         bench = self.bench()
@@ -452,6 +477,76 @@ class HalfClosedTests(ChannelCase):
         self.assertEqual((True, False), (connection.closed, connection.transport.aborted))
         bench.clock.advance(IDLE_TIMEOUT_S)
         self.assertTrue(connection.transport.aborted)
+
+
+class DescriptorTests(ChannelCase):
+    """Too many descriptors: of files, and of connections."""
+
+    def test_files(self) -> None:
+        """Whatever cannot open a file is 503, one line in the log, and never a missing object or another fault."""
+        bench = self.bench()
+        bench.ask(request("POST", f"/data/{NAME}", BLOB))
+        # As it is at a server that has marked its volume.
+        bench.store.volume.mark()
+        bench.store.volume._stamp = None
+        other = hashlib.sha256(b"other").hexdigest()
+        with capturedLogs() as events:
+            for ask in (
+                request("GET", f"/data/{NAME}"),
+                request("POST", f"/data/{other}", b"other"),
+                request("GET", "/data/"),
+                request("DELETE", f"/data/{NAME}"),
+            ):
+                connection = bench.connect()
+                with no_descriptors():
+                    connection.send(ask)
+                self.assertEqual([503], connection.statuses(), ask)
+                self.assertIn(b"too many open files: try again later", connection.received)
+        self.assertEqual(4, len([event for event in events if "out of descriptors" in formatEvent(event)]))
+        self.assertEqual([], [event for event in events if "volume" in formatEvent(event)])
+        self.assertEqual([200], bench.ask(request("HEAD", f"/data/{NAME}")).statuses())
+
+    def crowded(self, bench: Bench, descriptor: int) -> Connection:
+        """A connection with this descriptor, at a server where 100 are too many and 110 far too many."""
+        bench.site.crowded_from, bench.site.full_from = 100, 110
+        self.patch(MemoryTransport, "fileno", lambda transport: descriptor)
+        return bench.connect()
+
+    def test_crowded(self) -> None:
+        """The first request of a connection that is one too many is 503, and the last; it may not wait long with it."""
+        bench = self.bench()
+        self.assertEqual([404], self.crowded_answer(bench, 99))
+        for descriptor in (100, 109):
+            connection = self.crowded(bench, descriptor)
+            connection.send(request("POST", f"/data/{NAME}", BLOB) + request("HEAD", "/config"))
+            self.assertEqual([503], connection.statuses())
+            self.assertIn(b"503 the server has too many connections: try again later\r\n", connection.received)
+            self.assertIn(b"Connection: close\r\n", connection.received)
+            self.assertTrue(connection.closed)
+            self.assertEqual((503, b"POST"), (bench.records[-1].status, bench.records[-1].method))
+        self.assertEqual([], self.files(bench))
+        for data in (b"", b"GET / HTTP"):
+            connection = self.crowded(bench, 100)
+            connection.send(data)
+            bench.clock.advance(StreamingChannel.crowded_timeout_s)
+            self.assertTrue(connection.closed)
+
+    def crowded_answer(self, bench: Bench, descriptor: int) -> list[int]:
+        """What is said to a request."""
+        connection = self.crowded(bench, descriptor)
+        connection.send(request("HEAD", "/config"))
+        return connection.statuses()
+
+    def test_full(self) -> None:
+        """Where there is no room to wait for its request, a connection is told so at once."""
+        bench = self.bench()
+        connection = self.crowded(bench, 110)
+        self.assertEqual([503], connection.statuses())
+        self.assertTrue(connection.transport.disconnecting)
+        connection.send(request("HEAD", "/config"))
+        self.assertEqual([503], connection.statuses())
+        connection.lose()
+        self.assertEqual(set(), bench.site.channels)
 
 
 class PipelineTests(ChannelCase):

@@ -75,6 +75,54 @@ class ChunkedTests(SynchronousTestCase):
             with self.assertRaises(BadRequest):
                 decode(*(coded[i : i + 1] for i in range(len(coded))), b".\r\n")
 
+    def test_units(self) -> None:
+        """
+        No more is done than was allowed, whatever the chunks are like; what is left is decoded by the next calls, to the same
+        body.
+        """
+        for coded, body in (
+            (b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n", b"x" * 1000),
+            (b"2\r\n\r\n\r\n" * 1000 + b"0\r\n\r\n", b"\r\n" * 1000),
+            ((b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 100 + b"0\r\n\r\n", b"x" * 100),
+            (b"0\r\n" + b"a:\r\n" * 8000 + b"\r\n", b""),
+        ):
+            decoder = ChunkedDecoder()
+            rest, found, calls = coded + b"next", b"", 0
+            while not decoder.ended:
+                calls += 1
+                pieces = decoder.feed(rest, 100)
+                self.assertLessEqual(len(pieces), 100)
+                self.assertLess(len(rest) - len(decoder.rest), 100 * (MOST_LINE_BYTES // 50))
+                rest = decoder.rest
+                found += b"".join(pieces)
+            self.assertEqual((body, b"next"), (found, rest))
+            self.assertGreater(calls, 8)
+
+    def test_no_units(self) -> None:
+        """Nothing is done without any."""
+        decoder = ChunkedDecoder()
+        self.assertEqual([], decoder.feed(b"1\r\nx", 0))
+        self.assertEqual((b"1\r\nx", False), (decoder.rest, decoder.ended))
+        self.assertEqual([b"x"], decoder.feed(decoder.rest, 2))
+
+    @settings(max_examples=200, deadline=None, database=None)
+    @given(
+        st.lists(st.binary(min_size=1, max_size=40), max_size=6),
+        st.lists(st.tuples(st.integers(1, 30), st.integers(1, 4)), max_size=40),
+    )
+    def test_any_cuts_and_units(self, chunks: list[bytes], steps: list[tuple[int, int]]) -> None:
+        """The same body however its bytes come, and however little is done with them at a time."""
+        coded = b"".join(b"%x;a=b\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\nA: b\r\n\r\nrest"
+        decoder = ChunkedDecoder()
+        found, rest, coming = b"", b"", coded
+        for size, units in (*steps, (len(coded), 1000)):
+            if decoder.ended:
+                break
+            found += b"".join(decoder.feed(rest + coming[:size], units))
+            rest, coming = decoder.rest, coming[size:]
+        self.assertEqual((b"".join(chunks), True), (found, decoder.ended))
+        self.assertEqual(b"rest", decoder.rest + coming)
+
     @settings(max_examples=200, deadline=None, database=None)
     @given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(1, 30), max_size=20))
     def test_any_cuts(self, chunks: list[bytes], cuts: list[int]) -> None:

@@ -14,15 +14,15 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from resticserver.access.policy import Policy
 from resticserver.errors import InsufficientStorage
@@ -31,15 +31,18 @@ from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore, LocalUpload
 from resticserver.telemetry.record import Ending, Record
 from resticserver.tls import ConnectionCreator, server_context
-from resticserver.web import direct
+from resticserver.web import direct, streams
 from resticserver.web.api import Api
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.site import RepositorySite
+from resticserver.web.tlsconnection import behind_tls
 
 from .support.certificates import make_certificate
 from .support.client import connect, object_id, random_bytes, read_reply
+from .support.memory import InlinePool
 from .support.scratch import files_below, scratch_directory
 from .support.waiting import PATIENCE_S, wait_until
+from .support.wires import StepReactor
 
 MIB = 1 << 20
 BODY = random_bytes(seed=3, length=3 * MIB + 17)
@@ -170,7 +173,7 @@ class TlsCase(DirectCase):
     def factory(self) -> Any:
         """What listens."""
         context = server_context(str(self.certificate.certificate), str(self.certificate.key), "1.2")
-        return TLSMemoryBIOFactory(ConnectionCreator(context), False, self.site)  # type: ignore[arg-type]
+        return behind_tls(ConnectionCreator(context), self.site)
 
     def connect(self) -> socket.socket:
         """A client's connection."""
@@ -299,6 +302,18 @@ class ReceiveTests(DirectCase):
         await self.until(lambda: self.records)
         self.assertEqual({}, self.stored())
 
+    async def test_no_descriptor(self) -> None:
+        """Without a descriptor for the transfer the body goes the slower way."""
+        self.patch(direct, "duplicate_of", lambda request: None)
+
+        def talk(connection: socket.socket) -> int:
+            connection.sendall(head(BODY) + BODY)
+            return read_reply(connection, "POST").status
+
+        self.assertEqual(200, await self.client(talk))
+        self.assertEqual([BODY], list(self.stored().values()))
+        self.assertNotIn(True, self.store.directly)
+
     async def test_silence(self) -> None:
         """A client that sends no more is given up; one that is slow, below the low-water mark, is not."""
         waits = HeldWaits()
@@ -330,6 +345,37 @@ class ReceiveTests(DirectCase):
         await pass_(direct.SILENCE_S)
         self.assertEqual(b"", await given_up)
         self.assertEqual(200, await self.client(slow))
+
+
+class SilenceTests(SynchronousTestCase):
+    """How long a client may be silent, on a clock."""
+
+    def test_after_the_last_byte(self) -> None:
+        """
+        310 s, counted from the last byte: also where the bytes are too few for the reactor to be told of them.
+        """
+        self.assertEqual(310.0, direct.SILENCE_S)
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        reactor = StepReactor()
+        aborted: list[float] = []
+        request: Any = SimpleNamespace(
+            site=SimpleNamespace(reactor=reactor),
+            abort=lambda: aborted.append(reactor.seconds()),
+        )
+        jobs: Any = SimpleNamespace(run=lambda job, pool: maybeDeferred(job))
+        transfer = direct.ReceiveTransfer(request, ours, jobs, InlinePool(), reactor, (), MIB, lambda chunks: None)
+        done = transfer.start()
+        reactor.advance(300)
+        theirs.send(b"x")
+        while not aborted:
+            reactor.advance(1)
+        self.assertGreaterEqual(aborted[0], 610)
+        self.assertLess(aborted[0], 617)
+        done.cancel()
+        self.failureResultOf(done, CancelledError)
+        reactor.advance(0)
 
 
 class TlsReceiveTests(TlsCase, ReceiveTests):
@@ -402,6 +448,17 @@ class SendTests(DirectCase):
         answers = replies.split(b"HTTP/1.1 200 OK\r\n")[1:]
         self.assertEqual([BODY, b"small", BODY, b"[]"], [answer.partition(b"\r\n\r\n")[2] for answer in answers])
         self.assertEqual([len(BODY), 5, len(BODY), 2], [record.sent_bytes for record in self.records])
+
+    async def test_no_descriptor(self) -> None:
+        """Without a descriptor for the transfer the object goes the slower way."""
+        self.patch(streams, "duplicate_of", lambda request: None)
+        get = self.store_body(BODY)
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(get)
+            return read_reply(connection).body
+
+        self.assertEqual(BODY, await self.client(talk))
 
     async def test_slow_client(self) -> None:
         """One that stops reading now and then gets all of it."""

@@ -27,12 +27,14 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from resticserver import listen
 from resticserver.errors import StartError
 from resticserver.listen import (
+    REST_S,
     Listeners,
     SocketEndpoint,
     UnixPort,
@@ -43,6 +45,9 @@ from resticserver.listen import (
     unix_socket,
     wants_tls,
 )
+
+from .support.descriptors import no_descriptors
+from .support.wires import StepReactor
 
 #: address -> the host and port that are opened, as rest-server takes them
 HOST_PORTS = (
@@ -503,6 +508,38 @@ class PortTests(TestCase):
         host, _, number = bound_address(port).rpartition(":")
         self.assertEqual("127.0.0.1", host)
         self.assertEqual(b"hello", await self.heard_from(TCP4ClientEndpoint(reactor, host, int(number))))
+
+    def test_no_room(self) -> None:
+        """
+        Without a descriptor for one connection more none is taken for a second, nor closed, and the reactor is not asked again at
+        once for ever; then those that waited are served. It is said once.
+        """
+        path = f"{os.path.abspath(self.short_directory())}/s"
+        for make in (lambda: tcp_socket("127.0.0.1", 0), lambda: unix_socket(path)):
+            stepped = StepReactor()
+            with make() as listening:
+                outcome: list[Any] = []
+                SocketEndpoint(stepped, lambda listening=listening: listening).listen(greeter()).addBoth(outcome.append)
+            (port,) = outcome
+            self.assertEqual({port}, stepped.readers)
+            client = socket.socket(port.socket.family, socket.SOCK_STREAM)
+            self.addCleanup(client.close)
+            client.connect(port.socket.getsockname())
+            with capturedLogs() as events:
+                for _ in range(3):
+                    with no_descriptors():
+                        port.doRead()
+                    self.assertEqual(set(), stepped.readers)
+                    stepped.advance(REST_S)
+                    self.assertEqual({port}, stepped.readers)
+            self.assertEqual(["cannot take a connection: Too many open files"], [*map(formatEvent, events)])
+            stepped.pump()
+            self.assertEqual(b"hello", client.recv(10))
+            client.close()
+            stepped.pump()
+            port.stopListening()
+            stepped.advance(0)
+            self.assertEqual(([], set()), (stepped.getDelayedCalls(), stepped.readers))
 
     async def test_any_address(self) -> None:
         """Without a host it says so in rest-server's form, and IPv4 clients are served."""

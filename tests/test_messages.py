@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver import messages
 from resticserver.messages import Failed, Wire, WireLost
 
+from .support.descriptors import no_descriptors
 from .support.wires import StepReactor
 
 
@@ -147,6 +148,27 @@ class WireTests(SynchronousTestCase):
         self.assertGreater(sent, 10)
         self.reactor.pump()
         self.assertEqual([("null", False, b"")] * sent, self.told)
+
+    def test_no_room_for_a_descriptor(self) -> None:
+        """
+        A descriptor that this process has no room for is lost, and the taker is told so; frames and descriptors behind it are
+        as they were sent.
+        """
+        taken: list[Any] = []
+        self.other._verbs = {"take": lambda fd, name: taken.append((name, fd))}
+        with open(os.devnull, "rb") as file:
+            for name in ("one", "two"):
+                self.assertTrue(self.one.hand_over(file.fileno(), "take", name=name))
+            with no_descriptors():
+                self.other.doRead()
+                self.other.doRead()
+            self.assertTrue(self.one.hand_over(file.fileno(), "take", name="three"))
+        self.reactor.pump()
+        self.assertEqual([("one", -1), ("two", -1)], taken[:2])
+        name, fd = taken[2]
+        self.assertEqual("three", name)
+        os.close(fd)
+        self.assertEqual([], self.lost)
 
     def test_large(self) -> None:
         """A policy file of some size fits; what is longer than any message may be is refused before it is sent."""

@@ -73,9 +73,33 @@ RANGES: tuple[tuple[bytes | None, int, tuple[int, int] | str], ...] = (
     (b"bytes=1.5-", 10, WHOLE),
     (b"bytes=1 - 5", 10, WHOLE),
     ("bytes=\N{FULLWIDTH DIGIT ONE}-".encode(), 10, WHOLE),
-    (b"bytes=0-99999999999999999999999999999999", 10, WHOLE),
-    (b"bytes=99999999999999999999-", 10, WHOLE),
-    (b"bytes=1-" + b"9" * 10_000, 10, WHOLE),
+    # any number of digits: the largest that programs send (2**63 - 1, 2**64 - 1), more than any integer type has, and more
+    # than Python's int() takes (4,300)
+    (b"bytes=5-9223372036854775807", 10, (5, 5)),
+    (b"bytes=5-9223372036854775808", 10, (5, 5)),
+    (b"bytes=5-18446744073709551615", 10, (5, 5)),
+    (b"bytes=0-99999999999999999999999999999999", 10, (0, 10)),
+    (b"bytes=1-" + b"9" * 30_000, 10, (1, 9)),
+    (b"bytes=9223372036854775807-", 10, PAST),
+    (b"bytes=99999999999999999999-", 10, PAST),
+    (b"bytes=" + b"9" * 30_000 + b"-", 10, PAST),
+    (b"bytes=9223372036854775807-9223372036854775807", 10, PAST),
+    (b"bytes=99999999999999999999-100000000000000000000", 10, PAST),
+    # an end before its start is no range, however long both are
+    (b"bytes=100000000000000000000-99999999999999999999", 10, WHOLE),
+    (b"bytes=99999999999999999999-99999999999999999998", 10, WHOLE),
+    (b"bytes=99999999999999999999-5", 10, WHOLE),
+    (b"bytes=-9223372036854775808", 10, (0, 10)),
+    (b"bytes=-99999999999999999999", 10, (0, 10)),
+    (b"bytes=-" + b"9" * 30_000, 10, (0, 10)),
+    # zeros before a number
+    (b"bytes=" + b"0" * 15_000 + b"2-" + b"0" * 15_000 + b"5", 10, (2, 4)),
+    (b"bytes=-" + b"0" * 30_000 + b"3", 10, (7, 3)),
+    (b"bytes=-" + b"0" * 30_000, 10, PAST),
+    (b"bytes=" + b"0" * 30_000 + b"-", 10, (0, 10)),
+    # of an empty object
+    (b"bytes=0-99999999999999999999999999999999", 0, WHOLE),
+    (b"bytes=99999999999999999999-", 0, WHOLE),
 )
 
 

@@ -33,7 +33,7 @@ GONE = "the volume with the repositories is not there"
 LATELY_S = 1.0
 
 #: Errors of a marker that is there; something else is wrong then.
-_THERE = (errno.EACCES, errno.EPERM, errno.EIO)
+_THERE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
 

@@ -110,6 +110,7 @@ class Counted:
     syncs: Histogram = field(default_factory=lambda: Histogram(SYNC_BUCKETS_S))
     received_bytes: int = 0
     sent_bytes: int = 0
+    handshake_failures: int = 0
 
     def copy(self) -> Counted:
         """What was counted so far, for another thread."""
@@ -141,6 +142,7 @@ class Counted:
         for name, help_, value in (
             ("rest_server_http_received_bytes", "Bytes of request bodies", self.received_bytes),
             ("rest_server_http_sent_bytes", "Bytes of response bodies", self.sent_bytes),
+            ("rest_server_tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures),
         ):
             yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
 
@@ -169,6 +171,10 @@ class Tally:
             # Only what is there has an effect, so a client cannot invent labels.
             self._add((effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes)
 
+    def handshake_failed(self) -> None:
+        """A TLS handshake has failed."""
+        self.counted.handshake_failures += 1
+
     def synced(self, duration_s: float) -> None:
         """An C{fsync} has ended. Any thread's to call."""
         with self._syncing:
@@ -187,7 +193,7 @@ class Tally:
             "requests": [[*key, number] for key, number in taken.requests.items()],
             "durations": [taken.durations.counts, taken.durations.sum_s],
             "syncs": [taken.syncs.counts, taken.syncs.sum_s],
-            "sums": [taken.received_bytes, taken.sent_bytes],
+            "sums": [taken.received_bytes, taken.sent_bytes, taken.handshake_failures],
         }
 
     def add(self, taken: dict[str, Any]) -> None:
@@ -200,9 +206,10 @@ class Tally:
         counted.durations.add(*taken["durations"])
         with self._syncing:
             counted.syncs.add(*taken["syncs"])
-        received_bytes, sent_bytes = taken["sums"]
+        received_bytes, sent_bytes, handshake_failures = taken["sums"]
         counted.received_bytes += received_bytes
         counted.sent_bytes += sent_bytes
+        counted.handshake_failures += handshake_failures
 
     def forget(self, repositories: set[str]) -> None:
         """These repositories are not there any more, nor are their series."""

@@ -15,11 +15,15 @@ from twisted.internet.defer import Deferred
 
 from ..errors import ServerError
 
+#: A client that sends no byte of a body for so long is given up; restic itself gives up after five minutes.
+SILENCE_S = 310.0
 #: How much may wait before a taker is there.
 WAITING_BYTES = 64 << 10
 #: Reading pauses when this much is queued for the pool, and goes on below the low mark.
 HIGH_WATER_BYTES = 512 << 10
 LOW_WATER_BYTES = 256 << 10
+#: Pieces are put together up to this size.
+JOINED_BYTES = 4 << 10
 
 
 class Source(Protocol):
@@ -82,7 +86,11 @@ class Body:
                 on_excess, self._on_excess = self._on_excess, None
                 on_excess()
             return
-        self._chunks.append(data)
+        if self._chunks and len(self._chunks[-1]) + len(data) <= JOINED_BYTES:
+            # A client may send a byte at a time, and each would be an object of fifty.
+            self._chunks[-1] += data
+        else:
+            self._chunks.append(data)
         self._queued_bytes += len(data)
         if self._queued_bytes > (WAITING_BYTES if self._write is None else HIGH_WATER_BYTES) and not self._held:
             self._held = True

@@ -12,7 +12,8 @@ It gives Twisted's C{Request} what C{HTTPChannel} would. What is different, and 
    is looked at any more;
  - speed: an answer goes to the socket at once where nothing waits to be written.
 
-Requests that come while one is answered (pipelining) wait as bytes, few of them.
+Requests that come while one is answered (pipelining) wait as bytes, few of them. What is much work to decode waits as well, for
+the connection's turn (L{resticserver.web.turns}).
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from ..errors import BadRequest, HeaderTooLarge, ServerError
+from ..errors import BadRequest, HeaderTooLarge, ServerError, Unavailable
+from .body import SILENCE_S
 from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
-from .request import StreamingRequest, address_text
+from .replies import reason_phrase
+from .request import StreamingRequest, address_text, date_now
 from .sender import STALL_S, Sender, sender_of
+from .turns import BYTES_PER_UNIT, REQUEST_UNITS, SLICE_UNITS
 
 if TYPE_CHECKING:
     from .body import Body
@@ -46,6 +50,8 @@ BULK_BYTES = 512 << 10
 MOST_HEAD_BYTES = 32 * 1024
 #: How much of next requests may wait while one is answered.
 MOST_PIPELINED_BYTES = 16 * 1024
+
+TOO_MANY_CONNECTIONS = "the server has too many connections: try again later"
 
 T = TypeVar("T")
 
@@ -86,6 +92,10 @@ class ReadGate:
             self._reasons.remove(reason)
             if not self._reasons:
                 self._transport.resumeProducing()
+
+    def is_held_by(self, reason: str) -> bool:
+        """Whether reading is paused for this reason."""
+        return reason in self._reasons
 
     def open(self) -> None:
         """Forget all reasons."""
@@ -144,6 +154,7 @@ class StreamingChannel(Protocol):
     @cvar swallow_timeout_s: how long the rest of a body is read after an early answer.
     @cvar swallow_bytes: how much of it, from a client that is authenticated; C{swallow_stranger_bytes} else.
     @cvar close_timeout_s: how long an idle connection may take to close.
+    @cvar crowded_timeout_s: how long a connection that is one too many may wait with its request.
     @cvar linger_s: how long a half-closed connection waits for its client to read the answer.
     @ivar persistent: whether another request may follow the one that is there.
     @ivar peer: the socket's other end, whatever the PROXY protocol claims.
@@ -157,6 +168,7 @@ class StreamingChannel(Protocol):
     swallow_stranger_bytes = 16 << 20
     linger_s = 10.0
     close_timeout_s = 2.0
+    crowded_timeout_s = 10.0
 
     transport: Any
 
@@ -172,8 +184,13 @@ class StreamingChannel(Protocol):
         #: What came and is not understood yet: the begin of a head, or next requests.
         self._rest = b""
         self._in_head = False
-        #: Whether bytes are being looked at.
+        #: How much of the begin of a head has been looked at.
+        self._seen_bytes = 0
+        #: Whether bytes are being looked at, and how many units that may still cost now.
         self._parsing = False
+        self._units = 0
+        #: Whether C{_rest} is to be looked at when it is this connection's turn.
+        self._waiting = False
         #: Whether the client has closed its half.
         self._input_ended = False
         #: Whether nothing that comes is looked at any more.
@@ -184,6 +201,8 @@ class StreamingChannel(Protocol):
         self._last_fields: tuple[bytes, Fields] | None = None
         self._closing_call: IDelayedCall | None = None
         self._origin: Origin | None = None
+        #: Whether the descriptors that are left are needed for files.
+        self._crowded = False
         #: Where answers go at once; C{None} where only the transport will do.
         self.sender: Sender | None = None
         self._in_bulk = False
@@ -210,16 +229,37 @@ class StreamingChannel(Protocol):
         self.secure = ISSLTransport.providedBy(transport)
         self.sender = sender_of(transport)
         self._deadline = Deadline(self.site.reactor, self._too_late)
-        self._deadline.set(self.site.timeOut)
+        descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
+        self._crowded = descriptor >= self.site.crowded_from
+        self._deadline.set(self.crowded_timeout_s if self._crowded else self.site.timeOut)
         transport.registerProducer(self, True)
         with suppress(AttributeError, OSError):  # a unix socket has none of it
             transport.setTcpNoDelay(True)
         self.site.connection_made(self)
+        if descriptor >= self.site.full_from:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """
+        End a connection for which there is no descriptor to spare. In plain HTTP it is told why; its request may be on its
+        way, and then the client's system may throw the answer away. There is no room to wait for that.
+        """
+        self.site.out_of_descriptors(f"a connection from {self.origin().address} was closed")
+        self._deaf = True
+        if self.sender is not None:
+            self.sender.drop_received()
+        if not self.secure:
+            reason = reason_phrase(TOO_MANY_CONNECTIONS)
+            self.transport.write(
+                b"HTTP/1.1 503 %s\r\nDate: %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % (reason, date_now())
+            )
+        self._close(self.close_timeout_s)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted's call: the connection is gone."""
         self._deaf = True
         self._rest = b""
+        self._waiting = False
         self._deadline.stop()
         self._cancel_closing()
         request, self._request = self._request, None
@@ -267,6 +307,7 @@ class StreamingChannel(Protocol):
         if unsent_bytes:
             stalled_s = 0.0 if unsent_bytes < unsent_before else stalled_s + patience_s
             if stalled_s < STALL_S:
+                patience_s = min(patience_s, STALL_S - stalled_s)
                 again = (patience_s, unsent_bytes, stalled_s)
                 self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, *again)
                 return
@@ -304,9 +345,9 @@ class StreamingChannel(Protocol):
             self._close_unless_more()
 
     def _close_unless_more(self) -> None:
-        """The client sends nothing more: close, unless a request is there as a whole."""
+        """The client sends nothing more: close, unless a request is there as a whole, or may be when all is looked at."""
         request = self._request
-        if not self._deaf and (request is None or not request.body.ended):
+        if not self._deaf and not self._waiting and (request is None or not request.body.ended):
             self.loseConnection()
 
     def writeConnectionLost(self) -> None:
@@ -319,18 +360,28 @@ class StreamingChannel(Protocol):
         if self._deaf:
             return
         request = self._request
-        if request is not None and not request.body.ended:
-            self._deadline.set(self.site.timeOut)
+        if request is not None and not request.body.ended and not self.gate.is_held_by("body"):
+            self._deadline.set(SILENCE_S)
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        self._parse(data)
+        if self._waiting:
+            self._rest = data
+        else:
+            self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        """Look at bytes until nothing can be done with them now; an answer that ends meanwhile lets the next begin."""
+        """
+        Look at bytes until nothing can be done with them now, or until others should have their turn; an answer that ends
+        meanwhile lets the next begin.
+        """
         self._parsing = True
+        self._units = SLICE_UNITS
         try:
             while data and not self._deaf:
+                if self._units <= 0:
+                    self._wait_for_turn(data)
+                    break
                 request = self._request
                 if request is None:
                     if self._clogged:
@@ -345,6 +396,28 @@ class StreamingChannel(Protocol):
         finally:
             self._parsing = False
 
+    def _wait_for_turn(self, data: bytes) -> None:
+        """Look at this later, and read nothing more until then."""
+        self._rest = data
+        self._waiting = True
+        self.gate.hold("turn")
+        self.site.turns.wait(self)
+
+    def go_on(self) -> None:
+        """It is this connection's turn (L{resticserver.web.turns.Waits})."""
+        if not self._waiting:
+            return  # it was lost meanwhile
+        self._waiting = False
+        data, self._rest = self._rest, b""
+        request = self._request
+        if request is not None and not request.body.ended and not self._deaf and not self.gate.is_held_by("body"):
+            self._deadline.set(SILENCE_S)  # it was not the client that was silent
+        self._parse(data)
+        if not self._waiting:
+            self.gate.release("turn")
+            if self._input_ended:
+                self._close_unless_more()
+
     def _keep(self, data: bytes) -> None:
         """Next requests: later."""
         self._rest = data
@@ -353,34 +426,43 @@ class StreamingChannel(Protocol):
 
     def _next(self) -> None:
         """The connection is free for the next request; it may be here already."""
-        if self._rest and not self._clogged and not self._parsing and not self._deaf:
+        if self._rest and not self._clogged and not self._parsing and not self._waiting and not self._deaf:
             data, self._rest = self._rest, b""
             self.gate.release("pipeline")
             self._parse(data)
 
     def _parse_head(self, data: bytes) -> bytes:
         """Begin the request whose head this is, if it is whole; returns what comes after it."""
+        seen_bytes, self._seen_bytes = self._seen_bytes, 0
         if data.startswith(b"\r\n"):
             data = data[2:]  # some clients send one after a body (RFC 9112 section 2.2)
-        end = data.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES)
+            seen_bytes = 0
+        end = data.find(b"\r\n\r\n", max(0, seen_bytes - 3), MOST_HEAD_BYTES)
         if end < 0:
             self._rest = data
+            self._seen_bytes = len(data)
             if len(data) >= MOST_HEAD_BYTES:
                 self._refuse(HeaderTooLarge())
-            elif data.count(b"\n") != data.count(b"\r\n"):
+            elif data.count(b"\n", seen_bytes) != data.count(b"\r\n", max(0, seen_bytes - 1)):
                 self._refuse(BadRequest())
             elif not self._in_head and data:
                 self._in_head = True
-                self._deadline.set(self.header_timeout_s)
+                if not self._crowded:
+                    self._deadline.set(self.header_timeout_s)
             return b""
         self._in_head = False
+        if self._crowded:
+            self.site.out_of_descriptors(f"a request from {self.origin().address} was refused with 503")
+        self._units -= REQUEST_UNITS + end // BYTES_PER_UNIT + data.count(b"\n", 0, end)
         line_end = data.find(b"\r\n") + 2
         line = None
         try:
             line = parse_request_line(data[: line_end - 2])
             fields = self._fields(data[line_end : end + 4])
             fields.check(line.version)
-        except BadRequest as error:
+            if self._crowded:
+                raise Unavailable(TOO_MANY_CONNECTIONS)
+        except (BadRequest, Unavailable) as error:
             self._refuse(error, line)
             return b""
         request = StreamingRequest(self, line, fields)
@@ -393,7 +475,7 @@ class StreamingChannel(Protocol):
         if fields.length and len(rest) >= fields.length:
             # A small body is here already: the route has it from the start.
             rest = self._parse_body(request.body, rest)
-        self._deadline.set(None if request.body.ended else self.site.timeOut)
+        self._deadline.set(None if request.body.ended else SILENCE_S)
         request.begin()
         return rest
 
@@ -411,16 +493,17 @@ class StreamingChannel(Protocol):
         decoder = self._decoder
         if decoder is not None:
             try:
-                pieces = decoder.feed(data)
+                pieces = decoder.feed(data, self._units)
             except BadRequest as error:
                 self._refuse(error)
                 return b""
             if pieces:
                 # One for all: a client may send chunks of one byte each.
                 body.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._units = decoder.units
             data = decoder.rest
             if not decoder.ended:
-                return b""
+                return data
         else:
             expected = body.expected_bytes
             assert expected is not None
@@ -450,7 +533,8 @@ class StreamingChannel(Protocol):
         among them), and not a body in chunks, whose end is in its bytes.
         """
         settled = self.sender is not None and self.sender.is_empty()
-        return settled and not self._parsing and not self._deaf and self._decoder is None
+        settled = settled and not self._parsing and not self._waiting
+        return settled and not self._deaf and self._decoder is None
 
     def begin_direct_read(self, transfer: SocketTransfer) -> None:
         """Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs."""
@@ -464,7 +548,7 @@ class StreamingChannel(Protocol):
         assert request is not None
         body = request.body
         self._transfer = None
-        self._deadline.set(self.site.timeOut)
+        self._deadline.set(SILENCE_S)
         body.taken(taken_bytes)
         if body.expected_bytes == 0:
             self._end_body(body)
@@ -486,12 +570,8 @@ class StreamingChannel(Protocol):
 
     def _read_on(self) -> None:
         """Read again after others had the socket, first what they left over in the connection."""
-        if self.sender is not None and not self._deaf:
-            left, ended = self.sender.take_left()
-            if left:
-                self.dataReceived(left)
-            if ended:
-                self.readConnectionLost()
+        if self.sender is not None:
+            self.sender.read_on()
         self.gate.release("direct")
 
     def _read_at_once(self, size_bytes: int) -> None:
@@ -532,8 +612,10 @@ class StreamingChannel(Protocol):
         """Read on."""
         self.gate.release("body")
         request = self._request
-        if request is not None:
-            self._deadline.set(None if request.body.ended and not self._answered else self.site.timeOut)
+        if request is not None and not request.body.ended:
+            self._deadline.set(SILENCE_S)
+        elif request is not None:
+            self._deadline.set(self.site.timeOut if self._answered else None)
 
     def body_ended(self, body: Body) -> None:
         """The end of a body came: if its request was answered before, the connection is free for the next."""

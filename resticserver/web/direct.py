@@ -26,13 +26,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
 from twisted.python.failure import Failure
 
 from ..storage.interface import Chunks, Stored
+from .body import SILENCE_S
 from .jobs import Jobs, Pool
 from .ranges import Part
 from .request import StreamingRequest
 from .sender import STALL_S
 
-#: A client that sends no byte of a body for so long is given up.
-SILENCE_S = 180.0
+#: How often it is looked whether a client has sent something that is too little for the reactor to be told of.
+LOOK_S = 5.0
 
 #: Whether this platform's mechanisms are the ones that are tested here.
 DIRECT = sys.platform == "linux"
@@ -59,21 +60,26 @@ class SocketTransfer:
 
     It is its own descriptor for the reactor, over the duplicate.
 
+    @param duplicate: of the socket; the transfer's own from now on.
     @param pool: where its jobs run.
     @param stall_s: how long the other side may move no byte.
     """
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, pool: Pool | None, reactor: IReactorFDSet, stall_s: float
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        pool: Pool | None,
+        reactor: IReactorFDSet,
+        stall_s: float,
     ) -> None:
-        sender = request.channel.sender
-        assert sender is not None
         self._request = request
         self._jobs = jobs
         self._pool = pool
         self._reactor = reactor
         self._stall_s = stall_s
-        self._socket = socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+        self._socket = duplicate
         self._running = False
         self._waiting = False
         self._stopped = False
@@ -217,9 +223,16 @@ class SendfileTransfer(SocketTransfer):
     """
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        reactor: IReactorFDSet,
+        head: bytes,
+        stored: Stored,
+        part: Part,
     ) -> None:
-        super().__init__(request, jobs, None, reactor, STALL_S)
+        super().__init__(request, duplicate, jobs, None, reactor, STALL_S)
         self._head = head
         self._file = stored.fileno()
         self._offset = part.start
@@ -274,12 +287,15 @@ class ReceiveTransfer(SocketTransfer):
     @ivar taken_bytes: how much of the body was taken from the connection.
     """
 
+    # _more: whether the last job ended before the socket would block; _crowded: because the client's bytes are much work.
+
     job_bytes = 8 << 20
     most_held_bytes = 0
 
     def __init__(
         self,
         request: StreamingRequest,
+        duplicate: socket.socket,
         jobs: Jobs,
         pool: Pool,
         reactor: IReactorFDSet,
@@ -287,12 +303,14 @@ class ReceiveTransfer(SocketTransfer):
         left_bytes: int,
         write: Callable[[Chunks], None],
     ) -> None:
-        super().__init__(request, jobs, pool, reactor, SILENCE_S)
+        super().__init__(request, duplicate, jobs, pool, reactor, SILENCE_S)
         self._first = first
         self._left_bytes = left_bytes
         self._write = write
         self._more = False
+        self._crowded = False
         self._pending_bytes = 0
+        self._silent_s = self._look_s = 0.0
         self.taken_bytes = 0
 
     def _move(self) -> bool:
@@ -327,10 +345,22 @@ class ReceiveTransfer(SocketTransfer):
         self._write((piece,))
 
     def _moved(self, all_of_it: bool) -> None:
-        if self._more and not self._stopped and self._then is None:
-            self._next()
-        else:
+        if not self._more or self._stopped or self._then is not None:
             super()._moved(all_of_it)
+        elif self._crowded:
+            self._ended()
+            self._request.site.pool_turns.wait(self)
+        else:
+            self._next()
+
+    def go_on(self) -> None:
+        """It is this upload's turn (L{resticserver.web.turns.Waits})."""
+        if not self._stopped:
+            self._next()
+
+    def abort(self) -> None:
+        """End the connection (L{resticserver.web.turns.Waits})."""
+        self._request.abort()
 
     def _wait(self) -> None:
         self._set_low_water(max(1, min(_LOW_WATER_BYTES, self._left_bytes - self.most_held_bytes)))
@@ -358,14 +388,24 @@ class ReceiveTransfer(SocketTransfer):
         except OSError:
             return 0
 
+    def _watch(self) -> None:
+        self._silent_s = 0.0
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._unwatch()
+        self._look_s = min(LOOK_S, self._stall_s - self._silent_s)
+        self._stall = self._request.site.reactor.callLater(self._look_s, self._stalled)
+
     def _stalled(self) -> None:
         # Below the low-water mark the reactor is not told; a slow client is not a silent one.
-        if self._kernel_has() != self._pending_bytes:
-            self._pending_bytes = self._kernel_has()
-            self._stall = None
-            self._watch()
-        else:
+        pending_bytes = self._kernel_has()
+        self._silent_s = self._silent_s + self._look_s if pending_bytes == self._pending_bytes else 0.0
+        self._pending_bytes = pending_bytes
+        if self._silent_s >= self._stall_s:
             super()._stalled()
+        else:
+            self._look_later()
 
 
 def thread_buffer(name: str, size_bytes: int) -> memoryview:
@@ -384,6 +424,18 @@ def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
     return None
 
 
+def duplicate_of(request: StreamingRequest) -> socket.socket | None:
+    """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
+    sender = request.channel.sender
+    assert sender is not None
+    try:
+        return socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return None
+        raise
+
+
 async def receive_body(
     request: StreamingRequest,
     jobs: Jobs,
@@ -400,7 +452,9 @@ async def receive_body(
     """
     channel, body = request.channel, request.body
     reactor = socket_reactor(request)
-    if reactor is None or (body.expected_bytes or 0) < _WORTH_BYTES or not channel.may_read_directly():
+    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
+    duplicate = duplicate_of(request) if large else None
+    if duplicate is None:
         channel.read_in_bulk()
         if body.expected_bytes is not None:
             await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
@@ -416,11 +470,11 @@ async def receive_body(
         await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
         return
     left = body.expected_bytes
-    assert left is not None
+    assert left is not None and reactor is not None
     kind: type[ReceiveTransfer] = ReceiveTransfer
     if channel.secure:
         from .directtls import TlsReceiveTransfer as kind
-    transfer = kind(request, jobs, pool, reactor, body.take_waiting(), left, write)
+    transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
     channel.begin_direct_read(transfer)
     try:
         await transfer.start()
@@ -433,11 +487,16 @@ async def receive_body(
 
 
 def send_transfer(
-    request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, stored: Stored, part: Part
+    request: StreamingRequest,
+    duplicate: socket.socket,
+    jobs: Jobs,
+    reactor: IReactorFDSet,
+    stored: Stored,
+    part: Part,
 ) -> Deferred[None]:
     """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
     kind: type[SendfileTransfer] = SendfileTransfer
     if request.channel.secure:
         from .directtls import TlsSendTransfer as kind
-    transfer = kind(request, jobs, reactor, request.take_head(), stored, part)
+    transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
     return request.channel.while_written_directly(transfer, transfer.start())

@@ -20,7 +20,8 @@ from ..storage.interface import Stored
 from .direct import ReceiveTransfer, SendfileTransfer, thread_buffer
 from .jobs import Jobs
 from .ranges import Part
-from .tlssender import RECORD_BYTES, TlsSender, encrypt
+from .tlsconnection import RECORD_BYTES
+from .tlssender import TlsSender, encrypt
 
 if TYPE_CHECKING:
     from .request import StreamingRequest
@@ -30,6 +31,9 @@ _CHUNK_BYTES = 256 << 10
 #: How much of the socket's bytes is taken at a time, and how much is decrypted before it is written.
 _RAW_BYTES = 1 << 20
 _PLAIN_BYTES = 1 << 20
+#: How many records one job decrypts: more than its bytes need where a client fills them, and five milliseconds of work where it
+#: puts a byte into each. Then it waits for its turn among those who do such things.
+_MOST_RECORDS = 1024
 
 
 def _sender(request: StreamingRequest) -> TlsSender:
@@ -40,9 +44,16 @@ class TlsSendTransfer(SendfileTransfer):
     """Sends a head and a part of a file."""
 
     def __init__(
-        self, request: StreamingRequest, jobs: Jobs, reactor: IReactorFDSet, head: bytes, stored: Stored, part: Part
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        reactor: IReactorFDSet,
+        head: bytes,
+        stored: Stored,
+        part: Part,
     ) -> None:
-        super().__init__(request, jobs, reactor, head, stored, part)
+        super().__init__(request, duplicate, jobs, reactor, head, stored, part)
         self._connection = _sender(request).connection
         self._stored = stored
         self._encrypted = memoryview(b"")
@@ -84,8 +95,14 @@ class TlsReceiveTransfer(ReceiveTransfer):
         raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
         until = self.taken_bytes + self.job_bytes
         filled = 0
+        records = 0
+        self._crowded = False
         try:
             while self._left_bytes > filled and not self._stopped:
+                records += 1
+                if records > _MOST_RECORDS:
+                    self._more = self._crowded = True
+                    break
                 try:
                     wanted = min(self._left_bytes - filled, RECORD_BYTES)
                     filled += connection.recv_into(plain[filled:], wanted)

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from ..errors import RangeNotSatisfiable
 
-# 18 digits are more than any file has and fit every integer on the way.
-_SINGLE = re.compile(rb"bytes=(\d{0,18})-(\d{0,18})\Z")
+# Any number of digits (RFC 9110 section 14.1.1): a request's head bounds them.
+_SINGLE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
+#: So many digits are more than any file has. What has more counts as this.
+_MOST_DIGITS = 18
+_BEYOND = 10**_MOST_DIGITS
 
 
 class Part(NamedTuple):
@@ -43,14 +46,26 @@ def choose_part(header: bytes | None, size_bytes: int) -> Part:
     if not first:
         if not last:
             return everything
-        length = min(int(last), size_bytes)
+        length = min(_number(last), size_bytes)
         if length == 0:
             raise RangeNotSatisfiable(size_bytes)
         return Part(size_bytes - length, length, False)
-    start = int(first)
-    end = min(int(last), size_bytes - 1) if last else size_bytes - 1
-    if last and int(last) < start:
+    if last and _is_less(last, first):
         return everything
+    start = _number(first)
     if start >= size_bytes:
         raise RangeNotSatisfiable(size_bytes)
+    end = min(_number(last), size_bytes - 1) if last else size_bytes - 1
     return Part(start, end - start + 1, False)
+
+
+def _number(digits: bytes) -> int:
+    """What digits mean, where the sizes of files are concerned. (C{int} is slow with many of them, and refuses 4,301.)"""
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") if len(digits) <= _MOST_DIGITS else _BEYOND
+
+
+def _is_less(digits: bytes, others: bytes) -> bool:
+    """Whether one number is less than another, however long they are."""
+    digits, others = digits.lstrip(b"0"), others.lstrip(b"0")
+    return (len(digits), digits) < (len(others), others)

@@ -6,6 +6,7 @@ restic shows HTTP/1.1's reason phrase to its user, so the phrase says what happe
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
@@ -45,6 +46,7 @@ _STATUSES: tuple[tuple[type[errors.ServerError], int], ...] = (
     (errors.Unavailable, 503),
 )
 
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _MAX_REASON_BYTES = 200
 _CHALLENGE = b'Basic realm="restic repository server", charset="UTF-8"'
 
@@ -107,10 +109,13 @@ def send_error(request: StreamingRequest, error: BaseException) -> None:
     What is not the domain's is a fault of the server: it is logged once with its cause, and the client learns no more
     than that. An answer that has begun cannot be taken back: the connection is aborted.
     """
+    method = request.method.decode("latin-1")
+    uri = ascii(request.uri.decode("latin-1"))[1:-1]
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        request.site.out_of_descriptors(f"{method} {uri} was refused with 503")
+        error = errors.Unavailable("the server has too many open files: try again later")
     status = status_of(error)
     if status == 500:
-        method = request.method.decode("latin-1")
-        uri = ascii(request.uri.decode("latin-1"))[1:-1]
         if isinstance(error, OSError):
             _log.error("{method} {uri} failed: {error}", method=method, uri=uri, error=error)
         else:

@@ -9,15 +9,18 @@ buffer and back-pressure are as ever.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 
-#: A client that takes no byte of an answer for so long is given up; restic itself gives up after five minutes.
-STALL_S = 300.0
+#: A client that takes no byte of an answer for so long is given up. restic itself gives up after five minutes; it must be
+#: the first to do so, or a transfer fails that would have gone on.
+STALL_S = 310.0
 #: A head before a body of more than this is not worth a copy of both.
 JOINED_BYTES = 16 << 10
+_DROPPED_BYTES = 64 << 10
 
 
 class Sender:
@@ -45,6 +48,11 @@ class Sender:
         """Close the socket in order, whatever is spoken over it."""
         self.socket_transport.loseConnection()
 
+    def drop_received(self) -> None:
+        """Drop what has come: a socket that is closed with unread bytes is reset."""
+        with suppress(OSError):
+            self._socket.recv(_DROPPED_BYTES)
+
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Send C{data}, and C{body} behind it, now as far as possible."""
         transport = self.socket_transport
@@ -67,9 +75,8 @@ class Sender:
         except OSError:
             self.socket_transport.write(bytes(rest))
 
-    def take_left(self) -> tuple[bytes, bool]:
-        """What others who had the socket took from it and did not use, and whether its other end was the end."""
-        return b"", False
+    def read_on(self) -> None:
+        """Others had the socket, and may have taken more from it than they used: that is what comes next."""
 
 
 def sender_of(transport: Any) -> Sender | None:

@@ -4,20 +4,33 @@ The HTTP server factory: which channel and request it uses, its limits, and the 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 from zope.interface import implementer
 
 from ..access.proxies import TrustedProxies
+from ..telemetry.fewlines import FewLines
 from ..telemetry.record import Record, Recorder
 from .channel import StreamingChannel
+from .turns import Turns
 
-#: restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
+#: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
+#: A pool job for a client that sends tiny TLS records takes half of that. So they take half a core at most, all together.
+POOL_REST_S = 0.01
+
+_log = Logger()
+
+
+def _warn(line: str) -> None:
+    _log.warn("{line}", line=line)
 
 
 @implementer(IResource)
@@ -50,6 +63,10 @@ class RepositorySite(Site):
     @param max_depth: how many folders deep repositories may lie, below C{prefix}.
     @param proxies: whose word is taken for a client's address and name.
     @ivar channels: all connections.
+    @ivar count_handshake_failure: called for each TLS handshake that fails.
+    @ivar crowded_from: a connection with this descriptor, or a higher one, is one too many: its first request is answered
+        with 503, and is its last. From C{full_from} on there is no time even for that.
+    @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
     """
 
     noisy = False
@@ -74,6 +91,12 @@ class RepositorySite(Site):
         self.prefix = prefix
         self.proxies = proxies if proxies is not None else TrustedProxies.parse(())
         self.channels: set[StreamingChannel] = set()
+        self.turns = Turns(reactor)
+        self.pool_turns = Turns(reactor, 1, POOL_REST_S)
+        self.crowded_from = self.full_from = sys.maxsize
+        self._descriptor_lines = FewLines(reactor, _warn, "more such requests and connections")
+        self.count_handshake_failure: Callable[[], object] = lambda: None
+        self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
         self._drained: list[Deferred[None]] = []
@@ -95,6 +118,20 @@ class RepositorySite(Site):
     def record(self, record: Record) -> None:
         """A request came to its end."""
         self._recorder(record)
+
+    def handshake_failed(self, address: str, why: str) -> None:
+        """
+        A connection that should have become a TLS connection did not.
+
+        @param address: the client's.
+        @param why: in a few words.
+        """
+        self.count_handshake_failure()
+        self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
+
+    def out_of_descriptors(self, what: str) -> None:
+        """Something was refused because the process has too many descriptors already, or the system has."""
+        self._descriptor_lines.say(f"out of descriptors (the limit of open files is too low, or clients are too many): {what}")
 
     def connection_made(self, channel: StreamingChannel) -> None:
         """A channel has its connection."""

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..storage.interface import Stored
-from .direct import send_transfer, socket_reactor
+from .direct import duplicate_of, send_transfer, socket_reactor
 from .jobs import Jobs
 from .ranges import Part
 from .request import StreamingRequest
@@ -115,7 +115,9 @@ def send_part(request: StreamingRequest, jobs: Jobs, stored: Stored, part: Part)
     """
     reactor = socket_reactor(request)
     if reactor is not None and stored.fileno() >= 0 and request.channel.may_write_directly():
-        return send_transfer(request, jobs, reactor, stored, part)
+        duplicate = duplicate_of(request)
+        if duplicate is not None:
+            return send_transfer(request, duplicate, jobs, reactor, stored, part)
     return ChunkProducer(request, jobs, _reader(stored, part)).start()
 
 

@@ -6,18 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL.SSL import Connection, Error, WantReadError, ZeroReturnError
+from OpenSSL.SSL import Connection, Error
 from twisted.internet import tcp
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from .sender import Sender
+from .tlsconnection import BIO_BYTES, RECORD_BYTES, TlsConnection, waiting_bytes
 
-#: A TLS record holds so much at most (RFC 8446 section 5.1).
-RECORD_BYTES = 16 << 10
 #: What a record has beside its bytes is less than so large a part of them.
 _RECORDS_OVERHEAD = 100
-#: What OpenSSL may have to send beside them.
-_BIO_BYTES = 4 << 10
 
 
 class TlsSender(Sender):
@@ -27,7 +23,7 @@ class TlsSender(Sender):
     @param tls: Twisted's transport of the connection.
     """
 
-    def __init__(self, tls: TLSMemoryBIOProtocol) -> None:
+    def __init__(self, tls: TlsConnection) -> None:
         super().__init__(tls.transport)
         self._tls = tls
         self.connection: Connection = tls.getHandle()
@@ -35,7 +31,7 @@ class TlsSender(Sender):
     @classmethod
     def under(cls, transport: Any) -> TlsSender | None:
         """What sends over a transport; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
-        if isinstance(transport, TLSMemoryBIOProtocol) and isinstance(transport.transport, tcp.Connection):
+        if isinstance(transport, TlsConnection) and isinstance(transport.transport, tcp.Connection):
             return cls(transport)
         return None
 
@@ -48,24 +44,9 @@ class TlsSender(Sender):
         else:
             super().write(encrypted)
 
-    def take_left(self) -> tuple[bytes, bool]:
-        """What is decrypted or can be, and whether the client has said that nothing follows."""
-        pieces: list[bytes] = []
-        ended = False
-        try:
-            while True:
-                pieces.append(self.connection.recv(RECORD_BYTES))
-        except WantReadError:
-            pass
-        except ZeroReturnError:
-            ended = True
-        except Error:
-            self._tls.abortConnection()
-            return b"", False
-        answer = waiting_bytes(self.connection)  # as to a change of keys
-        if answer:
-            super().write(answer)
-        return b"".join(pieces), ended
+    def read_on(self) -> None:
+        """What others left in OpenSSL's connection comes next."""
+        self._tls.read_on()
 
 
 def encrypt(connection: Connection, *pieces: bytes) -> bytes:
@@ -85,22 +66,4 @@ def encrypt(connection: Connection, *pieces: bytes) -> bytes:
             view = memoryview(piece)[sent:]
             while view:
                 view = view[connection.send(view[:RECORD_BYTES]) :]
-    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + _BIO_BYTES)
-
-
-def waiting_bytes(connection: Connection, most_bytes: int = _BIO_BYTES) -> bytes:
-    """
-    What OpenSSL wants to be sent.
-
-    @param most_bytes: more than that is not expected.
-    """
-    pieces = []
-    try:
-        while True:
-            piece = connection.bio_read(most_bytes)
-            pieces.append(piece)
-            if len(piece) < most_bytes:
-                break
-    except WantReadError:
-        pass
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + BIO_BYTES)

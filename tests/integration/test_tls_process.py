@@ -198,6 +198,140 @@ class LeavingTests(TlsCase):
         self.assertEqual([], [line for line in server.err if "Error" in line or "Traceback" in line])
 
 
+class HandshakeTests(TlsCase):
+    """Connections that do not become TLS connections."""
+
+    PROXY = b"PROXY TCP4 192.0.2.99 192.0.2.1 5555 8000\r\n"
+
+    def plain(self, port: int, request: bytes, before: bytes = b"") -> bytes:
+        """All that a client gets that speaks without TLS; a reset raises."""
+        with connect(("127.0.0.1", port)) as connection:
+            connection.sendall(before + request)
+            got = b""
+            while more := connection.recv(65536):
+                got += more
+        return got
+
+    def check_plain(self, port: int, before: bytes = b"") -> None:
+        """Whatever the request: 400, a sentence, and an end that is none but an end."""
+        large = b"POST /data/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+        sentence = b"Client sent an HTTP request to an HTTPS server."
+        for request in (
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET ",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"PROPFIND / HTTP/1.1\r\n\r\n",
+            large,
+        ):
+            got = self.plain(port, request, before)
+            self.assertTrue(got.startswith(b"HTTP/1.1 400 " + sentence[:-1] + b"\r\n"), got)
+            self.assertTrue(got.endswith(b"Connection: close\r\n\r\n" + sentence + b"\n"), got)
+        got = self.plain(port, b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", before)
+        self.assertTrue(got.endswith(b"Connection: close\r\n\r\n"), got)
+        with connect(("127.0.0.1", port)) as connection:
+            for byte in before + b"GET":
+                connection.sendall(bytes([byte]))
+                time.sleep(0.01)
+            connection.sendall(b" /")
+            self.assertTrue(connection.recv(65536).startswith(b"HTTP/1.1 400 "))
+
+    def test_plain_http(self) -> None:
+        """Plain HTTP at each kind of listener with TLS; TLS works there as before."""
+        key, certificate = self.files.key, self.files.certificate
+        for listen, flags, before in (
+            ("127.0.0.1:0", (), b""),
+            ("127.0.0.1:0", ("--workers", "2"), b""),
+            ("haproxy:tcp:0:interface=127.0.0.1", (), self.PROXY),
+            ("haproxy:tcp:0:interface=127.0.0.1", ("--workers", "2"), self.PROXY),
+            (f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}", (), b""),
+            (f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}", ("--workers", "2"), b""),
+        ):
+            server = self.start("--listen", listen, *flags)
+            self.check_plain(server.port, before)
+            server.wait_for_line(
+                rf"TLS handshake with {'192.0.2.99' if before else '127.0.0.1'} failed: the client sent plain HTTP$"
+            )
+            plain = connect(("127.0.0.1", server.port))
+            plain.sendall(before)
+            with self.context().wrap_socket(plain, server_hostname="localhost") as connection:
+                connection.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertIn(b" 404 ", connection.recv(100))
+            self.assertEqual(0, server.stop(), listen)
+            self.assertEqual([], [line for line in server.err if "Error" in line or "Traceback" in line])
+
+    def test_tls_endpoint(self) -> None:
+        """The endpoint C{tls:} too, which takes a directory of certificates."""
+        directory = self.directory / "pems"
+        directory.mkdir()
+        (directory / "localhost.pem").write_bytes(self.files.certificate.read_bytes() + self.files.key.read_bytes())
+        server = self.start("--listen", f"tls:{directory}:0:interface=127.0.0.1")
+        self.check_plain(server.port)
+        server.wait_for_line("TLS handshake with 127.0.0.1 failed: the client sent plain HTTP$")
+
+    def test_metrics_listener(self) -> None:
+        """The listener for metrics answers plain HTTP in the same way, and both are counted."""
+        for flags in ((), ("--workers", "2")):
+            server = self.start("--metrics-listen", "127.0.0.1:0", "--prometheus-no-auth", *flags)
+            port = int(server.wait_for_line(r"metrics on 127\.0\.0\.1:(\d+)")[1])
+            for each in (port, server.port, server.port):
+                self.plain(each, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            with Client(("127.0.0.1", port), tls=self.context()) as client:
+                counted = wait_until(
+                    lambda client=client: b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body,
+                    what="the count",
+                )
+                self.assertTrue(counted)
+
+    def test_restic(self) -> None:
+        """restic shows its user what is wrong."""
+        server = self.start()
+        restic = Restic(self, f"{server.url}/", self.directory)
+        said = restic.run("cat", "config")
+        self.assertIn("Client sent an HTTP request to an HTTPS server", said.out + said.err)
+
+    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
+
+    def test_reasons(self) -> None:
+        """One line with address and reason for each that fails; no word of those who say nothing."""
+        server = self.start("--tls-client-ca", str(self.files.authority))
+        address = ("127.0.0.1", server.port)
+        for _ in range(20):
+            connect(address).close()
+        for data, reason in (
+            (b"\x16\x03\x01\x00\x05hello", ".+"),
+            (b"SSH-2.0-x\r\n", ".+"),
+            (b"\x00\x01\x02", ".+"),
+        ):
+            with connect(address) as connection:
+                connection.sendall(data)
+                with contextlib.suppress(OSError):
+                    while connection.recv(100):
+                        pass
+            server.wait_for_line(f"^TLS handshake with 127.0.0.1 failed: {reason}$")
+        with connect(address) as connection:
+            connection.sendall(b"\x16\x03\x01")
+        server.wait_for_line("^TLS handshake with 127.0.0.1 failed: the client closed the connection$")
+        with self.assertRaises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(connect(address), server_hostname="localhost")
+        server.wait_for_line("^TLS handshake with 127.0.0.1 failed: .*unknown ca")
+        with contextlib.suppress(OSError), self.context().wrap_socket(connect(address), server_hostname="localhost") as tls:
+            tls.recv(1)
+        server.wait_for_line("^TLS handshake with 127.0.0.1 failed: peer did not return a certificate$")
+        lines = [line for line in server.err if "handshake" in line]
+        self.assertEqual(6, len(lines), lines)
+        self.assertEqual(0, server.stop())
+        self.assertEqual([], [line for line in server.err if "Error" in line or "Traceback" in line])
+
+    def test_scanner(self) -> None:
+        """However many there are, the log has a few lines of them."""
+        server = self.start("--prometheus")
+        for _ in range(100):
+            self.plain(server.port, b"GET / HTTP/1.1\r\n\r\n")
+        with Client(("127.0.0.1", server.port), tls=self.context()) as client:
+            self.assertIn(b"rest_server_tls_handshake_failures_total 100.0\n", client.get("/metrics").body)
+        self.assertEqual(10, len([line for line in server.err if "handshake" in line]))
+
+
 class SlowReaderTests(TlsCase):
     """The server stops while a client still reads."""
 

@@ -65,9 +65,18 @@ class MemoryTransport(StringTransport):
         self._tempDataBuffer: list[bytes] = []
         self.bufferSize = 65536
 
+    def fileno(self) -> int:
+        """It has no descriptor."""
+        return -1
+
     def loseWriteConnection(self) -> None:
         """Half-close."""
         self.half_closed = True
+
+    def resumeProducing(self) -> None:
+        """Read on; the real one does nothing when it is being closed, and StringTransport fails."""
+        if not self.disconnecting:
+            super().resumeProducing()
 
     def abortConnection(self) -> None:
         """End it; the real one tells the protocol a little later."""

@@ -1,0 +1,43 @@
+"""
+Log lines whose number is up to strangers: a scanner must not fill the disk with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+#: So many lines are logged in each period, and then one that says how many more there were.
+MOST_LINES = 10
+PERIOD_S = 60.0
+
+
+class FewLines:
+    """
+    Logs the first lines of each period, and counts the others.
+
+    @param clock: has Twisted's C{callLater}.
+    @param log: takes a line.
+    @param more: what the others are called, as C{"more TLS handshakes failed"}.
+    """
+
+    def __init__(self, clock: Any, log: Callable[[str], object], more: str) -> None:
+        self._clock = clock
+        self._log = log
+        self._more = more
+        self._lines = 0
+        self._last = ""
+
+    def say(self, line: str) -> None:
+        """Log a line, or count it."""
+        if not self._lines:
+            self._clock.callLater(PERIOD_S, self._end_period)
+        self._lines += 1
+        if self._lines <= MOST_LINES:
+            self._log(line)
+        self._last = line
+
+    def _end_period(self) -> None:
+        lines, self._lines = self._lines, 0
+        if lines > MOST_LINES:
+            self._log(f"{lines - MOST_LINES} {self._more} within {PERIOD_S:g} s; the last: {self._last}")
