@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from ..errors import NotFound
-from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
+from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount
+from .folding import Spelling, means_reserved
 from .ledger import CELLS, Repository, cell_directory
 from .listing import DirectoryListing
 from .snapshots import Snapshots
@@ -27,14 +28,18 @@ class Counting:
 
     @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
     @param max_depth: how many folders deep repositories may lie.
+    @param spelling: a repository that was asked for in another spelling than it has on disk is none, and has nothing.
     """
 
-    def __init__(self, path: str, volume: Volume, snapshots: Snapshots, max_depth: int) -> None:
+    def __init__(
+        self, path: str, volume: Volume, snapshots: Snapshots, max_depth: int, spelling: Spelling | None = None
+    ) -> None:
         self._path = path
         self._volume = volume
         self._snapshots = snapshots
         self._no_snapshots = Snapshots(bound_bytes=0)
         self._max_depth = max_depth
+        self._spelling = spelling if spelling is not None else Spelling(path)
 
     def repositories(self) -> list[Repository]:
         """
@@ -51,7 +56,7 @@ class Counting:
     def is_repository(self, repository: Repository) -> bool:
         """Whether there is anything that restic has made."""
         path = "/".join((self._path, *repository))
-        return any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
+        return self._spelling.has(repository) and any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
 
     def begin(self) -> None:
         """A number of counts begins."""
@@ -61,6 +66,9 @@ class Counting:
         """What can be told of a repository's cells without reading them."""
         self._volume.check()
         path = "/".join((self._path, *repository))
+        if not self._spelling.has(repository):
+            self._volume.check()
+            return dict.fromkeys(range(CELLS), Amount())
         found = {}
         if not _is_there(f"{path}/data"):
             found = dict.fromkeys(range(256), Amount())
@@ -77,6 +85,9 @@ class Counting:
 
     def count(self, repository: Repository, cells: Iterable[int]) -> dict[int, Amount]:
         """Cells, counted as the directories are now."""
+        if not self._spelling.has(repository):
+            self._volume.check()
+            return dict.fromkeys(cells, Amount())
         return {cell: self._count(repository, cell) for cell in cells}
 
     def _count(self, repository: Repository, cell: int) -> Amount:
@@ -115,6 +126,8 @@ class Counting:
         return min(self._times(repository, "locks"), default=None)
 
     def _times(self, repository: Repository, kind: str) -> Iterator[float]:
+        if not self._spelling.has(repository):
+            return
         with suppress(FileNotFoundError, NotADirectoryError):
             with os.scandir("/".join((self._path, *repository, kind))) as entries:
                 for entry in entries:
@@ -155,8 +168,9 @@ def possible_repositories(
     if depth == 0:
         return
     try:
-        with os.scandir("/".join((path, *above))) as entries:
-            names = [entry.name for entry in entries if entry.name not in RESERVED | OWN_FOLDERS and entry.is_dir()]
+        directory = "/".join((path, *above))
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not means_reserved(directory, entry.name)]
     except (PermissionError, FileNotFoundError, NotADirectoryError):
         return
     except OSError:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import product
 
 from ..errors import NotFound
@@ -39,6 +39,7 @@ class DirectoryListing:
     @param with_sizes: whether sizes are wanted; without them no file is looked at.
     @param prefix: what the ids begin with.
     @param makes_room: whether what is read may drive other snapshots out.
+    @param find: called first; raises NotFound where there is no such repository.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class DirectoryListing:
         with_sizes: bool,
         prefix: str = "",
         makes_room: bool = True,
+        find: Callable[[], object] | None = None,
     ) -> None:
         self._path = path
         self._volume = volume
@@ -59,6 +61,7 @@ class DirectoryListing:
         self._with_sizes = with_sizes
         self._prefix = prefix
         self._makes_room = makes_room
+        self._find = find
         self._turn = 0
         self._prefixes: list[str] = []
         self._source: Snapshot | int | None = None
@@ -71,6 +74,8 @@ class DirectoryListing:
         @raise NotFound: it is not there.
         """
         self._volume.check()
+        if self._find is not None:
+            self._find()
         if self._makes_room:
             self._turn = self._snapshots.begin()
         try:
