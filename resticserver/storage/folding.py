@@ -141,11 +141,7 @@ class Spelling:
         known = self._directories.get(above)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
-        fd = os.open(directory, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            kind = type_of(fd)
-        finally:
-            os.close(fd)
+        kind = _type_of(directory)
         exact = Exact.NONE
         if folds_only_case(kind):
             try:
@@ -233,11 +229,23 @@ def means_reserved(directory: str, name: str) -> bool:
     reserved = reserved_name(name)
     if reserved is None or reserved == name:
         return reserved is not None
-    if folds_case(directory):
+    folds = folds_case(directory)
+    if folds is None:
+        # A name with letters can be made and then tells. One without is not worth the doubt.
+        folds = name.translate(_SWAPPED) == name and not folds_only_case(_type_of(directory))
+    if folds:
         return True
     return (
         all(os.path.lexists(f"{directory}/{one}") for one in (name, reserved)) and reserved not in os.listdir(directory)
     )
+
+
+def _type_of(directory: str) -> str | None:
+    fd = os.open(directory, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return type_of(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_exact(name: str, exact: Exact) -> bool:
