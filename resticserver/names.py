@@ -10,6 +10,7 @@ Source: restic's REST backend document and rest-server's routes (the first reser
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -91,6 +92,47 @@ def is_folder_name(name: str) -> bool:
         and not any(c in "/\\" or ord(c) < 32 or ord(c) == 127 for c in name)
         and len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
     )
+
+
+#: What file systems that fold names leave out of a comparison, as HFS+ does: joiners, marks of direction, variation selectors.
+_IGNORED = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+
+#: The short names (8.3) that Windows gives to our own folders.
+_SHORT_NAME = re.compile(r"(?:rest-s|htpass|trash|tmp)~[0-9]+\Z")
+
+
+@lru_cache(maxsize=4096)
+def fold_name(name: str) -> str:
+    """
+    A folder's name in the form in which file systems that fold names may compare it: case and Unicode form, and what Windows
+    drops (an NTFS stream such as C{::$DATA}, dots and blanks at the end). More is the same here than on any one of them.
+    """
+    name = name.partition(":")[0]
+    if name.isascii():
+        return name.lower().rstrip(". ")
+    name = _IGNORED.sub("", unicodedata.normalize("NFKC", name))
+    while True:
+        # upper() too: Unicode's case folding keeps the dotless i, which NTFS and exFAT take for an i.
+        folded = unicodedata.normalize("NFKC", name.upper().casefold()).replace("i\u0307", "i").rstrip(". ")
+        if folded == name:
+            return name
+        name = folded
+
+
+def reserved_name(name: str) -> str | None:
+    """
+    The reserved name that a file system which folds names may take C{name} for; C{None} if there is none. Elsewhere C{name} is
+    reserved only if it is that very name.
+    """
+    folded = fold_name(name)
+    if folded in RESERVED or folded in OWN_FOLDERS:
+        return folded
+    if _SHORT_NAME.match(folded):
+        return next(own for own in sorted(OWN_FOLDERS) if own[1:].startswith(folded.partition("~")[0]) and own != "-")
+    return None
 
 
 def is_user_name(name: str) -> bool:
@@ -203,7 +245,7 @@ def _segment(raw: bytes) -> str:
 # --- why something is no name, for people
 
 
-def reserved_name(word: str) -> str:
+def why_reserved(word: str) -> str:
     """What to tell whoever wants a repository of a name that is taken."""
     return f'"{word}" is a reserved name, choose another repository path'
 
@@ -279,9 +321,9 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
     *folders, last = segments or [prefix[-1]]
     for number, folder in enumerate(folders):
         if folder in RESERVED:
-            return reserved_name(folder) if whole else _why_not_inside(folder, segments[number + 1 :])
+            return why_reserved(folder) if whole else _why_not_inside(folder, segments[number + 1 :])
         if reason := why_no_folder(folder):
-            return reserved_name(folder) if whole and folder in OWN_FOLDERS else f"folder {number + 1}: {reason}"
+            return why_reserved(folder) if whole and folder in OWN_FOLDERS else f"folder {number + 1}: {reason}"
         if number == max_depth:
             return f"repositories lie at most {max_depth} folders deep here (--max-depth)"
     if not last:

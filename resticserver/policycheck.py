@@ -15,7 +15,7 @@ from .access.policyfile import PolicyError, parse_policy
 from .arguments import OneLineParser, write_line
 from .errors import NotFound
 from .files import read_file, reason_of
-from .names import MOST_FOLDERS, Kind, Target, parse_prefix, parse_target, reserved_name, why_no_user, why_nothing
+from .names import MOST_FOLDERS, Kind, Target, parse_prefix, parse_target, why_no_user, why_nothing, why_reserved
 from .telemetry.status import printable
 
 
@@ -123,5 +123,5 @@ def _why_no_method(target: Target, method: bytes) -> str:
     if method.upper() in ACTIONS[target.kind]:
         return ", where methods are written in capitals"
     if target.kind is Kind.LIST and method == b"POST":
-        return f", a list, which takes {takes} ({reserved_name(target.type)})"
+        return f", a list, which takes {takes} ({why_reserved(target.type)})"
     return f", a {target.kind.value}, which takes {takes}"

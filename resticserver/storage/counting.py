@@ -20,8 +20,9 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import NotFound
-from ..names import CONFIG, OWN_FOLDERS, RESERVED, TYPES, is_object_id
+from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount
+from .folding import Spelling, means_reserved
 from .interface import SizeChange
 from .ledger import CELLS, Repository, cell_directory
 from .listing import DirectoryListing
@@ -88,6 +89,7 @@ class Counting:
     @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
     @param max_depth: how many folders deep repositories may lie.
     @param size_changed: called when a directory is read again and an object has another size than before.
+    @param spelling: a repository that was asked for in another spelling than it has on disk is none, and has nothing.
     @ivar skipped: directories that could not be read.
     """
 
@@ -98,6 +100,7 @@ class Counting:
         snapshots: Snapshots,
         max_depth: int,
         size_changed: Callable[[SizeChange], object] = lambda change: None,
+        spelling: Spelling | None = None,
     ) -> None:
         self.skipped = Skipped()
         self._size_changed = size_changed
@@ -106,6 +109,7 @@ class Counting:
         self._snapshots = snapshots
         self._no_snapshots = Snapshots(bound_bytes=0)
         self._max_depth = max_depth
+        self._spelling = spelling if spelling is not None else Spelling(path)
 
     def repositories(self) -> list[Repository]:
         """
@@ -123,7 +127,7 @@ class Counting:
     def is_repository(self, repository: Repository) -> bool:
         """Whether there is anything that restic has made."""
         path = "/".join((self._path, *repository))
-        return any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
+        return self._spelling.has(repository) and any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
 
     def possible_repositories(self) -> Iterator[Repository]:
         """
@@ -150,7 +154,7 @@ class Counting:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name not in RESERVED | OWN_FOLDERS and self._is_directory(entry):
+                    if self._is_directory(entry) and not means_reserved(folder, entry.name):
                         names.append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return
@@ -190,6 +194,9 @@ class Counting:
         """What can be told of a repository's cells without reading them."""
         self._volume.check()
         path = "/".join((self._path, *repository))
+        if not self._spelling.has(repository):
+            self._volume.check()
+            return dict.fromkeys(range(CELLS), Amount())
         found = {}
         if self._is_missing(f"{path}/data"):
             found = dict.fromkeys(range(256), Amount())
@@ -206,6 +213,9 @@ class Counting:
 
     def count(self, repository: Repository, cells: Iterable[int]) -> dict[int, Amount]:
         """Cells, counted as the directories are now; those that cannot be read are left out."""
+        if not self._spelling.has(repository):
+            self._volume.check()
+            return dict.fromkeys(cells, Amount())
         found = {}
         for cell in cells:
             path = self._cell_path(repository, cell)
@@ -277,6 +287,8 @@ class Counting:
             return otherwise
 
     def _times(self, repository: Repository, kind: str) -> Iterator[float]:
+        if not self._spelling.has(repository):
+            return
         with suppress(FileNotFoundError, NotADirectoryError):
             with os.scandir("/".join((self._path, *repository, kind))) as entries:
                 for entry in entries:

@@ -18,6 +18,17 @@ _SHARED = frozenset(
     ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs")
 )
 
+#: File systems on which a name has no other form, but where a directory folds case: there in all that Unicode calls so.
+_ONLY_CASE = frozenset(
+    (
+        *("bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "ramfs", "reiserfs"),
+        *("squashfs", "tmpfs", "xfs"),
+    )
+)
+
+#: File systems that may compare Unicode forms and nothing else: ZFS, and those of other machines, which may be ZFS there.
+_ALSO_FORMS = frozenset(("9p", "afs", "ceph", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "ocfs2", "virtiofs", "zfs"))
+
 
 def type_of(fd: int) -> str | None:
     """
@@ -35,6 +46,16 @@ def type_of(fd: int) -> str | None:
         return fields[fields.index(b"-", 6) + 1].decode("ascii", "replace")
     except (OSError, StopIteration, LookupError, ValueError):
         return None
+
+
+def folds_only_case(kind: str | None) -> bool:
+    """Whether directories on a file system of this type find a name in other forms only if they fold case."""
+    return kind in _ONLY_CASE
+
+
+def folds_only_forms(kind: str | None) -> bool:
+    """Whether directories that do not fold case find a plain ASCII name in no other form."""
+    return kind in _ONLY_CASE or kind in _ALSO_FORMS
 
 
 def keeps_times(fd: int) -> bool:

@@ -50,6 +50,7 @@ class DirectoryListing:
     @param makes_room: whether what is read may drive other snapshots out.
     @param present_sizes: whether the sizes of a current snapshot are looked up again: yes for a list, no for the quota ledger.
     @param size_changed: called in the thread that reads, for each object whose size is seen to differ from the known one.
+    @param find: called first; raises NotFound where there is no such repository.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DirectoryListing:
         makes_room: bool = True,
         present_sizes: bool = True,
         size_changed: SizeChanged = lambda name, known_bytes, found_bytes: None,
+        find: Callable[[], object] | None = None,
     ) -> None:
         self._path = path
         self._volume = volume
@@ -74,6 +76,7 @@ class DirectoryListing:
         self._makes_room = makes_room
         self._present_sizes = present_sizes
         self._size_changed = size_changed
+        self._find = find
         self._turn = 0
         self._prefixes: list[str] = []
         #: The descriptor of the one directory of a type other than C{data}, until the first part is asked for.
@@ -87,6 +90,8 @@ class DirectoryListing:
         @raise NotFound: it is not there.
         """
         self._volume.check()
+        if self._find is not None:
+            self._find()
         if self._makes_room:
             self._turn = self._snapshots.begin()
         try:

@@ -25,6 +25,7 @@ from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .atonce import AtOnce, Trust
 from .counting import Counting
+from .folding import Spelling
 from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
 from .ledger import PRUNE_NEEDS
 from .listing import DirectoryListing
@@ -93,8 +94,14 @@ class LocalStore:
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self._no_snapshots = Snapshots(bound_bytes=0)
         self.on_size_change: Callable[[SizeChange], object] = lambda change: None
+        self.spelling = Spelling(self.path)
         self.counting = Counting(
-            self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change)
+            self.path,
+            self.volume,
+            self.snapshots,
+            max_depth,
+            lambda change: self.on_size_change(change),
+            self.spelling,
         )
         self.room = Room(min_free) if min_free is not None else None
 
@@ -174,18 +181,35 @@ class LocalStore:
     def _object_path(self, repository: tuple[str, ...], kind: str, name: str) -> str:
         return f"{self._directory(repository, kind, name)}/{name}"
 
+    def find_repository(self, repository: tuple[str, ...]) -> None:
+        """
+        See that a repository is spelled as on disk, where the file system knows it in other spellings too.
+
+        @raise NoSuchRepository: it is not, or it is not there.
+        """
+        try:
+            found = self.spelling.look(repository)
+        except NoSuchRepository:
+            found = False
+        if not found:
+            self.volume.check()
+            raise NoSuchRepository()
+
     def create_repository(self, repository: tuple[str, ...]) -> None:
         """
         Make the directories of a repository, as far as they are missing; those of C{data} as restic makes them.
 
+        @raise NotFound: the file system cannot have it under this name.
         @raise InsufficientStorage: the disk is full.
         @raise OSError: what has the name of one is no directory.
         """
         self.volume.check()
+        self.spelling.look(repository)
         path = self.repository_path(repository)
         _log.info("Creating repository directories in {path}", path=ascii(path)[1:-1])
         with space_errors():
-            self._make_directories(path)
+            self._make_directories(self.path)
+            self.spelling.make(repository, self.publisher.make_directory)
             for kind in TYPES:
                 self.publisher.make_directory(os.path.join(path, kind))
             data = os.path.join(path, "data")
@@ -210,6 +234,7 @@ class LocalStore:
         @raise NotFound: there is no repository.
         """
         self.volume.check()
+        self.find_repository(repository)
         path = self.repository_path(repository)
         way = self._way(repository, CONFIG)
         if not way.in_repository:
@@ -334,6 +359,7 @@ class LocalStore:
         @raise NotFound: the repository's directory is not there.
         """
         self.volume.check()
+        self.find_repository(repository)
         directory = self._directory(repository, kind, name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
@@ -360,7 +386,9 @@ class LocalStore:
             return
         if len(self._trusts) >= _MOST_TRUSTED:
             self._trusts.clear()
-        self._trusts[repository] = (Trust.of(fd), time.monotonic() + _TRUST_S)
+        # Where a repository has several names each request looks which one it has, and that takes waiting.
+        trust = Trust.of(fd) if self.spelling.is_exact(repository) else Trust(False, False)
+        self._trusts[repository] = (trust, time.monotonic() + _TRUST_S)
 
     def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
         """An object's size in bytes; C{None} where that cannot be had without waiting, or there is no such object."""
@@ -383,6 +411,7 @@ class LocalStore:
         @raise NotFound: there is no file of that name.
         """
         self.volume.check_now_and_then()
+        self.find_repository(repository)
         path = self._object_path(repository, kind, name)
         try:
             status = os.stat(path)
@@ -445,6 +474,7 @@ class LocalStore:
             snapshots,
             two_levels=kind == "data",
             with_sizes=with_sizes,
+            find=partial(self.find_repository, repository),
             missing=missing,
             size_changed=lambda name, known, found: self.on_size_change(SizeChange(repository, kind, name, known, found)),
         )
@@ -457,9 +487,12 @@ class LocalStore:
         index must not come back without them. Also that of an object that is gone already: whoever removed it (another
         request, a server that was killed) may not have come to the fsync.
 
+        @raise NoSuchRepository: the repository has another spelling on disk.
         @raise NotDurable: it is gone, but its directory could not be made durable.
         """
         self.volume.check()
+        if not self.spelling.look(repository):
+            return Amount()
         path = self._object_path(repository, kind, name)
         try:
             status = os.stat(path)  # as lists count it, also behind a symlink
@@ -543,6 +576,7 @@ class LocalObject:
         @raise NotFound: there is no file of that name.
         """
         self._store.volume.check_now_and_then()
+        self._store.find_repository(self._repository)
         try:
             self._fd, self.size_bytes = _open_file(self._path)
         except OSError as error:
@@ -743,6 +777,8 @@ class LocalUpload:
 
     def _commit(self) -> Outcome:
         assert self._file is not None
+        # Where folders are found in other spellings, this one may be another repository's by now.
+        self._store.find_repository(self._repository)
         if self._hash is not None and self._hash.hexdigest() != self._name:
             if os.path.lexists(os.path.join(self._file.directory, self._name)):
                 raise Forbidden(f"{self._kind} {self._name[:16]} exists and the hash of the content does not match it")

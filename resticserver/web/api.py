@@ -41,7 +41,7 @@ from ..errors import (
     ServerError,
     short_name,
 )
-from ..names import Kind, Target, reserved_name, why_no_repository
+from ..names import Kind, Target, why_no_repository, why_reserved
 from ..sizes import Amount
 from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Stored, Upload
 from ..telemetry.events import Event, EventKind, Tells, nobody
@@ -167,7 +167,7 @@ class Api:
             if request.method not in verbs:
                 # What restic init asks for where the repository's path ends in a type.
                 is_list = request.method == b"POST" and target.kind is Kind.LIST
-                raise MethodNotAllowed(verbs, reserved_name(target.type) if is_list else "")
+                raise MethodNotAllowed(verbs, why_reserved(target.type) if is_list else "")
             action = ACTIONS[target.kind][request.method]
             decision = self._policy.decide(request.user_name, action, target)
             if not decision.allowed:
