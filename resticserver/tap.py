@@ -31,6 +31,7 @@ from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
 from .accounts import Accounts, LocalGates
+from .clock import use_monotonic_clock
 from .errors import StartError
 from .events import EVENT, Events
 from .listen import Listeners
@@ -93,6 +94,7 @@ def makeService(options: Options) -> IService:
     """twistd's call: the whole server as one service."""
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     try:
         return ResticServer(options.settings, reactor)
     except StartError as error:

@@ -23,6 +23,7 @@ from twisted.logger import LogEvent, Logger, LogLevel, eventAsText, globalLogBeg
 from twisted.python.failure import Failure
 
 from . import __version__, allocator
+from .clock import use_monotonic_clock
 from .errors import StartError
 from .events import EVENT
 from .listen import tls_factory
@@ -62,6 +63,7 @@ def main(number: str) -> int:
 
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     process = WorkerProcess(reactor, socket.socket(fileno=WIRE_FD), int(number))
     observer: Any = process.log
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
