@@ -36,6 +36,7 @@ from .errors import StartError
 from .events import EVENT, Events
 from .listen import Listeners
 from .logins import ASK as LOGIN
+from .logins import WITHDRAW as LOGIN_WITHDRAWN
 from .logins import PasswordJudge
 from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
@@ -137,7 +138,8 @@ class ResticServer(InTurn):
         judge = None
         if self.htpasswd is not None:
             throttle = Throttle(settings.auth_failures, reactor.seconds)
-            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, self.events.tell_now_and_then)
+            tell = self.events.tell_now_and_then
+            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, tell, PASSWORD_THREADS)
         profile = settings.cpu_profile
         if profile and os.path.isdir(profile):
             raise StartError(f"cannot write the profile {profile}: it is a directory")
@@ -201,7 +203,7 @@ class ResticServer(InTurn):
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
             if judge is not None:
-                verbs[LOGIN] = judge.answer
+                verbs |= {LOGIN: judge.answer, LOGIN_WITHDRAWN: judge.withdraw}
             front = self.workers = Workers(
                 reactor,
                 settings.listen,
