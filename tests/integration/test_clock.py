@@ -144,7 +144,7 @@ class ClockStepTests(SynchronousTestCase):
             for step_s, trial in zip(STEPS_S, trials, strict=True)
             for what in trial.result()
         ]
-        self.assertEqual("", "\n".join(wrong))
+        self.assertFalse(wrong, "\n".join(wrong))
 
     def trial(self, server: ServerProcess, clock: WallClock, directory: Path, step_s: int) -> list[str]:
         """What goes wrong at one server."""
