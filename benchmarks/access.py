@@ -2,7 +2,8 @@
 What guessing passwords tells, and what it costs those who are known.
 
 timing: a refusal for a wrong password beside one for an unknown user. flood: uploads of a known user, alone and beside
-100 wrong passwords a second from many addresses. See README.md here.
+100 wrong passwords a second from many addresses. logins: right logins beside 2, 4 and 60 addresses that guess. See
+README.md here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import http.client
 import itertools
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,8 @@ from harness import MIB, BenchmarkError, Server, built_client, drive, run_main, 
 
 USER, PASSWORD = "alice", "correct horse"
 PER_S, ADDRESSES, WINDOW_S = 100, 5_000, 10.0
+#: Of the floods of logins: addresses, connections of each, and users that log in once each beside it.
+CROWDS, CONNECTIONS, NEW_USERS = (0, 2, 4, 60), 17, 25
 #: Packs of 16 MiB at a time; they are deleted before the next.
 PACKS = 24
 
@@ -35,10 +39,10 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
-def users_file(directory: Path) -> Path:
+def users_file(directory: Path, users: int = 5) -> Path:
     """An htpasswd file with some users, at bcrypt's cost 10."""
     path = directory / "users"
-    names = [USER, *(f"user{number}" for number in range(5))]
+    names = [USER, *(f"user{number}" for number in range(users))]
     hashes = {name: bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode("ascii") for name in names}
     path.write_text("".join(f"{name}:{hashed}\n" for name, hashed in hashes.items()))
     return path
@@ -113,16 +117,55 @@ async def guess_on(url: str) -> None:
     )
 
 
-class Guesser:
-    """The guesser as a process of its own, from entering to leaving."""
+async def crowd_on(url: str, addresses: int) -> None:
+    """Guess on many connections of each address, in ever new names, until standard input ends; print the statuses."""
+    host, _, port = urlsplit(url).netloc.partition(":")
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    statuses: Counter[str] = Counter()
+    numbers = itertools.count()
 
-    def __init__(self, server: Server) -> None:
+    async def guess_again(source: str) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+                number = next(numbers)
+                writer.write(
+                    f"GET /config HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                    f"Authorization: {basic(f'guess{number}', f'guess {number}')}\r\n\r\n".encode()
+                )
+                line = await reader.readline()
+                statuses[line[9:12].decode("ascii")] += 1
+                writer.close()
+            except OSError:
+                statuses["lost"] += 1
+            # A round trip over a network; without it the machine is busy with connections, and nothing else is measured.
+            await asyncio.sleep(0.05)
+
+    sources = [f"127.0.1.{number + 1}" for number in range(addresses) for _ in range(CONNECTIONS)]
+    tasks = [asyncio.create_task(guess_again(source)) for source in sources]
+    await asyncio.sleep(1)
+    print("begun", flush=True)
+    await ended
+    for task in tasks:
+        task.cancel()
+    print(f"{next(numbers)} guesses, answers {dict(statuses)}", flush=True)
+
+
+class Guesser:
+    """
+    The guesser as a process of its own, from entering to leaving.
+
+    @param how: more of its command line.
+    """
+
+    def __init__(self, server: Server, *how: str) -> None:
         self._url = server.url
+        self._how = how
         self.said = ""
 
     def __enter__(self) -> Guesser:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--guess", self._url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--guess", self._url, *self._how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()  # it begins
@@ -181,23 +224,68 @@ def flood(client: str, directory: Path, rounds: int) -> None:
     )
 
 
+def log_in_s(server: Server, number: int) -> tuple[float, int]:
+    """How long one right login takes on a connection of its own, and its status."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    started = time.perf_counter()
+    connection.request("GET", "/config", headers={"Authorization": basic(f"user{number}", PASSWORD)})
+    status = connection.getresponse().status
+    connection.close()
+    return time.perf_counter() - started, status
+
+
+def logins(directory: Path) -> None:
+    """
+    Print how long right logins take beside floods. The throttle is off: it would end them after some seconds.
+    """
+    users = users_file(directory, NEW_USERS)
+    flags = ["--htpasswd-file", str(users), "--auth-failures", "0", "--trusted-proxy", "192.0.2.1"]
+    for addresses in CROWDS:
+        with this_server(directory / "logins", None, flags) as server:
+
+            def measure() -> list[tuple[float, int]]:
+                return [log_in_s(server, number) for number in range(NEW_USERS)]
+
+            said = "nothing"
+            if addresses:
+                with Guesser(server, "--addresses", str(addresses)) as guesser:
+                    found = measure()
+                said = guesser.said
+            else:
+                found = measure()
+        times = [took for took, status in found if status == 404]
+        middle = f"median {statistics.median(times):.3f} s, worst {max(times):.3f} s" if times else "no time"
+        others = Counter(status for _, status in found if status != 404)
+        print(
+            f"logins beside {addresses} addresses with {CONNECTIONS} connections each: {len(times)} of {NEW_USERS} right, "
+            f"{middle}, others {dict(others)} ({said})",
+            flush=True,
+        )
+
+
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("timing", "flood"), help="only one of the two")
+    parser.add_argument("--only", choices=("timing", "flood", "logins"), help="only one of the three")
     parser.add_argument("--tries", type=int, default=50, help="refusals of each kind (50)")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of the flood (4)")
     parser.add_argument("--guess", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--addresses", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.guess:
-        asyncio.run(guess_on(arguments.guess))
+        # Each connection takes a descriptor.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        asyncio.run(crowd_on(arguments.guess, arguments.addresses) if arguments.addresses else guess_on(arguments.guess))
         sys.stdout.flush()
         os._exit(0)  # the thread at standard input would wait
     with scratch(3 * PACKS * 16 * MIB) as directory:
-        if arguments.only != "flood":
+        if arguments.only in (None, "timing"):
             timing(directory, arguments.tries)
             sys.stdout.flush()
-        if arguments.only != "timing":
+        if arguments.only in (None, "logins"):
+            logins(directory)
+        if arguments.only in (None, "flood"):
             flood(built_client(), directory, arguments.rounds)
     return 0
 

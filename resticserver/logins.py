@@ -8,18 +8,22 @@ asks that one, and may remember its word for as long as that one does.
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from .access.htpasswd import Htpasswd, joined
+from .access.loginqueue import LoginQueue, Waiting
 from .access.throttle import Login, Throttle
 from .errors import Forbidden, ServerError, Unauthorized, Unavailable
 from .messages import Failed, Wire, WireLost
@@ -28,21 +32,39 @@ from .storage.volume import GONE
 from .telemetry.events import Event, EventKind
 from .web.jobs import Pool
 
-#: More password checks than this do not wait for the pool: a flood of logins must not make others wait for minutes.
+#: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
-#: When more than so many wait, that is a flood: after a wrong password the pool rests twice as long as the check took.
+#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took.
 FLOOD_CHECKS = 8
-#: Of these, from one network.
-MOST_CHECKS_OF_A_PLACE = 16
 
 #: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
 MOST_REMEMBERED = 10_000
 
-#: The question of a worker.
-ASK = "login"
+#: The question of a worker, and what it says when nobody waits for the answer any more.
+ASK, WITHDRAW = "login", "login withdrawn"
 _REFUSALS = {error.__name__: error for error in (Unauthorized, Forbidden, Unavailable)}
 
 _log = Logger()
+
+
+@dataclass(eq=False)
+class _Check:
+    """
+    The check of one login, and who waits for it.
+
+    @ivar verified: it was right lately, at the same place.
+    @ivar answers: those that wait.
+    @ivar later: while it is delayed.
+    @ivar waiting: its place in the queue, since it came there.
+    @ivar begun: a thread has it; nothing ends it any more.
+    """
+
+    login: Login
+    verified: bool
+    answers: list[Deferred[bool]] = field(default_factory=list)
+    later: IDelayedCall | None = None
+    waiting: Waiting[_Check] | None = None
+    begun: bool = False
 
 
 class PasswordJudge:
@@ -53,6 +75,9 @@ class PasswordJudge:
     whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
     credentials that were right on the same connection.
 
+    Checks wait here and not in the pool: whose is next is decided when a thread is free (L{LoginQueue}).
+
+    @param threads: the pool's; so many checks are given to it at once.
     @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
     """
 
@@ -63,17 +88,23 @@ class PasswordJudge:
         throttle: Throttle,
         reactor: IReactorTime,
         tell: Callable[[Event, str], object] = lambda event, key: None,
+        threads: int = 1,
     ) -> None:
         self._tell = tell
         self._htpasswd = htpasswd
         self._pool = pool
         self._throttle = throttle
         self._reactor = reactor
-        self._waiting: dict[tuple[str, bytes, str], list[Deferred[bool]]] = {}
+        self._threads = threads
+        self._checks: dict[tuple[str, bytes, str], _Check] = {}
+        self._queue: LoginQueue[_Check] = LoginQueue(MOST_CHECKS, reactor.seconds)
+        self._running = 0
+        #: Threads that have no guess to check for a while.
+        self._resting = 0
+        #: What workers have asked and not been answered.
+        self._asked: dict[str, Deferred[None]] = {}
         self.failures = 0
         self.lockouts = 0
-        self._checks = 0
-        self._checks_by_place: Counter[str] = Counter()
 
     def knows(self, login: Login) -> bool:
         """Whether a login is right without a check; quick."""
@@ -92,41 +123,65 @@ class PasswordJudge:
         if not await self._check(login):
             raise Unauthorized()
 
-    async def answer(self, user: str, password: str, address: str, trusted: bool, known: bool) -> dict[str, Any]:
+    async def answer(
+        self, user: str, password: str, address: str, trusted: bool, known: bool, question: str = ""
+    ) -> dict[str, Any]:
         """
         A worker's question, in the words of L{DistantJudge}.
 
         @param password: as C{latin-1}.
+        @param question: its name, for L{withdraw}.
         """
         login = Login(user, password.encode("latin-1"), address, trusted, known)
         try:
             if not self.knows(login):
-                await self.judge(login)
+                judging = self._asked[question] = Deferred.fromCoroutine(self.judge(login))
+                try:
+                    await judging
+                finally:
+                    self._asked.pop(question, None)
         except ServerError as error:
             return {"refused": type(error).__name__, "message": error.message}
+        except CancelledError:
+            return {"refused": Unavailable.__name__, "message": "withdrawn"}
         left_s, reading = self._htpasswd.cached(login.user, login.password, login.place)
         return {"left_s": left_s, "reading": reading}
+
+    def withdraw(self, question: str) -> None:
+        """The client of a worker's question is gone."""
+        asked = self._asked.get(question)
+        if asked is not None:
+            asked.cancel()
 
     def _may_look_up(self, login: Login) -> bool:
         return login.known or self._throttle.may_look_up(login.user, login.address, login.address_is_trusted)
 
     def _check(self, login: Login) -> Deferred[bool]:
+        """Whether a login is right. To cancel it means that the client is gone."""
         key = (login.user, login.password, login.place)
-        answer: Deferred[bool] = Deferred()
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            checking = self._begin(login)
-            self._waiting[key] = [answer]
-            checking.addBoth(self._checked, key)
-        else:
-            waiting.append(answer)
+        check = self._checks.get(key)
+        begins = check is None
+        if check is None:
+            check, delay_s = self._admitted(login)
+            self._checks[key] = check
+        answer: Deferred[bool] = Deferred(partial(self._gone, check))
+        check.answers.append(answer)
+        if begins and delay_s:
+            check.later = self._reactor.callLater(delay_s, self._wait, check)
+        elif begins:
+            self._wait(check)
         return answer
 
-    def _begin(self, login: Login) -> Deferred[bool]:
+    def _admitted(self, login: Login) -> tuple[_Check, float]:
+        """
+        A new check, and how much later it may begin.
+
+        @raise Forbidden: too many failures from this address.
+        """
         user, address, exempt = login.user, login.address, login.address_is_trusted
         if self._may_look_up(login):
             if self._htpasswd.was_verified(user, login.password, login.place):
-                return self._run(login)
+                return _Check(login, verified=True), 0.0
             self._throttle.missed(user, address, exempt)
         verdict = self._throttle.admit(user, address, exempt)
         if verdict.lockout_began:
@@ -136,51 +191,98 @@ class PasswordJudge:
             _log.warn("too many auth failures from {address}: refused for a while", address=address)
         if verdict.refused:
             raise Forbidden("too many failed logins from your address, try again later")
+        return _Check(login, verified=False), verdict.delay_s
 
-        def look() -> Deferred[bool]:
-            crowded = not exempt and self._checks_by_place[login.place] >= MOST_CHECKS_OF_A_PLACE
-            if self._checks >= MOST_CHECKS or crowded:
-                self._throttle.give_back(user, address)
-                raise Unavailable("too many logins at once, try again")
-            return self._run(login).addCallback(judged)
+    def _wait(self, check: _Check) -> None:
+        """Let a check wait for a thread."""
+        check.later = None
+        check.waiting, given_up = self._queue.add(check.login, check.verified, check)
+        if given_up is not None:
+            self._drop(given_up.item)
+            self._end(given_up.item, Failure(Unavailable("too many logins at once, try again")))
+        self._begin()
 
-        def judged(right: bool) -> bool:
-            if right:
-                self._throttle.give_back(user, address)
-            else:
-                self.failures += 1
-                name = user if is_user_name(user) else "(not a user name)"
-                _log.warn("auth failure from {address} for user {name}", address=address, name=name)
-            return right
+    def _gone(self, check: _Check, answer: Deferred[bool]) -> None:
+        """Whoever waited for this answer waits no longer; a check that nobody waits for is not made."""
+        check.answers.remove(answer)
+        if not check.answers and not check.begun:
+            if check.later is not None:
+                check.later.cancel()
+            if check.waiting is not None:
+                self._queue.remove(check.waiting)
+            self._drop(check)
 
-        if not verdict.delay_s:
-            return look()
-        later: Deferred[Any] = deferLater(self._reactor, verdict.delay_s, look)
-        return later
+    def _drop(self, check: _Check) -> None:
+        """A check is not made, so it was no failure."""
+        login = check.login
+        del self._checks[login.user, login.password, login.place]
+        if not check.verified:
+            self._throttle.give_back(login.user, login.address)
 
-    def _run(self, login: Login) -> Deferred[bool]:
-        def ended(result: bool) -> bool:
-            self._checks -= 1
-            self._checks_by_place[login.place] -= 1
-            if not self._checks_by_place[login.place]:
-                del self._checks_by_place[login.place]
-            return result
+    def _begin(self) -> None:
+        """Let as many checks begin as there are threads for."""
+        while self._running < self._threads:
+            waiting = self._queue.first()
+            if waiting is None or (self._running + self._resting >= self._threads and self._may_rest(waiting)):
+                return
+            self._queue.take(waiting)
+            check, login = waiting.item, waiting.item.login
+            check.begun = True
+            self._running += 1
+            running = self._pool.run(self._look_at, login.user, login.password, login.place)
+            running.addBoth(self._checked, check, waiting)
 
-        self._checks += 1
-        self._checks_by_place[login.place] += 1
-        return self._pool.run(self._look_at, login.user, login.password, login.place).addBoth(ended)
+    def _may_rest(self, waiting: Waiting[_Check]) -> bool:
+        """Whether a check waits for the end of a rest: a guess does, but not who has never failed, unless these are many."""
+        if waiting.verified:
+            return False
+        return self._queue.has_failed(waiting) or self._queue.waiting_without_failures() > FLOOD_CHECKS
 
-    def _look_at(self, user: str, password: bytes, place: str) -> bool:
-        """In the pool: whether it is right. Those who guess wait for each other, and not transfers for them."""
+    def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:
+        """In the pool: whether it is right, and how long that took."""
         started = time.perf_counter()
-        right = self._htpasswd.check(user, password, place)
-        if not right and self._checks > FLOOD_CHECKS:
-            time.sleep(2 * (time.perf_counter() - started))
-        return right
+        return self._htpasswd.check(user, password, place), time.perf_counter() - started
 
-    def _checked(self, result: object, key: tuple[str, bytes, str]) -> None:
-        for answer in self._waiting.pop(key):
-            answer.callback(result)  # type: ignore[arg-type]
+    def _checked(self, result: Failure | tuple[bool, float], check: _Check, waiting: Waiting[_Check]) -> None:
+        self._running -= 1
+        login = check.login
+        right: Failure | bool
+        if isinstance(result, Failure):
+            right = result
+        else:
+            right, took_s = result
+            if right:
+                self._queue.was_right(waiting)
+                if not check.verified:
+                    self._throttle.give_back(login.user, login.address)
+            else:
+                self._queue.was_wrong(waiting)
+                self._was_wrong(check)
+                # Those who guess wait for each other, and not transfers for them.
+                if len(self._queue) > FLOOD_CHECKS:
+                    self._resting += 1
+                    self._reactor.callLater(2 * took_s, self._rested)
+        del self._checks[login.user, login.password, login.place]
+        self._end(check, right)
+        self._begin()
+
+    def _was_wrong(self, check: _Check) -> None:
+        if check.verified:
+            return
+        login = check.login
+        self.failures += 1
+        name = login.user if is_user_name(login.user) else "(not a user name)"
+        _log.warn("auth failure from {address} for user {name}", address=login.address, name=name)
+
+    def _rested(self) -> None:
+        self._resting -= 1
+        self._begin()
+
+    @staticmethod
+    def _end(check: _Check, right: Failure | bool) -> None:
+        """Answer all who wait; an answer may take others with it."""
+        while check.answers:
+            check.answers.pop(0).callback(right)  # type: ignore[arg-type]
 
 
 class DistantJudge:
@@ -198,6 +300,7 @@ class DistantJudge:
         self._reading = reading
         self._clock = clock
         self._salt = secrets.token_bytes(32)
+        self._questions = (f"{os.getpid()}-{number}" for number in count(1))
         #: Until when each login is right, and by which reading; the oldest first.
         self._right: dict[bytes, tuple[float, int]] = {}
 
@@ -224,9 +327,11 @@ class DistantJudge:
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: too many logins wait already, or the parent is gone.
         """
+        question = next(self._questions)
         try:
             answer = await self._wire.ask(
                 ASK,
+                question=question,
                 user=login.user,
                 password=login.password.decode("latin-1"),
                 address=login.address,
@@ -237,6 +342,9 @@ class DistantJudge:
             if isinstance(error, Failed):
                 _log.error("could not check a password: {error}", error=error)
             raise Unavailable("passwords cannot be checked now, try again") from error
+        except CancelledError:
+            self._wire.tell(WITHDRAW, question=question)
+            raise
         if "refused" in answer:
             raise _REFUSALS[answer["refused"]](answer["message"])
         if answer["left_s"] > 0:

@@ -39,6 +39,7 @@ from .events import EVENT, Events
 from .integrity import SizeChanges
 from .listen import Listeners
 from .logins import ASK as LOGIN
+from .logins import WITHDRAW as LOGIN_WITHDRAWN
 from .logins import PasswordJudge
 from .monitoring import COUNTED, Monitoring, gauge
 from .options import Options as Options  # twistd looks for it here
@@ -148,7 +149,8 @@ class ResticServer(InTurn):
         judge = None
         if self.htpasswd is not None:
             throttle = Throttle(settings.auth_failures, reactor.seconds)
-            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, self.events.tell_now_and_then)
+            tell = self.events.tell_now_and_then
+            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, tell, PASSWORD_THREADS)
         profile = settings.cpu_profile
         if profile and os.path.isdir(profile):
             raise StartError(f"--cpu-profile: cannot write {profile}: it is a directory")
@@ -213,7 +215,7 @@ class ResticServer(InTurn):
             desk = AccountsDesk(self.accounts)
             verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
             if judge is not None:
-                verbs[LOGIN] = judge.answer
+                verbs |= {LOGIN: judge.answer, LOGIN_WITHDRAWN: judge.withdraw}
             front = self.workers = Workers(
                 reactor,
                 settings.listen,

@@ -166,8 +166,13 @@ class AuthenticationTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
-        self.judge = PasswordJudge(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)  # type: ignore[arg-type]
+        self.judge = self.make_judge(threads=1000)
         self.door = PasswordAuthentication(self.judge)
+
+    def make_judge(self, threads: int) -> PasswordJudge:
+        """A judge whose pool has so many threads."""
+        throttle = Throttle(4, self.clock.seconds)
+        return PasswordJudge(self.users, self.pool, throttle, self.clock, threads=threads)  # type: ignore[arg-type]
 
     def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
@@ -364,16 +369,6 @@ class AuthenticationTests(SynchronousTestCase):
         self.pool.run_all()
         self.assertEqual("alice", self.successResultOf(first))
 
-    def test_a_place_has_its_share(self) -> None:
-        """One address cannot fill the pool with its checks."""
-        self.patch(logins, "MOST_CHECKS_OF_A_PLACE", 2)
-        for number in range(2):
-            self.drop(basic(f"user{number}:wrong"))
-        self.failureResultOf(self.ask(basic("alice:secret")), Unavailable)
-        answer = self.ask(basic("alice:secret"), address="192.0.2.2")
-        self.pool.run_all()
-        self.assertEqual("alice", self.successResultOf(answer))
-
     def test_trusted_address_is_never_refused(self) -> None:
         """A trusted proxy's own address is everybody's."""
         for number in range(30):
@@ -390,48 +385,160 @@ class AuthenticationTests(SynchronousTestCase):
             self.pool.run_all()
             self.assertEqual("alice", self.successResultOf(answer))
 
-    def test_too_many_at_once(self) -> None:
-        """When many checks wait, a new one is answered at once, and is no failure; who was right today still waits."""
-        self.patch(logins, "MOST_CHECKS", 3)
+    # --- many at once
+
+    def crowd(self, threads: int = 1) -> None:
+        """A pool with few threads, which are all busy with guesses from an address that nobody else here has."""
+        self.judge = self.make_judge(threads)
+        self.door = PasswordAuthentication(self.judge)
+        for number in range(threads):
+            self.drop(basic(f"busy{number}:wrong"), address="203.0.113.1")
+        self.assertEqual(threads, len(self.pool.jobs))
+
+    def checked_users(self) -> str:
+        """The users whose passwords were checked since the last time, in order."""
+        checked = " ".join(user for user, _ in self.users.checked)
+        self.users.checked.clear()
+        return checked
+
+    def run_jobs(self, times: int) -> None:
+        """Let checks end one after the other, with a rest after each."""
+        for _ in range(times):
+            self.pool.run_all()
+            self.clock.advance(1)
+
+    def test_threads(self) -> None:
+        """The pool has as many checks as threads, and the next when one has ended."""
+        self.crowd(threads=2)
         for number in range(3):
-            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
-        self.failureResultOf(self.ask(basic("alice:secret"), address="192.0.2.9"), Unavailable)
+            self.drop(basic(f"user{number}:wrong"))
+        self.assertEqual(2, len(self.pool.jobs))
+        self.pool.run_all()
+        self.assertEqual(2, len(self.pool.jobs))
+        self.pool.run_all()
+        self.assertEqual(1, len(self.pool.jobs))
+
+    def test_longest_waiter_of_the_most_crowded(self) -> None:
+        """In a full queue the longest waiter of the address with the most is given up, which is no failure of his."""
+        self.patch(logins, "MOST_CHECKS", 4)
+        self.crowd()
+        crowded = [self.ask(basic(f"crowd{number}:wrong"), address="192.0.2.1") for number in range(3)]
+        few = self.ask(basic("few:wrong"), address="198.51.100.1")
+        new = self.ask(basic("alice:secret"), address="198.51.100.2")
+        self.failureResultOf(crowded[0], Unavailable)
+        for waits in (*crowded[1:], few, new):
+            self.assertNoResult(waits)
+        self.run_jobs(5)
+        self.assertEqual("alice", self.successResultOf(new))
+        self.failureResultOf(few, Unauthorized)
+        for answer in crowded[1:]:
+            self.failureResultOf(answer, Unauthorized)
+        self.assertEqual(4, self.judge.failures)
+
+    def test_addresses_without_failures_come_first(self) -> None:
+        """Whoever failed lately waits for those who did not, and for those who were right lately, whoever came first."""
+        self.crowd()
+        for number in range(3):
+            self.drop(basic(f"guess{number}:wrong"), address="203.0.113.1")
+        self.drop(basic("other:wrong"), address="192.0.2.2")
+        self.pool.run_all()  # now that address has failed
+        self.drop(basic("new:wrong"), address="192.0.2.3")
+        self.users.verified.add(("bob", b"secret"))
+        self.drop(basic("bob:secret"), address="203.0.113.1")
+        self.run_jobs(6)
+        self.assertEqual("busy0 other bob new guess0 guess1 guess2", self.checked_users())
+
+    def test_those_who_wait_do_not_count_verified(self) -> None:
+        """Who was right lately waits in a full queue as well, and nobody is given up for it."""
+        self.patch(logins, "MOST_CHECKS", 2)
+        self.crowd()
+        waiting = [self.ask(basic(f"user{number}:wrong"), address=f"192.0.2.{number}") for number in range(2)]
         self.users.verified.add(("alice", b"secret"))
-        answer = self.ask(basic("alice:secret"), address="192.0.2.9")
+        known = self.ask(basic("alice:secret"), address="192.0.2.9")
+        for answer in (*waiting, known):
+            self.assertNoResult(answer)
+        self.run_jobs(2)
+        self.assertEqual("alice", self.successResultOf(known))
+
+    def test_client_gone_frees_its_place(self) -> None:
+        """A check that nobody waits for is not made, and was no failure: neither one in the queue nor one that is delayed."""
+        self.patch(logins, "MOST_CHECKS", 2)
+        self.crowd()
+        for number in range(30):
+            gone = self.ask(basic(f"alice:gone{number}"), address="192.0.2.1")
+            gone.cancel()
+            self.failureResultOf(gone, CancelledError)
+        delayed = [self.ask(basic(f"alice:wrong{number}"), address="192.0.2.1") for number in range(6)]
+        for answer in delayed:
+            answer.addErrback(lambda failure: failure.trap(CancelledError, Unavailable))
+            answer.cancel()
+        self.assertEqual([], self.clock.getDelayedCalls())
+        answer = self.ask(basic("alice:secret"), address="192.0.2.1")
         self.assertNoResult(answer)
-        self.pool.run_all()
+        self.run_jobs(2)
         self.assertEqual("alice", self.successResultOf(answer))
-        self.users.verified.clear()
-        again = self.ask(basic("alice:secret"), address="192.0.2.9")
-        self.pool.run_all()
-        self.assertEqual("alice", self.successResultOf(again))
+        self.assertEqual("busy0 alice", self.checked_users())
+
+    def test_one_of_two_gone(self) -> None:
+        """Of two that wait for one check in the queue one goes: the other has its answer."""
+        self.crowd()
+        gone, stays = self.ask(basic("alice:secret")), self.ask(basic("alice:secret"))
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.run_jobs(2)
+        self.assertEqual("alice", self.successResultOf(stays))
 
     def test_flood(self) -> None:
-        """When many wait, a wrong password costs the pool a rest, a right one does not; and never when few wait."""
-        rests: list[float] = []
-        self.patch(logins.time, "sleep", rests.append)
+        """
+        When many wait, a wrong password is followed by a rest before the next guess, and not before a login from an address
+        without failures or one that was right lately; nor is there a rest when few wait.
+        """
         self.patch(logins, "FLOOD_CHECKS", 2)
-        for number in range(2):
-            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
+        self.crowd()
         self.pool.run_all()
-        self.assertEqual([], rests)
-        for number in range(3):
-            self.drop(basic(f"user{number}:wrong"), address=f"192.0.2.{number}")
-        self.drop(basic("alice:secret"), address="192.0.2.9")
-        self.pool.jobs.reverse()
+        self.assertEqual([], self.clock.getDelayedCalls())
+        for number in range(8):
+            self.drop(basic(f"guess{number}:wrong"), address="203.0.113.1")
+        self.clock.advance(10)
         self.pool.run_all()
-        self.assertEqual(1, len(rests))  # of four, one right, the last two when few wait
-        self.assertTrue(all(rest > 0 for rest in rests))
+        self.assertEqual([], self.pool.jobs)  # it rests
+        answer = self.ask(basic("alice:secret"), address="192.0.2.9")
+        self.assertEqual(1, len(self.pool.jobs))
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+        self.users.verified.add(("alice", b"secret"))
+        answer = self.ask(basic("alice:secret"), address="203.0.113.1")
+        self.pool.run_all()
+        self.assertEqual("alice", self.successResultOf(answer))
+        self.assertEqual([], self.pool.jobs)
+        self.clock.advance(1)
+        self.assertEqual(1, len(self.pool.jobs))
+
+    def test_flood_of_new_addresses(self) -> None:
+        """Many guesses from addresses that never failed before rest as well."""
+        self.patch(logins, "FLOOD_CHECKS", 2)
+        self.crowd()
+        for number in range(8):
+            self.drop(basic(f"guess{number}:wrong"), address=f"192.0.2.{number}")
+        self.pool.run_all()
+        self.assertEqual([], self.pool.jobs)
+        self.clock.advance(1)
+        self.assertEqual(1, len(self.pool.jobs))
 
     def test_too_many_after_a_delay(self) -> None:
-        """What comes out of its delay into a full pool does not wait for it either."""
-        self.guess(3)
+        """What comes out of its delay waits in the same queue, and is given up there like all others."""
         self.patch(logins, "MOST_CHECKS", 2)
+        self.crowd()
         answers = [self.ask(basic(f"alice:more{number}"), address=f"192.0.2.{10 + number}") for number in range(12)]
         self.clock.advance(5)
-        self.pool.run_all()
-        refused = [answer for answer in answers if isinstance(self.failureResultOf(answer).value, Unavailable)]
-        self.assertEqual(10, len(refused))
+        given_up = [answer for answer in answers if answer.called]
+        for answer in given_up:
+            self.failureResultOf(answer, Unavailable)
+        self.assertEqual(10, len(given_up))
+        self.run_jobs(3)
+        for answer in answers:
+            self.assertTrue(answer.called)
+            answer.addErrback(lambda failure: failure.trap(Unauthorized))
 
     def test_no_authentication(self) -> None:
         """With --no-auth nobody is asked, whatever the header says."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -20,8 +20,9 @@ from resticserver.access.throttle import Login, Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.logins import DistantJudge, PasswordJudge
 from resticserver.messages import Failed, WireLost
+from resticserver.web.jobs import shielded
 
-from .support.memory import InlinePool
+from .support.memory import HeldPool, InlinePool
 
 ALICE = Login("alice", b"s\xe9cret", "192.0.2.1", False, False)
 KNOWN = ALICE._replace(known=True)
@@ -43,7 +44,14 @@ class AskedWire:
         if self.error is not None:
             return fail(self.error)
         answer = Deferred.fromCoroutine(self._judge.answer(**json.loads(json.dumps(arguments))))
-        return answer.addCallback(lambda value: json.loads(json.dumps(value)))
+        # As on the real wire, whoever asked cannot cancel what the parent does.
+        return shielded(answer).addCallback(lambda value: json.loads(json.dumps(value)))
+
+
+    def tell(self, verb: str, **arguments: Any) -> None:
+        """The worker's word."""
+        assert verb == logins.WITHDRAW
+        self._judge.withdraw(**json.loads(json.dumps(arguments)))
 
 
 class DistantJudgeTests(SynchronousTestCase):
@@ -57,8 +65,13 @@ class DistantJudgeTests(SynchronousTestCase):
         self.clock = Clock()
         self.users = Htpasswd(self.path, self.clock.seconds)
         self.users.load()
-        parents = PasswordJudge(self.users, InlinePool(), Throttle(4, self.clock.seconds), self.clock)
-        self.wire = AskedWire(parents)
+        self.pool: InlinePool | HeldPool = InlinePool()
+        self.start()
+
+    def start(self) -> None:
+        """A parent that checks passwords in the pool, and a worker."""
+        self.parents = PasswordJudge(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)
+        self.wire = AskedWire(self.parents)
         self.judge = DistantJudge(self.wire, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
 
     @staticmethod
@@ -145,10 +158,26 @@ class DistantJudgeTests(SynchronousTestCase):
             self.clock.advance(-6)
         refused = self.failureResultOf(self.asks(WRONG), Forbidden).value
         self.assertIn("too many failed logins", str(refused))
-        self.patch(logins, "MOST_CHECKS", 0)
+        self.parents._queue.size = 0
         busy = self.failureResultOf(self.asks(WRONG._replace(address="192.0.2.9", user="carol")), Unavailable).value
         self.assertIn("too many logins at once", str(busy))
         self.flushLoggedErrors()
+
+    def test_client_gone(self) -> None:
+        """A client of a worker's that is gone has no place in the parent's queue any more; others keep theirs."""
+        self.pool = HeldPool()
+        self.start()
+        busy = self.asks(WRONG._replace(user="busy"))
+        gone, stays = self.asks(WRONG._replace(user="gone")), self.asks(ALICE)
+        self.assertEqual(2, len(self.parents._queue))
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.assertEqual(1, len(self.parents._queue))
+        self.parents.withdraw("no such question")
+        self.pool.release(2)
+        self.successResultOf(stays)
+        self.failureResultOf(busy, Unauthorized)
+        self.assertEqual((1, {}), (self.parents.failures, self.parents._asked))
 
     def test_no_parent(self) -> None:
         """Without a parent passwords cannot be checked; what is known is known."""

@@ -166,12 +166,13 @@ class ThrottleTests(SynchronousTestCase):
 
     def test_lookups(self) -> None:
         """Looking for a password among those that were right is bounded too: by address, or else by user."""
-        for address, exempt, others in (
-            ("192.0.2.1", False, (("bob", "192.0.2.1", False, False), ("alice", "192.0.2.2", False, True))),
-            ("127.0.0.1", True, (("bob", "127.0.0.1", True, True), ("alice", "-", False, False))),
+        most = throttle.LOOKUPS + throttle.LOOKUPS_OF_A_USER
+        for address, exempt, lookups, others in (
+            ("192.0.2.1", False, most, (("bob", "192.0.2.1", False, True), ("alice", "192.0.2.2", False, True))),
+            ("127.0.0.1", True, throttle.LOOKUPS, (("bob", "127.0.0.1", True, True), ("alice", "-", False, False))),
         ):
             self.setUp()
-            for _ in range(throttle.LOOKUPS):
+            for _ in range(lookups):
                 self.assertTrue(self.throttle.may_look_up("alice", address, exempt))
                 self.throttle.missed("alice", address, exempt)
             self.assertFalse(self.throttle.may_look_up("alice", address, exempt))
@@ -179,8 +180,31 @@ class ThrottleTests(SynchronousTestCase):
                 self.assertEqual(may, self.throttle.may_look_up(user, other, other_exempt), (user, other))
             for _ in range(1000):
                 self.throttle.missed("alice", address, exempt)
+            self.assertFalse(self.throttle.may_look_up("alice", address, exempt))
             self.now += 1
             self.assertTrue(self.throttle.may_look_up("alice", address, exempt))
+
+    def test_lookups_of_others(self) -> None:
+        """Whoever guesses in many names leaves each of the others at the address a few looks of their own."""
+        for number in range(1000):
+            self.throttle.missed(f"guess{number}", "192.0.2.1", False)
+        for user in ("alice", "bob"):
+            for left in range(throttle.LOOKUPS_OF_A_USER, 0, -1):
+                self.assertTrue(self.throttle.may_look_up(user, "192.0.2.1", False), left)
+                self.throttle.missed(user, "192.0.2.1", False)
+            self.assertFalse(self.throttle.may_look_up(user, "192.0.2.1", False))
+
+    def test_wider_networks(self) -> None:
+        """The network around an address: a /24, or the /48 of a /64; other places are their own."""
+        for address, network in (
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:1:2::3", "2001:db8:1::/48"),
+            ("-", "-"),
+            ("unknown", "unknown"),
+        ):
+            place = throttle.Login("alice", b"", address, False, False).place
+            self.assertEqual(network, throttle.wider_network_of(place))
 
     def test_off(self) -> None:
         """With 0 nothing is slowed or refused."""

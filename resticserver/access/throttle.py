@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -25,8 +25,10 @@ MOST_DELAY_S = 5.0
 DELAY_STEP_S = 0.5
 #: Users, and addresses, that are remembered; the one that failed the longest ago is forgotten first.
 MOST_BUCKETS = 10_000
-#: Passwords a minute that may be looked for in vain among those that were right lately.
+#: Passwords a minute that may be looked for in vain among those that were right lately; and, when an address has used these
+#: up, in each user's name: its other users need not suffer for one that guesses.
 LOOKUPS = 100
+LOOKUPS_OF_A_USER = 5
 
 _RATE = re.compile(r"([0-9]{1,9})(?:/(?:minute|min|m))?")
 
@@ -154,6 +156,7 @@ class Throttle:
         self._users = _Buckets(failures_per_minute, clock)
         self._addresses = _Buckets(failures_per_minute, clock)
         self._lookups = _Buckets(LOOKUPS, clock)
+        self._lookups_by_user = _Buckets(LOOKUPS_OF_A_USER, clock)
 
     def admit(self, user: str, address: str, exempt_address: bool) -> Verdict:
         """
@@ -194,23 +197,43 @@ class Throttle:
         Whether a password may be looked for among those that were right lately. That is as good a guess as any, and much
         faster, so there is a bound to the misses of an address (of a user, where the address is not counted).
         """
-        return not self._capacity or self._lookups.get(self._lookup_key(user, address, exempt_address)).tokens >= 1
+        return not self._capacity or any(
+            bucket.tokens >= 1 for bucket in self._lookup_buckets(user, address, exempt_address)
+        )
 
     def missed(self, user: str, address: str, exempt_address: bool) -> None:
         """It was not among them."""
-        bucket = self._lookups.get(self._lookup_key(user, address, exempt_address))
-        bucket.tokens = max(0.0, bucket.tokens - 1)
+        for bucket in self._lookup_buckets(user, address, exempt_address):
+            if bucket.tokens >= 1:
+                bucket.tokens -= 1
+                return
 
-    @staticmethod
-    def _lookup_key(user: str, address: str, exempt_address: bool) -> str:
+    def _lookup_buckets(self, user: str, address: str, exempt_address: bool) -> Iterator[_Bucket]:
+        """What a look is taken from: the first that has a token."""
         network = None if exempt_address else network_of(address)
+        name = _name_of(user)
         # No network has a space in it.
-        return f"user {_name_of(user)}" if network is None else network
+        yield self._lookups.get(f"user {name}" if network is None else network)
+        if network is not None:
+            yield self._lookups_by_user.get(f"{network} {name}")
 
 
 def _name_of(user: str) -> str:
     """The key of a user; what can be no user's name is one key, however long and however many it is."""
     return user if is_user_name(user) else ""
+
+
+@lru_cache(maxsize=10_000)
+def wider_network_of(place: str) -> str:
+    """
+    The network that a place (L{Login.place}) is in: an IPv4 address's /24, a /64's /48, which are often one customer's or
+    one hoster's. Other places are their own.
+    """
+    try:
+        network = ipaddress.ip_network(place)
+    except ValueError:
+        return place
+    return str(network.supernet(new_prefix=24 if network.version == 4 else 48))
 
 
 @lru_cache(maxsize=10_000)
