@@ -28,7 +28,12 @@ SUBCOMMANDS = ("arguments", "policycheck", "statuscommand", "usage", "users")
 #: Lines that are only one placeholder carry others: a worker's, a request of the access log, the reason of a failed start.
 CARRIERS = {"{record}", "{text}", "{line}", "{problem}"}
 #: What is put together of what several modules say.
-MORE = ("start server on {address}", "metrics on {address}")
+MORE = (
+    "start server on {address}",
+    "metrics on {address}",
+    "{number} more TLS handshakes failed within {seconds} s; the last: {last}",
+    "{number} more such requests and connections within {seconds} s; the last: {last}",
+)
 
 
 def texts_of(node: ast.expr, function: ast.AST | None) -> Iterator[str]:
@@ -84,6 +89,10 @@ def lines_in(source: str) -> Iterator[str]:
             case ast.Call(func=ast.Name(id="Event" | "_event"), args=[kind, words, *_]):
                 if not (isinstance(kind, ast.Attribute) and kind.attr in QUIET):
                     yield from texts_of(words, function)
+            case ast.Call(func=ast.Attribute(attr="say", value=ast.Attribute(attr=name)), args=[words]) if name.endswith(
+                "_lines"
+            ):
+                yield from texts_of(words, function)
             case ast.Call(func=ast.Name(id="print"), args=[words], keywords=keywords):
                 if any(word.arg == "file" for word in keywords):
                     yield from texts_of(words, function)
