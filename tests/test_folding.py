@@ -14,7 +14,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import NoSuchRepository, NotFound
 from resticserver.names import OWN_FOLDERS, RESERVED, fold_name, is_folder_name, reserved_name
 from resticserver.storage import folding
-from resticserver.storage.counting import possible_repositories
 from resticserver.storage.folding import Spelling, folds_case, means_reserved
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Publisher
@@ -190,15 +189,20 @@ class SpellingTests(FoldingCase):
                 self.assertRaises(NotFound, self.make, name)
                 self.assertEqual(sorted(beside), sorted(os.listdir(self.top)))
 
+    def possible(self, depth: int) -> set[tuple[str, ...]]:
+        """Where repositories may lie."""
+        store = LocalStore(str(self.top), max_depth=depth)
+        return set(store.counting.possible_repositories())
+
     def test_reserved_that_is_there(self) -> None:
         """A folder whose name is a reserved one in another case is no repository where case is folded, elsewhere it is."""
         (self.top / "DATA" / "ab").mkdir(parents=True)
         (self.top / ".Rest-Server").mkdir()
         (self.top / "alice").mkdir()
-        self.assertEqual({(), ("DATA",), (".Rest-Server",), ("alice",)}, set(possible_repositories(str(self.top), 1)))
+        self.assertEqual({(), ("DATA",), (".Rest-Server",), ("alice",)}, self.possible(1))
         self.assertTrue(self.spelling.look(("DATA",)))
         self.fold(case, "exfat")
-        self.assertEqual({(), ("alice",)}, set(possible_repositories(str(self.top), 2)))
+        self.assertEqual({(), ("alice",)}, self.possible(2))
         self.assertRaises(NoSuchRepository, Spelling(str(self.top)).look, ("DATA",))
         self.assertTrue(means_reserved(str(self.top), "DATA"))
 

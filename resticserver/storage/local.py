@@ -193,6 +193,7 @@ class LocalStore:
             found = False
         if not found:
             self.volume.check()
+            self._way(repository, CONFIG)  # only what nobody has put there is missing
             raise NoSuchRepository()
 
     def create_repository(self, repository: tuple[str, ...]) -> None:
@@ -234,7 +235,11 @@ class LocalStore:
         @raise NotFound: there is no repository.
         """
         self.volume.check()
-        self.find_repository(repository)
+        try:
+            self.find_repository(repository)
+        except NoSuchRepository:
+            self._fsync_way(repository)  # whoever removed it may not have come to make that durable
+            raise
         path = self.repository_path(repository)
         way = self._way(repository, CONFIG)
         if not way.in_repository:
@@ -492,6 +497,7 @@ class LocalStore:
         """
         self.volume.check()
         if not self.spelling.look(repository):
+            self._fsync_way(repository, kind, name)
             return Amount()
         path = self._object_path(repository, kind, name)
         try:

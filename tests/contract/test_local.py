@@ -205,7 +205,7 @@ class Prepare(SynchronousTestCase):
             pass
         for below in (path, os.path.join(path, "repositories")):
             error = self.assertRaises(StartError, LocalStore(below).prepare)
-            self.assertEqual(f"cannot use the data directory {os.path.abspath(below)}: Not a directory", str(error))
+            self.assertEqual(f"--path: cannot use the data directory {os.path.abspath(below)}: Not a directory", str(error))
 
     def test_cannot_be_made_or_written(self) -> None:
         """A directory that cannot be made, or not be written, is a line with the system's reason."""
@@ -217,7 +217,7 @@ class Prepare(SynchronousTestCase):
             finally:
                 patch.restore()
             hint = "; --read-only serves what is there" if code == errno.EROFS else ""
-            self.assertEqual(f"cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}", str(error))
+            self.assertEqual(f"--path: cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}", str(error))
 
     def test_max_depth(self) -> None:
         """The sweep looks as deep as repositories may lie."""

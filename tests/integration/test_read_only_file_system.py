@@ -187,7 +187,7 @@ class FlagsTests(ReadOnlyCase):
         self.assertEqual(1, server.wait())
         said = [line for line in server.err if "cannot use" in line]
         self.assertEqual(
-            [f"cannot use the data directory {self.mount_point}: Read-only file system; --read-only serves what is there"],
+            [f"--path: cannot use the data directory {self.mount_point}: Read-only file system; --read-only serves what is there"],
             [line.removeprefix("rest-server: ") for line in said],
         )
         self.assertIsNone(server.said("Traceback"))
