@@ -217,7 +217,8 @@ class Prepare(SynchronousTestCase):
             finally:
                 patch.restore()
             hint = "; --read-only serves what is there" if code == errno.EROFS else ""
-            self.assertEqual(f"--path: cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}", str(error))
+            words = f"--path: cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}"
+            self.assertEqual(words, str(error))
 
     def test_max_depth(self) -> None:
         """The sweep looks as deep as repositories may lie."""

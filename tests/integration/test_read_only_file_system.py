@@ -186,8 +186,9 @@ class FlagsTests(ReadOnlyCase):
         server = self.start("bind", wait=False)
         self.assertEqual(1, server.wait())
         said = [line for line in server.err if "cannot use" in line]
+        words = "Read-only file system; --read-only serves what is there"
         self.assertEqual(
-            [f"--path: cannot use the data directory {self.mount_point}: Read-only file system; --read-only serves what is there"],
+            [f"--path: cannot use the data directory {self.mount_point}: {words}"],
             [line.removeprefix("rest-server: ") for line in said],
         )
         self.assertIsNone(server.said("Traceback"))
