@@ -511,7 +511,7 @@ class StartTests(AccountsCase):
             for _ in range(3):
                 self.clock.advance(COUNT_AGAIN_S)
             self.assertEqual(Amount(1110, 3), self.used())
-            self.assertIn("exceeded (1.08 KiB used)", self.refused(BOB, 391))
+            self.assertIn("exceeded: upload of 391 bytes, 390 bytes left", self.refused(BOB, 391))
             self.reserve(BOB, 390)
         self.assertEqual(1, len([line for line in self.said(events) if "cannot read" in line]), self.said(events))
         self.successResultOf(self.stop())

@@ -281,7 +281,7 @@ class BackPressureTests(SynchronousTestCase):
         connection = bench.ask(request("GET", f"/data/{name}"))
         pool.release(2)
         connection.channel.pauseProducing()
-        bench.clock.advance(301)
+        bench.clock.advance(311)
         self.assertTrue(connection.transport.aborted)
         pool.release(3)
         self.assertEqual([record.ending.value for record in bench.records], ["truncated"])

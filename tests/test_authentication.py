@@ -110,6 +110,7 @@ class FakeUsers:
         self.verified: set[tuple[str, bytes]] = set()
         self.checked: list[tuple[str, bytes]] = []
         self.error: Exception | None = None
+        self.is_missing = False
 
     def is_cached(self, user: str, password: bytes, place: str) -> bool:
         """Whether this was verified a moment ago."""

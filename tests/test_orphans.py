@@ -15,6 +15,8 @@ PROGRAM = """
 import os, subprocess, time
 from resticserver.orphans import child_of_ours, reap
 
+from .support.processes import process_test
+
 def is_zombie(pid):
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(") ")[2][0] == "Z"
@@ -52,6 +54,7 @@ while os.path.exists(f"/proc/{child.pid}"):
 """
 
 
+@process_test
 class OrphansTests(SynchronousTestCase):
     """L{resticserver.orphans}."""
 

@@ -23,6 +23,7 @@ from resticserver.names import Kind, is_user_name, parse_target, why_no_reposito
 
 from .support.htpasswd import sha_line
 from .support.memory import Bench, request
+from .support.processes import process_test
 from .test_layers import MODULES
 
 ID = "0a" * 32
@@ -133,6 +134,7 @@ class AnswerTests(SynchronousTestCase):
         self.assertIn(b" 404 not found\r\n", bench.ask(request("GET", "/.tmp/config")).received)
 
 
+@process_test
 class FileTests(SynchronousTestCase):
     """Files that cannot be read."""
 
@@ -165,7 +167,7 @@ class FileTests(SynchronousTestCase):
         path.write_text(sha_line("alice", "alice"))
         path.chmod(0o600)
         said = self.as_nobody(path, "try: Htpasswd(path, time.monotonic).load()\nexcept StartError as error: print(error)")
-        self.assertRegex(said, f"^cannot load {re.escape(str(path))}: Permission denied for user id 65534 ")
+        self.assertRegex(said, f"^--htpasswd-file: cannot load {re.escape(str(path))}: Permission denied for user id 65534 ")
         self.assertNotIn("--no-auth", said)
         code = (
             "file = Htpasswd(path, time.monotonic)\n"
