@@ -10,12 +10,12 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from .support.processes import process_test
+
 #: In a process of its own: the tests' own children are not to be taken.
 PROGRAM = """
 import os, subprocess, time
 from resticserver.orphans import child_of_ours, reap
-
-from .support.processes import process_test
 
 def is_zombie(pid):
     with open(f"/proc/{pid}/stat") as file:
