@@ -15,6 +15,7 @@ from .arguments import OneLineParser, write_line
 from .errors import NotFound
 from .files import read_file
 from .names import is_user_name, parse_prefix, parse_target
+from .utf8 import as_text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,6 +61,7 @@ class _NoQuestion(Exception):
 
 
 def _decide(asked: argparse.Namespace) -> Decision:
+    asked.user, asked.path, asked.proxy_prefix = map(as_text, (asked.user, asked.path, asked.proxy_prefix))
     policy = Policy(append_only=asked.append_only, read_only=asked.read_only, private_repos=asked.private_repos)
     if asked.policy is not None:
         policy = replace(policy, grants=parse_policy(read_file(asked.policy)[0].decode("utf-8")))
