@@ -83,15 +83,17 @@ def authorization(user: str, password: str) -> str:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, before: bytes) -> None:
         super().__init__("localhost", timeout=PATIENCE_S)
         self._address = address
         self._tls = tls
+        self._before = before
 
     def connect(self) -> None:
         self.sock = connect(self._address)
         if not isinstance(self._address, str):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.sendall(self._before)
         if self._tls is not None:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname="localhost")
 
@@ -101,12 +103,18 @@ class Client:
     One connection to a server; not for several threads.
 
     @param tls: with what to check the server's certificate, or C{None} for plain HTTP.
+    @param before: what is sent before all else, as a header of the PROXY protocol.
     """
 
     def __init__(
-        self, address: Address, user: str | None = None, password: str = "", tls: ssl.SSLContext | None = None
+        self,
+        address: Address,
+        user: str | None = None,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        before: bytes = b"",
     ) -> None:
-        self._connection = _Connection(address, tls)
+        self._connection = _Connection(address, tls, before)
         self._headers = {} if user is None else {"Authorization": authorization(user, password)}
 
     def __enter__(self) -> Client:
