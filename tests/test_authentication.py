@@ -166,13 +166,16 @@ class AuthenticationTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
+        #: The same one, where it does not matter which it is.
+        self.guesses = self.pool
         self.judge = self.make_judge(threads=1000)
         self.door = PasswordAuthentication(self.judge)
 
     def make_judge(self, threads: int) -> PasswordJudge:
         """A judge whose pool has so many threads."""
         throttle = Throttle(4, self.clock.seconds)
-        return PasswordJudge(self.users, self.pool, throttle, self.clock, threads=threads)  # type: ignore[arg-type]
+        users: Any = self.users
+        return PasswordJudge(users, self.pool, self.guesses, throttle, self.clock, threads=threads)
 
     def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
@@ -436,7 +439,11 @@ class AuthenticationTests(SynchronousTestCase):
         self.assertEqual(4, self.judge.failures)
 
     def test_addresses_without_failures_come_first(self) -> None:
-        """Whoever failed lately waits for those who did not, and for those who were right lately, whoever came first."""
+        """
+        Whoever failed lately waits for a thread of those who guess, and never keeps one from those who did not fail, or were
+        right lately, whoever came first.
+        """
+        self.guesses = HeldPool()
         self.crowd()
         for number in range(3):
             self.drop(basic(f"guess{number}:wrong"), address="203.0.113.1")
@@ -446,7 +453,11 @@ class AuthenticationTests(SynchronousTestCase):
         self.users.verified.add(("bob", b"secret"))
         self.drop(basic("bob:secret"), address="203.0.113.1")
         self.run_jobs(6)
-        self.assertEqual("busy0 other bob new guess0 guess1 guess2", self.checked_users())
+        self.assertEqual("busy0 other bob new", self.checked_users())
+        for _ in range(3):
+            self.assertEqual(1, len(self.guesses.jobs))
+            self.guesses.run_all()
+        self.assertEqual("guess0 guess1 guess2", self.checked_users())
 
     def test_those_who_wait_do_not_count_verified(self) -> None:
         """Who was right lately waits in a full queue as well, and nobody is given up for it."""
