@@ -33,7 +33,8 @@ from .web.jobs import Pool
 
 #: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
-#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took.
+#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took, and
+#: those that cannot be told from each other are guesses.
 FLOOD_CHECKS = 8
 
 #: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
@@ -76,9 +77,9 @@ class PasswordJudge:
 
     Checks wait here and not in a pool: whose is next is decided when a thread is free (L{LoginQueue}).
 
-    @param pool: checks the passwords of those who were right lately, or have not failed lately.
-    @param guesses: checks all others', and may take its time: a flood of guesses can keep all cores busy with its connections, and
-        a thread that stands back for those is no place to let others wait.
+    @param pool: checks the passwords of those who were right lately or have tried little.
+    @param guesses: checks all others', and may take its time: a flood of guesses can keep all cores busy with its connections
+        alone, and nobody else should wait for a thread that stands back for those.
     @param threads: of each of the pools; so many checks are given to it at once.
     @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
     """
@@ -224,7 +225,7 @@ class PasswordJudge:
     def _begin(self) -> None:
         """Let as many checks begin as there are threads for."""
         while (waiting := self._queue.first()) is not None:
-            guess = self._is_guess(waiting)
+            guess = not self._queue.is_quiet(waiting, FLOOD_CHECKS)
             if self._running[guess] + (self._resting if guess else 0) >= self._threads:
                 return
             self._queue.take(waiting)
@@ -233,15 +234,6 @@ class PasswordJudge:
             self._running[guess] += 1
             running = self._pools[guess].run(self._look_at, login.user, login.password, login.place)
             running.addBoth(self._checked, check, waiting, guess)
-
-    def _is_guess(self, waiting: Waiting[_Check]) -> bool:
-        """
-        Whether a check stands back for all else. Whoever was right lately or has never failed need not, unless there are many
-        who have never failed: that may be a flood from many addresses.
-        """
-        if waiting.verified:
-            return False
-        return self._queue.has_failed(waiting) or self._queue.waiting_without_failures() > FLOOD_CHECKS
 
     def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:
         """In the pool: whether it is right, and how long that took."""

@@ -476,10 +476,10 @@ class AuthenticationTests(SynchronousTestCase):
         self.patch(logins, "MOST_CHECKS", 2)
         self.crowd()
         for number in range(30):
-            gone = self.ask(basic(f"alice:gone{number}"), address="192.0.2.1")
+            gone = self.ask(basic(f"alice:gone{number}"), address=f"10.0.{number}.1")
             gone.cancel()
             self.failureResultOf(gone, CancelledError)
-        delayed = [self.ask(basic(f"alice:wrong{number}"), address="192.0.2.1") for number in range(6)]
+        delayed = [self.ask(basic(f"alice:wrong{number}"), address=f"10.1.{number}.1") for number in range(6)]
         for answer in delayed:
             answer.addErrback(lambda failure: failure.trap(CancelledError, Unavailable))
             answer.cancel()
@@ -526,11 +526,15 @@ class AuthenticationTests(SynchronousTestCase):
         self.assertEqual(1, len(self.pool.jobs))
 
     def test_flood_of_new_addresses(self) -> None:
-        """Many guesses from addresses that never failed before rest as well."""
+        """Many guesses from addresses that never failed before are guesses, and rest, too."""
         self.patch(logins, "FLOOD_CHECKS", 2)
+        self.guesses = HeldPool()
         self.crowd()
         for number in range(8):
             self.drop(basic(f"guess{number}:wrong"), address=f"192.0.2.{number}")
+        self.pool.run_all()
+        self.assertEqual([], self.pool.jobs)
+        self.pool = self.guesses
         self.pool.run_all()
         self.assertEqual([], self.pool.jobs)
         self.clock.advance(1)
