@@ -41,7 +41,9 @@ _PLAIN_SUFFIX = ":plain=yes"
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
 
 _UNIX_MODE = 0o660
-_BACKLOG = 128
+#: Connections that may wait to be accepted, as far as the kernel lets them (net.core.somaxconn). With few places a flood of
+#: connections fills them, and the kernel drops others' SYNs: they connect a second later, or three, or seven.
+_BACKLOG = 4096
 
 #: The first descriptor of systemd's socket activation (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
