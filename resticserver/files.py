@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 import time
 from contextlib import suppress
 
@@ -42,7 +43,7 @@ def read_file(path: str, locked: bool = False) -> tuple[bytes, os.stat_result]:
             while not _lock(file.fileno()):
                 if time.monotonic() > deadline:
                     raise OSError(errno.EBUSY, "another program has locked it to change it", path)
-                time.sleep(_SETTLE_S)
+                _pause(_SETTLE_S)
             status = os.fstat(file.fileno())
         return file.read(), status
 
@@ -77,6 +78,11 @@ def is_link(path: str) -> bool:
         return stat.S_ISLNK(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def _pause(seconds: float) -> None:
+    """A pause in the pool. Not C{time.sleep}: under libfaketime, by which steps of the clock are tested, that fails (EINVAL)."""
+    threading.Event().wait(seconds)
 
 
 def _lock(fd: int) -> bool:
@@ -152,7 +158,7 @@ class WatchedFile:
         content, status = read_file(self.path, locked=True)
         same = 0
         for _ in range(_MOST_LOOKS):
-            time.sleep(_SETTLE_S)
+            _pause(_SETTLE_S)
             again, now = read_file(self.path, locked=True)
             same = same + 1 if (again, stamp_of(now)) == (content, stamp_of(status)) else 0
             content, status = again, now

@@ -547,7 +547,8 @@ def _use_log(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not attempts_left:
                 raise
-            time.sleep(_BUSY_S / _LOG_ATTEMPTS)
+            # Not time.sleep, which fails under libfaketime (EINVAL).
+            threading.Event().wait(_BUSY_S / _LOG_ATTEMPTS)
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
 
 

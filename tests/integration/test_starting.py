@@ -349,4 +349,4 @@ class StartErrorTests(SynchronousTestCase):
                 check=False,
             )
             self.assertEqual(1, ended.returncode, ended)
-            self.assertRegex(ended.stderr, f"^rest-server: {begin}.*: Permission denied\n\\Z")
+            self.assertRegex(ended.stderr, f"^rest-server: {begin}.*: Permission denied( for user id 54321 .*)?\n\\Z")

@@ -127,9 +127,10 @@ class MountTests(InPlaceCase):
         """Several at once: nobody's user is lost."""
         users = [f"user{number}" for number in range(5)]
         adds = " & ".join(
-            f'{installed("rest-server")} user add {user} --cost 4 --htpasswd-file "{self.file}" </tmp/in' for user in users
+            f'{installed("rest-server")} user add {user} --cost 4 --htpasswd-file "{self.file}" <"{self.scratch}/in"'
+            for user in users
         )
-        script = f'mount -t tmpfs tmpfs /tmp; echo new >/tmp/in; mount --bind "{self.real}" "{self.file}"\n{adds} & wait'
+        script = f'echo new >"{self.scratch}/in"; mount --bind "{self.real}" "{self.file}"\n{adds} & wait'
         ended = self.run_([*with_mounts(script), "true"])
         self.assertEqual((0, ""), (ended.returncode, ended.stderr))
         self.assertEqual({"alice", *users}, set(parse_htpasswd(self.real.read_bytes())[0]))
