@@ -47,7 +47,9 @@ _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0
 _UNIX_MODE = 0o660
 #: How many bytes the kernel takes for a unix socket's path.
 _LONGEST_UNIX = 107 if sys.platform == "linux" else 103
-_BACKLOG = 128
+#: Connections that may wait to be accepted, as far as the kernel lets them (net.core.somaxconn). With few places a flood of
+#: connections fills them, and the kernel drops others' SYNs: they connect a second later, or three, or seven.
+_BACKLOG = 4096
 
 #: The system has no room for one connection more; how long none is taken then.
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -34,7 +34,8 @@ from .web.jobs import Pool
 
 #: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
-#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took.
+#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took, and
+#: those that cannot be told from each other are guesses.
 FLOOD_CHECKS = 8
 
 #: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
@@ -75,9 +76,12 @@ class PasswordJudge:
     whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
     credentials that were right on the same connection.
 
-    Checks wait here and not in the pool: whose is next is decided when a thread is free (L{LoginQueue}).
+    Checks wait here and not in a pool: whose is next is decided when a thread is free (L{LoginQueue}).
 
-    @param threads: the pool's; so many checks are given to it at once.
+    @param pool: checks the passwords of those who were right lately or have tried little.
+    @param guesses: checks all others', and may take its time: a flood of guesses can keep all cores busy with its connections
+        alone, and nobody else should wait for a thread that stands back for those.
+    @param threads: of each of the pools; so many checks are given to it at once.
     @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
     """
 
@@ -85,6 +89,7 @@ class PasswordJudge:
         self,
         htpasswd: Htpasswd,
         pool: Pool,
+        guesses: Pool,
         throttle: Throttle,
         reactor: IReactorTime,
         tell: Callable[[Event, str], object] = lambda event, key: None,
@@ -92,14 +97,15 @@ class PasswordJudge:
     ) -> None:
         self._tell = tell
         self._htpasswd = htpasswd
-        self._pool = pool
+        self._pools = (pool, guesses)
         self._throttle = throttle
         self._reactor = reactor
         self._threads = threads
         self._checks: dict[tuple[str, bytes, str], _Check] = {}
         self._queue: LoginQueue[_Check] = LoginQueue(MOST_CHECKS, reactor.seconds)
-        self._running = 0
-        #: Threads that have no guess to check for a while.
+        #: Checks that were begun: of logins, and of guesses.
+        self._running = [0, 0]
+        #: Threads for guesses that have none to check for a while.
         self._resting = 0
         #: What workers have asked and not been answered.
         self._asked: dict[str, Deferred[None]] = {}
@@ -221,30 +227,26 @@ class PasswordJudge:
 
     def _begin(self) -> None:
         """Let as many checks begin as there are threads for."""
-        while self._running < self._threads:
-            waiting = self._queue.first()
-            if waiting is None or (self._running + self._resting >= self._threads and self._may_rest(waiting)):
+        while (waiting := self._queue.first()) is not None:
+            guess = not self._queue.is_quiet(waiting, FLOOD_CHECKS)
+            if self._running[guess] + (self._resting if guess else 0) >= self._threads:
                 return
             self._queue.take(waiting)
             check, login = waiting.item, waiting.item.login
             check.begun = True
-            self._running += 1
-            running = self._pool.run(self._look_at, login.user, login.password, login.place)
-            running.addBoth(self._checked, check, waiting)
-
-    def _may_rest(self, waiting: Waiting[_Check]) -> bool:
-        """Whether a check waits for the end of a rest: a guess does, but not who has never failed, unless these are many."""
-        if waiting.verified:
-            return False
-        return self._queue.has_failed(waiting) or self._queue.waiting_without_failures() > FLOOD_CHECKS
+            self._running[guess] += 1
+            running = self._pools[guess].run(self._look_at, login.user, login.password, login.place)
+            running.addBoth(self._checked, check, waiting, guess)
 
     def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:
         """In the pool: whether it is right, and how long that took."""
         started = time.perf_counter()
         return self._htpasswd.check(user, password, place), time.perf_counter() - started
 
-    def _checked(self, result: Failure | tuple[bool, float], check: _Check, waiting: Waiting[_Check]) -> None:
-        self._running -= 1
+    def _checked(
+        self, result: Failure | tuple[bool, float], check: _Check, waiting: Waiting[_Check], guess: bool
+    ) -> None:
+        self._running[guess] -= 1
         login = check.login
         right: Failure | bool
         if isinstance(result, Failure):
@@ -259,7 +261,7 @@ class PasswordJudge:
                 self._queue.was_wrong(waiting)
                 self._was_wrong(check)
                 # Those who guess wait for each other, and not transfers for them.
-                if len(self._queue) > FLOOD_CHECKS:
+                if guess and len(self._queue) > FLOOD_CHECKS:
                     self._resting += 1
                     self._reactor.callLater(2 * took_s, self._rested)
         del self._checks[login.user, login.password, login.place]

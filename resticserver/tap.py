@@ -77,10 +77,10 @@ if TYPE_CHECKING:
 
 #: Files that are read again are read one after the other; a few more for what is to come.
 FILE_THREADS = 4
-#: Password checks at once; each is a core's full work, and stands back for transfers: a flood of them gets half the cores
-#: at most, and of those only what transfers leave.
+#: Password checks at once, and as many of guesses besides. Each is a core's full work. Guesses stand back for transfers: a flood
+#: of them gets half the cores at most, and of those only what transfers leave.
 PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
-PASSWORD_NICE = 19
+GUESSES_NICE = 19
 #: Repositories are counted one after the other; some more for the state file, and for what an upload waits for.
 COUNTING_THREADS = 4
 #: How often it is looked whether the certificate ends soon, and what is soon.
@@ -137,7 +137,8 @@ class ResticServer(InTurn):
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
         self.store.volume.known = self.state.marker()
-        self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS, PASSWORD_NICE)
+        self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
+        self.guesses = JobPool(reactor, "guesses", PASSWORD_THREADS, GUESSES_NICE)
         self.htpasswd = self._users()
         flags, self.policy_file = make_policy(settings)
         if self.policy_file is not None:
@@ -150,7 +151,8 @@ class ResticServer(InTurn):
         if self.htpasswd is not None:
             throttle = Throttle(settings.auth_failures, reactor.seconds)
             tell = self.events.tell_now_and_then
-            judge = PasswordJudge(self.htpasswd, self.passwords, throttle, reactor, tell, PASSWORD_THREADS)
+            pools = (self.passwords, self.guesses)
+            judge = PasswordJudge(self.htpasswd, *pools, throttle, reactor, tell, PASSWORD_THREADS)
         profile = settings.cpu_profile
         if profile and os.path.isdir(profile):
             raise StartError(f"--cpu-profile: cannot write {profile}: it is a directory")
@@ -254,7 +256,7 @@ class ResticServer(InTurn):
             others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
-        kept: list[IService] = [self.events, self.passwords, self.counting, self.accounts]
+        kept: list[IService] = [self.events, self.passwords, self.guesses, self.counting, self.accounts]
         if settings.metrics:
             kept.append(KeptRefusals(reactor, self.events.refusals, self.state, self.counting))
         orphans = [Orphans(reactor)] if os.getpid() == 1 else []

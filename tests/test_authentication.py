@@ -167,13 +167,16 @@ class AuthenticationTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A door with users behind a pool that is held."""
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
+        #: The same one, where it does not matter which it is.
+        self.guesses = self.pool
         self.judge = self.make_judge(threads=1000)
         self.door = PasswordAuthentication(self.judge)
 
     def make_judge(self, threads: int) -> PasswordJudge:
         """A judge whose pool has so many threads."""
         throttle = Throttle(4, self.clock.seconds)
-        return PasswordJudge(self.users, self.pool, throttle, self.clock, threads=threads)  # type: ignore[arg-type]
+        users: Any = self.users
+        return PasswordJudge(users, self.pool, self.guesses, throttle, self.clock, threads=threads)
 
     def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
@@ -437,7 +440,11 @@ class AuthenticationTests(SynchronousTestCase):
         self.assertEqual(4, self.judge.failures)
 
     def test_addresses_without_failures_come_first(self) -> None:
-        """Whoever failed lately waits for those who did not, and for those who were right lately, whoever came first."""
+        """
+        Whoever failed lately waits for a thread of those who guess, and never keeps one from those who did not fail, or were
+        right lately, whoever came first.
+        """
+        self.guesses = HeldPool()
         self.crowd()
         for number in range(3):
             self.drop(basic(f"guess{number}:wrong"), address="203.0.113.1")
@@ -447,7 +454,11 @@ class AuthenticationTests(SynchronousTestCase):
         self.users.verified.add(("bob", b"secret"))
         self.drop(basic("bob:secret"), address="203.0.113.1")
         self.run_jobs(6)
-        self.assertEqual("busy0 other bob new guess0 guess1 guess2", self.checked_users())
+        self.assertEqual("busy0 other bob new", self.checked_users())
+        for _ in range(3):
+            self.assertEqual(1, len(self.guesses.jobs))
+            self.guesses.run_all()
+        self.assertEqual("guess0 guess1 guess2", self.checked_users())
 
     def test_those_who_wait_do_not_count_verified(self) -> None:
         """Who was right lately waits in a full queue as well, and nobody is given up for it."""
@@ -466,10 +477,10 @@ class AuthenticationTests(SynchronousTestCase):
         self.patch(logins, "MOST_CHECKS", 2)
         self.crowd()
         for number in range(30):
-            gone = self.ask(basic(f"alice:gone{number}"), address="192.0.2.1")
+            gone = self.ask(basic(f"alice:gone{number}"), address=f"10.0.{number}.1")
             gone.cancel()
             self.failureResultOf(gone, CancelledError)
-        delayed = [self.ask(basic(f"alice:wrong{number}"), address="192.0.2.1") for number in range(6)]
+        delayed = [self.ask(basic(f"alice:wrong{number}"), address=f"10.1.{number}.1") for number in range(6)]
         for answer in delayed:
             answer.addErrback(lambda failure: failure.trap(CancelledError, Unavailable))
             answer.cancel()
@@ -516,11 +527,15 @@ class AuthenticationTests(SynchronousTestCase):
         self.assertEqual(1, len(self.pool.jobs))
 
     def test_flood_of_new_addresses(self) -> None:
-        """Many guesses from addresses that never failed before rest as well."""
+        """Many guesses from addresses that never failed before are guesses, and rest, too."""
         self.patch(logins, "FLOOD_CHECKS", 2)
+        self.guesses = HeldPool()
         self.crowd()
         for number in range(8):
             self.drop(basic(f"guess{number}:wrong"), address=f"192.0.2.{number}")
+        self.pool.run_all()
+        self.assertEqual([], self.pool.jobs)
+        self.pool = self.guesses
         self.pool.run_all()
         self.assertEqual([], self.pool.jobs)
         self.clock.advance(1)

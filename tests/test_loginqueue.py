@@ -75,9 +75,9 @@ class LoginQueueTests(SynchronousTestCase):
         for address in ("10.1.0.1", "10.2.0.1"):
             self.add(address)
         self.assertEqual(["10.2.0.1 alice", "10.1.0.1 alice"], self.order(right=True)[-2:])
-        self.now += FAILED_S
         self.add("10.1.0.1")
-        self.assertFalse(self.queue.has_failed(self.next()))
+        waiting = self.next()
+        self.assertTrue(waiting.claim(self.now + FAILED_S - 1) > waiting.claim(self.now + FAILED_S))
 
     def test_verified(self) -> None:
         """Who was right lately comes before all others and is never given up, in whatever bad company."""
@@ -151,6 +151,39 @@ class LoginQueueTests(SynchronousTestCase):
         for _ in range(20):
             self.assertEqual("10.1.0.1 root", self.add("10.1.0.1", "root") or "10.1.0.1 root")
         self.assertEqual("10.1.0.1 alice", self.next().item)
+
+    def quiet(self) -> bool:
+        """Whether the first one is no part of a flood of more than three."""
+        waiting = self.queue.first()
+        assert waiting is not None
+        return self.queue.is_quiet(waiting, 3)
+
+    def test_quiet(self) -> None:
+        """Addresses that have tried little are quiet, also with a failure or two, as long as they are few."""
+        self.fails("10.1.0.1", 2)
+        self.add("10.1.0.1")
+        self.assertTrue(self.quiet())
+        self.fails("10.1.0.1", 4)
+        self.assertFalse(self.quiet())
+        self.add("10.1.0.1", verified=True)
+        self.assertTrue(self.quiet())
+        self.setUp()
+        for number in range(3):
+            self.add(f"10.1.{number}.1")
+            self.assertTrue(self.quiet())
+        self.add("10.1.4.1")
+        self.assertFalse(self.quiet())
+
+    def test_quiet_beside_a_flood(self) -> None:
+        """Whoever can be told from the many is quiet: by its network where they have one, by its address else."""
+        for addresses in (("10.1.0.{}", "10.2.0.1"), ("10.1.{}.1", "10.2.0.1")):
+            self.setUp()
+            for number in range(40):
+                self.add(addresses[0].format(number % 8), f"user{number}")
+            self.add(addresses[1])
+            self.assertTrue(self.quiet())
+            self.assertEqual(f"{addresses[1]} alice", self.next().item)
+            self.assertFalse(self.quiet())
 
     def test_removed(self) -> None:
         """Who goes frees the place; to go twice does nothing."""

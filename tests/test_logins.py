@@ -70,7 +70,9 @@ class DistantJudgeTests(SynchronousTestCase):
 
     def start(self) -> None:
         """A parent that checks passwords in the pool, and a worker."""
-        self.parents = PasswordJudge(self.users, self.pool, Throttle(4, self.clock.seconds), self.clock)
+        self.parents = PasswordJudge(
+            self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock
+        )
         self.wire = AskedWire(self.parents)
         self.judge = DistantJudge(self.wire, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
 

@@ -661,7 +661,7 @@ class LoginsTests(SynchronousTestCase):
         clock = Clock()
         users = Htpasswd(path, clock.seconds)
         users.load()
-        judge = PasswordJudge(users, InlinePool(), Throttle(3, clock.seconds), clock)
+        judge = PasswordJudge(users, InlinePool(), InlinePool(), Throttle(3, clock.seconds), clock)
 
         def ask(password: bytes, address: str = "192.0.2.1") -> Deferred[None]:
             asked = Deferred.fromCoroutine(judge.judge(Login("alice", password, address, False, False)))

@@ -89,6 +89,10 @@ class Waiting(Generic[T]):
         """Where it comes from, the widest first."""
         return self.network, self.address, self.user
 
+    def claim(self, now_s: float) -> tuple[bool, int, int]:
+        """The lower, the sooner it has its turn."""
+        return self.address.failed(now_s), self.network.weight, self.address.weight
+
 
 class LoginQueue(Generic[T]):
     """
@@ -169,13 +173,18 @@ class LoginQueue(Generic[T]):
         """The password was wrong."""
         waiting.address.failed_s = waiting.user.failed_s = self._clock()
 
-    def has_failed(self, waiting: Waiting[T]) -> bool:
-        """Whether its address has failed lately."""
-        return waiting.address.failed(self._clock())
-
-    def waiting_without_failures(self) -> int:
-        """How many wait whose addresses have not failed lately."""
-        return sum(not self.has_failed(waiting) for waiting in self._waiting)
+    def is_quiet(self, waiting: Waiting[T], most: int) -> bool:
+        """
+        Whether the first one is no part of a flood, as far as can be told: it was right lately, or its address has tried
+        little, and no more than C{most} wait that cannot be told from it.
+        """
+        if waiting.verified:
+            return True
+        if waiting.address.weight:
+            return False
+        now_s = self._clock()
+        claim = waiting.claim(now_s)
+        return sum(not other.verified and other.claim(now_s) <= claim for other in self._waiting) <= most
 
     @staticmethod
     def _rank(waiting: Waiting[T], now_s: float) -> tuple[object, ...]:
@@ -183,9 +192,7 @@ class LoginQueue(Generic[T]):
         network, address, user = waiting.sources
         return (
             not waiting.verified,
-            address.failed(now_s),
-            network.weight,
-            address.weight,
+            waiting.claim(now_s),
             user.failed(now_s),
             user.weight,
             # In turn, by networks, then addresses, then users.

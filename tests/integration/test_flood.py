@@ -54,10 +54,6 @@ class FloodCase(SynchronousTestCase):
         statuses = [self.log_in(server, f"new{number}", **headers) for number in range(NEW_USERS)]
         self.assertEqual([200] * NEW_USERS, statuses, flood)
 
-
-class FloodTests(FloodCase):
-    """Who gets in beside a flood."""
-
     def by_address(self, addresses: int, connections: int = 17, leaves: int = 0) -> None:
         """Clients at 127.0.0.1 beside so many other addresses, which are neither slowed nor refused: the slots stay full."""
         server = self.start(*NO_PROXY, "--auth-failures", "0")
@@ -65,29 +61,15 @@ class FloodTests(FloodCase):
         with Flood(server.port, sources, connections=connections, leaves=leaves) as flood:
             self.assert_new_clients(server, flood)
 
-    def test_two_addresses(self) -> None:
-        """Two with 17 connections each, which is more than there are slots."""
-        self.by_address(2)
 
-    def test_four_addresses(self) -> None:
-        """Four."""
-        self.by_address(4)
+class BothWays:
+    """Tests for servers with workers and without."""
 
-    def test_sixty_addresses(self) -> None:
-        """Sixty: more addresses than slots."""
-        self.by_address(60, connections=4)
-
-    def test_sixty_addresses_that_do_not_wait(self) -> None:
-        """The same where every second guess is given up by its client: it must not keep its slot."""
+    def test_sixty_addresses_that_do_not_wait(self: FloodCase) -> None:
+        """Sixty, where every second guess is given up by its client: it must not keep its slot."""
         self.by_address(60, connections=4, leaves=2)
 
-    def test_addresses_that_are_never_refused(self) -> None:
-        """The same where all these are trusted proxies' addresses, that say nothing of their clients."""
-        server = self.start()
-        with Flood(server.port, [f"127.0.0.{number + 2}" for number in range(4)]) as flood:
-            self.assert_new_clients(server, flood)
-
-    def test_behind_a_proxy(self) -> None:
+    def test_behind_a_proxy(self: FloodCase) -> None:
         """Attackers and a client behind the same trusted proxy: addresses of one /64, of one /48, and IPv4 addresses."""
         server = self.start()
         claimed = [
@@ -98,7 +80,7 @@ class FloodTests(FloodCase):
         with Flood(server.port, ["127.0.0.1"], claimed, connections=2) as flood:
             self.assert_new_clients(server, flood, X_Forwarded_For="203.0.113.7")
 
-    def test_same_address(self) -> None:
+    def test_same_address(self: FloodCase) -> None:
         """Whoever logged in before from an address goes on there when somebody behind the same NAT begins to guess."""
         server = self.start(*NO_PROXY)
         self.assertEqual(200, self.log_in(server, "nat"))
@@ -107,7 +89,7 @@ class FloodTests(FloodCase):
             statuses = [self.log_in(server, "nat") for _ in range(20)]
             self.assertEqual([200] * 20, statuses, flood)
 
-    def test_everything_else(self) -> None:
+    def test_everything_else(self: FloodCase) -> None:
         """Readiness, quotas, metrics and the status page give the right answers, on new connections and on old ones."""
         server = self.start("--max-size", str(1000 * KIB), *NO_PROXY)
         fits, large = random_bytes(1, 300 * KIB), random_bytes(2, 800 * KIB)
@@ -133,7 +115,29 @@ class FloodTests(FloodCase):
                             self.assertEqual(200, client.delete(f"/repo/keys/{name}").status, flood)
 
 
-class WorkersFloodTests(FloodTests):
-    """The same with two workers: passwords are judged by the parent."""
+class FloodTests(BothWays, FloodCase):
+    """Who gets in beside a flood."""
+
+    def test_two_addresses(self) -> None:
+        """Two with 17 connections each, which is more than there are slots."""
+        self.by_address(2)
+
+    def test_four_addresses(self) -> None:
+        """Four."""
+        self.by_address(4)
+
+    def test_sixty_addresses(self) -> None:
+        """Sixty: more addresses than slots."""
+        self.by_address(60, connections=4)
+
+    def test_addresses_that_are_never_refused(self) -> None:
+        """The same where all these are trusted proxies' addresses, that say nothing of their clients."""
+        server = self.start()
+        with Flood(server.port, [f"127.0.0.{number + 2}" for number in range(4)]) as flood:
+            self.assert_new_clients(server, flood)
+
+
+class WorkersFloodTests(BothWays, FloodCase):
+    """With two workers, whose passwords the parent judges: who has asked, and who is gone, it hears from them."""
 
     flags = ("--workers", "2")
