@@ -14,6 +14,7 @@ from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
 from .errors import StartError
 from .options import Options
 from .signals import end_the_start, told_to_end
+from .utf8 import use_utf8
 
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
@@ -73,6 +74,13 @@ def _subcommand(name: str, arguments: Sequence[str]) -> int:
         from . import users
 
         return users.main(arguments)
+    if name != "policy":
+        # What they print are names of files, or was made of them.
+        try:
+            use_utf8()
+        except StartError as error:
+            print(f"rest-server {name}: {error}", file=sys.stderr)
+            return 1
     if name == "status":
         from . import statuscommand
 

@@ -18,10 +18,12 @@ from . import __version__, configuration
 from .access.proxies import TrustedProxies
 from .access.throttle import parse_rate
 from .arguments import write_line
+from .errors import StartError
 from .events import runnable
 from .names import MOST_FOLDERS, parse_prefix
 from .settings import DEFAULT_LISTEN, Settings, default_path
 from .sizes import parse_free_space, parse_size
+from .utf8 import as_text, use_utf8
 
 #: More processes than this are a slip of the finger.
 MOST_WORKERS = 128
@@ -156,9 +158,12 @@ class Options(usage.Options):
         @raise SystemExit: with a line that says what is wrong.
         """
         try:
+            use_utf8()
             arguments = list(sys.argv[1:] if options is None else options)
             super().parseOptions(self._with_others(self._in_getopt_form(arguments)))
             self.settings = self._checked()
+        except StartError as error:
+            raise SystemExit(f"rest-server: {error}") from None
         except usage.UsageError as error:
             raise SystemExit(f"rest-server: {self.where_it_stands(str(error))}") from None
 
@@ -326,7 +331,7 @@ class Options(usage.Options):
             policy=_absolute(self["policy"]),
             auto_create=bool(self["auto-create"]),
             max_depth=int(self["max-depth"]),
-            proxy_prefix=self._parsed("proxy-prefix", parse_prefix) if self["proxy-prefix"] else (),
+            proxy_prefix=self._parsed("proxy-prefix", lambda text: parse_prefix(as_text(text))) if self["proxy-prefix"] else (),
             proxy_auth_username=header,
             trusted_proxies=tuple(self["trusted-proxy"]) or None,
             auth_failures=self._parsed("auth-failures", parse_rate),

@@ -17,6 +17,7 @@ from .errors import NotFound
 from .files import read_file, reason_of
 from .names import MOST_FOLDERS, Kind, Target, parse_prefix, parse_target, why_no_user, why_nothing, why_reserved
 from .telemetry.status import printable
+from .utf8 import as_text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,6 +76,7 @@ def _text(path: str) -> str:
 
 
 def _decide(asked: argparse.Namespace) -> Decision:
+    asked.user, asked.path, asked.proxy_prefix = map(as_text, (asked.user, asked.path, asked.proxy_prefix))
     policy = Policy(append_only=asked.append_only, read_only=asked.read_only, private_repos=asked.private_repos)
     if asked.policy is not None:
         text = _text(asked.policy)

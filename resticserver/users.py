@@ -27,6 +27,7 @@ from .arguments import OneLineParser, write_line
 from .files import read_file
 from .names import is_user_name
 from .settings import Settings, default_path
+from .utf8 import as_text
 
 #: bcrypt looks at no more of a password than this.
 _BCRYPT_BYTES = 72
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         given = _parser().parse_args(list(arguments))
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
+    if "user" in given:
+        given.user = as_text(given.user)
     path = Settings(path=given.path or default_path(), htpasswd_file=given.htpasswd_file).htpasswd_path
     try:
         if given.command == "list":

@@ -294,8 +294,8 @@ class Workers(Service):
         ours, its = socket.socketpair()
         with its, open(os.devnull, "rb") as nothing:
             descriptors = {0: nothing.fileno(), 1: 1, 2: 2, WIRE_FD: its.fileno()}
-            # -P: what lies in the current directory is no module of ours.
-            command = [sys.executable, "-P", "-m", "resticserver.worker", str(number)]
+            # utf8: names of files, in every locale. -P: what lies in the current directory is no module of ours.
+            command = [sys.executable, "-X", "utf8", "-P", "-m", "resticserver.worker", str(number)]
             # They would end it until it has said that it does not want them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
             try:
