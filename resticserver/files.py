@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 
-#: How long somebody may have the file locked before reading it is given up, for now.
+#: How many seconds a lock of another process is waited for before this attempt to read is given up.
 _LOCKED_S = 2.0
 #: The pause between two looks at a file that changed, and how many looks at most.
 _SETTLE_S = 0.1
@@ -86,7 +86,7 @@ def _pause(seconds: float) -> None:
 
 
 def _lock(fd: int) -> bool:
-    """Lock a file against changes, until it is closed; whether nobody is changing it."""
+    """Take a shared lock, held until the file is closed. False if another process holds an exclusive one."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -97,7 +97,7 @@ def _lock(fd: int) -> bool:
 
 
 def _is_being_changed(path: str) -> bool:
-    """Whether somebody has a file locked."""
+    """Whether another process holds an exclusive lock on a file."""
     with suppress(OSError), open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         return not _lock(file.fileno())
     return False

@@ -245,7 +245,7 @@ class Htpasswd:
             if isinstance(error, FileNotFoundError):
                 advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
                 raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {reason}") from error
-            # There are users, so nobody wants to do without them.
+            # The file exists, so --no-auth is not what the operator wants.
             raise StartError(f"--htpasswd-file: cannot load {self.path}: {reason}") from error
 
     def reload_if_changed(self, force: bool = False) -> bool:
@@ -294,7 +294,7 @@ class Htpasswd:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the file was not there at the start, and nobody is known yet."""
+        """Whether the file was not there at the start and has not been read since."""
         return self._snapshot.number == _NO_READING
 
     @property
