@@ -36,6 +36,7 @@ from .support.processes import starts_processes
 #: What takes longest is started first, so that no core is idle at the end, and some in several processes, class by class.
 #: A module that should be here and is not costs time only.
 LONGEST_FIRST = {
+    "tests.integration.test_flood": 2,
     "tests.integration.test_quota": 2,
     "tests.integration.test_metrics": 2,
     "tests.integration.test_workers": 2,
