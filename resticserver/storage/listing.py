@@ -15,7 +15,6 @@ import time
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from itertools import product
-from operator import attrgetter
 
 from ..errors import NotFound
 from ..files import is_directory
@@ -33,8 +32,6 @@ _PREFIXES = frozenset(map("".join, product("0123456789abcdef", repeat=2)))
 
 #: Told of an object whose size is not the one that it had: its name, that size and the size that was found, in bytes.
 SizeChanged = Callable[[str, int, int], object]
-
-_size_of = attrgetter("st_size")
 
 
 class DirectoryListing:
@@ -173,7 +170,8 @@ class DirectoryListing:
         names = part.names()
         try:
             # 1.5 us each with what the kernel has in its caches; gives the interpreter's lock away each time.
-            sizes = array("Q", map(_size_of, (os.stat(name, dir_fd=fd) for name in names)))
+            look = os.stat
+            sizes = array("Q", [look(name, dir_fd=fd).st_size for name in names])
         except FileNotFoundError:
             found = {name: size for name in names if (size := self._size(name, fd)) is not None}
             names, sizes = list(found), array("Q", found.values())
