@@ -1,12 +1,12 @@
 """
-Packages are listed by hand: C{twisted.plugins} is a directory of Twisted's that we add one file to, so it must never get an
-C{__init__.py} of ours and find_packages cannot be used.
+C{twisted.plugins} is a directory of Twisted's that we add one file to: it must never get an C{__init__.py} of ours, so it is
+named here beside the packages that are found.
 """
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "resticserver/__init__.py").read_text(), re.M).group(1)
@@ -20,14 +20,7 @@ setup(
     license="BSD-2-Clause",
     python_requires=">=3.11",
     package_dir={"": "."},
-    packages=[
-        "resticserver",
-        "resticserver.access",
-        "resticserver.storage",
-        "resticserver.telemetry",
-        "resticserver.web",
-        "twisted.plugins",
-    ],
+    packages=[*find_packages(include=["resticserver", "resticserver.*"]), "twisted.plugins"],
     package_data={"resticserver": ["py.typed"], "resticserver.web": ["status.css"]},
     install_requires=[
         "Twisted >= 25.5",

@@ -11,10 +11,10 @@ from typing import Any
 
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
 
+from .config.options import Options
 from .errors import StartError
-from .options import Options
-from .signals import end_the_start, told_to_end
-from .utf8 import use_utf8
+from .process.signals import end_the_start, told_to_end
+from .process.utf8 import use_utf8
 
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
     # Imported late: the server does not need them to start.
     if name == "user":
-        from . import users
+        from .commands import user
 
-        return users.main(arguments)
+        return user.main(arguments)
     if name != "policy":
         # What they print are names of files, or was made of them.
         try:
@@ -82,13 +82,13 @@ def _subcommand(name: str, arguments: Sequence[str]) -> int:
             print(f"rest-server {name}: {error}", file=sys.stderr)
             return 1
     if name == "status":
-        from . import statuscommand
+        from .commands import status
 
-        return statuscommand.main(arguments)
+        return status.main(arguments)
     if name == "usage":
-        from . import usage
+        from .commands import usage
 
         return usage.main(arguments)
-    from . import policycheck
+    from .commands import policy
 
-    return policycheck.main(arguments)
+    return policy.main(arguments)

@@ -1,7 +1,7 @@
 """
 What can go wrong, in words of the domain.
 
-Every layer raises these; only L{resticserver.web.replies} knows which HTTP status each one is.
+Every layer raises these; only L{resticserver.web.http1.replies} knows which HTTP status each one is.
 A message is one line for the person who runs the client: what was refused and why, no paths of
 the server and no secrets.
 """

@@ -6,7 +6,7 @@ person at the terminal is told. The tree starts in order (access log, pools, lis
 after the other: listeners and their transfers, pools, access log.
 
 With C{--workers} the place of the listeners is taken by L{Workers}: other processes that serve, while this one has the sockets,
-the users and what is read again. What serves is the same in both (L{resticserver.serving}).
+the users and what is read again. What serves is the same in both (L{resticserver.service.frontend}).
 """
 
 from __future__ import annotations
@@ -26,29 +26,21 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from . import allocator
 from .access.htpasswd import Htpasswd
 from .access.proxies import TrustedProxies
 from .access.throttle import Throttle
-from .accounts import Accounts, LocalGates
-from .clock import use_monotonic_clock
+from .config.options import Options as Options  # twistd looks for it here
+from .config.settings import Settings
 from .dates import date_text
-from .descriptors import raise_limit
 from .errors import StartError
-from .events import EVENT, Events
-from .integrity import SizeChanges
-from .listen import Listeners
-from .logins import ASK as LOGIN
-from .logins import WITHDRAW as LOGIN_WITHDRAWN
-from .logins import PasswordJudge
-from .monitoring import COUNTED, Monitoring, gauge
-from .options import Options as Options  # twistd looks for it here
-from .orphans import Orphans
-from .pools import JobPool
-from .readiness import Readiness
-from .refusals import KeptRefusals
-from .servicemanager import ServiceManager
-from .serving import (
+from .net.listeners import Listeners
+from .process import allocator
+from .process.clock import use_monotonic_clock
+from .process.descriptors import raise_limit
+from .process.orphans import Orphans
+from .process.signals import end_the_start
+from .quota.admission import Fences
+from .service.frontend import (
     PAGE_THREADS,
     CpuProfile,
     InTurn,
@@ -62,18 +54,26 @@ from .serving import (
     make_state,
     make_store,
 )
-from .settings import Settings
-from .sharedaccounts import KEEP_ACCOUNT, AccountsDesk, WorkerGates
-from .signals import end_the_start
+from .service.hooks import EVENT, Events
+from .service.integrity import SizeChanges
+from .service.logins import ASK as LOGIN
+from .service.logins import WITHDRAW as LOGIN_WITHDRAWN
+from .service.logins import PasswordJudge
+from .service.monitor import COUNTED, Monitoring, gauge
+from .service.quota_keeper import Accounts, LocalGates
+from .service.readiness import Readiness
+from .service.refusals import KeptRefusals
+from .service.systemd import ServiceManager
 from .telemetry.accesslog import AccessLog, AccessLogService
 from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
-from .web.jobs import ended_within
-from .web.space import Fences
-from .workers import LAST_WORDS_S, Workers
+from .threads.pools import JobPool
+from .threads.serial_jobs import ended_within
+from .workers.parent import LAST_WORDS_S, Workers
+from .workers.quota import KEEP_ACCOUNT, AccountsDesk, WorkerGates
 
 if TYPE_CHECKING:
-    from .web.site import RepositorySite
+    from .web.http1.site import RepositorySite
 
 #: Files that are read again are read one after the other; a few more for what is to come.
 FILE_THREADS = 4
@@ -338,7 +338,7 @@ class ResticServer(InTurn):
     def _metrics_site(self) -> RepositorySite:
         """What is on C{--metrics-listen}. Its requests are not counted, nor in the access log."""
         from .web.pages import Pages
-        from .web.status import StatusPages
+        from .web.status_pages import StatusPages
 
         settings = self.settings
         pages = make_pages(settings, self._readiness, self.monitoring.metrics)

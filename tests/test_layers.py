@@ -27,7 +27,7 @@ LAYERS = (
     ("resticserver.dates", 0),
     ("resticserver.errors", 0),
     ("resticserver.names", 0),
-    ("resticserver.settings", 0),
+    ("resticserver.config.settings", 0),
     ("resticserver.sizes", 0),
     ("resticserver.files", 0),
     ("resticserver.lru", 0),
@@ -133,9 +133,9 @@ class ImportReaderTests(SynchronousTestCase):
             ("resticserver.errors", 0),
             ("resticserver.storage.local", 1),
             ("resticserver.access", 1),
-            ("resticserver.web.api", 2),
+            ("resticserver.web.routes", 2),
             ("resticserver.tap", 3),
-            ("resticserver.tls", 3),
+            ("resticserver.net.tls", 3),
         ):
             self.assertIn(module, MODULES)
             self.assertEqual(layer, layer_of(module), module)

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from resticserver import tap
-from resticserver.options import Options
+from resticserver.config.options import Options
 
 from .support.processes import process_test
 

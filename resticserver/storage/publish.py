@@ -38,7 +38,7 @@ from ..errors import InsufficientStorage
 from ..files import Stamp, is_directory, stamp_of
 from ..names import CONFIG, TYPES
 from ..sizes import format_size
-from .room import Sent
+from .free_space import Sent
 
 #: Where named temporary files live, inside each repository: the same file system as its objects.
 TEMPORARY_FOLDER = ".tmp"

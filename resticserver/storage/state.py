@@ -31,10 +31,10 @@ from twisted.logger import Logger
 
 from ..errors import StartError
 from ..files import read_file
+from ..quota.ledger import CELLS, Repository
 from ..sizes import Amount
 from .filesystem import is_local
 from .interface import ID_BYTES, Objects
-from .ledger import CELLS, Repository
 from .volume import FOLDER, MOST_MARKER_BYTES
 
 FILE = "state.sqlite3"
@@ -100,7 +100,7 @@ class RepositoryState(NamedTuple):
     What was known of a repository.
 
     @ivar at_most: it never had more.
-    @ivar sizes: bytes of each cell (L{resticserver.storage.ledger}); C{objects} likewise.
+    @ivar sizes: bytes of each cell (L{resticserver.quota.ledger}); C{objects} likewise.
     """
 
     at_most: Amount

@@ -1,7 +1,7 @@
 """
 What a status page says: the state of the server and of its repositories, and what of it needs somebody's attention.
 
-Pure rules and records; how they look is in L{resticserver.web.status}, where they come from in L{resticserver.monitoring}.
+Pure rules and records; L{resticserver.web.status_pages} makes pages of them, L{resticserver.service.monitor} collects them.
 """
 
 from __future__ import annotations

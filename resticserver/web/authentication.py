@@ -17,7 +17,7 @@ from ..access.certificates import user_of
 from ..access.throttle import Login
 from ..errors import Unauthorized
 from ..names import is_user_name
-from .request import StreamingRequest
+from .http1.request import StreamingRequest
 
 #: What restic sends since 0.16.1 where it was given no user: nobody's guess.
 NO_CREDENTIALS = ("", b"")

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from ..lru import BoundedCache
 from ..storage.interface import Listing, Objects
-from . import replies
-from .jobs import Jobs, Pool
-from .request import StreamingRequest
-from .streams import ChunkProducer
+from ..threads.serial_jobs import Jobs, Pool
+from .http1 import replies
+from .http1.request import StreamingRequest
+from .transfer.producer import ChunkProducer
 
 LIST_V1 = b"application/vnd.x.restic.rest.v1"
 LIST_V2 = b"application/vnd.x.restic.rest.v2"

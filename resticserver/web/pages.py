@@ -15,9 +15,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from ..errors import Forbidden, MethodNotAllowed, NotFound
 from ..names import path_below
-from . import replies
 from .authentication import Authentication
-from .request import StreamingRequest
+from .http1 import replies
+from .http1.request import StreamingRequest
 
 METRICS = b"/metrics"
 HEALTH = b"/-/health"

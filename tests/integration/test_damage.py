@@ -21,7 +21,7 @@ from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, start_server
 from ..support.waiting import wait_until
-from ..test_metrics import parsed, series
+from ..telemetry.test_metrics import parsed, series
 
 LIST_V2 = "application/vnd.x.restic.rest.v2"
 

@@ -17,7 +17,7 @@ from ..support.restic import RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, start_server
 from ..support.waiting import wait_until
-from ..test_metrics import parsed, series
+from ..telemetry.test_metrics import parsed, series
 from .test_faults import in_parallel
 
 

@@ -40,7 +40,7 @@ from ..support.server import (
     start_server,
 )
 from ..support.waiting import PATIENCE_S, wait_until
-from ..test_metrics import SKIP_WITHOUT_PROMTOOL, Series, blobs, complaints, parsed, series
+from ..telemetry.test_metrics import SKIP_WITHOUT_PROMTOOL, Series, blobs, complaints, parsed, series
 from . import test_process
 from .test_faults import in_parallel
 from .test_volume_gone import _namespaces
@@ -798,7 +798,7 @@ class WorkersTests(MetricsCase):
 PATIENT_WITH_CLIENTS = (
     sys.executable,
     "-c",
-    "import runpy, sys; from resticserver.web.channel import StreamingChannel; StreamingChannel.swallow_timeout_s = 600.0; "
+    "import runpy, sys; from resticserver.web.http1.channel import StreamingChannel; StreamingChannel.swallow_timeout_s = 600.0; "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
 )
 

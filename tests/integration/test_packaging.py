@@ -21,7 +21,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import resticserver
-from resticserver.options import Options
+from resticserver.config.options import Options
 
 from ..support.scratch import scratch_directory
 

@@ -23,7 +23,7 @@ from ..support.quota import start_on_tmpfs, why_no_tmpfs
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, installed, server_environment, start_server
 from ..support.waiting import wait_until
-from ..test_metrics import parsed, series
+from ..telemetry.test_metrics import parsed, series
 
 MIB = 1 << 20
 POLICY = """

@@ -330,7 +330,7 @@ class StartErrorTests(SynchronousTestCase):
         secret.write_text("")
         secret.chmod(0o600)
         code = (
-            "import os, sys; import resticserver.cli, resticserver.tap, resticserver.web.api, encodings.idna;"
+            "import os, sys; import resticserver.cli, resticserver.tap, resticserver.web.routes, encodings.idna;"
             "os.setgroups([]); os.setgid(54321); os.setuid(54321); sys.exit(resticserver.cli.main(sys.argv[1:]))"
         )
         for flags, begin in (

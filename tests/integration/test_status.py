@@ -169,7 +169,7 @@ def make_repository(path: Path, size_bytes: int = 100) -> None:
 
 
 class StatusPageTests(SynchronousTestCase):
-    """L{resticserver.web.status} as people see it."""
+    """L{resticserver.web.status_pages} as people see it."""
 
     skip = SKIP_WITHOUT_CHROMIUM
     timeout = 110

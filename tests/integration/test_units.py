@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.options import Options
+from resticserver.config.options import Options
 
 from ..support.scratch import scratch_directory
 from ..support.server import installed

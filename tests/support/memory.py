@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 from resticserver.access.policy import Policy
 from resticserver.storage.local import LocalStore
 from resticserver.telemetry.record import Record
-from resticserver.web.api import Api
 from resticserver.web.authentication import NoAuthentication
-from resticserver.web.channel import StreamingChannel
-from resticserver.web.site import RepositorySite
+from resticserver.web.http1.channel import StreamingChannel
+from resticserver.web.http1.site import RepositorySite
+from resticserver.web.routes import Api
 
 
 class InlinePool:

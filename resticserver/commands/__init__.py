@@ -1,0 +1,3 @@
+"""
+The subcommands of C{rest-server}, one file each. They start no reactor.
+"""

@@ -1,0 +1,205 @@
+"""
+C{rest-server status}: what the status page says, for a terminal, asked of a running server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from getpass import getpass
+from http.client import HTTPException, RemoteDisconnected
+from typing import Any
+
+from ..config.console import OneLineParser, write_line
+from ..sizes import format_size
+from ..telemetry.status import SCHEMA, Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
+
+_TIMEOUT_S = 30.0
+#: No page is longer.
+_MOST_BYTES = 64 << 20
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: what stands behind C{status}.
+    @return: 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or not yet.
+    """
+    parser = OneLineParser(
+        "rest-server status",
+        description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
+        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or "
+        "not yet, because the server still counts.",
+    )
+    parser.add_argument(
+        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
+    )
+    parser.add_argument("--user", metavar="NAME", help="whose repositories; the user metrics sees all")
+    parser.add_argument(
+        "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"
+    )
+    parser.add_argument("--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate")
+    parser.add_argument("--json", action="store_true", help="print what the server says as it is")
+    try:
+        asked = parser.parse_args(arguments)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
+    try:
+        document = _fetch(asked)
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError("the server speaks another version's language")
+        status = ServerStatus.from_json(document)
+        shown = json.dumps(document, indent=2) if asked.json else text(status)
+        worst = status.worst()
+    except _NotAsked as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except (OSError, HTTPException) as error:
+        print(f"{parser.prog}: {printable(asked.url)}: {printable(_reason(error, asked.url))}", file=sys.stderr)
+        return 2
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        reason = error if isinstance(error, ValueError) else "that is no status of this version"
+        print(f"{parser.prog}: {printable(asked.url)}: {printable(str(reason))}", file=sys.stderr)
+        return 2
+    if not write_line(shown):
+        return 2
+    if worst >= Level.WARNING:
+        return 1
+    # What was not counted yet may be in any state.
+    return 0 if status.counted else 2
+
+
+class _NotAsked(Exception):
+    """The server cannot be asked; the message is one line that says why."""
+
+
+def _fetch(asked: argparse.Namespace) -> Any:
+    """
+    The server's JSON.
+
+    @raise _NotAsked: what was given is of no use.
+    @raise OSError: it does not answer, or not with that.
+    """
+    if not asked.url.startswith(("http://", "https://")):
+        raise _NotAsked("a URL is needed, as http://127.0.0.1:8000")
+    if "@" in asked.url.split("/")[2]:
+        raise _NotAsked("no user or password in the URL, please: there are --user and --password-file for them")
+    request = urllib.request.Request(asked.url.rstrip("/") + "/-/status.json")
+    if asked.user is not None:
+        both = f"{asked.user}:{_password(asked.password_file)}".encode()
+        # Not to where a redirect may lead.
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(both).decode("ascii"))
+    try:
+        context = ssl.create_default_context(cafile=asked.cacert) if asked.url.startswith("https:") else None
+    except OSError as error:
+        raise _NotAsked(f"{asked.cacert}: {error.strerror or error}") from None
+    # No proxy of the environment's: it would get the password, and knows nothing of this machine's own addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    until_s = time.monotonic() + _TIMEOUT_S
+    content = b""
+    with opener.open(request, timeout=_TIMEOUT_S) as answer:
+        while (more := answer.read1(1 << 20)) and len(content) < _MOST_BYTES:
+            content += more
+            if time.monotonic() > until_s:
+                raise TimeoutError("the answer takes too long")
+    return json.loads(content)
+
+
+def _password(path: str | None) -> str:
+    """
+    The password, which is never on a command line.
+
+    @raise _NotAsked: there is none.
+    """
+    try:
+        if path is not None:
+            with open(path, encoding="utf-8") as file:
+                found = file.readline()
+        elif sys.stdin is None:
+            raise EOFError
+        else:
+            found = getpass() if sys.stdin.isatty() else sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        raise _NotAsked("no password") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _NotAsked(f"{path or 'standard input'}: {getattr(error, 'strerror', None) or error}") from None
+    found = found.rstrip("\r\n")
+    if not found:
+        raise _NotAsked("the password is empty")
+    return found
+
+
+def _reason(error: Exception, url: str) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        more = " (the server has a status page with --prometheus or --metrics-listen)" if error.code == 404 else ""
+        return f"{error.code} {error.reason}{more}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
+    if isinstance(reason, RemoteDisconnected) and url.startswith("http:"):
+        return "the server closed the connection; does it speak TLS (https://)?"
+    return getattr(reason, "strerror", None) or str(reason)
+
+
+def text(status: ServerStatus) -> str:
+    """The status as a table; what needs attention comes first."""
+    lines = [printable(concern.words) for concern in status.concerns()]
+    number = len(status.repositories)
+    stored = f"{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
+    if status.quota_bytes is not None:
+        stored += f", of {format_size(status.quota_bytes)}"
+    if status.disk_free_bytes is not None:
+        stored += f"; {format_size(status.disk_free_bytes)} of disk free"
+    users = status.users_by_need()
+    rows: list[Sequence[str]] = [("USER", "SIZE", "QUOTA", "")]
+    rows += [_user_row(user, status.time_s) for user in users]
+    of_users = [*_table(rows, (1, 2)), ""] if users else []
+    rows = [("REPOSITORY", "LAST SNAPSHOT", "SIZE", "QUOTA", "LOCKS", "")]
+    rows += [_row(repository, status.time_s) for repository in status.by_need()]
+    return "\n".join([*lines, stored, "", *of_users, *_table(rows, (2, 3, 4))])
+
+
+def _table(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
+    """
+    Rows as lines.
+
+    @param numbers: the columns whose values stand at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            value.rjust(width) if column in numbers else value.ljust(width)
+            for column, (value, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _quota(used: int, most: int | None) -> str:
+    return "-" if most is None else f"{used * 100 // most if most else 100} %"
+
+
+def _words(concerns: Sequence[Concern]) -> str:
+    return printable("; ".join(concern.words for concern in concerns))
+
+
+def _user_row(user: UserStatus, now_s: float) -> tuple[str, ...]:
+    return user.name, format_size(user.size_bytes), _quota(user.size_bytes, user.quota_bytes), _words(user.concerns(now_s))
+
+
+def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, ...]:
+    last = repository.last_snapshot_s
+    return (
+        repository.name,
+        ("never" if repository.counted else "not known yet") if last is None else f"{age(max(0.0, now_s - last))} ago",
+        format_size(repository.size_bytes),
+        _quota(repository.size_bytes, repository.quota_bytes),
+        str(repository.locks),
+        _words(repository.concerns(now_s)),
+    )

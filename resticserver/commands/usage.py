@@ -1,0 +1,272 @@
+"""
+C{rest-server usage}: how much each repository holds, of what it may hold, and when it was last backed up to.
+
+Counted on disk, beside a server that runs or without one. What the server knows already (its state file) makes it quick, and
+is not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..access.policy import Policy
+from ..access.policyfile import PolicyError, parse_policy
+from ..config.console import OneLineParser, write_line
+from ..config.settings import default_path
+from ..dates import date_text
+from ..errors import ServerError, StartError
+from ..files import read_file, reason_of
+from ..names import MOST_FOLDERS
+from ..quota.ledger import CELLS, Repository, owner_of
+from ..sizes import Amount, Limit, format_size, parse_size
+from ..storage.counting import Counting
+from ..storage.local import LocalStore
+from ..storage.snapshots import Snapshots
+from ..storage.state import RepositoryState, StateFile
+from ..telemetry.status import printable
+
+#: How often a terminal is told how far it is.
+_PROGRESS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """
+    One repository.
+
+    @ivar last_snapshot_s: when the youngest snapshot was stored, in seconds since 1970; C{None} without one.
+    @ivar complete: whether all of it could be read.
+    """
+
+    repository: Repository
+    amount: Amount
+    limit: Limit
+    last_snapshot_s: float | None
+    complete: bool = True
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return "/".join(self.repository) or "/"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run the command.
+
+    @param arguments: what stands behind C{usage}.
+    @return: 0, 1 if it cannot be counted, or not all of some repository, 2 if the question makes no sense.
+    """
+    parser = OneLineParser(
+        "rest-server usage",
+        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
+        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
+    )
+    parser.add_argument("--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
+    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
+    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
+    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    try:
+        asked = parser.parse_args(arguments)
+        total = Limit(parse_size(asked.max_size) or None)
+        policy = _policy(asked.policy)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
+    except (OSError, ValueError) as error:
+        where = f"{asked.policy}: " if isinstance(error, OSError | PolicyError) else ""
+        print(f"{parser.prog}: {where}{reason_of(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 2
+    if not 0 <= asked.max_depth <= MOST_FOLDERS:
+        print(f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed", file=sys.stderr)
+        return 2
+    progress = _Progress() if sys.stderr.isatty() else None
+    try:
+        lines, skipped = _lines(asked, policy, progress)
+    except (ServerError, StartError, OSError) as error:
+        what = (error.filename if isinstance(error, OSError) else None) or asked.path
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"{parser.prog}: cannot count {what}: {reason}", file=sys.stderr)
+        return 1
+    finally:
+        if progress is not None:
+            progress.clear()
+    for path, reason in skipped.items():
+        print(f"{parser.prog}: skipped {printable(path)}: {reason}", file=sys.stderr)
+    incomplete = [printable(line.name) for line in lines if not line.complete]
+    if incomplete:
+        words = "the size is not complete" if len(incomplete) == 1 else "these sizes are not complete"
+        print(f"{parser.prog}: {words}: {', '.join(incomplete)}", file=sys.stderr)
+    text = _json(lines, skipped, policy, total) if asked.json else _table(lines, policy, total)
+    return 0 if write_line(text) and not incomplete else 1
+
+
+def _policy(path: str | None) -> Policy:
+    if path is None:
+        return Policy()
+    return replace(Policy(), grants=parse_policy(read_file(path)[0].decode("utf-8")))
+
+
+def _lines(
+    asked: argparse.Namespace, policy: Policy, progress: _Progress | None
+) -> tuple[list[Line], dict[str, str]]:
+    """
+    All repositories, and the directories that were skipped, each with the reason.
+
+    @raise OSError: the data directory cannot be read.
+    """
+    path = os.path.abspath(asked.path)
+    state = StateFile(path, asked.state_dir, read_only=True)
+    store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(shelf=state))
+    # An empty mount point must not look like a server without repositories.
+    store.volume.known = state.marker()
+    store.volume.check()
+    os.listdir(path)
+    counting = store.counting
+    lines = []
+    found = set(counting.repositories())
+    last_known = state.repositories()
+    # Also those that the server has seen and whose folders cannot be read now.
+    repositories = sorted(found.union(one for one in last_known if _is_skipped(counting, path, one)))
+    for number, repository in enumerate(repositories):
+        say = partial(progress.say, number, len(repositories)) if progress is not None else None
+        amount, complete = _count(counting, repository, last_known.get(repository), say)
+        lines.append(
+            Line(
+                repository,
+                amount,
+                policy.limit_of_repository(owner_of(repository), repository),
+                counting.last_snapshot_s(repository),
+                complete,
+            )
+        )
+    state.close()
+    return lines, dict(sorted(counting.skipped.reasons.items()))
+
+
+def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
+    """Whether the folder of a repository, or one above it, cannot be read."""
+    folders = ("/".join((path, *repository[:length])) for length in range(1, len(repository) + 1))
+    return any(folder in counting.skipped.reasons for folder in folders)
+
+
+def _count(
+    counting: Counting, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
+) -> tuple[Amount, bool]:
+    """
+    What is in a repository, and whether all of it could be read.
+
+    @param last: what the server has last known of it, which stands for what cannot be read.
+    """
+    size_bytes = objects = 0
+    complete = True
+    known = counting.known(repository)
+    for cell in range(CELLS):
+        amount = known[cell] if cell in known else counting.count(repository, (cell,)).get(cell)
+        if amount is None:
+            complete = False
+            amount = Amount(last.sizes[cell], last.objects[cell]) if last is not None else Amount()
+        size_bytes += amount.size_bytes
+        objects += amount.objects
+        if say is not None:
+            say(objects)
+    return Amount(size_bytes, objects), complete
+
+
+class _Progress:
+    """A line on a terminal that says how far it is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PROGRESS_S
+        self._shown = False
+
+    def say(self, done: int, of: int, objects: int) -> None:
+        """So many repositories are counted, and so many objects of the next."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PROGRESS_S
+            self._shown = True
+            print(f"\r\033[Kcounting: {done} of {of} repositories, {objects} objects", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """The line is not needed any more."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _sum(lines: Iterable[Line]) -> Amount:
+    amounts = [line.amount for line in lines]
+    return Amount(sum(amount.size_bytes for amount in amounts), sum(amount.objects for amount in amounts))
+
+
+def _owners(lines: Sequence[Line], policy: Policy) -> list[tuple[str, Amount, Limit]]:
+    """Users with a quota: what they have, and may have."""
+    owners = sorted({owner for line in lines if (owner := owner_of(line.repository)) is not None})
+    found = [
+        (owner, _sum(line for line in lines if owner_of(line.repository) == owner), policy.limit_of_user(owner))
+        for owner in owners
+    ]
+    return [line for line in found if line[2] != Limit()]
+
+
+def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
+    rows = [("REPOSITORY", "OWNER", "SIZE", "QUOTA", "OBJECTS", "LAST SNAPSHOT")]
+    rows += [
+        (
+            *(printable(line.name), owner_of(line.repository) or "-"),
+            *(format_size(line.amount.size_bytes), _quota(line.limit), str(line.amount.objects)),
+            "-" if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
+        )
+        for line in lines
+    ]
+    for owner, amount, limit in _owners(lines, policy):
+        rows.append(("", owner, format_size(amount.size_bytes), _quota(limit), str(amount.objects), ""))
+    amount = _sum(lines)
+    rows.append(("all", "", format_size(amount.size_bytes), _quota(total), str(amount.objects), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return "\n".join(
+        "  ".join(
+            value.rjust(width) if column in (2, 3, 4) else value.ljust(width)
+            for column, (value, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _quota(limit: Limit) -> str:
+    words = [] if limit.size_bytes is None else [format_size(limit.size_bytes)]
+    return ", ".join(words + ([] if limit.objects is None else [f"{limit.objects} objects"])) or "-"
+
+
+def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, total: Limit) -> str:
+    def amounts(amount: Amount, limit: Limit) -> dict[str, int | None]:
+        return {
+            "size_bytes": amount.size_bytes,
+            "objects": amount.objects,
+            "quota_bytes": limit.size_bytes,
+            "quota_objects": limit.objects,
+        }
+
+    document = {
+        "repositories": [
+            {
+                "repository": line.name,
+                "owner": owner_of(line.repository),
+                **amounts(line.amount, line.limit),
+                "last_snapshot": None if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
+                "complete": line.complete,
+            }
+            for line in lines
+        ],
+        "users": [{"user": owner, **amounts(amount, limit)} for owner, amount, limit in _owners(lines, policy)],
+        "total": amounts(_sum(lines), total),
+        "skipped": [{"path": path, "reason": reason} for path, reason in skipped.items()],
+    }
+    return json.dumps(document, indent=2)

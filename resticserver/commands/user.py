@@ -1,0 +1,414 @@
+"""
+C{rest-server user}: adds, changes, removes and lists the users of an htpasswd file.
+
+Only the lines of the one user change; all others stay byte for byte, be they comments, entries that the server does not
+take, or no text at all. The server sees the new file by itself, so nothing here speaks with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import getpass
+import io
+import os
+import signal
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import bcrypt
+
+from ..access.htpasswd import entry_of, parse_htpasswd
+from ..config.console import OneLineParser, write_line
+from ..config.settings import Settings, default_path
+from ..files import read_file
+from ..names import is_user_name
+from ..process.utf8 import as_text
+
+#: bcrypt looks at no more of a password than this.
+_BCRYPT_BYTES = 72
+
+#: What htpasswd(1) takes; 17 is already some ten seconds a login.
+_COSTS = range(4, 18)
+
+#: Why a file cannot be replaced, although it may be one that can be written: it is a mount, or its directory is another's.
+_IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS)
+
+#: What becomes of a file's lines: lines, user, hash -> lines.
+_Change = Callable[[list[bytes], str, bytes], list[bytes]]
+
+
+class _Refused(Exception):
+    """What was asked for cannot be done; the message is the line that the person at the terminal sees."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """
+    Run C{rest-server user}.
+
+    @param arguments: the command line behind C{user}.
+    @return: the exit status: 0, 1 if it could not be done, 2 if it was not understood.
+    """
+    try:
+        given = _parser().parse_args(list(arguments))
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 2
+    if "user" in given:
+        given.user = as_text(given.user)
+    path = Settings(path=given.path or default_path(), htpasswd_file=given.htpasswd_file).htpasswd_path
+    try:
+        if given.command == "list":
+            _list(path)
+        else:
+            _change(path, given)
+    except _Refused as refused:
+        return _complain(str(refused))
+    except OSError as error:
+        return _complain(f"{path}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return _complain("interrupted", after_prompt=True)
+    except EOFError:
+        return _complain("no password was given", after_prompt=True)
+    return 0
+
+
+def _complain(line: str, after_prompt: bool = False) -> int:
+    """Say what is wrong in a line of its own; the status that goes with it."""
+    begin = "\n" if after_prompt and sys.stderr.isatty() else ""
+    print(f"{begin}rest-server user: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+# --- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    where = OneLineParser(add_help=False)
+    where.add_argument("--path", metavar="DIR", help=f"data directory (default {default_path()})")
+    where.add_argument(
+        "--htpasswd-file", metavar="FILE", help="htpasswd file with the users (default .htpasswd in the data directory)"
+    )
+    user = OneLineParser(add_help=False)
+    user.add_argument("user", metavar="USER")
+    # There is no option for the password itself: every user of the machine can read a command line.
+    password = OneLineParser(add_help=False)
+    password.add_argument(
+        "--password-stdin",
+        action="store_true",
+        help="read the password, one line, from standard input (as is done where that is no terminal)",
+    )
+    password.add_argument(
+        "--cost",
+        type=_cost,
+        default=12,
+        metavar="N",
+        help="how slow bcrypt is, 4 to 17 (default 12); one more is twice",
+    )
+    parser = OneLineParser(
+        prog="rest-server user",
+        description="The users of a repository server, in its htpasswd file.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+    for name, parents, text in (
+        ("add", [where, user, password], "add a user; the file is made if it is missing"),
+        ("passwd", [where, user, password], "change the password of a user"),
+        ("delete", [where, user], "remove a user"),
+        ("list", [where], "print the names of the users, one a line"),
+    ):
+        commands.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
+    return parser
+
+
+def _cost(text: str) -> int:
+    if not text.isdecimal() or int(text) not in _COSTS:
+        raise argparse.ArgumentTypeError(f"{text}: a number from {_COSTS[0]} to {_COSTS[-1]} is needed")
+    return int(text)
+
+
+# --- passwords
+
+
+def _new_hash(given: argparse.Namespace) -> bytes:
+    """The entry for a password that is asked for, in the form that Apache's htpasswd writes."""
+    password = _password(given.user, given.password_stdin)
+    if not password:
+        raise _Refused("the password is empty")
+    if b"\0" in password:
+        raise _Refused("the password has a NUL in it, which no client can send")
+    if len(password) > _BCRYPT_BYTES:
+        _complain(f"warning: only the first {_BCRYPT_BYTES} bytes of the password count")
+    hashed = bcrypt.hashpw(password[:_BCRYPT_BYTES], bcrypt.gensalt(given.cost))
+    return b"$2y$" + hashed[4:]
+
+
+def _password(user: str, from_stdin: bool) -> bytes:
+    """A password: one line of standard input, or what was typed twice at a terminal."""
+    if sys.stdin is None:  # closed before we began
+        raise _Refused("no password was given: standard input is closed")
+    try:
+        if from_stdin or not sys.stdin.isatty():
+            return sys.stdin.buffer.readline().removesuffix(b"\n").removesuffix(b"\r")
+        password = getpass.getpass(f"Password for {user}: ")
+        if password and getpass.getpass("The same again: ") != password:
+            raise _Refused("the two passwords are not the same")
+        return password.encode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise _Refused(f"cannot read the password: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise _Refused("the password is no text in the terminal's encoding") from error
+
+
+# --- the file
+
+
+def _list(path: str) -> None:
+    lines, _ = _read(path)
+    users, warnings = parse_htpasswd(b"".join(lines), path)
+    for warning in warnings:
+        _complain("warning: " + ascii(warning)[1:-1])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
+    if users and not write_line("\n".join(users)):
+        raise SystemExit(1)
+
+
+def _change(path: str, given: argparse.Namespace) -> None:
+    """
+    Do what is asked for with one user: first only in thought, so that nobody types a password in vain, then under a lock.
+
+    @raise _Refused: the file does not have what that needs.
+    """
+    if not is_user_name(given.user):
+        raise _Refused(f"{given.user!a} cannot be a user's name")
+    change = _CHANGES[given.command]
+    missing_is_empty = given.command == "add"
+    target = os.path.realpath(path)  # who made a symlink wants it to stay one
+    with ExitStack() as opened:
+        directory = _open_directory(target, opened)
+        lines, status = _read(target, missing_is_empty)
+        if status is None and directory is None:
+            raise _Refused(f"cannot open the directory {os.path.dirname(target)}: {os.strerror(errno.EACCES)}")
+        others = status is not None and os.geteuid() not in (0, status.st_uid)
+        if others and not os.access(target, os.W_OK, effective_ids=True):
+            # A new file would be ours, and the server may well be the other user.
+            raise _Refused(f"{path} belongs to another user: run this as that user, or as root")
+        change(lines, given.user, b"")
+        hashed = b"" if given.command == "delete" else _new_hash(given)
+        # The directory is locked, because the file is replaced and a file for the lock alone would be litter.
+        if directory is not None:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        file = None if status is None else _locked(target, opened)
+        lines, status = _read(target, missing_is_empty)
+        data = b"".join(change(lines, given.user, hashed))
+        mode = _mode_like(status)
+        if others or directory is None:
+            _rewrite(target, file, data)
+            return
+        try:
+            _replace(target, directory, data, status or os.fstat(directory), mode)
+        except OSError as error:
+            if status is None or error.errno not in _IN_PLACE:
+                raise
+            _rewrite(target, file, data)
+            return
+        if status is not None and status.st_mode & 0o077 & ~mode:
+            _complain(f"note: others could read or write {path}; its mode is {mode:04o} now")
+
+
+def _open_directory(target: str, opened: ExitStack) -> int | None:
+    """
+    A descriptor of a file's directory; C{None} for one that may not be read.
+
+    @raise _Refused: there is none.
+    """
+    folder = os.path.dirname(target)
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return None
+    except OSError as error:
+        raise _Refused(f"cannot open the directory {folder}: {error.strerror}") from error
+    opened.callback(os.close, directory)
+    return directory
+
+
+def _locked(target: str, opened: ExitStack) -> int:
+    """
+    A descriptor of a file that is locked for a change: the server reads it before or after, but not meanwhile.
+
+    @raise OSError: there is no such file, or it may not be read.
+    """
+    while True:
+        try:
+            fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in _IN_PLACE:
+                raise
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it can only be replaced
+        opened.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(fd), os.stat(target)):
+            return fd
+        # Somebody has replaced it while we waited, and has locked one that is no more.
+
+
+def _mode_like(status: os.stat_result | None) -> int:
+    """
+    0600; but root's file that a group reads stays 0640: the server is in that group then, and is not root.
+    """
+    of_a_group = status is not None and status.st_uid == 0 != status.st_gid and status.st_mode & stat.S_IRGRP
+    return 0o640 if of_a_group else 0o600
+
+
+def _read(path: str, missing_is_empty: bool = False) -> tuple[list[bytes], os.stat_result | None]:
+    """The lines of a file with their ends, and its status; that is C{None} for a missing one."""
+    try:
+        data, status = read_file(path)
+        return io.BytesIO(data).readlines(), status
+    except FileNotFoundError:
+        if missing_is_empty:
+            return [], None
+        raise
+
+
+def _replace(target: str, directory: int, data: bytes, like: os.stat_result, mode: int) -> None:
+    """
+    Put a new file in a file's place, whole or not at all.
+
+    @param directory: the descriptor of the target's directory.
+    @param like: whose owner and group the new file gets, where we may give files away: those of the old file, or of the
+        directory, so that a file made by root is one that the server can read.
+    """
+    fd, temporary = tempfile.mkstemp(prefix=".htpasswd-", dir=os.path.dirname(target))
+    try:
+        with open(fd, "wb") as file:
+            if os.geteuid() == 0:
+                os.fchown(fd, like.st_uid, like.st_gid)
+            os.fchmod(fd, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    os.fsync(directory)
+
+
+def _rewrite(target: str, file: int | None, data: bytes) -> None:
+    """
+    Write a file anew where it is: it keeps its owner and its mode. The old content is safe in a copy until that is done, and
+    is put back if it cannot be done.
+
+    @param file: its descriptor, locked.
+    @raise OSError: it cannot be written; it is as it was.
+    """
+    # Not that of the lock, which may be for reading only; it says why the file cannot be written.
+    fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        assert file is not None and os.path.samestat(os.fstat(fd), os.fstat(file))
+        old = _all_of(fd)
+        copy = _copy(target, old)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            _overwrite(fd, data)
+        except BaseException:
+            try:
+                _overwrite(fd, old)
+            except OSError as error:
+                raise _Refused(f"{target} is broken ({error.strerror}): what it was is in {copy}") from error
+            os.unlink(copy)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.unlink(copy)
+    finally:
+        os.close(fd)
+
+
+def _copy(target: str, content: bytes) -> str:
+    """
+    Put the content of a file away, beside it or in the temporary directory; where.
+
+    @raise _Refused: that is not possible.
+    """
+    problem: OSError | None = None
+    for folder in (os.path.dirname(target), os.environ.get("TMPDIR") or "/tmp", "/var/tmp", "/dev/shm"):
+        try:
+            fd, path = tempfile.mkstemp(prefix=".htpasswd-", dir=folder)
+        except OSError as error:
+            problem = problem or error
+            continue
+        try:
+            with open(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+        except OSError as error:
+            os.unlink(path)
+            problem = problem or error
+            continue
+        return path
+    reason = problem.strerror if problem is not None else "no directory"
+    raise _Refused(f"{target} can only be changed in place, and there is no room for a safe copy of it: {reason}")
+
+
+def _all_of(fd: int) -> bytes:
+    content = b""
+    while part := os.pread(fd, 1 << 20, len(content)):
+        content += part
+    return content
+
+
+def _overwrite(fd: int, content: bytes) -> None:
+    """Give an open file this content, without a moment in which it is empty."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], written)
+    os.ftruncate(fd, len(content))
+    os.fsync(fd)
+
+
+# --- lines
+
+
+def _is_of(line: bytes, user: str) -> bool:
+    """Whether a line is an entry of this user, as L{parse_htpasswd} reads it."""
+    text = line.decode("utf-8", "surrogateescape")
+    entry = entry_of(text)
+    return entry is not None and ":" in text and entry[0] == user
+
+
+def _added(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    if any(_is_of(line, user) for line in lines):
+        raise _Refused(f"user {user} is there already ('passwd' changes the password)")
+    ended = [line for line in lines if line.endswith(b"\n")]
+    end = b"\r\n" if ended and ended[-1].endswith(b"\r\n") else b"\n"
+    missing = [end] if len(ended) < len(lines) else []
+    return [*lines, *missing, user.encode() + b":" + hashed + end]
+
+
+def _changed(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    _deleted(lines, user, hashed)
+
+    def with_hash(line: bytes) -> bytes:
+        name, colon, old = line.partition(b":")
+        # What follows a second colon, and the end of the line, stay as they are.
+        _, more, rest = old.partition(b":")
+        return name + colon + hashed + (more + rest or old[len(old.rstrip()) :])
+
+    return [with_hash(line) if _is_of(line, user) else line for line in lines]
+
+
+def _deleted(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
+    left = [line for line in lines if not _is_of(line, user)]
+    if len(left) == len(lines):
+        raise _Refused(f"there is no user {user}")
+    return left
+
+
+_CHANGES: dict[str, _Change] = {"add": _added, "passwd": _changed, "delete": _deleted}

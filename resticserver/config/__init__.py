@@ -1,0 +1,3 @@
+"""
+Flags, environment and TOML file, and the settings that come of them.
+"""

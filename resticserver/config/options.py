@@ -1,0 +1,422 @@
+"""
+The flags of both front doors, in the forms that Go's flags take: C{--flag value}, C{--flag=value}, C{--switch=true|false}.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from twisted.python import usage
+
+from .. import __version__
+from ..access.proxies import TrustedProxies
+from ..access.throttle import parse_rate
+from ..errors import StartError
+from ..names import MOST_FOLDERS, parse_prefix
+from ..process.utf8 import as_text, use_utf8
+from ..service.hooks import runnable
+from ..sizes import parse_free_space, parse_size
+from . import sources
+from .console import write_line
+from .settings import DEFAULT_LISTEN, Settings, default_path
+
+#: More processes than this are a slip of the finger.
+MOST_WORKERS = 128
+
+#: Flags that may be given several times.
+_LISTS = frozenset(("listen", "trusted-proxy"))
+
+#: Flags that name something of this machine.
+_DIRECTORIES = ("path", "state-dir")
+_FILES = ("htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+#: C{s3://bucket}, and restic's C{s3:https://host/bucket}.
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)+//")
+_UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
+
+_TRUE = ("true", "1", "t")
+_FALSE = ("false", "0", "f")
+
+_T = TypeVar("_T")
+
+
+class Options(usage.Options):
+    """
+    Flags to settings.
+
+    A bad flag ends the program with one line on stderr and status 1, also under twistd, which else would print its whole
+    help to stdout.
+    """
+
+    def getSynopsis(self) -> str:
+        """Twisted's call: the first line of the help."""
+        return "Usage: rest-server [options]" if self.parent is None else str(super().getSynopsis())
+
+    longdesc = (
+        "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
+        "Every flag is also a key of the --config file (max-size = \"1TiB\", no-auth = true) and an environment variable "
+        "(REST_SERVER_MAX_SIZE=1TiB); flags come first, then the environment. "
+        "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what), "
+        "rest-server usage --help (how much is stored), rest-server status --help (how a running server is)."
+    )
+
+    optFlags = [
+        ["no-auth", None, "disable authentication"],
+        ["private-repos", None, "users can only access the repositories below the folder of their name"],
+        ["append-only", None, "nothing can be removed but locks"],
+        ["read-only", None, "nothing can be made or removed but locks"],
+        ["auto-create", None, "an upload makes its repository where that is missing, as rest-server does"],
+        ["no-verify-upload", None, "do not verify the hash of uploads (it is on a name conflict). Not recommended"],
+        ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
+        ["tls", None, "serve TLS"],
+        ["prometheus", None, "serve metrics at /metrics, to the user metrics"],
+        ["prometheus-no-auth", None, "serve metrics to everyone"],
+        ["debug", None, "log debug messages"],
+    ]
+
+    optParameters = [
+        ["config", None, None, "TOML file with flags as keys"],
+        ["path", None, None, f"data directory (default {default_path()})"],
+        ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
+        ["policy", None, None, "TOML file with rules of who may do what in which repository"],
+        ["max-depth", None, "2", "how many folders deep a repository may lie"],
+        ["proxy-prefix", None, None, "path before every repository, as a proxy passes it on (/backup)"],
+        ["proxy-auth-username", None, None, "header in which a trusted proxy names the user; no passwords then"],
+        ["auth-failures", None, "20/minute", "failed logins by user and by address before they are slowed; 0 is off"],
+        ["tls-cert", None, None, "TLS certificate chain, PEM (default public_key in the data directory)"],
+        ["tls-key", None, None, "TLS private key, PEM (default private_key in the data directory)"],
+        ["tls-min-ver", None, "1.2", "lowest TLS version, 1.2 or 1.3"],
+        ["tls-client-ca", None, None, "ask clients for a certificate of these authorities, PEM"],
+        ["tls-client-auth", None, "required", "whether they must have one: required or optional"],
+        ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
+        ["max-size", None, "0", "how much may be stored in all, as 500GiB; 0 for no limit"],
+        ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
+        ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
+        ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
+        ["on-event", None, None, "command that gets each event (new snapshot, quota reached, ...) as JSON on its input"],
+        ["log", None, None, "write an access log to this file (- for stdout)"],
+        ["log-format", None, "combined", "what its lines look like: combined (Apache's), or json"],
+        ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
+        ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
+        ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
+    ]
+
+    compData = usage.Completions(
+        optActions={
+            "config": usage.CompleteFiles(),
+            "path": usage.CompleteDirs(),
+            "htpasswd-file": usage.CompleteFiles(),
+            "tls-cert": usage.CompleteFiles(),
+            "tls-key": usage.CompleteFiles(),
+            "tls-min-ver": usage.CompleteList(["1.2", "1.3"]),
+            "tls-client-ca": usage.CompleteFiles(),
+            "tls-client-auth": usage.CompleteList(["required", "optional"]),
+            "tls-client-user": usage.CompleteList(["cn", "email", "dns", "none"]),
+            "policy": usage.CompleteFiles(),
+            "state-dir": usage.CompleteDirs(),
+            "log": usage.CompleteFiles(),
+            "log-format": usage.CompleteList(["combined", "json"]),
+            "cpu-profile": usage.CompleteFiles(),
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: dict[str, str] = {}
+        self["listen"] = []
+        self["trusted-proxy"] = []
+
+    def opt_listen(self, address: str) -> None:
+        """listen address: host:port, :port, unix:/path or an endpoint string; repeatable (default :8000)"""
+        self["listen"].append(address)
+
+    def opt_trusted_proxy(self, network: str) -> None:
+        """proxies' network, whose X-Forwarded-For and user header are believed; repeatable (default: loopback)"""
+        self["trusted-proxy"].append(network)
+
+    def opt_version(self) -> None:
+        """print the version and exit"""
+        sys.exit(0 if write_line(version_line()) else 1)
+
+    def opt_help(self) -> None:
+        """print this help and exit"""
+        sys.exit(0 if write_line(str(self)) else 1)
+
+    opt_v = opt_version
+    opt_h = opt_help
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Parse an argument list.
+
+        @raise SystemExit: with a line that says what is wrong.
+        """
+        try:
+            use_utf8()
+            arguments = list(sys.argv[1:] if options is None else options)
+            super().parseOptions(self._with_others(self._in_getopt_form(arguments)))
+            self.settings = self._checked()
+        except StartError as error:
+            raise SystemExit(f"rest-server: {error}") from None
+        except usage.UsageError as error:
+            raise SystemExit(f"rest-server: {self.where_it_stands(str(error))}") from None
+
+    def parseArgs(self, *rest: str) -> None:
+        """Twisted's call with what is no flag."""
+        if rest:
+            raise usage.UsageError(f"unexpected argument: {rest[0]}")
+
+    def _in_getopt_form(self, arguments: list[str]) -> list[str]:
+        """
+        Go's forms of switches, rewritten for getopt, which refuses C{--switch=value} and takes abbreviations.
+        """
+        flags = self._flags()
+        switches = flags.switches | {"help", "version"}
+        known = switches | flags.all | {"config"}
+        rewritten: list[str] = []
+        switched: dict[str, bool] = {}
+        left = iter(arguments)
+        for argument in left:
+            if argument == "--":
+                rewritten += [argument, *left]
+                break
+            if not argument.startswith("--"):
+                rewritten += [argument]
+                continue
+            name, equals, value = argument[2:].partition("=")
+            if name not in known:
+                raise usage.UsageError(f"unknown flag: --{name}")
+            self._sources[name] = f"--{name}"
+            if name in switches:
+                switched[name] = _boolean(f"--{name}", value) if equals else True
+            else:
+                rewritten += [argument] if equals else [argument, *_next_value(name, left)]
+        return [f"--{name}" for name, on in switched.items() if on] + rewritten
+
+    def _flags(self) -> sources.FlagNames:
+        """Those that can be given elsewhere, too."""
+        others = frozenset(str(parameter[0]) for parameter in self.optParameters) - {"config"}
+        return sources.FlagNames(frozenset(str(flag[0]) for flag in self.optFlags), _LISTS, others)
+
+    def _with_others(self, arguments: list[str]) -> list[str]:
+        """
+        The command line, and before it what the environment and the file say of flags that do not stand in it.
+
+        @raise UsageError: something there makes no sense.
+        """
+        if {"help", "version"} & self._sources.keys() or {"-h", "-v"} & set(arguments):
+            return arguments
+        flags = self._flags()
+        try:
+            layers = [sources.from_environment(os.environ, flags)]
+            if (path := self._config_file(arguments)) is not None:
+                layers.append(sources.from_file(path, flags))
+        except OSError as error:
+            raise usage.UsageError(f"--config: cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise usage.UsageError(str(error)) from None
+        more: list[str] = []
+        for layer in layers:
+            for flag, (values, source) in layer.items():
+                if flag in self._sources:
+                    continue
+                self._sources[flag] = source
+                if flag not in flags.switches:
+                    more += [f"--{flag}={value}" for value in values]
+                elif _boolean(source, values[0]):
+                    more.append(f"--{flag}")
+        return more + arguments
+
+    def _config_file(self, arguments: list[str]) -> str | None:
+        """
+        The file that holds more flags.
+
+        @raise UsageError: it has no name.
+        """
+        path = os.environ.get(sources.variable("config"))
+        if path is not None and "config" not in self._sources:
+            self._sources["config"] = sources.variable("config")
+        for position, argument in enumerate(arguments):
+            if argument == "--config":
+                path = arguments[position + 1]
+            elif argument.startswith("--config="):
+                path = argument.partition("=")[2]
+        if path == "":
+            raise usage.UsageError("--config names no file")
+        return path
+
+    def where_it_stands(self, message: str) -> str:
+        """A complaint that begins with a flag, which names it as it was given: a flag, a variable, or a file and its key."""
+        flag = re.match(r"--([a-z-]+)", message)
+        source = self._sources.get(flag[1]) if flag is not None else None
+        return message if flag is None or source is None else source + message[flag.end() :]
+
+    def _default(self, flag: str) -> Any:
+        return next(parameter[2] for parameter in self.optParameters if parameter[0] == flag)
+
+    def _one_of(self, flag: str, values: tuple[str, ...], reason: str) -> None:
+        if self[flag] not in values:
+            raise usage.UsageError(f"--{flag} {self[flag]}: {reason}")
+
+    def _parsed(self, flag: str, parse: Callable[[Any], _T]) -> _T:
+        try:
+            return parse(self[flag])
+        except ValueError as error:
+            raise usage.UsageError(f"--{flag} {error}") from None
+
+    def _checked(self) -> Settings:
+        """
+        The flags as settings.
+
+        @raise UsageError: flags that make no sense, alone or together.
+        """
+        for flag in _DIRECTORIES + _FILES:
+            if self[flag] and _URL.match(self[flag]):
+                kind = "directory" if flag in _DIRECTORIES else "file"
+                raise usage.UsageError(f"--{flag} {self[flag]}: a {kind} of this machine is needed, not a URL")
+        for flag in _DIRECTORIES:
+            if self[flag] == "":
+                raise usage.UsageError(f"--{flag} names no directory")
+        for flag in ("policy", "tls-client-ca"):
+            if self[flag] == "":
+                raise usage.UsageError(f"--{flag} names no file")
+        if not self["tls"]:
+            for flag in ("tls-cert", "tls-key", "tls-client-ca"):
+                if self[flag]:
+                    raise usage.UsageError(f"--{flag} needs --tls")
+        if not self["tls-client-ca"]:
+            for flag in ("tls-client-auth", "tls-client-user"):
+                if self[flag] != self._default(flag):
+                    raise usage.UsageError(f"--{flag} needs --tls-client-ca")
+        self._one_of("tls-min-ver", ("1.2", "1.3"), "unknown TLS version, 1.2 and 1.3 are allowed")
+        self._one_of("log-format", ("combined", "json"), "only combined and json are allowed")
+        self._one_of("tls-client-auth", ("required", "optional"), "only required and optional are allowed")
+        self._one_of("tls-client-user", ("cn", "email", "dns", "none"), "only cn, email, dns and none are allowed")
+        if self["no-auth"]:
+            for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
+                if self[flag]:
+                    raise usage.UsageError(f"--{flag} needs users and cannot go with --no-auth")
+        if self["log-format"] != self._default("log-format") and not self["log"]:
+            raise usage.UsageError("--log-format needs --log")
+        if self["metrics-listen"] == "":
+            raise usage.UsageError("--metrics-listen: an address is needed, as 127.0.0.1:9100")
+        header = self["proxy-auth-username"]
+        if header is not None and not _HEADER.match(header):
+            raise usage.UsageError(f"--proxy-auth-username {header}: not the name of a header")
+        self._parsed("trusted-proxy", TrustedProxies.parse)
+        if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
+            raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
+        min_free = self._parsed("min-free", parse_free_space)
+        return Settings(
+            path=os.path.abspath(self["path"] or default_path()),
+            path_is_default=not self["path"],
+            listen=tuple(map(_absolute_socket, self["listen"])) or (DEFAULT_LISTEN,),
+            no_auth=bool(self["no-auth"]),
+            htpasswd_file=_absolute(self["htpasswd-file"]),
+            private_repos=bool(self["private-repos"]),
+            append_only=bool(self["append-only"]),
+            no_verify_upload=bool(self["no-verify-upload"]),
+            group_accessible_repos=bool(self["group-accessible-repos"]),
+            tls=bool(self["tls"]),
+            tls_cert=_absolute(self["tls-cert"]),
+            tls_key=_absolute(self["tls-key"]),
+            tls_min_ver=self["tls-min-ver"],
+            read_only=bool(self["read-only"]),
+            policy=_absolute(self["policy"]),
+            auto_create=bool(self["auto-create"]),
+            max_depth=int(self["max-depth"]),
+            proxy_prefix=self._parsed("proxy-prefix", lambda text: parse_prefix(as_text(text))) if self["proxy-prefix"] else (),
+            proxy_auth_username=header,
+            trusted_proxies=tuple(self["trusted-proxy"]) or None,
+            auth_failures=self._parsed("auth-failures", parse_rate),
+            tls_client_ca=_absolute(self["tls-client-ca"]),
+            tls_client_required=self["tls-client-auth"] == "required",
+            tls_client_user=self["tls-client-user"],
+            max_size_bytes=self._parsed("max-size", parse_size),
+            min_free_bytes=min_free.size_bytes,
+            min_free_percent=min_free.percent,
+            state_dir=_absolute(self["state-dir"]),
+            prometheus=bool(self["prometheus"]),
+            prometheus_no_auth=bool(self["prometheus-no-auth"]),
+            metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,
+            on_event=self._parsed("on-event", _command) if self["on-event"] is not None else (),
+            log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
+            log_format=self["log-format"],
+            debug=bool(self["debug"]),
+            cpu_profile=_absolute(self["cpu-profile"]),
+            workers=_workers(self["workers"]),
+            shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
+        )
+
+
+def version_line() -> str:
+    """This server's version and those that matter for a report."""
+    import twisted
+    from OpenSSL import SSL
+
+    openssl = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii", "replace")
+    return (
+        f"rest-server {__version__} (Python/Twisted), Python {platform.python_version()}, "
+        f"Twisted {twisted.__version__}, {openssl}"
+    )
+
+
+def _boolean(source: str, value: str) -> bool:
+    if value.lower() in _TRUE:
+        return True
+    if value.lower() in _FALSE:
+        return False
+    raise usage.UsageError(f"{source}={value}: only true and false are allowed")
+
+
+def _next_value(name: str, left: Any) -> list[str]:
+    for value in left:
+        return [value]
+    raise usage.UsageError(f"flag needs an argument: --{name}")
+
+
+def _absolute(path: str | None) -> str | None:
+    """Flags name files from where the user stands; twistd may change the directory later."""
+    return os.path.abspath(path) if path else None
+
+
+def _absolute_socket(address: str) -> str:
+    """The same for the unix sockets of C{--listen}."""
+    return _UNIX.sub(lambda found: found[1] + os.path.abspath(found[2]), address, count=1) if _UNIX.match(address) else address
+
+
+def _command(text: str) -> tuple[str, ...]:
+    """
+    A command line, as a shell would take it apart; there is no shell.
+
+    @raise ValueError: it is none, or there is no such program.
+    """
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+    if not command or not runnable(command):
+        raise ValueError(f"{text}: there is no such program, or it is not executable")
+    return (os.path.abspath(command[0]) if os.sep in command[0] else command[0], *command[1:])
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
+        raise usage.UsageError(f"--workers {text}: a number from 1 to {MOST_WORKERS}, or auto, is needed")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    number = text.removesuffix("s")
+    if not number.replace(".", "", 1).isdecimal():
+        raise usage.UsageError(f"--shutdown-timeout {text}: a number of seconds is needed")
+    return float(number)

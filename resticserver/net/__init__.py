@@ -1,0 +1,3 @@
+"""
+Listening sockets, TLS contexts and the PROXY protocol.
+"""

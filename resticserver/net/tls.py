@@ -1,0 +1,278 @@
+"""
+TLS for the server: a context from PEM files, the connection creator that Twisted asks for each connection, and the renewal
+of both while they are in use.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from ..dates import date_text
+from ..errors import StartError
+from ..files import Stamp, read_file, reason_of, stamp_at
+
+MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+
+#: TLS 1.2: authenticated encryption with forward secrecy, nothing else. TLS 1.3 has only such suites.
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+
+# SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL does not export.
+_MODE_ENABLE_PARTIAL_WRITE = 1
+
+#: What session tickets belong to; OpenSSL wants one where clients show certificates.
+_SESSION_CONTEXT = b"restic"
+
+#: What restic's TLS (Go's) can do besides: the client of the trial handshake has this and nothing else.
+_CLIENT_GROUPS = b"X25519:P-256:P-384:P-521"
+_CLIENT_SIGNATURES = (
+    b"rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_sha512:rsa_pkcs1_sha256:rsa_pkcs1_sha384:rsa_pkcs1_sha512:"
+    b"ecdsa_secp256r1_sha256:ecdsa_secp384r1_sha384:ecdsa_secp521r1_sha512:ed25519"
+)
+#: A handshake is done after a few turns; this many would be a fault.
+_MOST_TURNS = 20
+_MOST_REASON = 200
+
+_log = Logger()
+
+
+def server_context(
+    certificate_path: str,
+    key_path: str,
+    minimum_version: str,
+    client_ca_path: str | None = None,
+    client_required: bool = True,
+) -> SSL.Context:
+    """
+    A context that serves one certificate.
+
+    @param certificate_path: PEM, the certificate first and then its chain.
+    @param minimum_version: a key of L{MINIMUM_VERSIONS}.
+    @param client_ca_path: PEM, the authorities whose certificates clients are asked for; C{None} asks for none.
+    @param client_required: whether a client without a certificate is refused. One with a wrong certificate always is.
+    @raise StartError: a file cannot be read or the key is not the certificate's.
+    """
+    certificates = _read("--tls-cert", "certificate", certificate_path)
+    key = _read("--tls-key", "private key", key_path)
+    context = _empty_context(minimum_version)
+    try:
+        context.use_certificate_chain_file(certificate_path)
+    except SSL.Error as error:
+        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
+    try:
+        # Not by OpenSSL, which asks for a passphrase at a terminal that a daemon does not have.
+        private: Any = serialization.load_pem_private_key(key, None)
+    except TypeError as error:
+        words = "is protected by a passphrase, which nobody is there to type"
+        raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise StartError(f"--tls-key: {key_path} holds no usable PEM private key: {_reason(error)}") from error
+    try:
+        context.use_privatekey(private)
+        context.check_privatekey()
+    except (SSL.Error, TypeError, ValueError) as error:
+        if _position_of(private, certificates) > 0:
+            words = "holds its certificates in the wrong order: the server's own must come first, then those of its issuers"
+            raise StartError(f"--tls-cert: {certificate_path} {words}: {_reason(error)}") from error
+        words = f"holds no private key that fits the certificate {certificate_path}"
+        raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
+    try:
+        # With a context of its own: one that was used cannot be changed any more.
+        trial = _empty_context(minimum_version)
+        trial.use_certificate_chain_file(certificate_path)
+        trial.use_privatekey(private)
+        _try_handshake(trial)
+    except SSL.Error as error:
+        words = f"clients refuse the certificate {certificate_path}, for it has {_kind_of(private)}"
+        raise StartError(f"--tls-cert: {words}: {_reason(error)}") from error
+    if client_ca_path is not None:
+        _ask_for_certificates(context, client_ca_path, client_required)
+    context.set_alpn_select_callback(_choose_protocol)
+    if hasattr(context, "clear_mode"):  # pyOpenSSL 25.3
+        # It asks for partial writes: one record a call, and the interpreter's lock given up and taken back for each.
+        context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+    return context
+
+
+def _empty_context(minimum_version: str) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(MINIMUM_VERSIONS[minimum_version])
+    context.set_cipher_list(_CIPHERS)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    return context
+
+
+def _reason(error: Exception) -> str:
+    """Why, in the words of OpenSSL, in one line."""
+    if isinstance(error, SSL.Error):
+        found = error.args[0] if error.args and isinstance(error.args[0], list) else []
+        reasons = [entry[2] for entry in found if entry[2]]
+        return ", ".join(dict.fromkeys(reasons)) or "OpenSSL does not say why"
+    return " ".join(str(error).split())[:_MOST_REASON].rstrip(". ")
+
+
+def _position_of(key: Any, certificates: bytes) -> int:
+    """Which of the certificates of a file is that of a key; -1 for none."""
+    try:
+        public = key.public_key()
+        return [found.public_key() == public for found in x509.load_pem_x509_certificates(certificates)].index(True)
+    except (ValueError, UnsupportedAlgorithm):
+        return -1
+
+
+def _kind_of(key: Any) -> str:
+    curve = getattr(getattr(key, "curve", None), "name", None)
+    size = getattr(key, "key_size", None)
+    return f"a key of the curve {curve}" if curve else f"a key of {size} bits" if size else "a key of a kind of its own"
+
+
+def _try_handshake(context: SSL.Context) -> None:
+    """
+    Let a client like restic connect, in memory. OpenSSL takes certificates that no client takes, without a word.
+
+    @raise SSL.Error: it cannot connect.
+    """
+    for_client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    library, inner = getattr(SSL, "_lib", None), getattr(for_client, "_context", None)
+    # pyOpenSSL has no names for these; without them the client is one like OpenSSL's own.
+    for name, value in (("SSL_CTX_set1_curves_list", _CLIENT_GROUPS), ("SSL_CTX_set1_sigalgs_list", _CLIENT_SIGNATURES)):
+        if inner is not None and hasattr(library, name):
+            getattr(library, name)(inner, value)
+    client, server = SSL.Connection(for_client, None), SSL.Connection(context, None)
+    client.set_connect_state()
+    server.set_accept_state()
+    done = set()
+    for _ in range(_MOST_TURNS):
+        for one, other in ((client, server), (server, client)):
+            with suppress(SSL.WantReadError):
+                one.do_handshake()
+                done.add(one)
+            with suppress(SSL.WantReadError):
+                other.bio_write(one.bio_read(1 << 16))
+        if len(done) == 2:
+            return
+
+
+def _ask_for_certificates(context: SSL.Context, ca_path: str, required: bool) -> None:
+    _read("--tls-client-ca", "client CA", ca_path)
+    try:
+        context.load_verify_locations(ca_path)
+        context.load_client_ca(os.fsencode(ca_path))
+    except SSL.Error as error:
+        raise StartError(f"--tls-client-ca: {ca_path} holds no usable PEM certificate: {_reason(error)}") from error
+    context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0))
+    context.set_session_id(_SESSION_CONTEXT)
+
+
+def _read(flag: str, what: str, path: str) -> bytes:
+    try:
+        return read_file(path)[0]
+    except OSError as error:
+        raise StartError(f"{flag}: cannot read the TLS {what} {path}: {reason_of(error)}") from error
+
+
+def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """HTTP/1.1 where the client offers it; a client that offers only others goes on without ALPN."""
+    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ConnectionCreator:
+    """
+    Makes the TLS side of each new connection from the current context.
+
+    @ivar context: may be replaced at any time; connections that are there keep theirs.
+    """
+
+    def __init__(self, context: SSL.Context) -> None:
+        self.context = context
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Twisted's call for a new connection."""
+        return SSL.Connection(self.context, None)
+
+
+class ReloadingCertificates:
+    """
+    A connection creator whose context follows the files that it was made from.
+
+    @ivar creator: for the listeners.
+    @ivar not_after: when the certificate ends.
+    @raise StartError: a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        certificate_path: str,
+        key_path: str,
+        minimum_version: str,
+        client_ca_path: str | None = None,
+        client_required: bool = True,
+    ) -> None:
+        self._certificate_path = certificate_path
+        self._arguments = (certificate_path, key_path, minimum_version, client_ca_path, client_required)
+        self._paths = tuple(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
+        self._stamp = self._current_stamp()
+        self.creator = ConnectionCreator(server_context(*self._arguments))
+        self.not_after = _not_after(certificate_path)
+
+    def reload_if_changed(self, force: bool = False) -> bool:
+        """
+        Serve the files as they are now, if they changed; what was served before stays if they cannot be used, which is
+        logged once for each change. Blocks.
+
+        @return: whether new ones are served.
+        """
+        # Before the files are read: what changes meanwhile is seen by the next look.
+        stamp = self._current_stamp()
+        if stamp == self._stamp and not force:
+            return False
+        self._stamp = stamp
+        try:
+            self.read()
+        except StartError as error:
+            reason = str(error).partition(": ")[2]  # without the flag
+            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
+            return False
+        return True
+
+    def read(self) -> None:
+        """
+        Serve the files as they are now. Blocks.
+
+        @raise StartError: they cannot be used; what was served before stays.
+        """
+        context = server_context(*self._arguments)
+        not_after = _not_after(self._certificate_path)
+        self.creator.context = context
+        self.not_after = not_after
+
+    def say_reloaded(self) -> None:
+        """Log that what was read again is served, everywhere."""
+        path = self._certificate_path
+        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=path, until=date_text(self.not_after.timestamp()))
+
+    def look_again(self) -> None:
+        """The next look finds a change, whatever the files are then: somebody could not read what was read here."""
+        self._stamp = ()
+
+    def _current_stamp(self) -> tuple[Stamp, ...]:
+        return tuple(map(stamp_at, self._paths))
+
+
+def _not_after(certificate_path: str) -> datetime:
+    try:
+        return x509.load_pem_x509_certificate(_read("--tls-cert", "certificate", certificate_path)).not_valid_after_utc
+    except ValueError as error:
+        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error

@@ -1,0 +1,3 @@
+"""
+What the server sets for its own process: encoding, signals, memory, descriptors, clock, children.
+"""

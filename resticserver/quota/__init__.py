@@ -1,0 +1,3 @@
+"""
+The arithmetic of quotas, and the admission of uploads.
+"""

@@ -1,0 +1,97 @@
+"""
+Objects whose size has changed: whether they are damaged, and who is told.
+
+An object is immutable, so another size is damage, unless the size that was known was one that the file had on its way: a copy
+beside the server that came to its end, a file that was restored. The hash decides, once for each change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from twisted.logger import Logger
+
+from ..storage.interface import SizeChange
+from ..storage.local import LocalStore
+from ..telemetry.events import Event, EventKind, Tells
+from ..threads.serial_jobs import Pool
+
+#: So many changes wait for their turn, and so many are remembered as judged. A list finds again what was forgotten.
+MOST_WAITING = 100_000
+MOST_REMEMBERED = 10_000
+
+_log = Logger()
+
+
+class SizeChanges:
+    """
+    Judges the changed sizes that one process sees, one at a time.
+
+    @param pool: reads the objects.
+    @param tell: told of each damaged object once, as a C{corruption} event.
+    """
+
+    def __init__(self, reactor: Any, pool: Pool, store: LocalStore, tell: Tells) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._store = store
+        self._tell = tell
+        self._waiting: OrderedDict[SizeChange, None] = OrderedDict()
+        self._judged: OrderedDict[SizeChange, None] = OrderedDict()
+        self._running = False
+
+    def take(self, change: SizeChange) -> None:
+        """A change was seen; called from any thread."""
+        self._reactor.callFromThread(self._add, change)
+
+    def _add(self, change: SizeChange) -> None:
+        # Every list finds it until the snapshot that knows the other size is forgotten.
+        if change in self._judged or len(self._waiting) >= MOST_WAITING:
+            return
+        self._judged[change] = None
+        if len(self._judged) > MOST_REMEMBERED:
+            self._judged.popitem(last=False)
+        self._waiting[change] = None
+        if not self._running:
+            self._running = True
+            self._next()
+
+    def _next(self) -> None:
+        if not self._waiting:
+            self._running = False
+            return
+        change, _ = self._waiting.popitem(last=False)
+        judging = self._pool.run(self._judge, change)
+        judging.addCallback(self._ended, change)
+        judging.addErrback(lambda failure: _log.failure("could not look at an object whose size has changed", failure))
+        judging.addBoth(lambda _: self._next())
+
+    def _judge(self, change: SizeChange) -> str:
+        """In the pool: what is wrong with an object; empty if nothing is."""
+        try:
+            return "its content is not what its name says" if self._store.is_damaged(change) else ""
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
+
+    def _ended(self, wrong: str, change: SizeChange) -> None:
+        if wrong:
+            self._tell(damage_event(change, wrong))
+        else:
+            self._judged.pop(change, None)  # it may be damaged in the same way later
+
+
+def damage_event(change: SizeChange, wrong: str) -> Event:
+    """The event of a damaged object."""
+    repository = "/".join(change.repository)
+    message = (
+        f"a file of repository {ascii(repository or '/')[1:-1]} is damaged: {change.kind} {change.name} "
+        f"had {change.known_bytes} bytes and has {change.found_bytes}; {wrong}"
+    )
+    details = {
+        "type": change.kind,
+        "name": change.name,
+        "known_bytes": change.known_bytes,
+        "found_bytes": change.found_bytes,
+    }
+    return Event(EventKind.CORRUPTION, message, repository, details=details)

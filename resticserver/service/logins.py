@@ -1,0 +1,360 @@
+"""
+Who judges a password: the server that has the users, for all connections, and for those of its workers too.
+
+L{PasswordJudge} is in the process that reads the htpasswd file, one for the whole server. A worker has a L{DistantJudge}, which
+asks that one, and may remember its word for as long as that one does.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..access.htpasswd import Htpasswd, joined
+from ..access.loginqueue import LoginQueue, Waiting
+from ..access.throttle import Login, Throttle
+from ..errors import Forbidden, ServerError, Unauthorized, Unavailable
+from ..names import is_user_name
+from ..storage.volume import GONE
+from ..telemetry.events import Event, EventKind
+from ..threads.serial_jobs import Pool
+from ..workers.ipc import Failed, Wire, WireLost
+
+#: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
+MOST_CHECKS = 32
+#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took, and
+#: those that cannot be told from each other are guesses.
+FLOOD_CHECKS = 8
+
+#: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
+MOST_REMEMBERED = 10_000
+
+#: The question of a worker, and what it says when nobody waits for the answer any more.
+ASK, WITHDRAW = "login", "login withdrawn"
+_REFUSALS = {error.__name__: error for error in (Unauthorized, Forbidden, Unavailable)}
+
+_log = Logger()
+
+
+@dataclass(eq=False)
+class _Check:
+    """
+    The check of one login, and who waits for it.
+
+    @ivar verified: it was right lately, at the same place.
+    @ivar answers: those that wait.
+    @ivar later: while it is delayed.
+    @ivar waiting: its place in the queue, since it came there.
+    @ivar begun: a thread has it; nothing ends it any more.
+    """
+
+    login: Login
+    verified: bool
+    answers: list[Deferred[bool]] = field(default_factory=list)
+    later: IDelayedCall | None = None
+    waiting: Waiting[_Check] | None = None
+    begun: bool = False
+
+
+class PasswordJudge:
+    """
+    Checks passwords in a pool of their own; several logins with the same credentials wait for one check.
+
+    Guessing is slowed down and then refused (L{Throttle}). What was right within the last minute is not checked again, and
+    whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
+    credentials that were right on the same connection.
+
+    Checks wait here and not in a pool: whose is next is decided when a thread is free (L{LoginQueue}).
+
+    @param pool: checks the passwords of those who were right lately or have tried little.
+    @param guesses: checks all others', and may take its time: a flood of guesses can keep all cores busy with its connections
+        alone, and nobody else should wait for a thread that stands back for those.
+    @param threads: of each of the pools; so many checks are given to it at once.
+    @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
+    """
+
+    def __init__(
+        self,
+        htpasswd: Htpasswd,
+        pool: Pool,
+        guesses: Pool,
+        throttle: Throttle,
+        reactor: IReactorTime,
+        tell: Callable[[Event, str], object] = lambda event, key: None,
+        threads: int = 1,
+    ) -> None:
+        self._tell = tell
+        self._htpasswd = htpasswd
+        self._pools = (pool, guesses)
+        self._throttle = throttle
+        self._reactor = reactor
+        self._threads = threads
+        self._checks: dict[tuple[str, bytes, str], _Check] = {}
+        self._queue: LoginQueue[_Check] = LoginQueue(MOST_CHECKS, reactor.seconds)
+        #: Checks that were begun: of logins, and of guesses.
+        self._running = [0, 0]
+        #: Threads for guesses that have none to check for a while.
+        self._resting = 0
+        #: What workers have asked and not been answered.
+        self._asked: dict[str, Deferred[None]] = {}
+        self.failures = 0
+        self.lockouts = 0
+
+    def knows(self, login: Login) -> bool:
+        """Whether a login is right without a check; quick."""
+        return self._may_look_up(login) and self._htpasswd.is_cached(login.user, login.password, login.place)
+
+    async def judge(self, login: Login) -> None:
+        """
+        Check a login.
+
+        @raise Unauthorized: nobody that is known.
+        @raise Forbidden: too many failures from this address.
+        @raise Unavailable: too many logins wait already, or the file with the users is on the volume that is missing.
+        """
+        if self._htpasswd.is_missing:
+            raise Unavailable(GONE)
+        if not await self._check(login):
+            raise Unauthorized()
+
+    async def answer(
+        self, user: str, password: str, address: str, trusted: bool, known: bool, question: str = ""
+    ) -> dict[str, Any]:
+        """
+        A worker's question, in the words of L{DistantJudge}.
+
+        @param password: as C{latin-1}.
+        @param question: its name, for L{withdraw}.
+        """
+        login = Login(user, password.encode("latin-1"), address, trusted, known)
+        try:
+            if not self.knows(login):
+                judging = self._asked[question] = Deferred.fromCoroutine(self.judge(login))
+                try:
+                    await judging
+                finally:
+                    self._asked.pop(question, None)
+        except ServerError as error:
+            return {"refused": type(error).__name__, "message": error.message}
+        except CancelledError:
+            return {"refused": Unavailable.__name__, "message": "withdrawn"}
+        left_s, reading = self._htpasswd.cached(login.user, login.password, login.place)
+        return {"left_s": left_s, "reading": reading}
+
+    def withdraw(self, question: str) -> None:
+        """The client of a worker's question is gone."""
+        asked = self._asked.get(question)
+        if asked is not None:
+            asked.cancel()
+
+    def _may_look_up(self, login: Login) -> bool:
+        return login.known or self._throttle.may_look_up(login.user, login.address, login.address_is_trusted)
+
+    def _check(self, login: Login) -> Deferred[bool]:
+        """Whether a login is right. To cancel it means that the client is gone."""
+        key = (login.user, login.password, login.place)
+        check = self._checks.get(key)
+        begins = check is None
+        if check is None:
+            check, delay_s = self._admitted(login)
+            self._checks[key] = check
+        answer: Deferred[bool] = Deferred(partial(self._gone, check))
+        check.answers.append(answer)
+        if begins and delay_s:
+            check.later = self._reactor.callLater(delay_s, self._wait, check)
+        elif begins:
+            self._wait(check)
+        return answer
+
+    def _admitted(self, login: Login) -> tuple[_Check, float]:
+        """
+        A new check, and how much later it may begin.
+
+        @raise Forbidden: too many failures from this address.
+        """
+        user, address, exempt = login.user, login.address, login.address_is_trusted
+        if self._may_look_up(login):
+            if self._htpasswd.was_verified(user, login.password, login.place):
+                return _Check(login, verified=True), 0.0
+            self._throttle.missed(user, address, exempt)
+        verdict = self._throttle.admit(user, address, exempt)
+        if verdict.lockout_began:
+            self.lockouts += 1
+            message = f"{address} is refused for a while after too many failed logins"
+            self._tell(Event(EventKind.LOCKOUT, message, details={"address": address}), address)
+            _log.warn("too many auth failures from {address}: refused for a while", address=address)
+        if verdict.refused:
+            raise Forbidden("too many failed logins from your address, try again later")
+        return _Check(login, verified=False), verdict.delay_s
+
+    def _wait(self, check: _Check) -> None:
+        """Let a check wait for a thread."""
+        check.later = None
+        check.waiting, given_up = self._queue.add(check.login, check.verified, check)
+        if given_up is not None:
+            self._drop(given_up.item)
+            self._end(given_up.item, Failure(Unavailable("too many logins at once, try again")))
+        self._begin()
+
+    def _gone(self, check: _Check, answer: Deferred[bool]) -> None:
+        """Whoever waited for this answer waits no longer; a check that nobody waits for is not made."""
+        check.answers.remove(answer)
+        if not check.answers and not check.begun:
+            if check.later is not None:
+                check.later.cancel()
+            if check.waiting is not None:
+                self._queue.remove(check.waiting)
+            self._drop(check)
+
+    def _drop(self, check: _Check) -> None:
+        """A check is not made, so it was no failure."""
+        login = check.login
+        del self._checks[login.user, login.password, login.place]
+        if not check.verified:
+            self._throttle.give_back(login.user, login.address)
+
+    def _begin(self) -> None:
+        """Let as many checks begin as there are threads for."""
+        while (waiting := self._queue.first()) is not None:
+            guess = not self._queue.is_quiet(waiting, FLOOD_CHECKS)
+            if self._running[guess] + (self._resting if guess else 0) >= self._threads:
+                return
+            self._queue.take(waiting)
+            check, login = waiting.item, waiting.item.login
+            check.begun = True
+            self._running[guess] += 1
+            running = self._pools[guess].run(self._look_at, login.user, login.password, login.place)
+            running.addBoth(self._checked, check, waiting, guess)
+
+    def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:
+        """In the pool: whether it is right, and how long that took."""
+        started = time.perf_counter()
+        return self._htpasswd.check(user, password, place), time.perf_counter() - started
+
+    def _checked(
+        self, result: Failure | tuple[bool, float], check: _Check, waiting: Waiting[_Check], guess: bool
+    ) -> None:
+        self._running[guess] -= 1
+        login = check.login
+        right: Failure | bool
+        if isinstance(result, Failure):
+            right = result
+        else:
+            right, took_s = result
+            if right:
+                self._queue.was_right(waiting)
+                if not check.verified:
+                    self._throttle.give_back(login.user, login.address)
+            else:
+                self._queue.was_wrong(waiting)
+                self._was_wrong(check)
+                # Those who guess wait for each other, and not transfers for them.
+                if guess and len(self._queue) > FLOOD_CHECKS:
+                    self._resting += 1
+                    self._reactor.callLater(2 * took_s, self._rested)
+        del self._checks[login.user, login.password, login.place]
+        self._end(check, right)
+        self._begin()
+
+    def _was_wrong(self, check: _Check) -> None:
+        if check.verified:
+            return
+        login = check.login
+        self.failures += 1
+        name = login.user if is_user_name(login.user) else "(not a user name)"
+        _log.warn("auth failure from {address} for user {name}", address=login.address, name=name)
+
+    def _rested(self) -> None:
+        self._resting -= 1
+        self._begin()
+
+    @staticmethod
+    def _end(check: _Check, right: Failure | bool) -> None:
+        """Answer all who wait; an answer may take others with it."""
+        while check.answers:
+            check.answers.pop(0).callback(right)  # type: ignore[arg-type]
+
+
+class DistantJudge:
+    """
+    A worker's judge: the parent's, and what that one said of the same connection a moment ago.
+
+    What is remembered ends when it ends there: after the rest of the parent's minute, or when the users were read again.
+
+    @param reading: which reading of the users the parent has, L{Htpasswd.cached}.
+    @param clock: seconds that never go backwards.
+    """
+
+    def __init__(self, wire: Wire, reading: int, clock: Callable[[], float]) -> None:
+        self._wire = wire
+        self._reading = reading
+        self._clock = clock
+        self._salt = secrets.token_bytes(32)
+        self._questions = (f"{os.getpid()}-{number}" for number in count(1))
+        #: Until when each login is right, and by which reading; the oldest first.
+        self._right: dict[bytes, tuple[float, int]] = {}
+
+    def users_changed(self, reading: int) -> None:
+        """The parent has read the users again: nothing that was right before is right without asking."""
+        self._reading = reading
+        self._right = {digest: known for digest, known in self._right.items() if known[1] >= reading}
+
+    def knows(self, login: Login) -> bool:
+        """
+        Whether a login is right without asking; quick. Only the connection that was right before need not ask: to look
+        for what others had right is a guess, and the parent counts those.
+        """
+        if not login.known:
+            return False
+        until_s, reading = self._right.get(self._digest(login), (0.0, -1))
+        return reading >= self._reading and self._clock() < until_s
+
+    async def judge(self, login: Login) -> None:
+        """
+        Ask the parent.
+
+        @raise Unauthorized: nobody that is known.
+        @raise Forbidden: too many failures from this address.
+        @raise Unavailable: too many logins wait already, or the parent is gone.
+        """
+        question = next(self._questions)
+        try:
+            answer = await self._wire.ask(
+                ASK,
+                question=question,
+                user=login.user,
+                password=login.password.decode("latin-1"),
+                address=login.address,
+                trusted=login.address_is_trusted,
+                known=login.known,
+            )
+        except (WireLost, Failed) as error:
+            if isinstance(error, Failed):
+                _log.error("could not check a password: {error}", error=error)
+            raise Unavailable("passwords cannot be checked now, try again") from error
+        except CancelledError:
+            self._wire.tell(WITHDRAW, question=question)
+            raise
+        if "refused" in answer:
+            raise _REFUSALS[answer["refused"]](answer["message"])
+        if answer["left_s"] > 0:
+            digest = self._digest(login)
+            self._right.pop(digest, None)  # it becomes the youngest
+            self._right[digest] = (self._clock() + answer["left_s"], answer["reading"])
+            if len(self._right) > MOST_REMEMBERED:
+                del self._right[next(iter(self._right))]
+
+    def _digest(self, login: Login) -> bytes:
+        return hmac.digest(self._salt, joined(login.user.encode(), login.password, login.place.encode()), "sha256")

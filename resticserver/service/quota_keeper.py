@@ -1,0 +1,583 @@
+"""
+The server's books: what is stored, who has how much of it, and whether there is room for more.
+
+L{Accounts} is in the process that has the ledger, one for the whole server. A worker has L{DistantAccounts}, which asks that one.
+
+How much is stored is counted in the background: at the start, every now and then, and before an upload is refused, for somebody
+may have made room beside the server. While a directory is counted nothing of ours changes in it (L{Gates}): so the count and
+what is booked afterwards add up to what is on disk, to the byte.
+
+The state file keeps what was counted for the next start, and for each repository a ceiling that it never exceeds without
+the file being told first. So after a crash what is stored is at most that, until it has been counted again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from itertools import count
+from typing import Any, Protocol, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..errors import ServerError, Unavailable
+from ..names import Target
+from ..quota.admission import NOTHING, Fences, Key
+from ..quota.ledger import (
+    CELLS,
+    Account,
+    Ledger,
+    Limits,
+    QuotaExceeded,
+    Repository,
+    RepositoryAccount,
+    Reservation,
+    cell_of,
+    owner_of,
+)
+from ..sizes import UNLIMITED, Amount, Limit
+from ..storage.counting import Counting
+from ..storage.state import RepositoryState, StateFile
+from ..threads.serial_jobs import Pool, ended_within
+
+#: Repositories are counted again this long after they were, or after so many times as long as that took.
+COUNT_AGAIN_S = 600.0
+COUNT_AGAIN_TIMES = 50
+#: What an upload waits for a count, at most.
+PATIENCE_S = 20.0
+#: Before a refusal what it is about is counted again, unless it was as lately as this.
+FRESH_S = 3.0
+#: So long after something was removed its repository is counted.
+SOON_S = 15.0
+#: After a count that failed.
+TRY_AGAIN_S = 10.0
+#: So many directories are counted behind closed fences at first, and then as many as take so long.
+FIRST_BATCH = 16
+COUNT_S = 0.02
+#: By how much a repository's ceiling is raised above what it has.
+STEP = Amount(256 << 20, 10_000)
+
+SNAPSHOTS, LOCKS = cell_of("snapshots", ""), cell_of("locks", "")
+
+#: The key of a count of everything.
+ALL = ("all",)
+
+T = TypeVar("T")
+
+_log = Logger()
+
+
+class Quotas(Protocol):
+    """What the rules say of limits."""
+
+    def has_limits(self) -> bool:
+        """Whether there are any."""
+
+    def limit_of_user(self, name: str) -> Limit:
+        """That of all repositories below the folder of that name."""
+
+    def limit_of_repository(self, user: str | None, repository: Repository) -> Limit:
+        """That of a repository, for what this user adds to it."""
+
+
+class Gates(Protocol):
+    """The fences of all processes that serve."""
+
+    async def close(self, keys: list[Key]) -> None:
+        """Let nobody change anything there any more; all that was changed before is booked when this is done."""
+
+    def open(self, keys: list[Key]) -> None:
+        """Let everyone go on."""
+
+
+class LocalGates:
+    """Those of this process alone."""
+
+    def __init__(self, fences: Fences) -> None:
+        self._fences = fences
+
+    async def close(self, keys: list[Key]) -> None:
+        """Let nobody enter."""
+        await self._fences.close(keys)
+
+    def open(self, keys: list[Key]) -> None:
+        """Let everyone enter."""
+        self._fences.open(keys)
+
+
+class _Together:
+    """Work that several ask for at once is done once for all of them."""
+
+    def __init__(self) -> None:
+        #: Whoever waits for the run that goes on, and for the next one.
+        self._waiting: dict[Any, tuple[list[Deferred[Any]], list[Deferred[Any]]]] = {}
+
+    def run(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], join: bool = False) -> Deferred[T]:
+        """
+        Do it.
+
+        @param join: whether a run that goes on already will do; else it is one that begins now or later.
+        """
+        waiting: Deferred[T] = Deferred()
+        if key not in self._waiting:
+            self._begin(key, work, [waiting])
+        else:
+            self._waiting[key][0 if join else 1].append(waiting)
+        return waiting
+
+    def _begin(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], waiting: list[Deferred[T]]) -> None:
+        self._waiting[key] = (waiting, [])
+
+        def done(result: Any) -> None:
+            these, next_ones = self._waiting.pop(key)
+            if next_ones:
+                self._begin(key, work, next_ones)
+            for one in these:
+                one.callback(result)
+
+        Deferred.fromCoroutine(work()).addBoth(done)
+
+
+class Accounts(Service):
+    """
+    The books. All is called in the reactor's thread.
+
+    @param limit: of the whole server.
+    @param quotas: the policy's limits.
+    @param pool: where directories are counted and the state file is read.
+    @param in_any_case: whether account is kept also where there are no limits, because somebody looks at it.
+    @ivar active: whether account is kept.
+    @ivar quotas: the policy's limits.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        limit: Limit,
+        quotas: Quotas,
+        counting: Counting,
+        state: StateFile,
+        pool: Pool,
+        gates: Gates,
+        in_any_case: bool = False,
+    ) -> None:
+        self._in_any_case = in_any_case
+        self._reactor = reactor
+        self._limit = limit
+        self.quotas = quotas
+        self._counting = counting
+        self._state = state
+        self._pool = pool
+        self._gates = gates
+        self.ledger = Ledger(limit)
+        self.active = False
+        #: Whether something is known of all repositories: from the state file, or because all have been counted.
+        self._based = False
+        self._complete = False
+        self._together = _Together()
+        self._ceilings: dict[Repository, Amount] = {}
+        #: The state file is written by one at a time, so that what is said last is what stays.
+        self._writing = DeferredLock()
+        self._checked: dict[Any, float] = {}
+        #: Repositories that are counted soon.
+        self._soon: dict[Repository, IDelayedCall] = {}
+        self._numbers = count(1)
+        self._reservations: dict[int, tuple[Reservation, object]] = {}
+        #: Whose reservations are on their way, by number.
+        self._asking: dict[int, object] = {}
+        self._next_count: IDelayedCall | None = None
+        self.setName("accounts")
+
+    # --- its life
+
+    def startService(self) -> None:
+        """Begin to count, where there are limits."""
+        super().startService()
+        self.refresh()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether account should be kept."""
+        return self._in_any_case or self._limited
+
+    @property
+    def _limited(self) -> bool:
+        return self._limit != UNLIMITED or self.quotas.has_limits()
+
+    def refresh(self) -> bool:
+        """The limits may have changed; whether account is kept now."""
+        if self.wanted and not self.active and self.running:
+            self.active = True
+            if self._limited:
+                _log.info("Initializing quota (can take a while)...")
+            self._reactor.callLater(0, self._begin)
+        return self.active
+
+    def _begin(self) -> None:
+        Deferred.fromCoroutine(self._load()).addErrback(_log_failure).addCallback(lambda _: self._count_all())
+
+    async def _load(self) -> None:
+        """Take over what was known at the end of the last run."""
+        for repository, state in (await self._pool.run(self._state.repositories)).items():
+            if repository not in self.ledger.repositories:
+                self.ledger.load(repository, state.sizes, state.objects, state.at_most)
+                self._ceilings[repository] = state.at_most
+                self._based = True
+
+    async def stopService(self) -> None:  # type: ignore[override]
+        """Keep what is known for the next start."""
+        super().stopService()
+        if self._next_count is not None and self._next_count.active():
+            self._next_count.cancel()
+        for call in self._soon.values():
+            call.cancel()
+        self._soon.clear()
+        if self.active and self._complete:
+            await self._keep([one for one in self.ledger.repositories.values() if one.known], NOTHING)
+            await self._forget_gone()
+        await self._pool.run(self._state.close)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every repository has been counted since the start."""
+        return self._complete
+
+    def history(self) -> dict[Repository, list[tuple[int, int]]]:
+        """How large each repository was, by days since 1970. Blocks."""
+        return self._state.history()
+
+    # --- uploads and removals
+
+    async def reserve(self, user: str | None, target: Target, size_bytes: int, holder: object = None) -> int:
+        """
+        Reserve room for an upload.
+
+        @param holder: whose reservation it is, for L{holder_gone}.
+        @return: the reservation's number; 0 where no account is kept.
+        @raise InsufficientStorage: a quota leaves no room.
+        @raise Unavailable: nothing is known yet.
+        """
+        if not self.active:
+            return 0
+        number = next(self._numbers)
+        self._asking[number] = holder
+        try:
+            reservation = await self._reserve(user, target, size_bytes)
+            try:
+                raising = self._raise_ceiling(target.repository)
+                if self._unlimited(reservation.limits):
+                    # Nobody is kept waiting for the sake of limits that there may be at some later start.
+                    Deferred.fromCoroutine(raising).addErrback(_log_failure)
+                else:
+                    await raising
+                if number not in self._asking:
+                    raise Unavailable("whoever asked is gone")
+            except BaseException:
+                self.ledger.release(reservation)
+                raise
+        finally:
+            self._asking.pop(number, None)
+        self._reservations[number] = (reservation, holder)
+        return number
+
+    async def _reserve(self, user: str | None, target: Target, size_bytes: int) -> Reservation:
+        repository = target.repository
+        owner = owner_of(repository)
+        limits = Limits(
+            UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
+            self.quotas.limit_of_repository(user, repository),
+        )
+        reserve = partial(self.ledger.reserve, repository, target.type, target.name, size_bytes, limits)
+        if self._unlimited(limits):
+            return reserve()  # account is kept for others, or for those who look at it
+        if not self._based:
+            await self._counted(self._together.run(ALL, self._pass, join=True))
+        account = self.ledger.repositories.get(repository)
+        counted_now = account is None or not account.known
+        if counted_now:
+            await self._counted(self._count(repository, join=True))
+        reservation = await self._with_room(reserve)
+        if counted_now:
+            # Also where nothing was found, so that nothing of it was kept.
+            self.ledger.account(repository).known = True
+        return reservation
+
+    def _unlimited(self, limits: Limits) -> bool:
+        return self._limit == limits.user == limits.repository == UNLIMITED
+
+    async def _counted(self, count: Deferred[None]) -> None:
+        """
+        Wait for a count.
+
+        @raise Unavailable: it takes too long.
+        """
+        if not await self._within(count):
+            raise Unavailable("the server still counts what is stored")
+
+    async def grow(self, number: int, size_bytes: int) -> None:
+        """
+        Reserve more for the same upload.
+
+        @raise InsufficientStorage: a quota leaves no room.
+        """
+        held = self._reservations.get(number)
+        if held is None:
+            return  # it has ended meanwhile
+        reservation, _ = held
+
+        def grow() -> None:
+            if number in self._reservations:
+                self.ledger.grow(reservation, size_bytes)
+
+        await self._with_room(grow)
+        if number in self._reservations and not self._unlimited(reservation.limits):
+            await self._raise_ceiling(reservation.repository)
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+        """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
+        if not self.active:
+            return
+        if change != NOTHING:
+            self.ledger.change(repository, cell, change)
+            if change.objects > 0 and cell == SNAPSHOTS:
+                self.ledger.account(repository).last_snapshot_s = time.time()
+            if change.objects < 0 and cell != LOCKS and self._limited:
+                self._count_soon(repository)
+        held = self._reservations.pop(number, None)
+        if held is not None:
+            self.ledger.release(held[0])
+
+    def _count_soon(self, repository: Repository) -> None:
+        """
+        Something was removed, as C{prune} does. What was removed may have been put there beside the server and not be in the
+        books, so its end is none either.
+        """
+        if repository not in self._soon:
+
+            def now() -> None:
+                del self._soon[repository]
+                self.look_again(repository)
+
+            self._soon[repository] = self._reactor.callLater(SOON_S, now)
+
+    def look_again(self, repository: Repository) -> None:
+        """So much has changed in a repository that it should be counted."""
+        if self.active and self.running:
+            self._count(repository).addErrback(_log_failure)
+
+    def holder_gone(self, holder: object) -> None:
+        """
+        Nobody will settle these reservations: what has become of them is counted, and until then they count as stored.
+        """
+        for number in [number for number, whose in self._asking.items() if whose is holder]:
+            del self._asking[number]
+        if self.active and self.running:
+            Deferred.fromCoroutine(self._count_for(holder)).addErrback(_log_failure)
+
+    async def _count_for(self, holder: object) -> None:
+        left = {number: held for number, (held, whose) in self._reservations.items() if whose is holder}
+        for repository in {held.repository for held in left.values()}:
+            await self._count(repository)
+        for number, held in left.items():
+            if self._reservations.pop(number, None) is not None:
+                self.ledger.release(held)
+        # It may have removed something as well, and not have come to say so.
+        await self._together.run(ALL, self._pass)
+
+    # --- room
+
+    async def _with_room(self, take: Callable[[], T]) -> T:
+        """
+        Take room. Before it is refused, what the refusal is about is counted, for each limit that is in the way.
+
+        @raise QuotaExceeded: there is none.
+        @raise Unavailable: that is not known for sure, and finding out takes too long.
+        """
+        looked: set[Any] = set()
+        while True:
+            try:
+                return take()
+            except QuotaExceeded as error:
+                key = self._key_of(error.account)
+                if key in looked or not await self._looked_again(key):
+                    raise
+                looked.add(key)
+
+    def _key_of(self, account: Account) -> tuple[Any, ...]:
+        if isinstance(account, RepositoryAccount):
+            return ("repository", account.repository)
+        return ("server",) if account is self.ledger.server else ("user", account.words)
+
+    async def _looked_again(self, key: tuple[Any, ...]) -> bool:
+        """
+        Somebody may have removed something beside the server: count what a refusal is about; whether that was done.
+
+        @raise Unavailable: it takes too long, and what is there is not known for sure.
+        """
+        if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
+            return False
+        if await self._within(self._together.run(("look", key), partial(self._look_again, key))):
+            return True
+        if self._complete:
+            return False
+        raise Unavailable("the server still counts what is stored")
+
+    async def _look_again(self, key: tuple[Any, ...]) -> None:
+        match key:
+            case ("repository", repository):
+                await self._count(repository)
+            case ("user", name) if self._complete:
+                for repository in list(self.ledger.of_user(name)):
+                    await self._count(repository)
+            case _:
+                await self._together.run(ALL, self._pass)
+        if len(self._checked) > 1000:
+            self._checked.clear()
+        self._checked[key] = self._reactor.seconds()
+
+    async def _within(self, work: Deferred[Any]) -> bool:
+        """Wait for something for as long as an upload may wait; whether it came to its end."""
+        return await ended_within(PATIENCE_S, self._reactor, work)
+
+    # --- counting
+
+    def _count_all(self) -> None:
+        """Count every repository, say so the first time, and do so again after a while."""
+        if not self.running:
+            return
+        began = self._reactor.seconds()
+
+        def done(_: object) -> None:
+            took = self._reactor.seconds() - began
+            self._again(max(COUNT_AGAIN_S, COUNT_AGAIN_TIMES * took))
+
+        def failed(failure: Failure) -> None:
+            _log_failure(failure)
+            self._again(TRY_AGAIN_S)
+
+        self._together.run(ALL, self._pass).addCallbacks(done, failed)
+
+    def _again(self, later_s: float) -> None:
+        if self.running:
+            self._next_count = self._reactor.callLater(later_s, self._count_all)
+
+    async def _pass(self) -> None:
+        before = set(self.ledger.repositories)
+        found = await self._pool.run(self._counting.repositories)
+        await self._pool.run(self._counting.begin)
+        for repository in found:
+            await self._count(repository)
+        for repository in before.difference(found):
+            await self._count(repository)  # it may be there by now
+        await self._keep([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
+        await self._forget_gone()
+        sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
+        await self._pool.run(self._state.put_history, int(time.time() // 86_400), sizes)
+        if not self._complete:
+            self._based = self._complete = True
+            if not self._limited:
+                return
+            gib = self.ledger.server.used_bytes / (1 << 30)
+            _log.info("Quota initialized, currently using {gib:.2f} GiB", gib=gib)
+
+    def _count(self, repository: Repository, join: bool = False) -> Deferred[None]:
+        """
+        Count a repository.
+
+        @param join: whether a count that goes on already will do: nobody asks for what has changed beside the server.
+        """
+        return self._together.run(("count", repository), lambda: self._count_cells(repository), join)
+
+    async def _count_cells(self, repository: Repository) -> None:
+        account = self.ledger.repositories.get(repository)
+        snapshot_before_s = account.last_snapshot_s if account is not None else None
+        known = await self._closed(repository, list(range(CELLS)), lambda: self._counting.known(repository))
+        left = [cell for cell in range(CELLS) if cell not in known]
+        batch = FIRST_BATCH
+        while left:
+            cells, left = left[:batch], left[batch:]
+            began = self._reactor.seconds()
+            await self._closed(repository, cells, partial(self._counting.count, repository, cells))
+            took = max(self._reactor.seconds() - began, 0.001)
+            batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
+        lock_before_s = account.oldest_lock_s if account is not None else None
+        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
+        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
+        if repository in self.ledger.repositories:
+            account = self.ledger.account(repository)
+            account.oldest_lock_s = oldest_lock_s
+            if account.last_snapshot_s == snapshot_before_s:  # else one was stored meanwhile
+                account.last_snapshot_s = last_snapshot_s
+        self.ledger.all_counted(repository)
+
+    async def _closed(
+        self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]]
+    ) -> dict[int, Amount]:
+        """Look at cells while nobody changes anything there, and book what is found."""
+        if not self.running:
+            raise Unavailable("the server stops")
+        keys = [(repository, cell) for cell in cells]
+        try:
+            await self._gates.close(keys)
+            found = await self._pool.run(look)
+            drift = self.ledger.count(repository, found)
+        finally:
+            self._gates.open(keys)
+        if drift != NOTHING and self._complete:
+            _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
+        return found
+
+    # --- what is kept
+
+    async def _raise_ceiling(self, repository: Repository) -> None:
+        """
+        See that the state file does not promise less than a repository may come to have.
+        """
+        account = self.ledger.account(repository)
+        while True:
+            ceiling = self._ceilings.get(repository, NOTHING)
+            most = account.most
+            if most.size_bytes <= ceiling.size_bytes and most.objects <= ceiling.objects:
+                return
+            await self._together.run(("ceiling", repository), lambda: self._keep((account,), STEP))
+
+    async def _keep(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
+        """Let the state file know what is known of repositories, with a ceiling so far above what they have."""
+        await self._writing.run(lambda: Deferred.fromCoroutine(self._write(accounts, above)))
+
+    async def _write(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
+        states = {}
+        for account in accounts:
+            most = Amount(account.most.size_bytes + above.size_bytes, account.most.objects + above.objects)
+            states[account.repository] = RepositoryState(most, account.sizes[:], account.objects[:])
+            account.changed = False
+            # A ceiling that comes down does so before the file says it.
+            before = self._ceilings.get(account.repository, NOTHING)
+            self._ceilings[account.repository] = Amount(
+                min(before.size_bytes, most.size_bytes), min(before.objects, most.objects)
+            )
+        if states:
+            await self._pool.run(self._state.put_repositories, states)
+            # Also where it could not be kept: uploads go on, and after a crash more is counted.
+            self._ceilings.update({repository: state.at_most for repository, state in states.items()})
+
+    async def _forget_gone(self) -> None:
+        """Let the state file forget what is no repository any more."""
+        await self._writing.run(lambda: Deferred.fromCoroutine(self._write_gone()))
+
+    async def _write_gone(self) -> None:
+        gone = [repository for repository in self._ceilings if repository not in self.ledger.repositories]
+        for repository in gone:
+            del self._ceilings[repository]
+        await self._pool.run(self._state.forget_repositories, gone)
+
+
+def _log_failure(failure: Failure) -> None:
+    if failure.check(ServerError):
+        return  # the volume is gone, which has been said, or the server stops
+    _log.failure("could not count what is stored", failure)

@@ -1,0 +1,93 @@
+"""
+Whether the server can do its work: its data directory is there and takes what is written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ..errors import ServerError
+from ..storage.local import LocalStore
+from ..storage.publish import UNWRITABLE
+from ..threads.serial_jobs import Look, Pool
+
+#: What was found is believed for so long, however many ask.
+FRESH_S = 2.0
+#: A disk that does not answer for so long is not ready.
+PATIENCE_S = 3.0
+
+NOT_LOOKED_AT = "not looked at yet"
+
+_log = Logger()
+
+
+class Readiness:
+    """
+    Tries the data directory by writing to it, when somebody asks.
+
+    @ivar reason: why the server is not ready, as of the last look; empty if it is.
+    """
+
+    def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
+        self._reactor = reactor
+        self._store = store
+        self._look = Look(reactor, pool, self._try, PATIENCE_S)
+        self._looked_s = -FRESH_S
+        self.reason = NOT_LOOKED_AT
+
+    async def look(self) -> str:
+        """Why the server is not ready; empty if it is."""
+        if self._reactor.seconds() - self._looked_s < FRESH_S:
+            return self.reason
+        found = await self._look.find()
+        if found is None:
+            self._found("the data directory does not answer")
+        else:
+            self._looked_s = self._reactor.seconds()
+            self._found(found)
+        return self.reason
+
+    def _found(self, reason: str) -> None:
+        if reason != self.reason and (reason or self.reason != NOT_LOOKED_AT):
+            _log.warn("{state}", state=f"not ready: {reason}" if reason else "ready again")
+        self.reason = reason
+
+    def _try(self) -> str:
+        """In the pool."""
+        store = self._store
+        try:
+            store.volume.check()
+            directory_fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                file = store.publisher.temporary(store.path, directory_fd, store.path)
+                try:
+                    os.write(file.fd, b"\0" * 4096)
+                    store.publisher.fsync(file.fd)
+                finally:
+                    file.discard()
+                if store.room is not None:
+                    store.room.check(directory_fd, above=False)
+            finally:
+                os.close(directory_fd)
+        except ServerError as error:
+            return error.message
+        except OSError as error:
+            if store.read_only and error.errno in UNWRITABLE:
+                return self._try_to_read()
+            return f"the data directory cannot be written: {error.strerror}"
+        except Exception:
+            _log.failure("could not look whether the server is ready")
+            return "a fault of the server"
+        return ""
+
+    def _try_to_read(self) -> str:
+        """What a server with C{--read-only} needs of a data directory that cannot be written."""
+        try:
+            with os.scandir(self._store.path) as entries:
+                next(entries, None)
+        except OSError as error:
+            return f"the data directory cannot be read: {error.strerror}"
+        return ""

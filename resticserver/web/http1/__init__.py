@@ -1,0 +1,3 @@
+"""
+HTTP/1.1 on Twisted's transports. Nothing here knows restic.
+"""

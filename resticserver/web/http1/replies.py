@@ -1,0 +1,139 @@
+"""
+Answers: the one table from errors to statuses, the one place where a reason phrase is made, and how an answer is sent.
+
+restic shows HTTP/1.1's reason phrase to its user, so the phrase says what happened. Twisted does not sanitise it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ... import errors
+
+if TYPE_CHECKING:
+    from .request import StreamingRequest
+
+#: RFC 9110's phrases for the statuses that this server sends.
+PHRASES = {
+    200: b"OK",
+    206: b"Partial Content",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    416: b"Range Not Satisfiable",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    503: b"Service Unavailable",
+    507: b"Insufficient Storage",
+}
+
+#: The most specific class comes first.
+_STATUSES: tuple[tuple[type[errors.ServerError], int], ...] = (
+    (errors.HeaderTooLarge, 431),
+    (errors.BadRequest, 400),
+    (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
+    (errors.NotFound, 404),
+    (errors.MethodNotAllowed, 405),
+    (errors.RangeNotSatisfiable, 416),
+    (errors.InsufficientStorage, 507),
+    (errors.Unavailable, 503),
+)
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_MAX_REASON_BYTES = 200
+_CHALLENGE = b'Basic realm="restic repository server", charset="UTF-8"'
+
+_log = Logger()
+
+
+def reason_phrase(text: str) -> bytes:
+    """
+    Any text as a reason phrase: one line of printable ASCII, everything else escaped, 200 bytes at most.
+    """
+    escaped = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escaped.encode("ascii", "backslashreplace")[:_MAX_REASON_BYTES]
+
+
+def status_of(error: BaseException) -> int:
+    """The status that an error is answered with; 500 for whatever is not the domain's."""
+    for kind, status in _STATUSES:
+        if isinstance(error, kind):
+            return status
+    return 500
+
+
+def send(
+    request: StreamingRequest,
+    status: int = 200,
+    body: bytes = b"",
+    content_type: bytes | None = None,
+    reason: bytes | None = None,
+    fields: bytes = b"",
+) -> None:
+    """
+    Answer in one write, with a length always. The caller (the route's end, or the request itself) finishes the request.
+    """
+    begin(request, status, len(body), content_type, reason, fields)
+    request.write(body)
+
+
+def begin(
+    request: StreamingRequest,
+    status: int,
+    length: int | None,
+    content_type: bytes | None,
+    reason: bytes | None = None,
+    fields: bytes = b"",
+) -> None:
+    """
+    Say how an answer begins, whose body has C{length} bytes (C{None}: not known, so it goes in chunks).
+
+    @param fields: more header fields, each with its CRLF.
+    """
+    if content_type is not None:
+        fields += b"Content-Type: %s\r\n" % content_type
+    request.start_answer(status, reason if reason is not None else PHRASES[status], fields, length)
+
+
+def send_error(request: StreamingRequest, error: BaseException) -> None:
+    """
+    Answer with an error, as one line of plain text and the same as reason phrase.
+
+    What is not the domain's is a fault of the server: it is logged once with its cause, and the client learns no more
+    than that. An answer that has begun cannot be taken back: the connection is aborted.
+    """
+    method = request.method.decode("latin-1")
+    uri = ascii(request.uri.decode("latin-1"))[1:-1]
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        request.site.out_of_descriptors(f"{method} {uri} was refused with 503")
+        error = errors.Unavailable("the server has too many open files: try again later")
+    status = status_of(error)
+    if status == 500:
+        if isinstance(error, OSError):
+            _log.error("{method} {uri} failed: {error}", method=method, uri=uri, error=error)
+        else:
+            _log.failure("{method} {uri} failed", Failure(error), method=method, uri=uri)
+    if request.startedWriting:
+        request.abort()
+        return
+    message = error.message if isinstance(error, errors.ServerError) else PHRASES[500].decode("ascii")
+    reason = reason_phrase(message)
+    send(request, status, reason + b"\n", b"text/plain; charset=utf-8", reason, _error_fields(error))
+
+
+def _error_fields(error: BaseException) -> bytes:
+    """What else an error's answer says."""
+    if isinstance(error, errors.MethodNotAllowed):
+        return b"Allow: %s\r\n" % b", ".join(error.allowed)
+    if isinstance(error, errors.Unauthorized):
+        return b"WWW-Authenticate: %s\r\n" % _CHALLENGE
+    if isinstance(error, errors.RangeNotSatisfiable):
+        return b"Content-Range: bytes */%d\r\n" % error.size_bytes
+    return b""

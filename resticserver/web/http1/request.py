@@ -1,0 +1,359 @@
+"""
+A request that begins at the end of its header and leaves exactly one record, whatever its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Coroutine, Generator
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString, parse_qs
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request
+
+from ...access.proxies import plain_address
+from ...errors import NotFound, ServerError
+from ...names import Target, parse_target
+from ...telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
+from . import replies
+from .body import Body
+from .head import Fields, RequestLine
+from .socket_writer import JOINED_BYTES
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from .channel import StreamingChannel
+    from .site import RepositorySite
+
+
+def address_text(address: IAddress | None) -> str:
+    """A client's address for logs and rules: IPv4 in its own form also behind an IPv6 socket, C{-} for a unix socket."""
+    if isinstance(address, IPv4Address):
+        return address.host
+    if isinstance(address, IPv6Address):
+        return plain_address(address.host)
+    return "-" if isinstance(address, UNIXAddress) else "unknown"
+
+
+def without_userinfo(uri: bytes) -> bytes:
+    """A URI as it may stand in a log: nobody's password is in it, even where it names nothing, or is spelt in no right way."""
+    if b"@" not in uri or (uri.startswith(b"/") and b"//" not in uri):
+        return uri  # a path: a folder may be called alice@example.org
+    scheme, slashes, address = uri.partition(b"//")
+    return scheme.rpartition(b"@")[2] + slashes + address.rpartition(b"@")[2]
+
+
+def date_now() -> bytes:
+    """The value of C{Date}; made once a second."""
+    return _date(int(time.time()))
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return bytes(datetimeToString(second))
+
+
+def _going_on(
+    coroutine: Coroutine[Deferred[Any], Any, None], waiting: Deferred[Any]
+) -> Generator[Deferred[Any], Any, None]:
+    """The rest of a coroutine that has begun and waits."""
+    try:
+        while True:
+            try:
+                result = yield waiting
+            except BaseException as error:
+                waiting = coroutine.throw(error)
+            else:
+                waiting = coroutine.send(result)
+    except StopIteration:
+        return
+
+
+class StreamingRequest(Request):
+    """
+    One request.
+
+    Twisted's own is made for what comes as a whole: here the headers are L{Fields}, which are shared by requests that have the
+    same, and what Twisted and Klein know them as is put together only if somebody asks for it.
+
+    @param line: C{None} where there was none that can be understood.
+    @ivar fields: its header fields.
+    @ivar body: its content, as it comes.
+    @ivar target: what its path names; C{None} where it names nothing.
+    @ivar why_nothing: why not, then.
+    @ivar user_name: who sent it, once that is known; C{None} without authentication.
+    @ivar address: the client's, as trusted proxies say; C{-} for a unix socket.
+    @ivar address_is_trusted: whether that address is a trusted proxy's own.
+    @ivar peer_is_trusted: whether a trusted proxy sent this, so that its headers are believed.
+    @ivar authenticated: whether it passed the door.
+    @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
+    @ivar aborted: whether its connection was ended by us; it is never finished then.
+    @ivar sent_bytes: of the answer's body, where that went past C{write}.
+    @ivar effect: what it did to the object that it names.
+    """
+
+    defaultContentType = None
+
+    channel: StreamingChannel  # type: ignore[assignment]
+    site: RepositorySite
+
+    def __init__(self, channel: StreamingChannel, line: RequestLine | None, fields: Fields | None = None) -> None:
+        # Not the parent's: most of what it makes is never asked for.
+        self.channel = channel
+        self.transport = channel.transport
+        self.site = channel.site
+        self.notifications = []
+        self.cookies = []
+        self.queued = False
+        self.fields = fields if fields is not None else Fields.none()
+        self.target: Target | None = None
+        self.why_nothing = ""
+        self.user_name: str | None = None
+        self.authenticated = False
+        self.awaits_continue = False
+        self.aborted = False
+        self.sent_bytes = 0
+        self.effect: Effect | None = None
+        self._record: Record | None = None
+        self._record_held = False
+        self._head: bytes | None = None
+        self._running: Deferred[None] | None = None
+        self._recorded = False
+        self._started = time.time()
+        self._started_monotonic = time.monotonic()
+        origin = channel.origin()
+        self.address = origin.address
+        self.peer_is_trusted = self.address_is_trusted = origin.trusted
+        if line is not None:
+            self.method, uri, self.clientproto = line
+            self.path, _, self._query = uri.partition(b"?")
+            self.uri = without_userinfo(uri)
+        else:
+            self.method, self.uri, self.clientproto = b"-", b"-", b"HTTP/1.1"
+        self.body = Body(channel, self.fields.length)
+
+    # --- the channel's calls
+
+    def begin(self) -> None:
+        """Find the route and give it the request; bytes of the body may come any time after."""
+        self.awaits_continue = self.fields.expects_continue and self.clientproto == b"HTTP/1.1"
+        if self.peer_is_trusted:
+            self._find_client()
+        try:
+            self.target = parse_target(self.path, self.site.max_depth, self.site.prefix)
+        except NotFound as error:
+            self.why_nothing = error.message
+        try:
+            self.render(self.site.resource)
+        except Exception as error:
+            replies.send_error(self, error)
+            self.finish()
+
+    def _find_client(self) -> None:
+        """Whose request this is, as the trusted proxy says that sent it."""
+        x_forwarded_for = self.fields.all(b"x-forwarded-for")
+        forwarded = self.fields.all(b"forwarded")
+        if x_forwarded_for or forwarded:
+            proxies = self.site.proxies
+            self.address = proxies.client_address(self.channel.origin().peers, x_forwarded_for, forwarded)
+            self.address_is_trusted = proxies.trusts(self.address)
+
+    def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Let a route work, and finish when it has ended; it is cancelled when the client goes away."""
+        try:
+            # Many have their answer at once, and a Deferred costs more than all the rest of what they do here.
+            waiting = coroutine.send(None)
+        except StopIteration:
+            self._ran(None)
+        except Exception:
+            self._failed(Failure())
+        else:
+            running = self._running = Deferred.fromCoroutine(_going_on(coroutine, waiting))
+            running.addCallbacks(self._ran, self._failed)
+
+    def _ran(self, _: object) -> None:
+        self._running = None
+        # An aborted one is never finished: the connection's end is on its way.
+        if not self.aborted:
+            self.finish()
+
+    def _failed(self, failure: Failure) -> None:
+        self._running = None
+        if not failure.check(CancelledError):
+            self.processingFailed(failure)
+
+    def refuse(self, error: ServerError) -> None:
+        """Answer a request that cannot be parsed and so has no route."""
+        replies.send_error(self, error)
+        self.finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Twisted's call: the client is gone."""
+        self.record_end(Ending.TRUNCATED if self.startedWriting else Ending.LOST)
+        super().connectionLost(reason)
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    # --- the route's calls
+
+    @property
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
+        """The query's."""
+        return parse_qs(self._query, keep_blank_values=True) if self._query else {}
+
+    @cached_property
+    def requestHeaders(self) -> Headers:  # type: ignore[override]
+        """The header fields, as Twisted knows them."""
+        return Headers(self.fields.values)  # type: ignore[arg-type]
+
+    @cached_property
+    def responseHeaders(self) -> Headers:  # type: ignore[override]
+        """Header fields of an answer that is put together by Twisted's own means."""
+        return Headers({b"Date": [date_now()]})
+
+    @property
+    def client(self) -> IAddress:
+        """The other end."""
+        return self.channel.getPeer()
+
+    @property
+    def host(self) -> IAddress:
+        """Our end."""
+        return self.channel.getHost()
+
+    def client_certificate(self) -> Certificate | None:
+        """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
+        transport: Any = ISSLTransport(self.channel.transport, None)
+        certificate = transport.getPeerCertificate() if transport is not None else None
+        return certificate.to_cryptography() if certificate is not None else None
+
+    def getRequestHostname(self) -> bytes:
+        """A constant: the value of C{Host} is never looked at (a client on a unix socket sends anything)."""
+        return b"localhost"
+
+    def send_continue(self) -> None:
+        """Tell a client that waits for it to send its body."""
+        if self.awaits_continue:
+            self.awaits_continue = False
+            self.channel.send_continue()
+
+    def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
+        """
+        Say how the answer begins; it goes out with the first bytes of its body, or at its end.
+
+        @param fields: header fields, each with its CRLF.
+        @param length: of the body; C{None} where it is not known, so that the body goes out in chunks.
+        """
+        self.code, self.code_message = status, reason
+        if length is not None:
+            fields += b"Content-Length: %d\r\n" % length
+        elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD":
+            fields += b"Transfer-Encoding: chunked\r\n"
+            self.chunked = 1
+        self._head = b"%s %d %s\r\nDate: %s\r\n%s" % (self.clientproto, status, reason, date_now(), fields)
+
+    def take_head(self) -> bytes:
+        """The begin of the answer, to be sent by other means; the answer counts as begun from now on."""
+        head, self._head = self._head, None
+        assert head is not None
+        self.startedWriting = 1
+        return head + (b"Connection: close\r\n\r\n" if self.channel.last_answer(self) else b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        """Send the next bytes of the answer's body; of an answer to HEAD only its begin is sent."""
+        if self._disconnected:
+            return
+        if self._head is None:
+            if self.method != b"HEAD" or not self.startedWriting:
+                super().write(data)
+            return
+        head = self.take_head()
+        if self.method == b"HEAD":
+            data = b""
+        self.sentLength += len(data)
+        if data and self.chunked:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if len(data) > JOINED_BYTES:
+            self.channel.write(head, data)
+        else:
+            self.channel.write(head + data)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self._disconnected or self.finished:
+            return
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked:
+            self.channel.write(b"0\r\n\r\n")
+        self.record_end()
+        self.finished = 1
+        self._cleanup()
+
+    def abort(self) -> None:
+        """End the connection: what was sent of an answer must not be taken for the whole."""
+        self.aborted = True
+        channel = self.channel_or_none()
+        if channel is not None:
+            channel.abort()
+
+    def channel_or_none(self) -> StreamingChannel | None:
+        """The channel while the request has one (Twisted deletes the attribute)."""
+        channel: StreamingChannel | None = getattr(self, "channel", None)
+        return channel
+
+    def record_end(self, ending: Ending | None = None) -> None:
+        """Leave the one record; C{ending} is given where the answer did not come to its end."""
+        if self._recorded:
+            return
+        self._recorded = True
+        if ending is None:
+            ending = Ending.DONE if self.code < 400 else Ending.FAILED if self.code == 500 else Ending.REFUSED
+        record = Record(
+            self._started,
+            time.monotonic() - self._started_monotonic,
+            self.address,
+            self.user_name,
+            self.method,
+            self.uri,
+            self.clientproto,
+            self.target,
+            STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
+            self.sent_bytes or self.sentLength,
+            self.body.received_bytes,
+            None if self.fields.referer is None else without_userinfo(self.fields.referer),
+            self.fields.user_agent,
+            ending,
+            self.effect,
+        )
+        if self._record_held:
+            self._record = record
+        else:
+            self.site.record(record)
+
+    def hold_record(self) -> None:
+        """From now on it is not sure what the request does, though its client may go: leave no record before that is known."""
+        self._record_held = True
+
+    def release_record(self, effect: Effect | None) -> None:
+        """This is what it has done."""
+        self.effect = effect
+        self._record_held = False
+        record, self._record = self._record, None
+        if record is not None:
+            self.site.record(record._replace(effect=effect))
+
+    def processingFailed(self, reason: Failure) -> Any:
+        """The last resort; says no more to the client than 500."""
+        replies.send_error(self, reason.value or RuntimeError())
+        if not self.aborted:
+            self.finish()
+        return reason

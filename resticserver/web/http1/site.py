@@ -1,0 +1,176 @@
+"""
+The HTTP server factory: which channel and request it uses, its limits, and the end of its connections.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+from zope.interface import implementer
+
+from ...access.proxies import TrustedProxies
+from ...telemetry.fewlines import FewLines
+from ...telemetry.record import Record, Recorder
+from .channel import StreamingChannel
+from .turns import Turns
+
+#: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
+IDLE_TIMEOUT_S = 180.0
+#: A pool job for a client that sends tiny TLS records takes half of that. So they take half a core at most, all together.
+POOL_REST_S = 0.01
+
+_log = Logger()
+
+
+def _warn(line: str) -> None:
+    _log.warn("{line}", line=line)
+
+
+@implementer(IResource)
+class LastAnswer:
+    """A resource whose every answer is the last of its connection, and says so."""
+
+    isLeaf = True
+
+    def __init__(self, resource: IResource) -> None:
+        self._resource = resource
+
+    def render(self, request: Any) -> Any:
+        """Twisted's call: a request begins."""
+        request.channel.persistent = False
+        return self._resource.render(request)
+
+    def getChildWithDefault(self, name: bytes, request: Any) -> IResource:
+        """Twisted's; requests come here without."""
+        return self._resource.getChildWithDefault(name, request)  # type: ignore[no-any-return]
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """Twisted's."""
+        self._resource.putChild(path, child)
+
+
+class RepositorySite(Site):
+    """
+    Serves one resource over HTTP/1.1.
+
+    @param max_depth: how many folders deep repositories may lie, below C{prefix}.
+    @param proxies: whose word is taken for a client's address and name.
+    @ivar channels: all connections.
+    @ivar count_handshake_failure: called for each TLS handshake that fails.
+    @ivar crowded_from: a connection with this descriptor, or a higher one, is one too many: its first request is answered
+        with 503, and is its last. From C{full_from} on there is no time even for that.
+    @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
+    """
+
+    noisy = False
+    timeOut: float  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        recorder: Recorder,
+        max_depth: int = 2,
+        prefix: tuple[str, ...] = (),
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        super().__init__(
+            resource,
+            reactor=reactor,
+            timeout=IDLE_TIMEOUT_S,
+            parsePOSTFormSubmission=False,
+        )
+        self.max_depth = max_depth
+        self.prefix = prefix
+        self.proxies = proxies if proxies is not None else TrustedProxies.parse(())
+        self.channels: set[StreamingChannel] = set()
+        self.turns = Turns(reactor)
+        self.pool_turns = Turns(reactor, 1, POOL_REST_S)
+        self.crowded_from = self.full_from = sys.maxsize
+        self._descriptor_lines = FewLines(reactor, _warn, "more such requests and connections")
+        self.count_handshake_failure: Callable[[], object] = lambda: None
+        self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
+        self._recorder = recorder
+        self._stopping = False
+        self._drained: list[Deferred[None]] = []
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 alone: restic's client takes it by ALPN, and it is faster than HTTP/2 from most servers."""
+        return [b"http/1.1"]
+
+    def buildProtocol(self, addr: Any) -> StreamingChannel:  # type: ignore[override]
+        """Twisted's call for a new connection; C{addr} is the socket's peer, whatever the PROXY protocol will claim."""
+        return StreamingChannel(self, addr)
+
+    def startFactory(self) -> None:
+        """Twisted's call; the parent opens a log file and starts a timer for its dates, which nobody needs here."""
+
+    def stopFactory(self) -> None:
+        """Twisted's call."""
+
+    def record(self, record: Record) -> None:
+        """A request came to its end."""
+        self._recorder(record)
+
+    def handshake_failed(self, address: str, why: str) -> None:
+        """
+        A connection that should have become a TLS connection did not.
+
+        @param address: the client's.
+        @param why: in a few words.
+        """
+        self.count_handshake_failure()
+        self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
+
+    def out_of_descriptors(self, what: str) -> None:
+        """Something was refused because the process has too many descriptors already, or the system has."""
+        self._descriptor_lines.say(f"out of descriptors (the limit of open files is too low, or clients are too many): {what}")
+
+    def connection_made(self, channel: StreamingChannel) -> None:
+        """A channel has its connection."""
+        self.channels.add(channel)
+        if self._stopping:
+            channel.finish_and_close()
+
+    def connection_lost(self, channel: StreamingChannel) -> None:
+        """A channel lost its connection."""
+        self.channels.discard(channel)
+        if self._drained and not self.channels:
+            all_drained, self._drained = self._drained, []
+            for drained in all_drained:
+                drained.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Close idle connections now and each other one after its answer; fires when none is left."""
+        self._stopping = True
+        for channel in tuple(self.channels):
+            channel.finish_and_close()
+        return self._when_drained()
+
+    def retire(self) -> Deferred[None]:
+        """
+        Let every connection go on until its next answer, which says that it is the last; fires when none is left. No
+        client sees a connection end that it was about to use, for there is no hurry: others serve already.
+        """
+        self.resource = LastAnswer(self.resource)
+        return self._when_drained()
+
+    def _when_drained(self) -> Deferred[None]:
+        drained: Deferred[None] = Deferred()
+        if self.channels:
+            self._drained.append(drained)
+        else:
+            drained.callback(None)
+        return drained
+
+    def abort_all(self) -> None:
+        """End every connection."""
+        for channel in tuple(self.channels):
+            channel.abort()

@@ -1,0 +1,88 @@
+"""
+The way from an answer's bytes to the socket, without the detours of Twisted's transports.
+
+A transport queues what is written, asks the reactor to be told when the socket is ready, and sends it a turn of the reactor
+later. The socket is nearly always ready, so here it is tried first; what it does not take goes to the transport, whose
+buffer and back-pressure are as ever.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import ISSLTransport
+
+#: A client that takes no byte of an answer for so long is given up. restic itself gives up after five minutes; it must be
+#: the first to do so, or a transfer fails that would have gone on.
+STALL_S = 310.0
+#: A head before a body of more than this is not worth a copy of both.
+JOINED_BYTES = 16 << 10
+_DROPPED_BYTES = 64 << 10
+
+
+class Sender:
+    """
+    A plain socket.
+
+    @param transport: Twisted's, of the socket itself.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.socket_transport = transport
+        self._socket: socket.socket = transport.getHandle()
+
+    def is_empty(self) -> bool:
+        """Whether all that was written is in the kernel."""
+        transport = self.socket_transport
+        return not transport.dataBuffer and not transport._tempDataBuffer
+
+    def unsent_bytes(self) -> int:
+        """How much of what was written is not in the kernel yet."""
+        transport = self.socket_transport
+        return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+
+    def close_socket(self) -> None:
+        """Close the socket in order, whatever is spoken over it."""
+        self.socket_transport.loseConnection()
+
+    def drop_received(self) -> None:
+        """Drop what has come: a socket that is closed with unread bytes is reset."""
+        with suppress(OSError):
+            self._socket.recv(_DROPPED_BYTES)
+
+    def write(self, data: bytes, body: bytes = b"") -> None:
+        """Send C{data}, and C{body} behind it, now as far as possible."""
+        transport = self.socket_transport
+        if transport.dataBuffer or transport._tempDataBuffer or not transport.connected:
+            transport.write(data + body)
+            return
+        try:
+            sent = self._socket.sendmsg((data, body)) if body else self._socket.send(data)
+        except OSError:
+            # It would block; or it is broken, which the reactor finds out when it tries.
+            sent = 0
+        if sent < len(data) + len(body):
+            self._write_more(memoryview(data + body)[sent:])
+
+    def _write_more(self, rest: memoryview) -> None:
+        """Send what the socket takes still, and leave the rest to the transport."""
+        try:
+            while rest:
+                rest = rest[self._socket.send(rest) :]
+        except OSError:
+            self.socket_transport.write(bytes(rest))
+
+    def read_on(self) -> None:
+        """Others had the socket, and may have taken more from it than they used: that is what comes next."""
+
+
+def sender_of(transport: Any) -> Sender | None:
+    """What sends over a transport; C{None} where its socket cannot be had (tests in memory, the PROXY protocol)."""
+    if not ISSLTransport.providedBy(transport):
+        return Sender(transport) if isinstance(transport, tcp.Connection) else None
+    from .tls_writer import TlsSender  # OpenSSL takes its time to import
+
+    return TlsSender.under(transport)

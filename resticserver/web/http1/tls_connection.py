@@ -1,0 +1,283 @@
+"""
+The server's side of a TLS connection: Twisted's, with what it leaves out.
+
+ - What a read brings is decrypted in slices (L{resticserver.web.http1.turns}), and not while the connection above wants to read
+   nothing. Twisted's decrypts all of it at once: 64 KiB are nearly 3,000 records, if a client puts a byte into each.
+ - A client that says that nothing follows may still wait for its answer.
+ - Plain HTTP is answered with a sentence. To OpenSSL it would be a broken record.
+ - A handshake that fails leaves one line in the log.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL.SSL import Connection, Error, SysCallError, WantReadError, ZeroReturnError
+from twisted.internet import tcp
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+
+from .request import address_text, date_now
+from .socket_writer import Sender
+
+if TYPE_CHECKING:
+    from .site import RepositorySite
+
+#: A TLS record holds so much at most (RFC 8446 section 5.1).
+RECORD_BYTES = 16 << 10
+#: What OpenSSL may have to send beside them.
+BIO_BYTES = 4 << 10
+#: How many records are decrypted in one slice, before other connections have their turn: a fifth of a millisecond when they
+#: are tiny. A read has 33 at most of a client that fills them.
+SLICE_RECORDS = 64
+#: How long a client that was answered in plain HTTP has to close its end. Its request may still be on its way: a socket that
+#: is closed with unread bytes is reset, and the client would lose the answer.
+LINGER_S = 10.0
+
+#: How a request in plain HTTP begins. A TLS connection begins with the byte 22.
+_PLAIN = re.compile(rb"[A-Za-z]{1,20} ")
+_MAY_BE_PLAIN = re.compile(rb"[A-Za-z]{1,20}\Z")
+_SENTENCE = b"Client sent an HTTP request to an HTTPS server."
+
+
+def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
+    """
+    What OpenSSL wants to be sent.
+
+    @param most_bytes: more than that is not expected.
+    """
+    pieces = []
+    try:
+        while True:
+            piece = connection.bio_read(most_bytes)
+            pieces.append(piece)
+            if len(piece) < most_bytes:
+                break
+    except WantReadError:
+        pass
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
+    """
+    A factory behind TLS.
+
+    @param connection_creator: what Twisted's takes.
+    @param factory: the site.
+    """
+    made = TLSMemoryBIOFactory(connection_creator, False, factory)
+    made.protocol = TlsConnection
+    return made
+
+
+class TlsConnection(BufferingTLSTransport):
+    """
+    One connection. Behind TLS is a L{RepositorySite}.
+    """
+
+    transport: Any
+    _sender: Sender | None
+
+    #: What came first, until it is known what is spoken.
+    _first = b""
+    _begun = False
+    #: Whether the client speaks HTTP without TLS, and was told so.
+    _plain = False
+    _lingering: IDelayedCall | None = None
+    #: What OpenSSL did not like about the handshake.
+    _why_not = ""
+    #: Whether there may be more to decrypt; whether that waits for its turn; whether it is being done.
+    _behind = False
+    _queued = False
+    _flushing = False
+    #: Whether the connection above wants to read nothing.
+    _resting = False
+    #: Whether the client has said that nothing follows.
+    _ended = False
+
+    @property
+    def _site(self) -> RepositorySite:
+        site: Any = self.factory.wrappedFactory
+        while hasattr(site, "wrappedFactory"):  # haproxy:ssl: has the PROXY protocol inside
+            site = site.wrappedFactory
+        return site  # type: ignore[no-any-return]
+
+    def makeConnection(self, transport: Any) -> None:
+        """Twisted's call: the connection is there."""
+        self._sender = Sender(transport) if isinstance(transport, tcp.Connection) else None
+        super().makeConnection(transport)
+
+    def _flushSendBIO(self) -> None:
+        """
+        Send what OpenSSL has to say, at once where that is possible: while something waits to be written a large body cannot be
+        read directly, and session tickets are written just when the first request comes.
+        """
+        said = waiting_bytes(self._tlsConnection)
+        if said:
+            (self._sender or self.transport).write(said)
+
+    # --- what comes
+
+    def dataReceived(self, data: bytes) -> None:
+        """Twisted's call: bytes came in."""
+        if self._plain:
+            return
+        if not self._begun:
+            data, self._first = self._first + data, b""
+            if _MAY_BE_PLAIN.match(data):
+                self._first = data
+                return
+            self._begun = True
+            if _PLAIN.match(data):
+                self._refuse_plain(data)
+                return
+        super().dataReceived(data)
+
+    def _flushReceiveBIO(self) -> None:
+        """Decrypt what came, as far as a slice reaches, and pass it on."""
+        if self._flushing or self._queued or self._resting:
+            self._behind = True
+            return
+        self._flushing = True
+        try:
+            self._behind = not self._decrypt_slice()
+        finally:
+            self._flushing = False
+        if self.connected and not self._lostTLSConnection:
+            self._flushSendBIO()
+            if self._behind and not self._resting:
+                self._wait_for_turn()
+
+    def _decrypt_slice(self) -> bool:
+        """Whether that was all there is."""
+        pieces: list[bytes] = []
+        waiting_bytes = 0
+        for _ in range(SLICE_RECORDS):
+            if self._lostTLSConnection or self._aborted or self._ended:
+                return True
+            try:
+                piece = self._tlsConnection.recv(RECORD_BYTES)
+            except WantReadError:
+                self._pass_on(pieces)
+                return True
+            except ZeroReturnError:
+                self._pass_on(pieces)
+                if self._resting:
+                    return False  # OpenSSL will say it again
+                self._input_ended()
+                return True
+            except Error:
+                failure = Failure()
+                self._pass_on(pieces)
+                self._tlsShutdownFinished(failure)
+                return True
+            pieces.append(piece)
+            waiting_bytes += len(piece)
+            if waiting_bytes >= RECORD_BYTES:
+                self._pass_on(pieces)
+                pieces, waiting_bytes = [], 0
+                if self._resting:
+                    return False
+        self._pass_on(pieces)
+        return False
+
+    def _pass_on(self, pieces: list[bytes]) -> None:
+        if pieces and not self._aborted:
+            ProtocolWrapper.dataReceived(self, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _input_ended(self) -> None:
+        """The client has said that nothing follows."""
+        self._ended = True
+        above = IHalfCloseableProtocol(self.wrappedProtocol, None)
+        if above is not None:
+            above.readConnectionLost()
+        else:
+            self._shutdownTLS()
+            self._tlsShutdownFinished(None)
+
+    def read_on(self) -> None:
+        """Others had OpenSSL's connection and may have left something in it: look when reading goes on."""
+        self._behind = True
+
+    def _wait_for_turn(self) -> None:
+        self._queued = True
+        self.transport.pauseProducing()
+        self._site.turns.wait(self)
+
+    def go_on(self) -> None:
+        """It is this connection's turn (L{resticserver.web.http1.turns.Waits})."""
+        self._queued = False
+        if not self.connected or self._resting:
+            return
+        self._flushReceiveBIO()
+        if not self._behind:
+            self.transport.resumeProducing()
+
+    def abort(self) -> None:
+        """End it (L{resticserver.web.http1.turns.Waits})."""
+        if self.connected:
+            self.abortConnection()
+
+    # --- back-pressure from above
+
+    def pauseProducing(self) -> None:
+        """The connection above wants to read nothing."""
+        self._resting = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """It reads on: first what came already, but never at once, for it is in the middle of something."""
+        self._resting = False
+        if self._queued or self._flushing:
+            return
+        if self._behind and self.connected:
+            self._wait_for_turn()
+        else:
+            self.transport.resumeProducing()
+
+    # --- what is no TLS
+
+    def _refuse_plain(self, begin: bytes) -> None:
+        """
+        Answer a request that came without TLS, in the same way, and see to it that the client reads that.
+
+        @param begin: of the request.
+        """
+        self._plain = True
+        transport: Any = self.transport
+        body = b"" if begin.startswith(b"HEAD ") else _SENTENCE + b"\n"
+        transport.write(
+            b"HTTP/1.1 400 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+            b"Connection: close\r\n\r\n%s" % (_SENTENCE[:-1], date_now(), len(_SENTENCE) + 1, body)
+        )
+        transport.loseWriteConnection()
+        self._site.handshake_failed(address_text(transport.getPeer()), "the client sent plain HTTP")
+        self._lingering = self._site.reactor.callLater(LINGER_S, transport.abortConnection)
+
+    # --- the end
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        if reason is not None and not self._handshakeDone and not self._why_not:
+            self._why_not = _words(reason.value)
+        super()._tlsShutdownFinished(reason)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """Twisted's call: the connection is gone."""
+        if self._lingering is not None and self._lingering.active():
+            self._lingering.cancel()
+        if not self._plain and not self._handshakeDone and (self._begun or self._first):
+            # One that closes without a byte is a load balancer that looks whether the port is open.
+            aborted = self._aborted and not self._why_not
+            why_not = "it was not finished in time" if aborted else self._why_not or "the client closed the connection"
+            self._site.handshake_failed(address_text(self.transport.getPeer()), why_not)
+        super().connectionLost(reason)
+
+
+def _words(error: BaseException | None) -> str:
+    """What OpenSSL says of an error."""
+    if isinstance(error, Error) and not isinstance(error, SysCallError) and error.args and error.args[0]:
+        return ", ".join(dict.fromkeys(reason for _, _, reason in error.args[0] if reason))
+    return ""

@@ -1,0 +1,502 @@
+"""
+Transfers between a plain socket and pool jobs: the bytes of large bodies never pass through the reactor's thread.
+
+The jobs work on a duplicate of the socket: the reactor may close its own when the client is gone, and the number of a
+closed descriptor can become another client's at once. The duplicate is closed only behind the last job. A job moves bytes
+until the socket would block; then the transfer waits as a descriptor of its own in the reactor. No thread ever waits for
+the network.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.python.failure import Failure
+
+from ...storage.interface import Chunks, Stored
+from ...threads.serial_jobs import Jobs, Pool
+from ..http1.body import SILENCE_S
+from ..http1.ranges import Part
+from ..http1.request import StreamingRequest
+from ..http1.socket_writer import STALL_S
+
+#: How often it is looked whether a client has sent something that is too little for the reactor to be told of.
+LOOK_S = 5.0
+
+#: Whether this platform's mechanisms are the ones that are tested here.
+DIRECT = sys.platform == "linux"
+
+#: How much one sendfile call is asked for.
+_SENDFILE_BYTES = 4 << 20
+#: Where sendfile is refused: how much is read at a time.
+_READ_BYTES = 256 << 10
+_MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
+
+#: A body with less to come than this is not worth a transfer of its own.
+_WORTH_BYTES = 256 << 10
+#: How much one look at the socket may bring.
+_RECEIVE_BYTES = 1 << 20
+#: A TCP socket counts as readable only when so much is there: else a job would start for every few segments.
+_LOW_WATER_BYTES = 256 << 10
+
+_buffers = threading.local()
+
+
+class SocketTransfer:
+    """
+    What both directions share: the duplicate, its jobs one after the other, the waiting between them, and every end.
+
+    It is its own descriptor for the reactor, over the duplicate.
+
+    @param duplicate: of the socket; the transfer's own from now on.
+    @param pool: where its jobs run.
+    @param stall_s: how long the other side may move no byte.
+    """
+
+    def __init__(
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        pool: Pool | None,
+        reactor: IReactorFDSet,
+        stall_s: float,
+    ) -> None:
+        self._request = request
+        self._jobs = jobs
+        self._pool = pool
+        self._reactor = reactor
+        self._stall_s = stall_s
+        self._socket = duplicate
+        self._running = False
+        self._waiting = False
+        self._stopped = False
+        self._stall: IDelayedCall | None = None
+        self._done: Deferred[None] | None = None
+        self._then: Callable[[], None] | None = None
+
+    def start(self) -> Deferred[None]:
+        """Begin; fires when everything was moved, fails when the client is gone or with what a job raised."""
+        self._done = Deferred(lambda _: self._stop())
+        done = self._done
+        self._next()
+        return done
+
+    def _move(self) -> bool:
+        """In the pool: move bytes; whether all of them are."""
+        raise NotImplementedError
+
+    def _wait(self) -> None:
+        """Ask the reactor to say when the socket is ready."""
+        raise NotImplementedError
+
+    def _unwait(self) -> None:
+        """Take that back."""
+        raise NotImplementedError
+
+    def _next(self) -> None:
+        self._running = True
+        self._jobs.run(self._move, pool=self._pool).addCallbacks(self._moved, self._failed)
+
+    def interrupt(self, then: Callable[[], None]) -> bool:
+        """
+        End the job that runs, by ending the connection; whether there is one.
+
+        @param then: called when it has ended, before anyone else learns of it.
+        """
+        if not self._running:
+            return False
+        self._then = then
+        self._shut_down()
+        return True
+
+    def _shut_down(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already, which is all that was wanted
+
+    def _ended(self) -> None:
+        """A job has ended."""
+        self._running = False
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def _moved(self, all_of_it: bool) -> None:
+        self._ended()
+        if self._stopped:
+            self._close()
+        elif all_of_it:
+            self._finish(None)
+        else:
+            self._watch()
+            self._waiting = True
+            self._wait()
+
+    def _failed(self, failure: Failure) -> None:
+        self._ended()
+        if failure.check(ConnectionError):
+            failure = Failure(ConnectionLost())
+        self._finish(failure)
+
+    def _finish(self, result: Failure | None) -> None:
+        done, self._done = self._done, None
+        self._close()
+        if done is not None:
+            done.callback(result)  # type: ignore[arg-type]
+
+    def _stop(self) -> None:
+        """The client is gone or the server stops: end the job that runs, close behind it."""
+        self._stopped = True
+        self._done = None
+        if self._running:
+            self._shut_down()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._unwatch()
+        self._stop_waiting()
+        # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor, still on its
+        # way through those events, would give the duplicate's to a new client that got its number meanwhile.
+        self._request.site.reactor.callLater(0, self._socket.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._unwait()
+
+    def _watch(self) -> None:
+        self._unwatch()
+        self._stall = self._request.site.reactor.callLater(self._stall_s, self._stalled)
+
+    def _unwatch(self) -> None:
+        stall, self._stall = self._stall, None
+        if stall is not None and stall.active():
+            stall.cancel()
+
+    def _stalled(self) -> None:
+        self._request.abort()
+
+    # --- the reactor's side (IReadDescriptor, IWriteDescriptor)
+
+    def fileno(self) -> int:
+        """The duplicate's descriptor."""
+        return self._socket.fileno()
+
+    def _ready(self) -> None:
+        """The reactor's call: the socket is ready again."""
+        self._stop_waiting()
+        self._unwatch()
+        self._next()
+
+    doRead = _ready
+    doWrite = _ready
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor's call: the socket broke while we waited for it."""
+        self._waiting = False
+        self._finish(Failure(ConnectionLost()))
+
+    def logPrefix(self) -> str:
+        """The reactor's call."""
+        return type(self).__name__
+
+
+class SendfileTransfer(SocketTransfer):
+    """
+    Sends a head and a part of a file. Nothing else writes to the socket meanwhile
+    (L{resticserver.web.http1.channel.StreamingChannel.may_write_directly}).
+    """
+
+    def __init__(
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        reactor: IReactorFDSet,
+        head: bytes,
+        stored: Stored,
+        part: Part,
+    ) -> None:
+        super().__init__(request, duplicate, jobs, None, reactor, STALL_S)
+        self._head = head
+        self._file = stored.fileno()
+        self._offset = part.start
+        self._end_offset = part.start + part.length
+        self._start_offset = part.start
+        self._by_sendfile = True
+
+    def _move(self) -> bool:
+        """In the pool: send until the socket would block."""
+        try:
+            while self._head:
+                self._head = self._head[self._socket.send(self._head, _MSG_MORE | socket.MSG_DONTWAIT) :]
+            while self._offset < self._end_offset and not self._stopped:
+                length = min(self._end_offset - self._offset, _SENDFILE_BYTES)
+                sent = self._send_part(length)
+                if sent == 0:
+                    raise OSError(errno.EIO, "the file became shorter while it was sent")
+                self._offset += sent
+                self._request.sent_bytes = self._offset - self._start_offset  # for the record, also of a lost one
+        except BlockingIOError:
+            pass
+        return not self._head and self._offset == self._end_offset
+
+    def _send_part(self, length: int) -> int:
+        if self._by_sendfile:
+            try:
+                return os.sendfile(self._socket.fileno(), self._file, self._offset, length)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                self._by_sendfile = False  # some FUSE file systems
+        chunk = os.pread(self._file, min(length, _READ_BYTES), self._offset)
+        return self._socket.send(chunk, socket.MSG_DONTWAIT) if chunk else 0
+
+    def _wait(self) -> None:
+        self._reactor.addWriter(self)  # type: ignore[arg-type]
+
+    def _unwait(self) -> None:
+        self._reactor.removeWriter(self)  # type: ignore[arg-type]
+
+
+class ReceiveTransfer(SocketTransfer):
+    """
+    Takes the rest of a body of known length from the socket. Nothing else reads from it meanwhile
+    (L{resticserver.web.http1.channel.StreamingChannel.begin_direct_read}).
+
+    @param first: what came before; it is written first.
+    @param left_bytes: what is still to come.
+    @param write: called in the pool with the next bytes, which are good only during the call.
+    @cvar job_bytes: how much one job takes before another upload may have its thread.
+    @cvar most_held_bytes: how much of what is left may have come already, and not be in the socket.
+    @ivar taken_bytes: how much of the body was taken from the connection.
+    """
+
+    # _more: whether the last job ended before the socket would block; _crowded: because the client's bytes are much work.
+
+    job_bytes = 8 << 20
+    most_held_bytes = 0
+
+    def __init__(
+        self,
+        request: StreamingRequest,
+        duplicate: socket.socket,
+        jobs: Jobs,
+        pool: Pool,
+        reactor: IReactorFDSet,
+        first: Chunks,
+        left_bytes: int,
+        write: Callable[[Chunks], None],
+    ) -> None:
+        super().__init__(request, duplicate, jobs, pool, reactor, SILENCE_S)
+        self._first = first
+        self._left_bytes = left_bytes
+        self._write = write
+        self._more = False
+        self._crowded = False
+        self._pending_bytes = 0
+        self._silent_s = self._look_s = 0.0
+        self.taken_bytes = 0
+
+    def _move(self) -> bool:
+        """In the pool: take and write until the socket would block, or until others should have their turn."""
+        first, self._first = self._first, ()
+        if first:
+            self._write(first)
+        self._more = False
+        self._take()
+        return self._left_bytes == 0
+
+    def _take(self) -> None:
+        buffer = thread_buffer("plain", _RECEIVE_BYTES)
+        until = self.taken_bytes + self.job_bytes
+        try:
+            while self._left_bytes and not self._stopped:
+                if self.taken_bytes >= until:
+                    self._more = True
+                    break
+                wanted = min(self._left_bytes, _RECEIVE_BYTES)
+                length = self._socket.recv_into(buffer, wanted, socket.MSG_DONTWAIT)
+                if length == 0:
+                    raise ConnectionLost()
+                self._taken(buffer[:length])
+        except BlockingIOError:
+            pass
+
+    def _taken(self, piece: memoryview) -> None:
+        """These bytes of the body have left the connection, whatever becomes of them."""
+        self._left_bytes -= len(piece)
+        self.taken_bytes += len(piece)
+        self._write((piece,))
+
+    def _moved(self, all_of_it: bool) -> None:
+        if not self._more or self._stopped or self._then is not None:
+            super()._moved(all_of_it)
+        elif self._crowded:
+            self._ended()
+            self._request.site.pool_turns.wait(self)
+        else:
+            self._next()
+
+    def go_on(self) -> None:
+        """It is this upload's turn (L{resticserver.web.http1.turns.Waits})."""
+        if not self._stopped:
+            self._next()
+
+    def abort(self) -> None:
+        """End the connection (L{resticserver.web.http1.turns.Waits})."""
+        self._request.abort()
+
+    def _wait(self) -> None:
+        self._set_low_water(max(1, min(_LOW_WATER_BYTES, self._left_bytes - self.most_held_bytes)))
+        self._pending_bytes = self._kernel_has()
+        self._reactor.addReader(self)  # type: ignore[arg-type]
+
+    def _unwait(self) -> None:
+        self._reactor.removeReader(self)  # type: ignore[arg-type]
+
+    def _close(self) -> None:
+        self._set_low_water(1)
+        super()._close()
+
+    def _set_low_water(self, size_bytes: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+        except OSError:
+            pass  # a hint only, and the socket may be gone
+
+    def _kernel_has(self) -> int:
+        """How much waits in the kernel."""
+        try:
+            waiting: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, b"\0" * 4))[0]
+            return waiting
+        except OSError:
+            return 0
+
+    def _watch(self) -> None:
+        self._silent_s = 0.0
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._unwatch()
+        self._look_s = min(LOOK_S, self._stall_s - self._silent_s)
+        self._stall = self._request.site.reactor.callLater(self._look_s, self._stalled)
+
+    def _stalled(self) -> None:
+        # Below the low-water mark the reactor is not told; a slow client is not a silent one.
+        pending_bytes = self._kernel_has()
+        self._silent_s = self._silent_s + self._look_s if pending_bytes == self._pending_bytes else 0.0
+        self._pending_bytes = pending_bytes
+        if self._silent_s >= self._stall_s:
+            super()._stalled()
+        else:
+            self._look_later()
+
+
+def thread_buffer(name: str, size_bytes: int) -> memoryview:
+    """A buffer of this thread's own, so that memory is bound by threads and not by uploads."""
+    buffer: memoryview | None = getattr(_buffers, name, None)
+    if buffer is None or len(buffer) < size_bytes:
+        buffer = memoryview(bytearray(size_bytes))
+        setattr(_buffers, name, buffer)
+    return buffer
+
+
+def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
+    """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
+    if DIRECT and request.channel.sender is not None:
+        return IReactorFDSet(request.site.reactor, None)
+    return None
+
+
+def duplicate_of(request: StreamingRequest) -> socket.socket | None:
+    """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
+    sender = request.channel.sender
+    assert sender is not None
+    try:
+        return socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return None
+        raise
+
+
+async def receive_body(
+    request: StreamingRequest,
+    jobs: Jobs,
+    pool: Pool,
+    write: Callable[[Chunks], None],
+    cover: Callable[[int], Coroutine[Deferred[Any], Any, None]],
+) -> None:
+    """
+    Hand all of a request's body to a taker, in pool jobs.
+
+    @param write: called in the pool with the next bytes, which are good only during the call.
+    @param cover: for a body of unknown length: called with the length so far, and waited for, before they are written.
+    @raise BadRequest: the body cannot be understood to its end.
+    """
+    channel, body = request.channel, request.body
+    reactor = socket_reactor(request)
+    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
+    duplicate = duplicate_of(request) if large else None
+    if duplicate is None:
+        channel.read_in_bulk()
+        if body.expected_bytes is not None:
+            await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
+            return
+        came_bytes = 0
+
+        async def write_covered(chunks: Chunks) -> None:
+            nonlocal came_bytes
+            came_bytes += sum(map(len, chunks))
+            await cover(came_bytes)
+            await jobs.run(write, chunks, pool=pool)
+
+        await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
+        return
+    left = body.expected_bytes
+    assert left is not None and reactor is not None
+    kind: type[ReceiveTransfer] = ReceiveTransfer
+    if channel.secure:
+        from .tls import TlsReceiveTransfer as kind
+    transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
+    channel.begin_direct_read(transfer)
+    try:
+        await transfer.start()
+    except ConnectionLost:
+        request.abort()
+        raise
+    finally:
+        if request.channel_or_none() is not None and not request.aborted:
+            channel.end_direct_read(transfer.taken_bytes)
+
+
+def send_transfer(
+    request: StreamingRequest,
+    duplicate: socket.socket,
+    jobs: Jobs,
+    reactor: IReactorFDSet,
+    stored: Stored,
+    part: Part,
+) -> Deferred[None]:
+    """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
+    kind: type[SendfileTransfer] = SendfileTransfer
+    if request.channel.secure:
+        from .tls import TlsSendTransfer as kind
+    transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
+    return request.channel.while_written_directly(transfer, transfer.start())

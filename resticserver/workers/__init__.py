@@ -1,0 +1,3 @@
+"""
+Everything that exists only with C{--workers}: the parent, the child processes, and their protocol.
+"""

@@ -1,0 +1,204 @@
+"""
+L{resticserver.service.logins}: a worker's judge, and the parent's that it asks. (How passwords are judged is in
+test_authentication.)
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.access.htpasswd import Htpasswd
+from resticserver.access.throttle import Login, Throttle
+from resticserver.errors import Forbidden, Unauthorized, Unavailable
+from resticserver.service import logins
+from resticserver.service.logins import DistantJudge, PasswordJudge
+from resticserver.threads.serial_jobs import shielded
+from resticserver.workers.ipc import Failed, WireLost
+
+from ..support.memory import HeldPool, InlinePool
+
+ALICE = Login("alice", b"s\xe9cret", "192.0.2.1", False, False)
+KNOWN = ALICE._replace(known=True)
+WRONG = ALICE._replace(password=b"wrong")
+
+
+class AskedWire:
+    """The wire to a parent; questions are counted."""
+
+    def __init__(self, judge: PasswordJudge) -> None:
+        self._judge = judge
+        self.asked = 0
+        self.error: Exception | None = None
+
+    def ask(self, verb: str, **arguments: Any) -> Deferred[Any]:
+        """The parent's answer."""
+        assert verb == logins.ASK
+        self.asked += 1
+        if self.error is not None:
+            return fail(self.error)
+        answer = Deferred.fromCoroutine(self._judge.answer(**json.loads(json.dumps(arguments))))
+        # As on the real wire, whoever asked cannot cancel what the parent does.
+        return shielded(answer).addCallback(lambda value: json.loads(json.dumps(value)))
+
+
+    def tell(self, verb: str, **arguments: Any) -> None:
+        """The worker's word."""
+        assert verb == logins.WITHDRAW
+        self._judge.withdraw(**json.loads(json.dumps(arguments)))
+
+
+class DistantJudgeTests(SynchronousTestCase):
+    """L{DistantJudge} and L{PasswordJudge.answer}."""
+
+    def setUp(self) -> None:
+        """A user alice, a parent and a worker."""
+        self.path = self.mktemp()
+        with open(self.path, "w") as file:
+            file.write(self.line(b"s\xe9cret"))
+        self.clock = Clock()
+        self.users = Htpasswd(self.path, self.clock.seconds)
+        self.users.load()
+        self.pool: InlinePool | HeldPool = InlinePool()
+        self.start()
+
+    def start(self) -> None:
+        """A parent that checks passwords in the pool, and a worker."""
+        self.parents = PasswordJudge(
+            self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock
+        )
+        self.wire = AskedWire(self.parents)
+        self.judge = DistantJudge(self.wire, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
+
+    @staticmethod
+    def line(password: bytes) -> str:
+        """An entry for alice with a password of any bytes."""
+        return f"alice:{{SHA}}{base64.b64encode(hashlib.sha1(password).digest()).decode()}\n"
+
+    def asks(self, login: Login) -> Deferred[None]:
+        """A login that is not known."""
+        return Deferred.fromCoroutine(self.judge.judge(login))
+
+    def test_right(self) -> None:
+        """The right password passes, whatever its bytes, and the same connection need not ask again."""
+        self.assertFalse(self.judge.knows(KNOWN))
+        self.successResultOf(self.asks(ALICE))
+        self.assertEqual(1, self.wire.asked)
+        self.assertTrue(self.judge.knows(KNOWN))
+
+    def test_wrong(self) -> None:
+        """A wrong one does not, nor is it remembered."""
+        with capturedLogs() as events:
+            self.failureResultOf(self.asks(WRONG), Unauthorized)
+        self.assertEqual(1, len(events))
+        self.assertFalse(self.judge.knows(WRONG._replace(known=True)))
+
+    def test_others_ask(self) -> None:
+        """To find what another connection had right is a guess, which only the parent can count: it is asked."""
+        self.successResultOf(self.asks(ALICE))
+        self.assertFalse(self.judge.knows(ALICE))
+        for other in (
+            KNOWN._replace(address="192.0.2.2"),
+            KNOWN._replace(user="bob"),
+            KNOWN._replace(password=b"s\xe9cret "),
+        ):
+            self.assertFalse(self.judge.knows(other), other)
+        self.assertTrue(self.judge.knows(KNOWN._replace(address_is_trusted=True)))
+
+    def test_the_parents_minute(self) -> None:
+        """What is known here ends when it ends at the parent, however late it was asked for."""
+        self.successResultOf(self.asks(ALICE))
+        self.clock.advance(40)
+        self.successResultOf(self.asks(ALICE))
+        self.assertTrue(self.judge.knows(KNOWN))
+        self.clock.advance(19)
+        self.assertTrue(self.judge.knows(KNOWN))
+        self.clock.advance(1)
+        self.assertFalse(self.judge.knows(KNOWN))
+        self.successResultOf(self.asks(KNOWN))
+        self.assertTrue(self.judge.knows(KNOWN))
+
+    def test_users_changed(self) -> None:
+        """After a reload nothing is known any more."""
+        self.successResultOf(self.asks(ALICE))
+        with open(self.path, "w") as file:
+            file.write(self.line(b"other"))
+        self.users.reload_if_changed(True)
+        self.judge.users_changed(self.users.reading)
+        self.assertFalse(self.judge.knows(KNOWN))
+        self.failureResultOf(self.asks(KNOWN), Unauthorized)
+
+    def test_users_changed_meanwhile(self) -> None:
+        """
+        An answer that was given before a reload is not known after it, and one from after it is, in whatever order the
+        worker hears of both.
+        """
+        self.successResultOf(self.asks(ALICE))
+        self.users.reload_if_changed(True)
+        self.successResultOf(self.asks(ALICE))
+        self.assertTrue(self.judge.knows(KNOWN))
+        self.judge.users_changed(self.users.reading)
+        self.assertTrue(self.judge.knows(KNOWN))
+        old = self.users.reading
+        self.users.reload_if_changed(True)
+        self.judge.users_changed(self.users.reading)
+        self.judge._right = {digest: (until, old) for digest, (until, _) in self.judge._right.items()}
+        self.assertFalse(self.judge.knows(KNOWN))
+
+    def test_refusals(self) -> None:
+        """Each refusal of the parent's is the same here, with its words."""
+        for _ in range(8):
+            answer = self.asks(WRONG)
+            self.clock.pump([1] * 6)
+            self.failureResultOf(answer, Unauthorized)
+            self.clock.advance(-6)
+        refused = self.failureResultOf(self.asks(WRONG), Forbidden).value
+        self.assertIn("too many failed logins", str(refused))
+        self.parents._queue.size = 0
+        busy = self.failureResultOf(self.asks(WRONG._replace(address="192.0.2.9", user="carol")), Unavailable).value
+        self.assertIn("too many logins at once", str(busy))
+        self.flushLoggedErrors()
+
+    def test_client_gone(self) -> None:
+        """A client of a worker's that is gone has no place in the parent's queue any more; others keep theirs."""
+        self.pool = HeldPool()
+        self.start()
+        busy = self.asks(WRONG._replace(user="busy"))
+        gone, stays = self.asks(WRONG._replace(user="gone")), self.asks(ALICE)
+        self.assertEqual(2, len(self.parents._queue))
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.assertEqual(1, len(self.parents._queue))
+        self.parents.withdraw("no such question")
+        self.pool.release(2)
+        self.successResultOf(stays)
+        self.failureResultOf(busy, Unauthorized)
+        self.assertEqual((1, {}), (self.parents.failures, self.parents._asked))
+
+    def test_no_parent(self) -> None:
+        """Without a parent passwords cannot be checked; what is known is known."""
+        self.successResultOf(self.asks(ALICE))
+        for error in (WireLost("gone"), Failed("broken")):
+            self.wire.error = error
+            self.failureResultOf(self.asks(ALICE), Unavailable)
+        self.assertTrue(self.judge.knows(KNOWN))
+
+    def test_memory_is_bounded(self) -> None:
+        """The oldest is forgotten first."""
+        self.patch(logins, "MOST_REMEMBERED", 2)
+        for host in (1, 2, 3):
+            self.successResultOf(self.asks(ALICE._replace(address=f"192.0.2.{host}")))
+        known = [self.judge.knows(KNOWN._replace(address=f"192.0.2.{host}")) for host in (1, 2, 3)]
+        self.assertEqual([False, True, True], known)
+
+    def test_no_passwords_in_memory(self) -> None:
+        """What is remembered is a digest."""
+        self.successResultOf(self.asks(ALICE))
+        self.assertNotIn(b"cret", b"".join(self.judge._right))

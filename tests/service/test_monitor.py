@@ -1,0 +1,835 @@
+"""
+L{resticserver.service.monitor}: the metrics of the whole server, put together from what was counted, the books and the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import twisted
+from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+import resticserver
+from resticserver.access.htpasswd import Htpasswd
+from resticserver.access.policy import Policy
+from resticserver.access.policyfile import PolicyFile
+from resticserver.access.throttle import Login, Throttle
+from resticserver.config.settings import Settings
+from resticserver.errors import Forbidden, Unauthorized, Unavailable
+from resticserver.names import Kind, Target
+from resticserver.quota.admission import Fences
+from resticserver.quota.ledger import CELLS, Ledger, cell_of
+from resticserver.service.logins import PasswordJudge
+from resticserver.service.monitor import (
+    COUNTED,
+    METRICS,
+    MISSING_S,
+    MOST_POINTS,
+    PATIENCE_S,
+    SEND_S,
+    Monitoring,
+    WorkerMonitoring,
+    gauge,
+)
+from resticserver.service.quota_keeper import Accounts, LocalGates
+from resticserver.sizes import UNLIMITED, Amount, Limit
+from resticserver.storage.local import LocalStore
+from resticserver.storage.state import StateFile
+from resticserver.tap import ResticServer
+from resticserver.telemetry import process
+from resticserver.telemetry.metrics import Family
+from resticserver.threads.serial_jobs import Fresh
+from resticserver.web.pages import Answer
+from resticserver.workers.ipc import Failed, WireLost
+
+from ..contract.store import save
+from ..support.certificates import make_certificate
+from ..support.htpasswd import sha_line
+from ..support.memory import HeldPool, InlinePool
+from ..support.processes import process_test
+from ..support.scratch import scratch_directory
+from ..telemetry.test_metrics import PLAIN, SKIP_WITHOUT_PROMTOOL, Series, complaints, parsed, series
+
+POLICY = """
+[[rule]]
+users = ["alice"]
+repositories = ["alice/laptop"]
+rights = "full"
+quota = 1000
+
+[[rule]]
+users = ["*"]
+repositories = ["**"]
+rights = "full"
+
+[users.alice]
+quota = 5000
+
+[users."*"]
+quota = 700
+"""
+
+
+def steady(page: bytes) -> list[bytes]:
+    """A page without what changes from one to the next, whatever happens: CPU time, memory, the disk that others use too."""
+    others = (b"process_", b"python_gc_", b"rest_server_disk_free_bytes")
+    return [line for line in page.splitlines() if not line.startswith(others)]
+
+
+class Books:
+    """Accounts that have a ledger and sizes of other days, and no more."""
+
+    complete = False
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.days: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+
+    def history(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
+        """Sizes by days."""
+        return self.days
+
+
+class MonitoringCase(SynchronousTestCase):
+    """Metrics over a ledger."""
+
+    def setUp(self) -> None:
+        self.path = self.mktemp()
+        os.mkdir(self.path)
+        self.on_disk = os.statvfs(self.path)
+        # Others write to the disk, so what is free would differ from one page to the next.
+        self.patch(os, "statvfs", lambda path: self.on_disk if os.path.isdir(path) else os.stat(path))
+        self.books = Books()
+        self.ledger = self.books.ledger
+        self.pool: Any = InlinePool()
+        self.disk: Any = InlinePool()
+        self.clock = Clock()
+        self.limit = UNLIMITED
+        self.policy: Any = Policy()
+        self.gather: Callable[[], Any] | None = None
+
+    def read_policy(self, text: str = POLICY) -> None:
+        """Rules with limits."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write(text)
+        self.policy = PolicyFile(path, Policy())
+        self.policy.load()
+
+    def monitoring(self) -> Monitoring:
+        """What is tested."""
+        books: Any = self.books
+        return Monitoring(self.clock, self.path, self.limit, self.policy, books, self.disk, self.pool, self.gather)
+
+    def answer(self, monitoring: Monitoring) -> Answer:
+        """The whole page."""
+        return self.successResultOf(Deferred.fromCoroutine(monitoring.metrics()))
+
+    def found(self, monitoring: Monitoring | None = None) -> dict[Series, float]:
+        """Its samples."""
+        return parsed(self.answer(monitoring or self.monitoring()).body)
+
+    def store(self, repository: tuple[str, ...], kind: str, size_bytes: int, objects: int = 1) -> None:
+        """Something is stored."""
+        self.ledger.change(repository, cell_of(kind, "00"), Amount(size_bytes, objects))
+
+    def values(self, found: dict[Series, float], name: str) -> dict[str, float]:
+        """A family's values by repository, or by user where there is none."""
+        return {
+            dict(labels).get("repo", dict(labels).get("user", "")): value
+            for (one, labels), value in found.items()
+            if one == f"rest_server_{name}"
+        }
+
+
+class PageTests(MonitoringCase):
+    """The page as a whole."""
+
+    def test_answer(self) -> None:
+        """It is 200, in the text format that every Prometheus takes."""
+        answer = self.answer(self.monitoring())
+        self.assertEqual((200, b"text/plain; version=0.0.4; charset=utf-8"), (answer.status, answer.content_type))
+
+    def test_parts(self) -> None:
+        """What requests did, what others know of, and the server itself, are on one page."""
+        monitoring = self.monitoring()
+        monitoring.tally(PLAIN)
+
+        def more() -> Iterator[Family]:
+            yield gauge("certain_things", "Certain things", 7)
+
+        monitoring.more.append(more)
+        found = self.found(monitoring)
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        self.assertEqual(1, found[key])
+        self.assertEqual(7, found[series("rest_server_certain_things")])
+        info = {
+            "version": resticserver.__version__,
+            "python": platform.python_version(),
+            "twisted": twisted.__version__,
+        }
+        self.assertEqual(1, found[series("rest_server_build_info", **info)])
+        self.assertGreater(found[series("rest_server_start_time_seconds")], 1.7e9)
+
+    def test_start_time_stays(self) -> None:
+        """The start is the server's and not the page's."""
+        monitoring = self.monitoring()
+        first = self.found(monitoring)[series("rest_server_start_time_seconds")]
+        self.assertEqual(first, self.found(monitoring)[series("rest_server_start_time_seconds")])
+
+    def test_disk(self) -> None:
+        """Free and whole size of the data directory's file system, as C{df} has them for everyone but root."""
+        found = self.found()
+        status = self.on_disk
+        self.assertEqual(status.f_blocks * status.f_frsize, found[series("rest_server_disk_size_bytes")])
+        self.assertEqual(status.f_bavail * status.f_frsize, found[series("rest_server_disk_free_bytes")])
+
+    def test_no_disk(self) -> None:
+        """A data directory that is gone costs the page only what would be known of it."""
+        os.rmdir(self.path)
+        found = self.found()
+        self.assertNotIn(series("rest_server_disk_free_bytes"), found)
+        self.assertIn(series("rest_server_size_bytes"), found)
+
+    def test_ready(self) -> None:
+        """Whether the server can do its work is a figure too: who scrapes need not ask a second page."""
+        monitoring = self.monitoring()
+        reason = ""
+
+        async def not_ready() -> str:
+            return reason
+
+        monitoring.not_ready = not_ready
+        self.assertEqual(1, self.found(monitoring)[series("rest_server_ready")])
+        reason = "the disk is gone"
+        self.assertEqual(0, self.found(monitoring)[series("rest_server_ready")])
+
+    def test_damaged(self) -> None:
+        """Each repository has a figure for damaged files, so that the first one found is an increase."""
+        monitoring = self.monitoring()
+        for name in ("laptop", "nas"):
+            self.store(("alice", name), "data", 100)
+        monitoring.damaged["alice/nas"] += 2
+        wanted = {"alice/laptop": 0.0, "alice/nas": 2.0}
+        self.assertEqual(wanted, self.values(self.found(monitoring), "repository_damaged_total"))
+
+    def test_volume_gone(self) -> None:
+        """The space of whatever file system is in the data directory's place is not told."""
+        monitoring = self.monitoring()
+
+        def gone() -> None:
+            raise Unavailable("the volume is gone")
+
+        monitoring.check_volume = gone
+        self.assertNotIn(series("rest_server_disk_free_bytes"), self.found(monitoring))
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(monitoring.status())).disk_free_bytes)
+
+    def test_deleted(self) -> None:
+        """What was counted of a repository that was deleted is not its successor's."""
+        monitoring = self.monitoring()
+        self.store(("alice", "laptop"), "data", 100)
+        monitoring.tally(PLAIN)
+        monitoring.damaged["alice/laptop"] += 1
+        monitoring.deleted("alice/laptop")
+        found = self.found(monitoring)
+        self.assertEqual({"alice/laptop": 0.0}, self.values(found, "repository_damaged_total"))
+        self.assertEqual([], [labels for (name, labels) in found if name == "rest_server_blob_write_total"])
+
+    def test_beside(self) -> None:
+        """A repository that the books do not know yet has its series all the same; one that has left them has none."""
+        monitoring = self.monitoring()
+        self.books.complete = True
+        monitoring.tally(PLAIN)
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        for _ in range(3):
+            self.assertEqual(1, self.found(monitoring)[key])
+        self.store(("alice", "laptop"), "data", 100)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.ledger.repositories.clear()
+        self.assertNotIn(key, self.found(monitoring))
+        # Never there for the books.
+        monitoring = self.monitoring()
+        monitoring.tally(PLAIN)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.clock.advance(MISSING_S - 1)
+        self.assertEqual(1, self.found(monitoring)[key])
+        self.clock.advance(1)
+        self.assertNotIn(key, self.found(monitoring))
+
+    def test_deleted_and_counted_later(self) -> None:
+        """A worker may say of a repository what it did there after it was deleted: that makes no series."""
+        monitoring = self.monitoring()
+        self.books.complete = True
+        monitoring.deleted("alice/laptop")
+        for _ in range(3):
+            monitoring.tally(PLAIN)
+            self.assertEqual({}, self.values(self.found(monitoring), "blob_write_total"))
+
+    def test_in_flight(self) -> None:
+        """Requests of all processes together; those of one that has ended are none."""
+        monitoring = self.monitoring()
+        for worker, number in (("one", 3), ("other", 4)):
+            monitoring.verbs(worker)[COUNTED](taken=monitoring.tally.take(), in_flight=number)
+        self.assertEqual(7, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
+        monitoring.verbs("one")[COUNTED](taken=monitoring.tally.take(), in_flight=1)
+        self.assertEqual(5, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
+        monitoring.in_flight.pop("other")
+        self.assertEqual(1, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
+
+    def test_gathered_first(self) -> None:
+        """The others are asked before anything is read, so what they have just counted is there."""
+        asked: Deferred[None] = Deferred()
+
+        async def gather() -> None:
+            await asked
+            monitoring.tally(PLAIN)
+
+        self.gather = gather
+        monitoring = self.monitoring()
+        waiting = Deferred.fromCoroutine(monitoring.metrics())
+        self.assertNoResult(waiting)
+        asked.callback(None)
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        self.assertEqual(1, parsed(self.successResultOf(waiting).body)[key])
+
+    def test_not_in_the_reactors_thread(self) -> None:
+        """The text is made in the pool, of what was counted when that was asked for."""
+        self.pool = HeldPool()
+        monitoring = self.monitoring()
+        monitoring.tally(PLAIN)
+        waiting = Deferred.fromCoroutine(monitoring.metrics())
+        self.assertNoResult(waiting)
+        monitoring.tally(PLAIN)
+        self.pool.release()
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        self.assertEqual(1, parsed(self.successResultOf(waiting).body)[key])
+
+    def test_changes_show(self) -> None:
+        """A page that is made again has what has changed since, also what is gone."""
+        monitoring = self.monitoring()
+        self.store(("alice",), "data", 10)
+        self.assertEqual({"alice": 10}, self.values(self.found(monitoring), "repository_size_bytes"))
+        self.store(("alice",), "data", 5)
+        self.store(("bob",), "data", 1)
+        self.assertEqual({"alice": 15, "bob": 1}, self.values(self.found(monitoring), "repository_size_bytes"))
+        self.ledger.forget(("alice",))
+        self.assertEqual({"bob": 1}, self.values(self.found(monitoring), "repository_size_bytes"))
+
+    @process_test
+    def test_promtool(self) -> None:
+        """C{promtool check metrics} finds nothing in a page that has everything."""
+        self.read_policy()
+        self.limit = Limit(10_000)
+        for repository in ((), ("alice",), ("alice", "laptop"), ("bob", 'x"\\y')):
+            self.store(repository, "snapshots", 10)
+            self.ledger.account(repository).last_snapshot_s = 1.5e9
+        monitoring = self.monitoring()
+        monitoring.tally(PLAIN)
+        monitoring.more.append(lambda: iter((gauge("workers", "Processes that serve", 2),)))
+        self.assertEqual("", complaints(self.answer(monitoring).body))
+
+    test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
+
+
+class StoredTests(MonitoringCase):
+    """What is stored, and how much may be."""
+
+    def test_sizes(self) -> None:
+        """Bytes and objects of each repository, of each user, and of all; also of the one at the root."""
+        self.store((), "config", 7)
+        self.store(("alice",), "data", 100, 2)
+        self.store(("alice", "laptop"), "data", 1000, 3)
+        self.store(("alice", "laptop"), "keys", 1)
+        self.store(("bob", "pc"), "index", 50)
+        found = self.found()
+        self.assertEqual(
+            {"": 7, "alice": 100, "alice/laptop": 1001, "bob/pc": 50}, self.values(found, "repository_size_bytes")
+        )
+        self.assertEqual({"": 1, "alice": 2, "alice/laptop": 4, "bob/pc": 1}, self.values(found, "repository_objects"))
+        self.assertEqual({"alice": 1101, "bob": 50}, self.values(found, "user_size_bytes"))
+        self.assertEqual(1158, found[series("rest_server_size_bytes")])
+        self.assertIn(series("rest_server_repository_size_bytes", user="alice", repo="alice/laptop"), found)
+        self.assertIn(series("rest_server_repository_size_bytes", user="", repo=""), found)
+
+    def test_folders_that_are_no_users(self) -> None:
+        """A first folder that cannot be a user's name has no user."""
+        self.store(("a b",), "config", 7)
+        found = self.found()
+        self.assertIn(series("rest_server_repository_size_bytes", user="", repo="a b"), found)
+        self.assertEqual({}, self.values(found, "user_size_bytes"))
+
+    def test_names_that_are_only_asked_for(self) -> None:
+        """An upload that is not stored yet, wherever it wants to go, makes no series."""
+        for number in range(20):
+            self.ledger.reserve((f"invented{number}",), "data", "00" * 32, 5, _no_limits())
+        found = self.found()
+        self.assertEqual({}, self.values(found, "repository_size_bytes"))
+        self.assertEqual({}, self.values(found, "user_size_bytes"))
+        self.assertEqual(0, found[series("rest_server_size_bytes")])
+
+    def test_reservations_are_not_stored(self) -> None:
+        """What uploads on their way may become does not count as stored."""
+        self.store(("alice",), "config", 7)
+        self.ledger.reserve(("alice",), "data", "00" * 32, 5000, _no_limits())
+        self.assertEqual({"alice": 7}, self.values(self.found(), "repository_size_bytes"))
+
+    def test_margins_are_not_stored(self) -> None:
+        """
+        What a repository may have at most, as long as it was not counted after a crash, is for quotas; it is not what it has.
+        """
+        sizes, objects = [0] * CELLS, [0] * CELLS
+        sizes[0], objects[0] = 1000, 2
+        self.ledger.load(("alice",), sizes, objects, Amount(1000 + (256 << 20), 10_002))
+        found = self.found()
+        self.assertEqual({"alice": 1000}, self.values(found, "repository_size_bytes"))
+        self.assertEqual({"alice": 2}, self.values(found, "repository_objects"))
+
+    def test_quotas(self) -> None:
+        """Those that there are, of repositories, users and the server; and how much of it is left."""
+        self.read_policy()
+        self.limit = Limit(20_000)
+        self.store(("alice", "laptop"), "data", 400)
+        self.store(("alice", "nas"), "data", 300)
+        self.store(("bob",), "data", 30)
+        found = self.found()
+        self.assertEqual({"alice/laptop": 1000}, self.values(found, "repository_quota_bytes"))
+        self.assertEqual({"alice/laptop": 600}, self.values(found, "repository_quota_free_bytes"))
+        self.assertEqual({"alice": 5000, "bob": 700}, self.values(found, "user_quota_bytes"))
+        self.assertEqual({"alice": 700, "bob": 30}, self.values(found, "user_size_bytes"))
+        self.assertEqual(20_000, found[series("rest_server_quota_bytes")])
+
+    def test_no_quotas(self) -> None:
+        """Without limits there are none to be seen, and nothing that looks like zero."""
+        self.store(("alice", "laptop"), "data", 400)
+        text = self.answer(self.monitoring()).body.decode()
+        self.assertNotRegex(text, r"(?m)^rest_server_\w*quota\w*[ {]")
+
+    def test_over_its_quota(self) -> None:
+        """Locks and indexes go above it, and quotas may be made smaller: nothing is left then, not less than nothing."""
+        self.read_policy()
+        self.store(("alice", "laptop"), "data", 1500)
+        self.assertEqual({"alice/laptop": 0}, self.values(self.found(), "repository_quota_free_bytes"))
+
+    def test_quotas_are_read_again(self) -> None:
+        """A policy that is read again holds for the next page."""
+        self.read_policy()
+        self.store(("alice", "laptop"), "data", 400)
+        monitoring = self.monitoring()
+        self.found(monitoring)
+        self.policy.take(POLICY.replace("quota = 1000", "quota = 800"))
+        found = self.found(monitoring)
+        self.assertEqual({"alice/laptop": 800}, self.values(found, "repository_quota_bytes"))
+        self.assertEqual({"alice/laptop": 400}, self.values(found, "repository_quota_free_bytes"))
+
+    def test_last_snapshot(self) -> None:
+        """When each repository got its youngest; one that has none has no series, so no alert takes it for old."""
+        for repository in (("alice",), ("bob",)):
+            self.store(repository, "config", 7)
+        self.ledger.account(("alice",)).last_snapshot_s = 1_700_000_000.25
+        found = self.found()
+        self.assertEqual({"alice": 1_700_000_000.25}, self.values(found, "repository_last_snapshot_timestamp_seconds"))
+
+
+def _no_limits() -> Any:
+    from resticserver.quota.ledger import Limits
+
+    return Limits()
+
+
+class FakeWire:
+    """A worker's wire; what is told goes to the parent's verbs at once."""
+
+    def __init__(self, verbs: dict[str, Callable[..., Any]]) -> None:
+        self._verbs = verbs
+        self.told = 0
+        self.error: Exception | None = None
+
+    def tell(self, verb: str, **arguments: Any) -> None:
+        """Tell the parent."""
+        self.told += 1
+        self._verbs[verb](**arguments)
+
+    def ask(self, verb: str, **arguments: Any) -> Deferred[Any]:
+        """Ask the parent."""
+        if self.error is not None:
+            return fail(self.error)
+        answer = self._verbs[verb](**arguments)
+        return answer if isinstance(answer, Deferred) else succeed(answer)
+
+
+class HungTests(MonitoringCase):
+    """A disk that does not answer: what does not need it is told all the same, and it costs one thread."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = HeldPool()
+        self.store(("alice", "laptop"), "data", 100)
+
+    def test_metrics(self) -> None:
+        """All but the disk's own families, after a while; all of it when the disk is back."""
+        monitoring = self.monitoring()
+        for _ in range(3):
+            asked = Deferred.fromCoroutine(monitoring.metrics())
+            self.clock.advance(PATIENCE_S - 0.01)
+            self.assertNoResult(asked)
+            self.clock.advance(0.01)
+            found = parsed(self.successResultOf(asked).body)
+            self.assertEqual({"alice/laptop": 100}, self.values(found, "repository_size_bytes"))
+            self.assertNotIn(series("rest_server_disk_free_bytes"), found)
+        self.assertEqual(1, len(self.disk.jobs))
+        self.disk.release()
+        asked = Deferred.fromCoroutine(monitoring.metrics())
+        self.disk.release()
+        found = parsed(self.successResultOf(asked).body)
+        self.assertGreater(found[series("rest_server_disk_free_bytes")], 0)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_status(self) -> None:
+        """Repositories without their history, and no figures of the disk."""
+        self.books.days[("alice", "laptop")] = [(1, 50)]
+        monitoring = self.monitoring()
+        asked = Deferred.fromCoroutine(monitoring.status())
+        self.clock.advance(PATIENCE_S)
+        status = self.successResultOf(asked)
+        self.assertEqual((None, None), (status.disk_free_bytes, status.disk_size_bytes))
+        self.assertEqual([1], [len(repository.history) for repository in status.repositories])
+        self.disk.release()
+        self.clock.advance(PATIENCE_S * Fresh.KEPT_TIMES)
+        asked = Deferred.fromCoroutine(monitoring.status())
+        self.disk.release()
+        status = self.successResultOf(asked)
+        self.assertEqual((1, 50), status.repositories[0].history[0])
+        self.assertIsNotNone(status.disk_size_bytes)
+
+
+class StatusTests(MonitoringCase):
+    """L{Monitoring.status}: many may ask, and it is put together once."""
+
+    def test_shared(self) -> None:
+        """Those who ask at once, and a moment later, get the same; it is put together in the pool, and then anew."""
+        self.pool = HeldPool()
+        self.store(("alice", "laptop"), "data", 100)
+        monitoring = self.monitoring()
+        asked = [Deferred.fromCoroutine(monitoring.status()) for _ in range(20)]
+        asked[0].cancel()
+        asked[7].cancel()
+        for gone in (asked.pop(7), asked.pop(0)):
+            self.failureResultOf(gone, CancelledError)
+        self.assertEqual(1, len(self.pool.jobs))
+        self.clock.advance(0.5)
+        self.pool.release()
+        statuses = [self.successResultOf(one) for one in asked]
+        self.assertEqual(1, len(set(map(id, statuses))))
+        self.clock.advance(0.5 * Fresh.KEPT_TIMES - 0.1)
+        self.assertIs(statuses[0], self.successResultOf(Deferred.fromCoroutine(monitoring.status())))
+        self.clock.advance(0.1)
+        self.store(("alice", "laptop"), "data", 200)
+        late = Deferred.fromCoroutine(monitoring.status())
+        self.assertNoResult(late)
+        self.pool.release()
+        self.assertEqual(300, self.successResultOf(late).size_bytes)
+
+    def test_a_fault_is_not_kept(self) -> None:
+        """Who asks after a fault is asked for anew."""
+        monitoring = self.monitoring()
+        faults: list[Exception] = [RuntimeError("broken")]
+
+        async def not_ready() -> str:
+            if faults:
+                raise faults.pop()
+            return ""
+
+        monitoring.not_ready = not_ready
+        failure = self.failureResultOf(Deferred.fromCoroutine(monitoring.status()))
+        failure.trap(FirstError)
+        self.assertEqual("", self.successResultOf(Deferred.fromCoroutine(monitoring.status())).not_ready)
+
+    def test_long_history(self) -> None:
+        """A curve has points enough for every page, and no more: its ends, and the same distance between them."""
+        now_s = time.time()
+        self.patch(time, "time", lambda: now_s)  # not beyond midnight
+        today = int(now_s // 86_400)
+        for number in (1, 2, 99, 100, 101, 399, 400):
+            self.books.days[("alice", "laptop")] = [(today - number + day, day) for day in range(number)]
+            self.store(("alice", "laptop"), "data", 1)
+            monitoring = self.monitoring()
+            (repository,) = self.successResultOf(Deferred.fromCoroutine(monitoring.status())).repositories
+            days = [day for day, _ in repository.history]
+            self.assertEqual((today - number, today - 1, today), (days[0], days[-2], days[-1]))
+            self.assertLessEqual(len(days), MOST_POINTS + 2)
+            self.assertGreaterEqual(len(days), min(number, MOST_POINTS // 2))
+            self.assertEqual(days, sorted(set(days)))
+
+
+class WorkersTests(MonitoringCase):
+    """L{WorkerMonitoring} and what the parent makes of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.parent = self.monitoring()
+        self.busy = 0
+        self.workers = []
+        for name in ("one", "other"):
+            wire: Any = FakeWire(self.parent.verbs(name))
+            worker = WorkerMonitoring(self.clock, wire, InlinePool(), lambda: self.busy)
+            worker.startService()
+            self.workers.append((worker, wire))
+
+    def written(self, text: bytes) -> float:
+        """How many objects were written."""
+        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
+        return parsed(text).get(key, 0.0)
+
+    def test_sent_now_and_then(self) -> None:
+        """What a worker has counted is with the parent after C{SEND_S}, whether anyone asks or not: then it may be killed."""
+        for worker, _ in self.workers:
+            worker.tally(PLAIN)
+        self.assertEqual(0, self.written(self.answer(self.parent).body))
+        self.clock.advance(SEND_S)
+        self.assertEqual(2, self.written(self.answer(self.parent).body))
+        self.clock.pump([SEND_S] * 5)
+        self.assertEqual(2, self.written(self.answer(self.parent).body))
+
+    def test_sent_at_the_end(self) -> None:
+        """A worker that ends in peace loses nothing, and sends no more."""
+        worker, wire = self.workers[0]
+        worker.tally(PLAIN)
+        worker.stopService()
+        self.assertEqual(1, self.written(self.answer(self.parent).body))
+        told = wire.told
+        self.clock.pump([SEND_S] * 3)
+        self.assertEqual(told, wire.told)
+
+    def test_in_flight(self) -> None:
+        """What is being answered goes with it."""
+        self.busy = 3
+        self.clock.advance(SEND_S)
+        self.assertEqual(6, self.found(self.parent)[series("rest_server_http_requests_in_flight")])
+
+    def test_the_whole_at_any_worker(self) -> None:
+        """Whoever is asked says what the parent says, in the same bytes."""
+
+        async def gather() -> None:
+            for worker, _ in self.workers:
+                worker.send()
+
+        self.parent._gather = gather
+        for worker, _ in self.workers:
+            worker.tally(PLAIN)
+        for worker, _ in self.workers:
+            answer = self.successResultOf(Deferred.fromCoroutine(worker.metrics()))
+            self.assertEqual(2, self.written(answer.body))
+            self.assertEqual(steady(self.answer(self.parent).body), steady(answer.body))
+            self.assertEqual(self.answer(self.parent).content_type, answer.content_type)
+
+    def test_odd_names_on_the_wire(self) -> None:
+        """Any name comes through."""
+        self.workers[0][0].tally(PLAIN._replace(user='al"иса\\'))
+        self.clock.advance(SEND_S)
+        answer = self.successResultOf(Deferred.fromCoroutine(self.workers[1][0].metrics()))
+        key = series("rest_server_blob_write_total", user='al"иса\\', repo="alice/laptop", type="data")
+        self.assertEqual(1, parsed(answer.body)[key])
+
+    def test_no_parent(self) -> None:
+        """Without a parent nobody knows the whole: 503."""
+        worker, wire = self.workers[0]
+        for error in (WireLost("gone"), Failed("broken")):
+            wire.error = error
+            self.failureResultOf(Deferred.fromCoroutine(worker.metrics()), Unavailable)
+
+    def test_asked(self) -> None:
+        """The parent takes the question under the name that workers use."""
+        text = self.successResultOf(self.parent.verbs("one")[METRICS]())
+        self.assertEqual(steady(self.answer(self.parent).body), steady(text.encode()))
+
+
+class LoginsTests(SynchronousTestCase):
+    """What is counted of passwords."""
+
+    def test_failures_and_lockouts(self) -> None:
+        """Each wrong password is a failure, a refusal without a look is none; each time that an address is shut out is one."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write(sha_line("alice", "right"))
+        clock = Clock()
+        users = Htpasswd(path, clock.seconds)
+        users.load()
+        judge = PasswordJudge(users, InlinePool(), InlinePool(), Throttle(3, clock.seconds), clock)
+
+        def ask(password: bytes, address: str = "192.0.2.1") -> Deferred[None]:
+            asked = Deferred.fromCoroutine(judge.judge(Login("alice", password, address, False, False)))
+            clock.pump([1] * 6)
+            clock.rightNow -= 6
+            return asked
+
+        self.successResultOf(ask(b"right"))
+        self.assertEqual((0, 0), (judge.failures, judge.lockouts))
+        wrong = 0
+        with capturedLogs():
+            for number in range(30):
+                error = self.failureResultOf(ask(b"wrong %d" % number), Unauthorized, Forbidden)
+                wrong += error.check(Unauthorized) is not None
+        self.assertTrue(3 <= wrong < 30, wrong)
+        self.assertEqual((wrong, 1), (judge.failures, judge.lockouts))
+        self.successResultOf(ask(b"right", "192.0.2.2"))
+        self.assertEqual((wrong, 1), (judge.failures, judge.lockouts))
+
+
+class ServerTests(SynchronousTestCase):
+    """What L{ResticServer} adds: certificates, logins, processes."""
+
+    def setUp(self) -> None:
+        self.scratch = scratch_directory(self)
+
+    def found(self, **settings: Any) -> dict[Series, float]:
+        """The samples of a server that was not started."""
+        server = ResticServer(Settings(str(self.scratch), **settings), Clock())
+        families = [family for more in server.monitoring.more for family in more()]
+        self.server = server
+        return {
+            series(family.name, **dict(zip(family.labels, sample.labels, strict=True))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    def test_certificate(self) -> None:
+        """The day on which the certificate ends, and after a renewal that of the new one."""
+        files = make_certificate(self.scratch)
+        tls = {"tls": True, "tls_cert": str(files.certificate), "tls_key": str(files.key)}
+        found = self.found(no_auth=True, prometheus=True, **tls)
+        key = series("rest_server_certificate_expiry_timestamp_seconds")
+        assert self.server.certificates is not None
+        self.assertEqual(self.server.certificates.not_after.timestamp(), found[key])
+        self.assertTrue(29 * 86400 < found[key] - time.time() < 31 * 86400)
+        self.assertNotIn(key, self.found(no_auth=True, prometheus=True))
+
+    def test_logins(self) -> None:
+        """Where there are passwords, what was counted of them; where there are none, nothing."""
+        (self.scratch / ".htpasswd").write_text(sha_line("alice", "x"))
+        found = self.found(prometheus=True)
+        self.assertEqual(0, found[series("rest_server_auth_failures")])
+        self.assertEqual(0, found[series("rest_server_auth_lockouts")])
+        self.assertNotIn(series("rest_server_auth_failures"), self.found(no_auth=True, prometheus=True))
+
+    def test_processes(self) -> None:
+        """How many workers serve, where there are any."""
+        self.assertEqual(0, self.found(no_auth=True, prometheus=True, workers=3)[series("rest_server_workers")])
+        self.assertNotIn(series("rest_server_workers"), self.found(no_auth=True, prometheus=True))
+
+
+class AccountsTests(SynchronousTestCase):
+    """Books that are kept for the metrics alone: they must cost nobody anything."""
+
+    def setUp(self) -> None:
+        self.path = self.mktemp()
+        self.store = LocalStore(self.path)
+        self.store.prepare()
+        self.store.create_repository(("alice",))
+        self.clock = Clock()
+        self.pool = HeldPool()
+        state = StateFile(self.path, None, 0o600)
+        self.accounts = Accounts(
+            self.clock,
+            UNLIMITED,
+            Policy(),
+            self.store.counting,
+            state,
+            self.pool,  # type: ignore[arg-type]
+            LocalGates(Fences()),
+            in_any_case=True,
+        )
+        self.addCleanup(state.close)
+        self.accounts.startService()
+        self.clock.advance(0)
+        self.target = Target(("alice",), Kind.OBJECT, "data", "ab" * 32)
+
+    def reserve(self) -> Deferred[int]:
+        """An upload begins."""
+        return Deferred.fromCoroutine(self.accounts.reserve(None, self.target, 5))
+
+    def test_no_upload_waits_for_a_count(self) -> None:
+        """Where there are no limits nothing needs to be known: an upload goes on at once, however long the first count takes."""
+        asked = self.reserve()
+        self.addCleanup(asked.addErrback, lambda failure: None)
+        self.successResultOf(asked)
+
+    def test_no_upload_is_refused_for_want_of_a_count(self) -> None:
+        """Nor is one refused because a count has failed, or takes for ever."""
+        asked = self.reserve()
+        self.clock.pump([5] * 6)
+        self.successResultOf(asked)
+
+    def test_counted(self) -> None:
+        """What was there before is known when it has been counted, with its last snapshot, and then what comes."""
+        save(self.store, ("alice",), "snapshots", b"a snapshot")
+        self.pool.release(2000)
+        account = self.accounts.ledger.repositories[("alice",)]
+        self.assertEqual((10, 1), (account.used_bytes, account.used_objects))
+        assert account.last_snapshot_s is not None
+        counted = os.stat(f"{self.path}/alice/snapshots").st_mtime
+        self.assertLess(abs(counted - account.last_snapshot_s), 60)
+        account.last_snapshot_s = 5.0
+        self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
+        self.assertGreater(account.last_snapshot_s, 1.7e9)
+        self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(-1, -1))
+        self.assertEqual(12, account.used_bytes)
+
+    def test_snapshot_while_it_is_counted(self) -> None:
+        """A snapshot that comes while the youngest is looked for is the youngest."""
+        save(self.store, ("alice",), "snapshots", b"an old snapshot")
+        name = os.listdir(f"{self.path}/alice/snapshots")[0]
+        os.utime(f"{self.path}/alice/snapshots/{name}", (1e9, 1e9))
+        look = self.store.counting.last_snapshot_s
+
+        def looked(repository: tuple[str, ...], otherwise: float | None) -> float | None:
+            found = look(repository, otherwise)
+            self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
+            return found
+
+        self.patch(self.store.counting, "last_snapshot_s", looked)
+        self.pool.release(2000)
+        account = self.accounts.ledger.repositories[("alice",)]
+        assert account.last_snapshot_s is not None
+        self.assertGreater(account.last_snapshot_s, 1.7e9)
+
+
+class ProcessTests(MonitoringCase):
+    """L{resticserver.telemetry.process}: what the processes take."""
+
+    def test_without_proc(self) -> None:
+        """Where there is no C{/proc} the start and the CPU are known, and what Python says."""
+        self.patch(process, "figures_of", lambda pid: None)
+        found = self.found()
+        names = {name for name, _ in found if name.startswith("process_")}
+        self.assertEqual({"process_cpu_seconds_total", "process_start_time_seconds"}, names)
+        self.assertEqual(1, len([name for name, _ in found if name == "python_info"]))
+
+    def test_a_process_that_has_ended(self) -> None:
+        """A worker may end at any moment: it is not in the sum, and the CPU does not go back."""
+        known = {7: process.Figures(5.0, 0.0, 1, 2, 3, 4), os.getpid(): process.Figures(1.0, 0.0, 10, 20, 30, 40)}
+        self.patch(process, "figures_of", known.get)
+        monitoring = self.monitoring()
+        monitoring.worker_pids = lambda: [7]
+        before = self.found(monitoring)
+        self.assertEqual((33, 44), (before[series("process_open_fds")], before[series("process_max_fds")]))
+        del known[7]
+        after = self.found(monitoring)
+        self.assertEqual((30, 40), (after[series("process_open_fds")], after[series("process_max_fds")]))
+        self.assertEqual(before[series("process_cpu_seconds_total")], after[series("process_cpu_seconds_total")])
+        self.assertGreaterEqual(before[series("process_cpu_seconds_total")], 6.0)
+
+    def test_refused_uploads(self) -> None:
+        """Each reason has its number from the start, so that an alert sees the first one."""
+        monitoring = self.monitoring()
+        refused = "rest_server_uploads_refused_total"
+        self.assertEqual(5, len([name for name, _ in self.found(monitoring) if name == refused]))
+        monitoring.refusals.add("alice", "alice", "disk", "full")
+        found = self.found(monitoring)
+        self.assertEqual((1, 0), (found[series(refused, reason="disk")], found[series(refused, reason="quota")]))

@@ -1,0 +1,362 @@
+"""
+The thread pools: jobs elsewhere, answers in the reactor's thread, and an orderly end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from resticserver.threads.pools import JobPool, QuickPool
+from resticserver.threads.serial_jobs import Jobs
+
+#: No test waits so long; it only keeps a broken one from hanging for ever.
+PATIENCE_S = 60.0
+
+
+class JobPoolTests(TestCase):
+    """L{JobPool}."""
+
+    timeout = PATIENCE_S
+
+    def started(self, size: int = 4) -> JobPool:
+        """A pool that takes jobs and is stopped at the end of the test."""
+        pool = JobPool(reactor, "jobs", size)  # type: ignore[arg-type]
+        pool.startService()
+        self.addCleanup(lambda: pool.stopService() if pool.running else None)
+        return pool
+
+    def gate(self) -> threading.Event:
+        """What a job waits for; opened at the end of the test in any case."""
+        event = threading.Event()
+        self.addCleanup(event.set)
+        return event
+
+    async def test_result(self) -> None:
+        """A job runs in another thread with its arguments; its result comes back in the reactor's."""
+        pool = self.started()
+        here: list[threading.Thread] = []
+
+        def job(*arguments: int) -> tuple[int, threading.Thread]:
+            return sum(arguments), threading.current_thread()
+
+        def answered(result: tuple[int, threading.Thread]) -> tuple[int, threading.Thread]:
+            here.append(threading.current_thread())
+            return result
+
+        total, thread = await pool.run(job, 1, 2, 3).addCallback(answered)
+        self.assertEqual(6, total)
+        self.assertIsNot(threading.current_thread(), thread)
+        self.assertEqual([threading.current_thread()], here)
+
+    async def test_failure(self) -> None:
+        """What a job raises comes back as a failure, and the pool goes on."""
+        pool = self.started()
+        with self.assertRaises(ZeroDivisionError):
+            await pool.run(lambda: 1 // 0)
+        self.assertEqual(1, await pool.run(lambda: 1))
+
+    async def test_size(self) -> None:
+        """As many jobs run at once as the pool is large, and no more."""
+        pool = self.started(3)
+        together = threading.Barrier(3)
+        lock, inside, most = threading.Lock(), [0], [0]
+
+        def job() -> None:
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            together.wait(PATIENCE_S)
+            with lock:
+                inside[0] -= 1
+
+        await gatherResults([pool.run(job) for _ in range(9)])
+        self.assertEqual(3, most[0])
+
+    async def test_pools_do_not_wait_for_each_other(self) -> None:
+        """A pool whose threads are all busy keeps no other from its work."""
+        one, other = self.started(1), self.started(1)
+        gate = self.gate()
+        busy = one.run(gate.wait, PATIENCE_S)
+        self.assertEqual(1, await other.run(lambda: 1))
+        gate.set()
+        self.assertTrue(await busy)
+
+    async def test_stop(self) -> None:
+        """A pool that stops lets the jobs that run and those that wait come to their end."""
+        pool = self.started(1)
+        gate = self.gate()
+        results: list[Any] = []
+        for job in (gate.wait, lambda: "second"):
+            pool.run(job).addCallback(results.append)
+        stopped = pool.stopService()
+        self.assertNoResult(stopped)
+        gate.set()
+        await stopped
+        self.assertEqual([True, "second"], results)
+
+    async def test_stop_idle(self) -> None:
+        """One that has nothing to do stops at once, and leaves no thread."""
+        pool = self.started()
+        await pool.run(lambda: None)
+        await pool.stopService()
+        self.assertEqual([], [thread for thread in threading.enumerate() if "jobs" in thread.name])
+
+    async def test_stop_with_a_failing_job(self) -> None:
+        """A job that fails last does not keep the pool from stopping."""
+        pool = self.started(1)
+        gate = self.gate()
+
+        def job() -> None:
+            gate.wait(PATIENCE_S)
+            raise ValueError
+
+        result = pool.run(job)
+        stopped = pool.stopService()
+        gate.set()
+        await stopped
+        self.failureResultOf(result, ValueError)
+
+    async def test_what_a_job_leaves_to_be_done(self) -> None:
+        """
+        A job that follows from the end of the last one (an upload is aborted behind the write that runs) is done too
+        before the threads go: else a temporary file would be left.
+        """
+        pool = self.started(1)
+        gate = self.gate()
+        done: list[str] = []
+        jobs = Jobs(pool)
+        jobs.run(gate.wait)
+        jobs.close(lambda: done.append("closed"))
+        stopped = pool.stopService()
+        gate.set()
+        await stopped
+        self.assertEqual(["closed"], done)
+
+    async def test_jobs_that_follow_each_other(self) -> None:
+        """The same for a whole row of jobs, each from the end of the one before."""
+        pool = self.started(1)
+        gate = self.gate()
+        done: list[int] = []
+
+        def next_one(_: object, number: int) -> None:
+            done.append(number)
+            if number < 5:
+                pool.run(lambda: None).addCallback(next_one, number + 1)
+
+        pool.run(gate.wait).addCallback(next_one, 1)
+        stopped = pool.stopService()
+        gate.set()
+        await stopped
+        self.assertEqual([1, 2, 3, 4, 5], done)
+
+
+class QuickPoolTests(JobPoolTests):
+    """L{QuickPool}: all that L{JobPool} does, and by how many threads."""
+
+    def started(self, size: int = 4, **attributes: float) -> JobPool:
+        """
+        A pool that takes jobs and is stopped at the end of the test.
+
+        @param attributes: of the class, that are other ones here.
+        """
+        pool = QuickPool(reactor, "jobs", size)  # type: ignore[arg-type]
+        for name, value in attributes.items():
+            setattr(pool, name, value)
+        pool.startService()
+        self.addCleanup(lambda: pool.stopService() if pool.running else None)
+        return pool
+
+    async def together(self, pool: JobPool, number: int, moment_s: float = 0.2) -> int:
+        """By how many threads so many jobs are done that come at once, and that each wait for the others a moment at most."""
+        barrier = threading.Barrier(number)
+
+        def job() -> int:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(moment_s)
+            return threading.get_ident()
+
+        return len(set(await gatherResults([pool.run(job) for _ in range(number)])))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what threads do."""
+        while not condition():
+            await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+
+    async def test_quick(self) -> None:
+        """One thread is enough for jobs that are quick."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=PATIENCE_S)
+        threads = set()
+        for _ in range(5):
+            threads |= set(await gatherResults([pool.run(threading.get_ident) for _ in range(20)]))
+        self.assertEqual(1, len(threads))
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_handed_over_together(self) -> None:
+        """Jobs begin when the reactor has come round, and results of quick ones come back together."""
+        pool = self.started(HOLD_S=PATIENCE_S, QUICK_S=PATIENCE_S, PATIENCE_S=PATIENCE_S)
+        began: list[int] = []
+        ended: list[int] = []
+        gate = self.gate()
+
+        def job(number: int) -> int:
+            began.append(number)
+            return number
+
+        jobs = [pool.run(job, number).addCallback(ended.append) for number in range(3)]
+        last = pool.run(lambda: began.append(3) or gate.wait(PATIENCE_S))  # type: ignore[func-returns-value]
+        self.assertEqual([], began)
+        await self.until(lambda: len(began) == 4)
+        self.assertEqual([], ended)
+        gate.set()
+        await gatherResults([*jobs, last])
+        self.assertEqual([0, 1, 2], ended)
+
+    async def test_a_slow_one_holds_up_nobody(self) -> None:
+        """Behind a job that takes long the others are done by other threads, and what ended before it comes back."""
+        pool = self.started(HOLD_S=PATIENCE_S)
+        gate = self.gate()
+        before = pool.run(lambda: "before")
+        slow = pool.run(gate.wait, PATIENCE_S)
+        behind = [pool.run(lambda: "behind") for _ in range(5)]
+        self.assertEqual("before", await before)
+        self.assertEqual(["behind"] * 5, await gatherResults(behind))
+        self.assertEqual("later", await pool.run(lambda: "later"))
+        self.assertNoResult(slow)
+        gate.set()
+        self.assertTrue(await slow)
+
+    async def test_all_slow(self) -> None:
+        """When jobs take long, each has a thread from the start."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
+        for _ in range(10):
+            await pool.run(lambda: None)
+        self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
+
+    async def test_slow_once(self) -> None:
+        """A slow one now and then makes no slow pool."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, SLOW_S=PATIENCE_S, QUICK_S=PATIENCE_S)
+        for number in range(20):
+            pool.QUICK_S = -1.0 if number % 2 else PATIENCE_S  # type: ignore[attr-defined]
+            await pool.run(lambda: None)
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_not_slow_for_ever(self) -> None:
+        """After a while it is tried again whether one thread is enough."""
+        pool = self.started(PATIENCE_S=PATIENCE_S, QUICK_S=-1.0, SLOW_S=PATIENCE_S)
+        for _ in range(10):
+            await pool.run(lambda: None)
+        self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
+        pool._slow_until = 0.0  # type: ignore[attr-defined]
+        pool.QUICK_S = PATIENCE_S  # type: ignore[attr-defined]
+        self.assertEqual(1, await self.together(pool, 3))
+
+    async def test_goes_back_to_one(self) -> None:
+        """Threads that helped do not go on side by side when jobs are quick again."""
+        pool = self.started(QUICK_S=PATIENCE_S)
+        gate = self.gate()
+        began: list[int] = []
+        slow = [pool.run(lambda: began.append(1) or gate.wait(PATIENCE_S)) for _ in range(3)]  # type: ignore[func-returns-value]
+        await self.until(lambda: len(began) == 3)
+        pool.PATIENCE_S = PATIENCE_S  # type: ignore[attr-defined]
+        pool._slow_until = 0.0  # type: ignore[attr-defined]
+        more = [pool.run(threading.get_ident) for _ in range(100)]
+        gate.set()
+        await gatherResults(slow)
+        self.assertLessEqual(len(set((await gatherResults(more))[5:])), 1)
+
+
+class HeldPool:
+    """A pool whose jobs run when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Any, tuple[Any, ...], Deferred[Any]]] = []
+
+    def run(self, job: Any, *args: Any) -> Deferred[Any]:
+        """Keep a job."""
+        result: Deferred[Any] = Deferred()
+        self.jobs.append((job, args, result))
+        return result
+
+    def next(self) -> None:
+        """Run the oldest."""
+        job, args, result = self.jobs.pop(0)
+        try:
+            result.callback(job(*args))
+        except Exception:
+            result.errback()
+
+
+class JobsTests(TestCase):
+    """L{Jobs}: the jobs on one thing, and its end behind them."""
+
+    def setUp(self) -> None:
+        """A pool by hand."""
+        self.pool = HeldPool()
+        self.jobs = Jobs(self.pool)
+        self.done: list[str] = []
+
+    def test_result(self) -> None:
+        """Results and failures come through."""
+        result = self.jobs.run(lambda number: number + 1, 1)
+        self.pool.next()
+        self.assertEqual(2, self.successResultOf(result))
+        failed = self.jobs.run(lambda: 1 // 0)
+        self.pool.next()
+        self.failureResultOf(failed, ZeroDivisionError)
+
+    def test_close_when_idle(self) -> None:
+        """The end comes at once where no job runs, by the pool too."""
+        self.jobs.close(lambda: self.done.append("closed"))
+        self.assertEqual([], self.done)
+        self.pool.next()
+        self.assertEqual(["closed"], self.done)
+
+    def test_close_behind_a_job(self) -> None:
+        """While a job runs its end waits: a file must not be closed under a write."""
+        self.jobs.run(lambda: self.done.append("written"))
+        self.jobs.close(lambda: self.done.append("closed"))
+        self.assertEqual(1, len(self.pool.jobs))
+        self.pool.next()
+        self.pool.next()
+        self.assertEqual(["written", "closed"], self.done)
+
+    def test_close_behind_a_cancelled_job(self) -> None:
+        """Whoever waits for a job may be gone; the job is not, and the end still comes behind it."""
+        result = self.jobs.run(lambda: self.done.append("written"))
+        result.addErrback(lambda failure: None)
+        result.cancel()
+        self.jobs.close(lambda: self.done.append("closed"))
+        self.assertEqual([], self.done)
+        self.pool.next()
+        self.pool.next()
+        self.assertEqual(["written", "closed"], self.done)
+
+    def test_close_behind_a_failed_job(self) -> None:
+        """Nor does a failure keep it from coming."""
+        result = self.jobs.run(lambda: 1 // 0)
+        self.jobs.close(lambda: self.done.append("closed"))
+        self.pool.next()
+        self.pool.next()
+        self.failureResultOf(result, ZeroDivisionError)
+        self.assertEqual(["closed"], self.done)
+
+    def test_closed_once(self) -> None:
+        """Only the first end counts."""
+        self.jobs.close(lambda: self.done.append("first"))
+        self.jobs.close(lambda: self.done.append("second"))
+        self.pool.next()
+        self.assertEqual(([], ["first"]), (self.pool.jobs, self.done))
+
+    def test_end_fails(self) -> None:
+        """An end that fails is logged."""
+        self.jobs.close(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        self.pool.next()
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))

@@ -1,0 +1,232 @@
+"""
+L{resticserver.workers.ipc}: what one process tells and asks another.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.workers import ipc
+from resticserver.workers.ipc import Failed, Wire, WireLost
+
+from ..support.descriptors import no_descriptors
+from ..support.wires import StepReactor
+
+
+class WireTests(SynchronousTestCase):
+    """Two wires, joined."""
+
+    def setUp(self) -> None:
+        self.reactor = StepReactor()
+        self.told: list[Any] = []
+        self.lost: list[str] = []
+        self.later: Deferred[str] = Deferred()
+
+        async def slowly() -> str:
+            return await self.later
+
+        def refuse() -> None:
+            raise ValueError("not today")
+
+        def take(fd: int, name: str) -> None:
+            self.told.append((name, os.get_inheritable(fd), os.read(fd, 100)))
+            os.close(fd)
+
+        verbs = {
+            "note": lambda **arguments: self.told.append(arguments),
+            "double": lambda number: 2 * number,
+            "slowly": slowly,
+            "later": lambda: self.later,
+            "refuse": refuse,
+            "take": take,
+        }
+        self.ends = socket.socketpair()
+        self.one = Wire(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))  # type: ignore[arg-type]
+        self.other = Wire(self.reactor, self.ends[1], "the one", verbs, lambda: self.lost.append("other"))  # type: ignore[arg-type]
+        for wire in (self.one, self.other):
+            wire.start()
+            self.addCleanup(wire.close)
+
+    def test_tell(self) -> None:
+        """What is told arrives, in order, whatever is in it."""
+        for number in range(100):
+            self.one.tell("note", number=number, text="ü\0\n" + os.fsdecode(b"\xff"), nothing=None, many=[1, [2.5]])
+        self.reactor.pump()
+        self.assertEqual(list(range(100)), [told["number"] for told in self.told])
+        self.assertEqual(
+            {"number": 0, "text": "ü\0\n\udcff", "nothing": None, "many": [1, [2.5]]},
+            self.told[0],
+        )
+
+    def test_ask(self) -> None:
+        """An answer is what was returned, or will be; several questions may wait for theirs."""
+        first, later, slowly = self.one.ask("double", number=21), self.one.ask("later"), self.one.ask("slowly")
+        self.reactor.pump()
+        self.assertEqual(42, self.successResultOf(first))
+        self.assertNoResult(later)
+        second = self.one.ask("double", number=2)
+        self.reactor.pump()
+        self.assertEqual(4, self.successResultOf(second))
+        self.later.callback("at last")
+        self.reactor.pump()
+        self.assertEqual("at last", self.successResultOf(later))
+        self.assertIsNone(self.successResultOf(slowly))  # Twisted's chain: the first to wait had the value
+
+    def test_failed(self) -> None:
+        """A question that cannot be answered fails with the reason, also one that nobody knows."""
+        for verb, reason in (("refuse", "not today"), ("unheard", "'unheard'")):
+            answer = self.one.ask(verb)
+            self.reactor.pump()
+            self.assertEqual(reason, str(self.failureResultOf(answer, Failed).value))
+        answer = self.one.ask("double", wrong=1)
+        self.reactor.pump()
+        self.failureResultOf(answer, Failed)
+
+    def test_unknown(self) -> None:
+        """A message that nobody knows, or whose taker fails, is logged and does no harm."""
+        with capturedLogs() as events:
+            self.one.tell("unheard")
+            self.one.tell("refuse")
+            self.one.tell("note", number=1)
+            self.reactor.pump()
+        self.assertEqual(2, len(events))
+        self.assertEqual([{"number": 1}], self.told)
+        self.flushLoggedErrors()
+
+    def test_who_asked_may_go(self) -> None:
+        """An answer that nobody waits for any more does no harm."""
+        answer = self.one.ask("later")
+        self.reactor.pump()
+        answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+        self.later.callback("too late")
+        self.reactor.pump()
+
+    def test_descriptor(self) -> None:
+        """A descriptor comes with its message, and no child inherits it; the sender's stays open."""
+        pipes = [os.pipe() for _ in range(20)]
+        for number, (reading, writing) in enumerate(pipes):
+            os.write(writing, b"%d" % number)
+            self.assertTrue(self.one.hand_over(reading, "take", name=f"pipe {number}"))
+            self.one.tell("note", number=number)
+        self.reactor.pump()
+        wanted: list[Any] = []
+        for number in range(20):
+            wanted += [(f"pipe {number}", False, b"%d" % number), {"number": number}]
+        self.assertEqual(wanted, self.told)
+        for pipe in pipes:
+            for fd in pipe:
+                os.close(fd)
+
+    def test_behind(self) -> None:
+        """Nothing blocks: what the other does not take waits, in order; a descriptor is not even begun to be sent."""
+        count = 0
+        while not self.one.waiting_bytes:
+            self.one.tell("note", number=count, text="x" * 10_000)
+            count += 1
+        self.one.tell("note", number=count)
+        before = self.one.waiting_bytes
+        self.assertFalse(self.one.hand_over(0, "take", name="x"))
+        self.assertEqual(before, self.one.waiting_bytes)
+        self.reactor.pump()
+        self.assertEqual(list(range(count + 1)), [told["number"] for told in self.told])
+        self.assertEqual((0, set()), (self.one.waiting_bytes, self.reactor.writers))
+
+    def test_descriptors_behind(self) -> None:
+        """As many are sent as the other may have, and the next is refused instead of waited for."""
+        sent = 0
+        with open(os.devnull, "rb") as file:
+            while self.one.hand_over(file.fileno(), "take", name="null"):
+                sent += 1
+        self.assertGreater(sent, 10)
+        self.reactor.pump()
+        self.assertEqual([("null", False, b"")] * sent, self.told)
+
+    def test_no_room_for_a_descriptor(self) -> None:
+        """
+        A descriptor that this process has no room for is lost, and the taker is told so; frames and descriptors behind it are
+        as they were sent.
+        """
+        taken: list[Any] = []
+        self.other._verbs = {"take": lambda fd, name: taken.append((name, fd))}
+        with open(os.devnull, "rb") as file:
+            for name in ("one", "two"):
+                self.assertTrue(self.one.hand_over(file.fileno(), "take", name=name))
+            with no_descriptors():
+                self.other.doRead()
+                self.other.doRead()
+            self.assertTrue(self.one.hand_over(file.fileno(), "take", name="three"))
+        self.reactor.pump()
+        self.assertEqual([("one", -1), ("two", -1)], taken[:2])
+        name, fd = taken[2]
+        self.assertEqual("three", name)
+        os.close(fd)
+        self.assertEqual([], self.lost)
+
+    def test_large(self) -> None:
+        """A policy file of some size fits; what is longer than any message may be is refused before it is sent."""
+        text = "ü" * 1_000_000
+        self.one.tell("note", text=text)
+        self.reactor.pump()
+        self.assertEqual([{"text": text}], self.told)
+        self.patch(ipc, "MOST_BYTES", 1000)
+        self.assertRaises(ValueError, self.one.tell, "note", text=text)
+        self.one.tell("note", text="short")
+        self.reactor.pump()
+        self.assertEqual({"text": "short"}, self.told[1])
+
+    def test_in_pieces(self) -> None:
+        """Frames may come in any pieces."""
+        frames = b"".join(ipc._frame({"tell": "note", "with": {"number": number}}) for number in range(3))
+        for byte in frames:
+            self.ends[0].send(bytes([byte]))
+            self.reactor.pump()
+        self.assertEqual([{"number": 0}, {"number": 1}, {"number": 2}], self.told)
+
+    def test_lost_thread(self) -> None:
+        """Bytes that are no frames end the wire, for no size is believed."""
+        with capturedLogs() as events:
+            self.ends[0].send(struct.pack(">I", ipc.MOST_BYTES + 1))
+            self.reactor.pump()
+        self.assertEqual((1, ["other", "one"]), (len(events), self.lost))
+
+    def test_lost(self) -> None:
+        """When the other side is gone questions fail, now and later, and messages are for nobody."""
+        waiting = self.one.ask("later")
+        self.reactor.pump()
+        self.other.close()
+        self.reactor.pump()
+        self.failureResultOf(waiting, WireLost)
+        self.failureResultOf(self.one.ask("double", number=1), WireLost)
+        self.one.tell("note", number=1)
+        self.assertFalse(self.one.hand_over(0, "take", name="x"))
+        self.assertEqual((["one"], set()), (self.lost, self.reactor.readers))
+
+    def test_last_words(self) -> None:
+        """What was said before the end is heard, also by who found out first that nobody listens any more."""
+        self.one._verbs = {"note": lambda **arguments: self.told.append(arguments)}
+        for number in range(3):
+            self.other.tell("note", number=number)
+        self.other.close()
+        for number in range(3):
+            self.one.tell("note", number=number)
+        self.assertEqual([], self.lost)
+        self.one.read_all()
+        self.assertEqual([0, 1, 2], [told["number"] for told in self.told])
+        self.assertEqual(["one"], self.lost)
+
+    def test_flush(self) -> None:
+        """Before a process ends it waits until what it had to say is taken; but not for ever."""
+        while not self.one.waiting_bytes:
+            self.one.tell("note", text="x" * 10_000)
+        self.one.flush(0.01)
+        self.assertEqual(0, self.one.waiting_bytes)
+        self.one.tell("note", text="to nobody")
+        self.one.flush(0.01)

@@ -1,0 +1,443 @@
+"""
+L{resticserver.parent.parent}: what the parent does, with processes that a test plays. (Real ones: integration/test_workers.)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from resticserver.parent.ipc import Wire
+from resticserver.parent.parent import Workers
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from resticserver.errors import StartError
+from resticserver.net import listeners
+from resticserver.workers import parent
+
+from ..support.wires import StepReactor
+
+
+class FakeProcess:
+    """A worker's process: its end of the wire, and what it was told."""
+
+    def __init__(self, reactor: FakeProcesses, protocol: Any, fd: int, number: str) -> None:
+        self.pid = 1000 + len(reactor.processes)
+        self.number = int(number)
+        self.protocol = protocol
+        self.told: list[str] = []
+        self.connections: list[int] = []
+        self.kills: list[str] = []
+        self.mute = False
+        self.began: Deferred[None] | None = None
+        verbs = {
+            "begin": self.begin,
+            "ping": lambda: Deferred() if self.mute else None,
+            "serve": lambda fd, listener: (os.close(fd), self.connections.append(listener)),
+            "reread": lambda value: self.told.append(f"reread {value}"),
+            "fail": lambda: 1 // 0,
+            **{verb: (lambda verb=verb: self.told.append(verb)) for verb in ("stop", "abort", "retire", "reopen")},
+        }
+        self.wire = Wire(reactor, socket.socket(fileno=os.dup(fd)), "the parent", verbs, lambda: None)  # type: ignore[arg-type]
+        self.wire.start()
+
+    def begin(self, **known: Any) -> Deferred[None] | None:
+        """Be ready, or when the test says so."""
+        self.known = known
+        return self.began
+
+    def signalProcess(self, name: str) -> None:
+        """Twisted's."""
+        if self.protocol.ended_already:
+            raise ProcessExitedAlready
+        self.kills.append(name)
+        self.end(signal=9)
+
+    def end(self, status: int | None = None, signal: int | None = None) -> None:
+        """The process ends."""
+        self.wire.close()
+        self.protocol.ended_already = True
+        reason = ProcessDone(0) if status == 0 else ProcessTerminated(status, signal)
+        self.protocol.processEnded(Failure(reason))
+
+
+class FakeProcesses(StepReactor):
+    """A reactor whose processes are the test's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[FakeProcess] = []
+        self.slowly = False
+
+    def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: dict[int, Any]) -> None:
+        """Twisted's call."""
+        protocol.ended_already = False
+        process = FakeProcess(self, protocol, childFDs[parent.WIRE_FD], args[-1])
+        if self.slowly:
+            process.began = Deferred()
+        self.processes.append(process)
+        protocol.makeConnection(process)
+
+
+class WorkersTests(SynchronousTestCase):
+    """L{Workers}, two of them."""
+
+    def setUp(self) -> None:
+        self.patch(listeners, "process_environment", lambda: {})
+        self.patch(parent, "process_environment", lambda: {})
+        self.patch(Workers, "_wait_until_ready", lambda service: self.reactor.pump())
+        self.reactor = FakeProcesses()
+        self.heard: list[Any] = []
+        self.state = 1
+        self.workers = Workers(
+            self.reactor, ("127.0.0.1:0",), 2, lambda: {"state": self.state}, lambda worker: {"hear": self.hear}, 30.0
+        )
+        self.parent.startService()
+        self.reactor.pump()
+        self.one, self.two = self.reactor.processes
+        self.addCleanup(self.clean_up)
+
+    def hear(self, **arguments: Any) -> None:
+        """A verb of the server's."""
+        self.heard.append(arguments)
+
+    def clean_up(self) -> None:
+        """Close what is open."""
+        self.parent._stopping = True
+        self.parent._close_sockets()
+        for worker in tuple(self.parent._workers):
+            worker.wire.close()
+        for process in self.reactor.processes:
+            process.wire.close()
+
+    def connect(self, count: int = 1) -> None:
+        """Clients."""
+        host, _, port = self.parent._acceptors[0].address.rpartition(":")
+        for _ in range(count):
+            self.addCleanup(socket.create_connection((host, int(port))).close)
+        self.reactor.pump()
+
+    def shares(self) -> list[int]:
+        """How many connections each process got."""
+        return [len(process.connections) for process in self.reactor.processes]
+
+    def said(self, events: Any) -> list[str]:
+        """What was logged."""
+        return [formatEvent(event) for event in events]
+
+    # --- the start
+
+    def test_beginning(self) -> None:
+        """Each worker is told what holds when it begins, a later one what holds then."""
+        self.assertEqual([1, 1], [process.known["state"] for process in self.reactor.processes])
+        self.assertEqual(["127.0.0.1:0"], self.one.known["listeners"])
+        self.state = 2
+        with capturedLogs():
+            self.one.end(signal=9)
+            self.reactor.pump()
+        self.assertEqual((2, 1), (self.reactor.processes[2].known["state"], self.reactor.processes[2].number))
+
+    def test_verbs(self) -> None:
+        """What the server takes from its workers is taken from each."""
+        for process in self.reactor.processes:
+            process.wire.tell("hear", number=process.number)
+        self.reactor.pump()
+        self.assertCountEqual([{"number": 1}, {"number": 2}], self.heard)
+
+    # --- connections
+
+    def test_even(self) -> None:
+        """In turn; and where connections have ended, there the next ones go."""
+        self.connect(5)
+        self.assertEqual([3, 2], self.shares())
+        self.two.wire.tell("ended", number=2)
+        self.reactor.pump()
+        self.connect(3)
+        self.assertEqual([3, 5], self.shares())
+
+    def test_one_that_is_behind(self) -> None:
+        """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
+        self.reactor.removeReader(self.one.wire)
+        while self.parent._places[1].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+            pass
+        self.connect(4)
+        self.assertEqual(4, self.shares()[1])
+        self.reactor.removeReader(self.two.wire)
+        while self.parent._places[2].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+            pass
+        self.connect(3)
+        self.assertEqual(1, len(self.parent._offers))
+        self.reactor.addReader(self.two.wire)
+        self.reactor.pump()
+        before = self.shares()[1]
+        self.reactor.advance(parent.OFFER_AGAIN_S)
+        self.reactor.pump()
+        self.assertEqual((3, 0), (self.shares()[1] - before, len(self.parent._offers)))
+
+    def test_nobody_there(self) -> None:
+        """While no worker is ready connections wait in the backlog."""
+        self.reactor.slowly = True
+        with capturedLogs():
+            self.one.end(signal=9)
+            self.two.end(signal=9)
+            self.reactor.pump()
+        self.connect(2)
+        self.assertEqual([0, 0, 0, 0], self.shares())
+        began = self.reactor.processes[2].began
+        assert began is not None
+        began.callback(None)
+        self.reactor.pump()
+        self.assertEqual([0, 0, 2, 0], self.shares())
+
+    def test_one_that_does_not_answer(self) -> None:
+        """It gets no connections but if it is the only one, and after a minute it is killed and so replaced."""
+        self.one.mute = True
+        for _ in range(2):
+            self.reactor.advance(parent.PING_S)
+            self.reactor.pump()
+        self.connect(3)
+        self.assertEqual([0, 3], self.shares())
+        with capturedLogs() as events:
+            for _ in range(5):
+                self.reactor.advance(parent.PING_S)
+                self.reactor.pump()
+        self.assertEqual((["KILL"], []), (self.one.kills, self.two.kills))
+        self.assertEqual(
+            [
+                "worker 1 (process 1000) has not answered for 60 s and is killed",
+                "worker 1 (process 1000) ended by signal 9; another is started now",
+            ],
+            self.said(events),
+        )
+
+    # --- losses
+
+    def test_patience(self) -> None:
+        """At once, after 1, 2, 4 and at most 30 seconds; after a good life at once again."""
+        pauses = []
+        with capturedLogs():
+            for _ in range(8):
+                before = len(self.reactor.processes)
+                self.reactor.processes[-1].end(signal=9)
+                self.reactor.pump()
+                waited = 0.0
+                while len(self.reactor.processes) == before:
+                    self.reactor.advance(0.5)
+                    waited += 0.5
+                pauses.append(waited)
+                self.reactor.pump()
+            self.assertEqual([0, 1, 2, 4, 8, 16, 30, 30], pauses)
+            self.reactor.advance(parent.GOOD_LIFE_S + 1)
+            before = len(self.reactor.processes)
+            self.reactor.processes[-1].end(signal=9)
+            self.reactor.pump()
+        self.assertEqual(before + 1, len(self.reactor.processes))
+
+    def test_cannot_start_again(self) -> None:
+        """One that cannot begin says why; the others serve on."""
+        self.reactor.slowly = True
+        with capturedLogs() as events:
+            self.one.end(status=1)
+            self.reactor.pump()
+            successor = self.reactor.processes[2]
+            assert successor.began is not None
+            successor.began.errback(StartError("the log is gone"))
+            self.reactor.pump()
+            successor.end(status=1)
+            self.reactor.pump()
+        self.assertEqual(
+            [
+                "worker 1 (process 1000) ended with status 1; another is started now",
+                "worker 1 (process 1002) cannot start: the log is gone",
+                "worker 1 (process 1002) ended with status 1; another is started in 1 s",
+            ],
+            self.said(events),
+        )
+        self.connect(2)
+        self.assertEqual(2, self.shares()[1])
+
+    def test_no_process(self) -> None:
+        """Where the system has none for us, it is tried again later."""
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(11, "no more processes")
+
+        patch = self.patch(self.reactor, "spawnProcess", refuse)
+        with capturedLogs():
+            self.one.end(signal=9)
+            self.reactor.pump()
+        patch.restore()
+        self.reactor.advance(parent.LONGEST_PAUSE_S)
+        self.reactor.pump()
+        self.assertEqual(3, len(self.reactor.processes))
+
+    def test_wire_lost(self) -> None:
+        """A worker to which nothing can be said must end, in its time or by force."""
+        self.one.wire.close()
+        self.reactor.pump()
+        self.connect(2)
+        self.assertEqual([0, 2], self.shares())
+        with capturedLogs():
+            self.reactor.advance(parent.LAST_WORDS_S + 30)
+            self.reactor.pump()
+        self.assertEqual(["KILL"], self.one.kills)
+
+    # --- what workers say
+
+    def test_log(self) -> None:
+        """A line keeps its level, its name and its text, whatever that looks like."""
+        with capturedLogs() as events:
+            self.one.wire.tell("log", level="warn", namespace="resticserver.x", text="a {brace}\nand a line")
+            self.reactor.pump()
+        ((event),) = events
+        self.assertEqual(("warn", "resticserver.x"), (event["log_level"].name, event["log_namespace"]))
+        self.assertEqual("a {brace}\nand a line", formatEvent(event))
+
+    def test_common_news(self) -> None:
+        """What all of them find out by themselves is said once, until there is other news."""
+        with capturedLogs() as events:
+            for text in ("no volume", "no volume", "back", "back", "no volume"):
+                for process in (self.one, self.two):
+                    process.wire.tell("log", level="info", namespace="resticserver.storage.volume", text=text)
+                self.reactor.pump()
+            for process in (self.one, self.two):
+                process.wire.tell("log", level="info", namespace="resticserver.storage.local", text="both")
+            self.reactor.pump()
+        self.assertEqual(["no volume", "back", "no volume", "both", "both"], self.said(events))
+
+    # --- all of them
+
+    def test_ask_all(self) -> None:
+        """Done when all have done it; who has died meanwhile need not."""
+        done = Deferred.fromCoroutine(self.parent.ask_all("reread", value=7))
+        self.assertNoResult(done)
+        self.reactor.pump()
+        self.assertTrue(self.successResultOf(done))
+        self.assertEqual((["reread 7"], ["reread 7"]), (self.one.told, self.two.told))
+        with capturedLogs():
+            done = Deferred.fromCoroutine(self.parent.ask_all("reread", value=8))
+            self.one.end(signal=9)
+            self.reactor.pump()
+        self.assertTrue(self.successResultOf(done))
+
+    def test_ask_all_fails(self) -> None:
+        """Who cannot do it says so, by name."""
+        with capturedLogs() as events:
+            done = Deferred.fromCoroutine(self.parent.ask_all("fail"))
+            self.reactor.pump()
+        self.assertFalse(self.successResultOf(done))
+        self.assertEqual("worker 1 (process 1000): integer division or modulo by zero", sorted(self.said(events))[0])
+
+    def test_replace_all(self) -> None:
+        """One after the other; the old one is told to retire when the new one is ready, and gets no more connections."""
+        self.reactor.slowly = True
+        with capturedLogs() as events:
+            self.parent.replace_all()
+            self.parent.replace_all()
+            self.reactor.pump()
+            self.assertEqual((3, []), (len(self.reactor.processes), self.one.told))
+            self.connect(2)
+            self.assertEqual([1, 1, 0], self.shares())
+            for index in (2, 3):
+                began = self.reactor.processes[index].began
+                assert began is not None
+                began.callback(None)
+                self.reactor.pump()
+        self.assertEqual((["retire"], ["retire"]), (self.one.told, self.two.told))
+        self.connect(2)
+        self.assertEqual([1, 1, 1, 1], self.shares())
+        self.assertEqual(["replacing all workers", "all workers were replaced"], self.said(events))
+        with capturedLogs() as events:
+            self.one.end(status=0)
+            self.two.end(signal=6)
+            self.reactor.pump()
+        self.assertEqual(["worker 2 (process 1001) ended by signal 6"], self.said(events))
+        self.assertEqual(4, len(self.reactor.processes))
+
+    def test_replacing_fails(self) -> None:
+        """A new one that cannot begin changes nothing: the old ones serve on."""
+        self.reactor.slowly = True
+        with capturedLogs() as events:
+            self.parent.replace_all()
+            self.reactor.pump()
+            began = self.reactor.processes[2].began
+            assert began is not None
+            began.errback(StartError("another version is installed"))
+            self.reactor.pump()
+            self.reactor.processes[2].end(status=1)
+            self.reactor.pump()
+        self.assertEqual(([], []), (self.one.told, self.two.told))
+        self.assertIn("worker 1 (process 1002) cannot start: another version is installed", self.said(events))
+        self.connect(2)
+        self.assertEqual([1, 1, 0], self.shares())
+        self.assertEqual(3, len(self.reactor.processes))
+
+    def test_old_one_dies_meanwhile(self) -> None:
+        """Its successor is there already, and no second one comes."""
+        self.reactor.slowly = True
+        with capturedLogs():
+            self.parent.replace_all()
+            self.reactor.pump()
+            self.parent._failures[1] = 3
+            self.one.end(signal=9)
+            self.reactor.pump()
+            began = self.reactor.processes[2].began
+            assert began is not None
+            began.callback(None)
+            self.reactor.pump()
+            self.reactor.advance(100)
+        self.assertEqual([1, 2, 1, 2], [process.number for process in self.reactor.processes])
+
+    # --- the end
+
+    def test_stop(self) -> None:
+        """Nobody gets in any more, all are told, and it is over when the last has ended."""
+        stopped = self.parent.stopService()
+        self.reactor.pump()
+        self.assertEqual((["stop"], ["stop"]), (self.one.told, self.two.told))
+        self.parent.abort()
+        self.reactor.pump()
+        self.assertEqual(["stop", "abort"], self.one.told)
+        self.one.end(status=0)
+        self.reactor.pump()
+        self.assertNoResult(stopped)
+        self.two.end(status=0)
+        self.reactor.pump()
+        self.successResultOf(stopped)
+        self.assertEqual([], self.reactor.getDelayedCalls())
+
+    def test_stop_with_force(self) -> None:
+        """One that does not end is killed some time after it should have."""
+        stopped = self.parent.stopService()
+        self.one.end(status=0)
+        with capturedLogs() as events:
+            self.reactor.advance(30 + parent.LAST_WORDS_S)
+            self.reactor.pump()
+        self.successResultOf(stopped)
+        self.assertEqual(["worker 2 (process 1001) does not end and is killed"], self.said(events))
+
+    def test_stop_while_one_is_to_be_started(self) -> None:
+        """A replacement that was to come does not come any more."""
+        self.parent._failures[1] = 3
+        with capturedLogs():
+            self.one.end(signal=9)
+            self.reactor.pump()
+        stopped = self.parent.stopService()
+        self.two.end(status=0)
+        self.reactor.pump()
+        self.successResultOf(stopped)
+        self.reactor.advance(100)
+        self.assertEqual(2, len(self.reactor.processes))
+
+    def test_lines_come_before_the_end(self) -> None:
+        """What a worker said last is heard."""
+        with capturedLogs() as events:
+            self.one.wire.tell("log", level="error", namespace="resticserver.x", text="last words")
+            self.one.end(status=3)
+            self.reactor.pump()
+        self.assertEqual("last words", self.said(events)[0])
