@@ -574,6 +574,10 @@ class LocalObject:
     @ivar size_bytes: its size when it was opened.
     """
 
+    size_bytes = 0
+    _fd = -1
+    _trust: Trust | None = None
+
     def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
         self._store = store
         self._repository = repository
@@ -581,9 +585,6 @@ class LocalObject:
         self._name = name
         self._directory = store._directory(repository, kind, name)
         self._path = f"{self._directory}/{name}"
-        self._fd = -1
-        self._trust: Trust | None = None
-        self.size_bytes = 0
 
     def open(self) -> None:
         """
@@ -602,11 +603,12 @@ class LocalObject:
 
     def open_at_once(self) -> bool:
         """Open the file if that takes no waiting; whether it is open."""
-        trust = self._store.trust(self._repository)
-        if trust is None or not trust.names or not self._store.volume.seen_lately():
+        store = self._store
+        trust = store.trust(self._repository)
+        if trust is None or not trust.names or not store.volume.seen_lately():
             return False
         try:
-            fd = self._store.at_once.open(self._path)
+            fd = store.at_once.open(self._path)
         except OSError:
             return False
         self._fd = fd  # closed from now on in any case
@@ -615,9 +617,9 @@ class LocalObject:
             self.close()
             return False
         self.size_bytes, self._trust = status.st_size, trust
-        snapshot = self._store.snapshots.peek(self._directory)
+        snapshot = store.snapshots.peek(self._directory)
         if snapshot is not None:
-            self._store._compare_size(snapshot, self._repository, self._kind, self._name, status)
+            store._compare_size(snapshot, self._repository, self._kind, self._name, status)
         return True
 
     def fileno(self) -> int:
