@@ -31,7 +31,7 @@ from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored,
 from .listing import DirectoryListing
 from .nowait import AtOnce, Trust
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, no_space, space_errors, sweep
-from .snapshots import SETTLED_NS, Snapshots
+from .snapshots import SETTLED_NS, Snapshot, Snapshots
 from .volume import Volume
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
@@ -400,13 +400,16 @@ class LocalStore:
         trust = self.trust(repository)
         if trust is None or not trust.names or not self.volume.seen_lately():
             return None
+        directory = self._directory(repository, kind, name)
         try:
-            status = self.at_once.look(self._object_path(repository, kind, name))
+            status = self.at_once.look(f"{directory}/{name}")
         except OSError:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        self.compare_size(repository, kind, name, status)
+        snapshot = self.snapshots.peek(directory)
+        if snapshot is not None:
+            self._compare_size(snapshot, repository, kind, name, status)
         return status.st_size
 
     def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
@@ -441,8 +444,14 @@ class LocalStore:
         @param status: what C{stat} says of its file.
         """
         snapshot = self.snapshots.peek(self._directory(repository, kind, name))
+        if snapshot is not None:
+            self._compare_size(snapshot, repository, kind, name, status)
+
+    def _compare_size(
+        self, snapshot: Snapshot, repository: tuple[str, ...], kind: str, name: str, status: os.stat_result
+    ) -> None:
         # Nothing can have changed a file since then whose change time is older, and that is nearly all of them.
-        if snapshot is None or status.st_ctime_ns <= snapshot.taken_ns - SETTLED_NS or kind == CONFIG:
+        if status.st_ctime_ns <= snapshot.taken_ns - SETTLED_NS or kind == CONFIG:
             return
         known_bytes = snapshot.size_of(name)
         if known_bytes is not None and known_bytes != status.st_size:
@@ -565,15 +574,17 @@ class LocalObject:
     @ivar size_bytes: its size when it was opened.
     """
 
+    size_bytes = 0
+    _fd = -1
+    _trust: Trust | None = None
+
     def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
         self._store = store
         self._repository = repository
         self._kind = kind
         self._name = name
-        self._path = store._object_path(repository, kind, name)
-        self._fd = -1
-        self._trust: Trust | None = None
-        self.size_bytes = 0
+        self._directory = store._directory(repository, kind, name)
+        self._path = f"{self._directory}/{name}"
 
     def open(self) -> None:
         """
@@ -592,11 +603,12 @@ class LocalObject:
 
     def open_at_once(self) -> bool:
         """Open the file if that takes no waiting; whether it is open."""
-        trust = self._store.trust(self._repository)
-        if trust is None or not trust.names or not self._store.volume.seen_lately():
+        store = self._store
+        trust = store.trust(self._repository)
+        if trust is None or not trust.names or not store.volume.seen_lately():
             return False
         try:
-            fd = self._store.at_once.open(self._path)
+            fd = store.at_once.open(self._path)
         except OSError:
             return False
         self._fd = fd  # closed from now on in any case
@@ -605,7 +617,9 @@ class LocalObject:
             self.close()
             return False
         self.size_bytes, self._trust = status.st_size, trust
-        self._store.compare_size(self._repository, self._kind, self._name, status)
+        snapshot = store.snapshots.peek(self._directory)
+        if snapshot is not None:
+            store._compare_size(snapshot, self._repository, self._kind, self._name, status)
         return True
 
     def fileno(self) -> int:

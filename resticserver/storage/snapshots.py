@@ -158,6 +158,7 @@ class Snapshots:
     @param now_ns: the time since 1970, by the clock that stamps files.
     @param keeps_times: whether an open directory's times can be believed.
     @param shelf: where they are kept as well, and found again after a restart or when there was no more room.
+    @ivar peek: what memory has of a directory (by its path), whether that is current or not; waits for nothing.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Snapshots:
         self.now_ns = now_ns
         self._shelf = shelf
         self._cache: BoundedCache[str, Snapshot] = BoundedCache(bound_bytes)
+        self.peek = self._cache.peek
         self._numbers = itertools.count()
         self._keeps_times = keeps_times
         self._believed: dict[int, bool] = {}
@@ -231,10 +233,6 @@ class Snapshots:
         """The last snapshot of a directory that has sizes, whether it still stands or not."""
         snapshot = self._cache.get(path)
         return snapshot if snapshot is not None and snapshot.with_sizes else self._from_shelf(path)
-
-    def peek(self, path: str) -> Snapshot | None:
-        """What memory has of a directory, whether that is current or not; does not wait for anything."""
-        return self._cache.peek(path)
 
     def forget(self, path: str) -> None:
         """Keep nothing of a directory: a file in it has changed in place."""

@@ -48,21 +48,23 @@ class Body:
     @ivar ended: whether all of it has come.
     """
 
+    # How each begins. Most requests have no body and change none of these, so they are not set for each.
+    received_bytes = 0
+    _queued_bytes = 0
+    _held = False
+    _error: ServerError | None = None
+    _write: Callable[[Sequence[bytes]], Deferred[None]] | None = None
+    _writing = False
+    _delivered: Deferred[None] | None = None
+    _whole: Deferred[list[bytes]] | None = None
+    _discard_limit: int | None = None
+    _on_excess: Callable[[], None] | None = None
+
     def __init__(self, source: Source, length: int | None) -> None:
         self._source = source
         self.expected_bytes = length
-        self.received_bytes = 0
         self.ended = length == 0
         self._chunks: list[bytes] = []
-        self._queued_bytes = 0
-        self._held = False
-        self._error: ServerError | None = None
-        self._write: Callable[[Sequence[bytes]], Deferred[None]] | None = None
-        self._writing = False
-        self._delivered: Deferred[None] | None = None
-        self._whole: Deferred[list[bytes]] | None = None
-        self._discard_limit: int | None = None
-        self._on_excess: Callable[[], None] | None = None
 
     @property
     def whole_bytes(self) -> int | None:

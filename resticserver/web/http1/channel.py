@@ -433,27 +433,17 @@ class StreamingChannel(Protocol):
 
     def _parse_head(self, data: bytes) -> bytes:
         """Begin the request whose head this is, if it is whole; returns what comes after it."""
-        seen_bytes, self._seen_bytes = self._seen_bytes, 0
+        seen_bytes = self._seen_bytes
         if data.startswith(b"\r\n"):
             data = data[2:]  # some clients send one after a body (RFC 9112 section 2.2)
             seen_bytes = 0
-        end = data.find(b"\r\n\r\n", max(0, seen_bytes - 3), MOST_HEAD_BYTES)
+        end = data.find(b"\r\n\r\n", seen_bytes - 3 if seen_bytes > 3 else 0, MOST_HEAD_BYTES)
         if end < 0:
-            self._rest = data
-            self._seen_bytes = len(data)
-            if len(data) >= MOST_HEAD_BYTES:
-                self._refuse(HeaderTooLarge())
-            elif data.count(b"\n", seen_bytes) != data.count(b"\r\n", max(0, seen_bytes - 1)):
-                self._refuse(BadRequest())
-            elif not self._in_head and data:
-                self._in_head = True
-                if not self._crowded:
-                    self._deadline.set(self.header_timeout_s)
+            self._wait_for_head(data, seen_bytes)
             return b""
+        self._seen_bytes = 0
         self._in_head = False
-        if self._crowded:
-            self.site.out_of_descriptors(f"a request from {self.origin().address} was refused with 503")
-        self._units -= REQUEST_UNITS + end // BYTES_PER_UNIT + data.count(b"\n", 0, end)
+        self._units -= REQUEST_UNITS + end // BYTES_PER_UNIT
         line_end = data.find(b"\r\n") + 2
         line = None
         try:
@@ -461,6 +451,7 @@ class StreamingChannel(Protocol):
             fields = self._fields(data[line_end : end + 4])
             fields.check(line.version)
             if self._crowded:
+                self.site.out_of_descriptors(f"a request from {self.origin().address} was refused with 503")
                 raise Unavailable(TOO_MANY_CONNECTIONS)
         except (BadRequest, Unavailable) as error:
             self._refuse(error, line)
@@ -479,11 +470,25 @@ class StreamingChannel(Protocol):
         request.begin()
         return rest
 
+    def _wait_for_head(self, data: bytes, seen_bytes: int) -> None:
+        """Keep the begin of a head, of which so many bytes have been looked at before."""
+        self._rest = data
+        self._seen_bytes = len(data)
+        if len(data) >= MOST_HEAD_BYTES:
+            self._refuse(HeaderTooLarge())
+        elif data.count(b"\n", seen_bytes) != data.count(b"\r\n", max(0, seen_bytes - 1)):
+            self._refuse(BadRequest())
+        elif not self._in_head and data:
+            self._in_head = True
+            if not self._crowded:
+                self._deadline.set(self.header_timeout_s)
+
     def _fields(self, lines: bytes) -> Fields:
         """The header fields; most clients send the same ones with each request."""
         last = self._last_fields
         if last is not None and last[0] == lines:
             return last[1]
+        self._units -= lines.count(b"\n")
         fields = Fields(lines)
         self._last_fields = (lines, fields)
         return fields

@@ -68,6 +68,9 @@ def _going_on(
         while True:
             try:
                 result = yield waiting
+            except GeneratorExit:
+                coroutine.close()
+                raise
             except BaseException as error:
                 waiting = coroutine.throw(error)
             else:
@@ -104,6 +107,21 @@ class StreamingRequest(Request):
     channel: StreamingChannel  # type: ignore[assignment]
     site: RepositorySite
 
+    # How each begins; what most requests do not change is not set for each.
+    target: Target | None = None
+    why_nothing = ""
+    user_name: str | None = None
+    authenticated = False
+    awaits_continue = False
+    aborted = False
+    sent_bytes = 0
+    effect: Effect | None = None
+    _record: Record | None = None
+    _record_held = False
+    _head: bytes | None = None
+    _running: Deferred[None] | None = None
+    _recorded = False
+
     def __init__(self, channel: StreamingChannel, line: RequestLine | None, fields: Fields | None = None) -> None:
         # Not the parent's: most of what it makes is never asked for.
         self.channel = channel
@@ -113,19 +131,6 @@ class StreamingRequest(Request):
         self.cookies = []
         self.queued = False
         self.fields = fields if fields is not None else Fields.none()
-        self.target: Target | None = None
-        self.why_nothing = ""
-        self.user_name: str | None = None
-        self.authenticated = False
-        self.awaits_continue = False
-        self.aborted = False
-        self.sent_bytes = 0
-        self.effect: Effect | None = None
-        self._record: Record | None = None
-        self._record_held = False
-        self._head: bytes | None = None
-        self._running: Deferred[None] | None = None
-        self._recorded = False
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         origin = channel.origin()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from OpenSSL.SSL import Connection, Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
@@ -49,16 +48,13 @@ def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
 
     @param most_bytes: more than that is not expected.
     """
-    pieces = []
     try:
-        while True:
-            piece = connection.bio_read(most_bytes)
-            pieces.append(piece)
-            if len(piece) < most_bytes:
-                break
+        piece = connection.bio_read(most_bytes)
     except WantReadError:
-        pass
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b""
+    if len(piece) < most_bytes:
+        return piece
+    return piece + waiting_bytes(connection, most_bytes)
 
 
 def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
@@ -97,6 +93,8 @@ class TlsConnection(BufferingTLSTransport):
     _resting = False
     #: Whether the client has said that nothing follows.
     _ended = False
+    #: Whether an answer was written, and with it all that OpenSSL had to send, since decrypting began.
+    written = False
 
     @property
     def _site(self) -> RepositorySite:
@@ -123,8 +121,6 @@ class TlsConnection(BufferingTLSTransport):
 
     def dataReceived(self, data: bytes) -> None:
         """Twisted's call: bytes came in."""
-        if self._plain:
-            return
         if not self._begun:
             data, self._first = self._first + data, b""
             if _MAY_BE_PLAIN.match(data):
@@ -134,6 +130,8 @@ class TlsConnection(BufferingTLSTransport):
             if _PLAIN.match(data):
                 self._refuse_plain(data)
                 return
+        elif self._plain:
+            return
         super().dataReceived(data)
 
     def _flushReceiveBIO(self) -> None:
@@ -142,51 +140,50 @@ class TlsConnection(BufferingTLSTransport):
             self._behind = True
             return
         self._flushing = True
+        self.written = False
         try:
             self._behind = not self._decrypt_slice()
         finally:
             self._flushing = False
         if self.connected and not self._lostTLSConnection:
-            self._flushSendBIO()
+            if not self.written:
+                self._flushSendBIO()
             if self._behind and not self._resting:
                 self._wait_for_turn()
 
     def _decrypt_slice(self) -> bool:
         """Whether that was all there is."""
-        pieces: list[bytes] = []
-        waiting_bytes = 0
+        data = b""
         for _ in range(SLICE_RECORDS):
             if self._lostTLSConnection or self._aborted or self._ended:
                 return True
             try:
-                piece = self._tlsConnection.recv(RECORD_BYTES)
+                data += self._tlsConnection.recv(RECORD_BYTES)
             except WantReadError:
-                self._pass_on(pieces)
+                self._pass_on(data)
                 return True
             except ZeroReturnError:
-                self._pass_on(pieces)
+                self._pass_on(data)
                 if self._resting:
                     return False  # OpenSSL will say it again
                 self._input_ended()
                 return True
             except Error:
                 failure = Failure()
-                self._pass_on(pieces)
+                self._pass_on(data)
                 self._tlsShutdownFinished(failure)
                 return True
-            pieces.append(piece)
-            waiting_bytes += len(piece)
-            if waiting_bytes >= RECORD_BYTES:
-                self._pass_on(pieces)
-                pieces, waiting_bytes = [], 0
+            if len(data) >= RECORD_BYTES:
+                self._pass_on(data)
+                data = b""
                 if self._resting:
                     return False
-        self._pass_on(pieces)
+        self._pass_on(data)
         return False
 
-    def _pass_on(self, pieces: list[bytes]) -> None:
-        if pieces and not self._aborted:
-            ProtocolWrapper.dataReceived(self, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+    def _pass_on(self, data: bytes) -> None:
+        if data and not self._aborted:
+            self.wrappedProtocol.dataReceived(data)
 
     def _input_ended(self) -> None:
         """The client has said that nothing follows."""

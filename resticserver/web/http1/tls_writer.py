@@ -42,6 +42,7 @@ class TlsSender(Sender):
         except Error:
             self._tls.abortConnection()
         else:
+            self._tls.written = True
             super().write(encrypted)
 
     def read_on(self) -> None:
