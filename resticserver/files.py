@@ -165,3 +165,11 @@ class WatchedFile:
             if same >= (_PAUSES if content.endswith(b"\n") else _PAUSES_TORN):
                 return content, status
         raise OSError(errno.EBUSY, "it is being written all the time", self.path)
+
+
+def runnable(command: tuple[str, ...]) -> bool:
+    """Whether there is such a program."""
+    program = command[0]
+    if os.sep in program:
+        return os.access(program, os.X_OK) and not os.path.isdir(program)
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in os.get_exec_path())

@@ -105,3 +105,14 @@ def parse_free_space(text: str) -> FreeSpace:
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", number) or float(number) >= 100:
         raise ValueError(f"{text!r} is not from 0% to 99%")
     return FreeSpace(percent=float(number))
+
+
+#: What locks and indexes may take above a limit: a part of it, and at most so much; of objects at least a few.
+RESERVE_PART = 100
+MOST_RESERVE_BYTES = 1 << 30
+LEAST_RESERVE_OBJECTS = 32
+
+
+def reserve_bytes(limit_bytes: int) -> int:
+    """How far locks and index may go above a limit."""
+    return min(limit_bytes // RESERVE_PART, MOST_RESERVE_BYTES)

@@ -21,22 +21,22 @@ PACKAGE = "resticserver"
 SOURCE = Path(resticserver.__file__).parent
 CHECKOUT = Path(__file__).parent.parent
 
-#: The first that fits holds; what is not here stands at the top.
-LAYERS = (
-    ("resticserver", 0),
-    ("resticserver.dates", 0),
-    ("resticserver.errors", 0),
-    ("resticserver.names", 0),
-    ("resticserver.config.settings", 0),
-    ("resticserver.sizes", 0),
-    ("resticserver.files", 0),
-    ("resticserver.lru", 0),
-    ("resticserver.storage", 1),
-    ("resticserver.access", 1),
-    ("resticserver.telemetry", 1),
-    ("resticserver.web", 2),
-)
-TOP = 3
+#: The order of the packages, lowest first: a module imports from its own package and from those further down, and what stands
+#: on one line knows nothing of its neighbours. A word of the domain is a module directly in the package.
+ORDER = """
+words threads
+process
+access storage telemetry
+quota config
+web.http1
+web.transfer net
+web commands
+service
+workers
+tap
+cli
+"""
+RANKS = {name: rank for rank, line in enumerate(ORDER.split("\n")[1:-1]) for name in line.split()}
 
 
 def modules() -> dict[str, Path]:
@@ -51,12 +51,53 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def layer_of(module: str) -> int:
-    """The layer that a module stands in; a package's holds for all that is in it, but for the outermost."""
-    for name, layer in LAYERS:
-        if module == name or (name != PACKAGE and module.startswith(f"{name}.")):
-            return layer
-    return TOP
+def package_of(module: str) -> str:
+    """The package of a module as L{ORDER} names it."""
+    parts = module.split(".")[1:]
+    for length in (2, 1):
+        name = ".".join(parts[:length])
+        if len(parts) >= length and name in RANKS:
+            return name
+    return "words"
+
+
+def imports_of_modules() -> dict[str, set[str]]:
+    """By module of ours, which others it imports, for type checkers or not."""
+    found: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, imported, _ in all_imports():
+        own = own_module(imported)
+        if own is not None and own != module:
+            found[module].add(own)
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, however long the way round (Tarjan's strongly connected components)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    open_: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        number[module] = lowest[module] = len(number)
+        open_.append(module)
+        for other in imports[module]:
+            if other not in number:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in open_:
+                lowest[module] = min(lowest[module], number[other])
+        if lowest[module] == number[module]:
+            at = open_.index(module)
+            group = sorted(open_[at:])
+            del open_[at:]
+            if len(group) > 1:
+                found.append(group)
+
+    for module in imports:
+        if module not in number:
+            visit(module)
+    return found
 
 
 def imports_in(module: str, source: str, is_package: bool) -> Iterator[tuple[str, bool]]:
@@ -126,19 +167,24 @@ class ImportReaderTests(SynchronousTestCase):
         self.assertEqual({(name, True) for name in top} | {("n.o", False), ("p", False)}, found)
         self.assertEqual([("r.s.x", True)], list(imports_in("r.s", "from . import x", True)))
 
-    def test_layers(self) -> None:
-        """Modules stand where docs/design.md has them, and all layers are there."""
-        for module, layer in (
-            ("resticserver", 0),
-            ("resticserver.errors", 0),
-            ("resticserver.storage.local", 1),
-            ("resticserver.access", 1),
-            ("resticserver.web.routes", 2),
-            ("resticserver.tap", 3),
-            ("resticserver.net.tls", 3),
+    def test_packages(self) -> None:
+        """Modules belong to the packages of L{ORDER}, and each of those is there."""
+        for module, package in (
+            ("resticserver.errors", "words"),
+            ("resticserver.storage.local", "storage"),
+            ("resticserver.access", "access"),
+            ("resticserver.web.routes", "web"),
+            ("resticserver.web.http1.channel", "web.http1"),
+            ("resticserver.tap", "tap"),
         ):
             self.assertIn(module, MODULES)
-            self.assertEqual(layer, layer_of(module), module)
+            self.assertEqual(package, package_of(module), module)
+        self.assertEqual(set(RANKS), {package_of(module) for module in MODULES})
+
+    def test_circles(self) -> None:
+        """Circles are found, of two and of more; a way in or out of one is none."""
+        imports = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"f"}, "f": {"e"}, "g": {"a"}}
+        self.assertEqual([["a", "b", "c"], ["e", "f"]], sorted(circles(imports)))
 
 
 class LayerTests(SynchronousTestCase):
@@ -149,24 +195,18 @@ class LayerTests(SynchronousTestCase):
         self.assertEqual([], sorted(set(bad)))
 
     def test_only_downwards(self) -> None:
-        """A module imports only from its own layer and those below."""
+        """A module imports only from its own package and those below, not from a neighbour."""
         bad = []
-        for module, imported, _ in all_imports():
-            own = own_module(imported)
-            if own is not None and layer_of(own) > layer_of(module):
-                bad.append(f"{module} imports {own}")
+        for module, imports in imports_of_modules().items():
+            for own in imports:
+                here, there = package_of(module), package_of(own)
+                if here != there and RANKS[there] >= RANKS[here]:
+                    bad.append(f"{module} imports {own}")
         self.assert_none(bad)
 
-    def test_layer_one_is_apart(self) -> None:
-        """Storage, access and telemetry do not know each other."""
-        bad = []
-        packages = [f"{PACKAGE}.{name}" for name in ("storage", "access", "telemetry")]
-        for module, imported, _ in all_imports():
-            for package in packages:
-                others = [other for other in packages if other != package]
-                if belongs_to(module, package) and belongs_to(imported, *others):
-                    bad.append(f"{module} imports {imported}")
-        self.assert_none(bad)
+    def test_no_circles(self) -> None:
+        """No modules import each other, not even for type checkers."""
+        self.assertEqual([], circles(imports_of_modules()))
 
     def test_storage_and_access_know_no_reactor_and_no_http(self) -> None:
         """They are plain blocking Python."""
@@ -183,35 +223,35 @@ class LayerTests(SynchronousTestCase):
         bad = [
             f"{module} imports {imported}"
             for module, imported, _ in all_imports()
-            if layer_of(module) == 0
+            if package_of(module) == "words"
             and not belongs_to(imported, PACKAGE)
             and imported.partition(".")[0] not in sys.stdlib_module_names
         ]
         self.assert_none(bad)
 
     def test_klein(self) -> None:
-        """Only C{web/api.py} imports Klein, which installs the reactor; only C{serving.py} imports that, in a function."""
-        api = f"{PACKAGE}.web.api"
+        """Only C{web/routes.py} imports Klein, which installs the reactor; only C{service/frontend.py} imports that, late."""
+        api = f"{PACKAGE}.web.routes"
         bad = []
         for module, imported, at_top in all_imports():
             if belongs_to(imported, "klein", "werkzeug") and module != api:
                 bad.append(f"{module} imports {imported}")
-            if belongs_to(imported, api) and (module != f"{PACKAGE}.serving" or at_top):
+            if belongs_to(imported, api) and (module != f"{PACKAGE}.service.frontend" or at_top):
                 bad.append(f"{module} imports {imported}")
         self.assert_none(bad)
 
     def test_reactor(self) -> None:
-        """Only C{tap.py}, C{cli.py} and C{worker.py} import the reactor, and not before they are called."""
+        """Only C{tap.py}, C{cli.py} and C{workers/child.py} import the reactor, and not before they are called."""
         importers = set()
         for module, imported, at_top in all_imports():
             if belongs_to(imported, "twisted.internet.reactor"):
                 self.assertFalse(at_top, module)
                 importers.add(module)
-        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.worker"})
+        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.workers.child"})
 
     @process_test
     def test_imports_do_no_work(self) -> None:
-        """To import a module (but C{web/api.py}, for Klein) installs no reactor, starts no thread, opens no logging."""
+        """To import a module (but C{web/routes.py}, for Klein) installs no reactor, starts no thread, opens no logging."""
         program = (
             "import importlib, sys, threading\n"
             "for name in sys.argv[1:]:\n"
@@ -220,7 +260,7 @@ class LayerTests(SynchronousTestCase):
             "        if heavy in sys.modules: sys.exit(f'{name} imports {heavy}')\n"
             "    if threading.active_count() != 1: sys.exit(f'{name} starts a thread')\n"
         )
-        names = [name for name in MODULES if name != f"{PACKAGE}.web.api" and not name.endswith("__main__")]
+        names = [name for name in MODULES if name != f"{PACKAGE}.web.routes" and not name.endswith("__main__")]
         done = subprocess.run(
             [sys.executable, "-c", program, *names],
             stdout=subprocess.PIPE,

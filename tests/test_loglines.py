@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from .test_layers import CHECKOUT, MODULES
+from .test_layers import CHECKOUT, MODULES, belongs_to
 
 DOCUMENT = CHECKOUT / "docs" / "operations.md"
 HEADING = "## What the server says"
@@ -24,7 +24,7 @@ LEVELS = ("info", "warn", "error", "critical", "failure")
 #: Events that are logged only with C{--debug}.
 QUIET = ("REPOSITORY_CREATED", "REPOSITORY_DELETED", "CORRUPTION", "LOCKOUT")
 #: Those have their own output, on a terminal.
-SUBCOMMANDS = ("arguments", "policycheck", "statuscommand", "usage", "users")
+SUBCOMMANDS = ("resticserver.commands", "resticserver.config.console")
 #: Lines that are only one placeholder carry others: a worker's, a request of the access log, the reason of a failed start.
 CARRIERS = {"{record}", "{text}", "{line}", "{problem}"}
 #: What is put together of what several modules say.
@@ -119,7 +119,7 @@ def logged() -> dict[str, str]:
     """All lines of the package: as they are compared, and as they are."""
     found = {canonical(line): line for line in MORE}
     for module, path in MODULES.items():
-        if module.rpartition(".")[2] not in SUBCOMMANDS:
+        if not belongs_to(module, *SUBCOMMANDS):
             for line in lines_in(path.read_text(encoding="utf-8")):
                 if line not in CARRIERS and canonical(line) not in ("*", "* *"):
                     found[canonical(line)] = line

@@ -24,9 +24,10 @@ from ..dates import date_text
 from ..errors import ServerError, StartError
 from ..files import read_file, reason_of
 from ..names import MOST_FOLDERS
-from ..quota.ledger import CELLS, Repository, owner_of
+from ..quota.ledger import owner_of
 from ..sizes import Amount, Limit, format_size, parse_size
 from ..storage.counting import Counting
+from ..storage.layout import CELLS, Repository
 from ..storage.local import LocalStore
 from ..storage.snapshots import Snapshots
 from ..storage.state import RepositoryState, StateFile

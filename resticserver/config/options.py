@@ -18,9 +18,9 @@ from .. import __version__
 from ..access.proxies import TrustedProxies
 from ..access.throttle import parse_rate
 from ..errors import StartError
+from ..files import runnable
 from ..names import MOST_FOLDERS, parse_prefix
 from ..process.utf8 import as_text, use_utf8
-from ..service.hooks import runnable
 from ..sizes import parse_free_space, parse_size
 from . import sources
 from .console import write_line

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from ..errors import InsufficientStorage, Unavailable
 from ..names import Target
 from ..sizes import Amount
-from .ledger import Repository, cell_of
+from ..storage.layout import Repository, cell_of
 
 #: An upload of unknown length takes room in steps of this size, as long as there is so much.
 STEP_BYTES = 4 << 20

@@ -16,42 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import QUOTA, InsufficientStorage, short_name
-from ..names import CONFIG, is_user_name
-from ..sizes import UNLIMITED, Amount, Limit, format_size
-
-#: A repository's folders.
-Repository = tuple[str, ...]
-
-#: The cells of a repository: its 256 directories of C{data} come first.
-_OTHERS = ("index", "keys", "locks", "snapshots", CONFIG)
-CELLS = 256 + len(_OTHERS)
-
-#: Types that may use a reserve above every limit: without a lock and a new index a full repository could not be pruned.
-PRUNE_NEEDS = frozenset(("index", "locks"))
-#: That reserve: a part of the limit, and at most so much; of objects at least a few.
-RESERVE_PART = 100
-MOST_RESERVE_BYTES = 1 << 30
-LEAST_RESERVE_OBJECTS = 32
-
-
-def cell_of(kind: str, name: str) -> int:
-    """The cell of an object."""
-    return int(name[:2], 16) if kind == "data" else 256 + _OTHERS.index(kind)
-
-
-def cell_directory(cell: int) -> tuple[str, str]:
-    """What a cell stands for: a type, and for C{data} the two digits that its objects begin with."""
-    return ("data", f"{cell:02x}") if cell < 256 else (_OTHERS[cell - 256], "")
+from ..names import is_user_name
+from ..sizes import LEAST_RESERVE_OBJECTS, RESERVE_PART, UNLIMITED, Amount, Limit, format_size, reserve_bytes
+from ..storage.layout import CELLS, PRUNE_NEEDS, Repository, cell_of
 
 
 def owner_of(repository: Repository) -> str | None:
     """Whose quota a repository counts for: the user with the name of its first folder, whether there is one or not."""
     return repository[0] if repository and is_user_name(repository[0]) else None
-
-
-def reserve_bytes(limit_bytes: int) -> int:
-    """How far locks and index may go above a limit."""
-    return min(limit_bytes // RESERVE_PART, MOST_RESERVE_BYTES)
 
 
 class QuotaExceeded(InsufficientStorage):

@@ -328,11 +328,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _fault(failure: Failure) -> str:
     _log.failure("could not run the command of --on-event", failure)
     return "failed: a fault of the server"
-
-
-def runnable(command: tuple[str, ...]) -> bool:
-    """Whether there is such a program."""
-    program = command[0]
-    if os.sep in program:
-        return os.access(program, os.X_OK) and not os.path.isdir(program)
-    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in os.get_exec_path())

@@ -1,20 +1,14 @@
 """
-Who judges a password: the server that has the users, for all connections, and for those of its workers too.
-
-L{PasswordJudge} is in the process that reads the htpasswd file, one for the whole server. A worker has a L{DistantJudge}, which
-asks that one, and may remember its word for as long as that one does.
+Checks passwords: one L{PasswordJudge} in the process that reads the htpasswd file, for all connections. Workers ask it
+(L{resticserver.workers.logins}).
 """
 
 from __future__ import annotations
 
-import hmac
-import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..access.htpasswd import Htpasswd, joined
+from ..access.htpasswd import Htpasswd
 from ..access.loginqueue import LoginQueue, Waiting
 from ..access.throttle import Login, Throttle
 from ..errors import Forbidden, ServerError, Unauthorized, Unavailable
@@ -30,7 +24,6 @@ from ..names import is_user_name
 from ..storage.volume import GONE
 from ..telemetry.events import Event, EventKind
 from ..threads.serial_jobs import Pool
-from ..workers.ipc import Failed, Wire, WireLost
 
 #: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
@@ -38,12 +31,8 @@ MOST_CHECKS = 32
 #: those that cannot be told from each other are guesses.
 FLOOD_CHECKS = 8
 
-#: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
-MOST_REMEMBERED = 10_000
-
 #: The question of a worker, and what it says when nobody waits for the answer any more.
 ASK, WITHDRAW = "login", "login withdrawn"
-_REFUSALS = {error.__name__: error for error in (Unauthorized, Forbidden, Unavailable)}
 
 _log = Logger()
 
@@ -285,76 +274,3 @@ class PasswordJudge:
         """Answer all who wait; an answer may take others with it."""
         while check.answers:
             check.answers.pop(0).callback(right)  # type: ignore[arg-type]
-
-
-class DistantJudge:
-    """
-    A worker's judge: the parent's, and what that one said of the same connection a moment ago.
-
-    What is remembered ends when it ends there: after the rest of the parent's minute, or when the users were read again.
-
-    @param reading: which reading of the users the parent has, L{Htpasswd.cached}.
-    @param clock: seconds that never go backwards.
-    """
-
-    def __init__(self, wire: Wire, reading: int, clock: Callable[[], float]) -> None:
-        self._wire = wire
-        self._reading = reading
-        self._clock = clock
-        self._salt = secrets.token_bytes(32)
-        self._questions = (f"{os.getpid()}-{number}" for number in count(1))
-        #: Until when each login is right, and by which reading; the oldest first.
-        self._right: dict[bytes, tuple[float, int]] = {}
-
-    def users_changed(self, reading: int) -> None:
-        """The parent has read the users again: nothing that was right before is right without asking."""
-        self._reading = reading
-        self._right = {digest: known for digest, known in self._right.items() if known[1] >= reading}
-
-    def knows(self, login: Login) -> bool:
-        """
-        Whether a login is right without asking; quick. Only the connection that was right before need not ask: to look
-        for what others had right is a guess, and the parent counts those.
-        """
-        if not login.known:
-            return False
-        until_s, reading = self._right.get(self._digest(login), (0.0, -1))
-        return reading >= self._reading and self._clock() < until_s
-
-    async def judge(self, login: Login) -> None:
-        """
-        Ask the parent.
-
-        @raise Unauthorized: nobody that is known.
-        @raise Forbidden: too many failures from this address.
-        @raise Unavailable: too many logins wait already, or the parent is gone.
-        """
-        question = next(self._questions)
-        try:
-            answer = await self._wire.ask(
-                ASK,
-                question=question,
-                user=login.user,
-                password=login.password.decode("latin-1"),
-                address=login.address,
-                trusted=login.address_is_trusted,
-                known=login.known,
-            )
-        except (WireLost, Failed) as error:
-            if isinstance(error, Failed):
-                _log.error("could not check a password: {error}", error=error)
-            raise Unavailable("passwords cannot be checked now, try again") from error
-        except CancelledError:
-            self._wire.tell(WITHDRAW, question=question)
-            raise
-        if "refused" in answer:
-            raise _REFUSALS[answer["refused"]](answer["message"])
-        if answer["left_s"] > 0:
-            digest = self._digest(login)
-            self._right.pop(digest, None)  # it becomes the youngest
-            self._right[digest] = (self._clock() + answer["left_s"], answer["reading"])
-            if len(self._right) > MOST_REMEMBERED:
-                del self._right[next(iter(self._right))]
-
-    def _digest(self, login: Login) -> bytes:
-        return hmac.digest(self._salt, joined(login.user.encode(), login.password, login.place.encode()), "sha256")

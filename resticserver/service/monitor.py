@@ -2,7 +2,7 @@
 What can be seen of the server from outside: its metrics, put together where the accounts are kept.
 
 L{Monitoring} is in the process that keeps account. With workers that is the parent: they send what they have counted
-(L{WorkerMonitoring}), and when one of them is asked for the metrics, it asks the parent.
+(L{resticserver.workers.monitoring.WorkerMonitoring}), and when one of them is asked for the metrics, it asks the parent.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ from functools import partial
 from typing import Any
 
 import twisted
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 
 from .. import __version__
 from ..errors import Unavailable
-from ..quota.ledger import Repository, RepositoryAccount, cell_of, owner_of
+from ..quota.ledger import RepositoryAccount, owner_of
 from ..sizes import Amount, Limit
+from ..storage.layout import Repository, cell_of
 from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
 from ..telemetry.process import Processes
 from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from ..telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from ..threads.serial_jobs import Fresh, Look, Pool
 from ..web.pages import Answer
-from ..workers.ipc import Failed, Wire, WireLost
 from .quota_keeper import Accounts, Quotas
 
 #: For how long a page waits for a disk; what is not known then is not in it.
@@ -43,8 +41,6 @@ PATIENCE_S = 2.0
 MISSING_S = 900.0
 #: So many points of a curve are enough for every page.
 MOST_POINTS = 100
-#: How often a worker sends what it has counted.
-SEND_S = 1.0
 #: What the parent asks its workers, and they it.
 COUNTED, METRICS, STATUS = "counted", "metrics", "status"
 
@@ -377,59 +373,6 @@ class Monitoring:
 
     async def _answer(self) -> str:
         return (await self.metrics()).body.decode("utf-8")
-
-
-class WorkerMonitoring(Service):
-    """
-    A worker's part: it counts, and asks the parent for the whole.
-
-    @param pages: where pages are put together.
-    @param requests_in_flight: how many requests are being answered here.
-    """
-
-    def __init__(self, reactor: IReactorTime, wire: Wire, pages: Pool, requests_in_flight: Callable[[], int]) -> None:
-        self._wire = wire
-        self._pages = pages
-        self._status = Fresh(reactor, self._ask_for_status)
-        self._sending = LoopingCall(self.send)
-        self._sending.clock = reactor
-        self.setName("monitoring")
-        self._requests_in_flight = requests_in_flight
-        self.tally = Tally()
-
-    def startService(self) -> None:
-        """Send what was counted now and then: who is killed says nothing more."""
-        super().startService()
-        self._sending.start(SEND_S, now=False)
-
-    def stopService(self) -> None:
-        """Send the last of it."""
-        super().stopService()
-        self._sending.stop()
-        self.send()
-
-    def send(self) -> None:
-        """Send what was counted to the parent, which may have asked for it."""
-        self._wire.tell(COUNTED, taken=self.tally.take(), in_flight=self._requests_in_flight())
-
-    async def metrics(self) -> Answer:
-        """All metrics of the server as text."""
-        try:
-            text = await self._wire.ask(METRICS)
-        except (WireLost, Failed) as error:
-            raise Unavailable() from error
-        return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
-
-    async def status(self) -> ServerStatus:
-        """What a status page says, as of a moment ago."""
-        return await self._status.get()
-
-    async def _ask_for_status(self) -> ServerStatus:
-        try:
-            text = await self._wire.ask(STATUS)
-        except (WireLost, Failed) as error:
-            raise Unavailable() from error
-        return await self._pages.run(lambda: ServerStatus.from_json(json.loads(text)))
 
 
 def some(days: list[tuple[int, int]]) -> list[tuple[int, int]]:

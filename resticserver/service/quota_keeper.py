@@ -28,20 +28,10 @@ from twisted.python.failure import Failure
 from ..errors import ServerError, Unavailable
 from ..names import Target
 from ..quota.admission import NOTHING, Fences, Key
-from ..quota.ledger import (
-    CELLS,
-    Account,
-    Ledger,
-    Limits,
-    QuotaExceeded,
-    Repository,
-    RepositoryAccount,
-    Reservation,
-    cell_of,
-    owner_of,
-)
+from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
+from ..storage.layout import CELLS, Repository, cell_of
 from ..storage.state import RepositoryState, StateFile
 from ..threads.serial_jobs import Pool, ended_within
 

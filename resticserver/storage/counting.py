@@ -21,10 +21,10 @@ from twisted.logger import Logger
 
 from ..errors import NotFound
 from ..names import CONFIG, TYPES, is_object_id
-from ..quota.ledger import CELLS, Repository, cell_directory
 from ..sizes import Amount
 from .folding import Spelling, means_reserved
 from .interface import SizeChange
+from .layout import CELLS, Repository, cell_directory
 from .listing import DirectoryListing
 from .snapshots import Snapshots
 from .volume import Volume

@@ -9,8 +9,7 @@ import threading
 from typing import NamedTuple
 
 from ..errors import MIN_FREE, InsufficientStorage
-from ..quota.ledger import reserve_bytes
-from ..sizes import FreeSpace, format_size
+from ..sizes import FreeSpace, format_size, reserve_bytes
 
 
 class Sent(NamedTuple):

@@ -22,12 +22,12 @@ from twisted.logger import Logger
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound, StartError
 from ..files import is_directory, is_link
 from ..names import CONFIG, TYPES, is_object_id
-from ..quota.ledger import PRUNE_NEEDS
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
 from .folding import Spelling
 from .free_space import Room, Sent
 from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
+from .layout import PRUNE_NEEDS
 from .listing import DirectoryListing
 from .nowait import AtOnce, Trust
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, no_space, space_errors, sweep

@@ -31,10 +31,10 @@ from twisted.logger import Logger
 
 from ..errors import StartError
 from ..files import read_file
-from ..quota.ledger import CELLS, Repository
 from ..sizes import Amount
 from .filesystem import is_local
 from .interface import ID_BYTES, Objects
+from .layout import CELLS, Repository
 from .volume import FOLDER, MOST_MARKER_BYTES
 
 FILE = "state.sqlite3"

@@ -54,8 +54,7 @@ from .http1.body import WAITING_BYTES
 from .http1.ranges import Part, choose_part
 from .http1.request import StreamingRequest
 from .lists import Lists, wants_sizes
-from .transfer.plain import receive_body
-from .transfer.producer import send_part
+from .transfer.body import receive_body, send_part
 
 T = TypeVar("T")
 

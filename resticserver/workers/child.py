@@ -41,11 +41,12 @@ from ..service.frontend import (
     make_store,
 )
 from ..service.hooks import EVENT
-from ..service.logins import DistantJudge
-from ..service.monitor import COUNTED, WorkerMonitoring
+from ..service.monitor import COUNTED
 from ..threads.pools import JobPool
 from ..web.http1.site import RepositorySite
 from .ipc import Wire
+from .logins import DistantJudge
+from .monitoring import WorkerMonitoring
 from .parent import LAST_WORDS_S, PARENTS_SIGNALS, WIRE_FD
 from .quota import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
 

@@ -15,9 +15,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from ..errors import InsufficientStorage, ServerError, Unavailable
 from ..names import CONFIG, Kind, Target
 from ..quota.admission import Key
-from ..quota.ledger import Repository
 from ..service.quota_keeper import Accounts
 from ..sizes import Amount
+from ..storage.layout import Repository
 from ..threads.serial_jobs import shielded
 from .ipc import Failed, Wire, WireLost
 

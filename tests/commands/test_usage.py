@@ -16,8 +16,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.commands import usage
-from resticserver.quota.ledger import CELLS
 from resticserver.sizes import Amount
+from resticserver.storage.layout import CELLS
 from resticserver.storage.local import LocalStore
 from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import RepositoryState, StateFile

@@ -18,8 +18,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import STEP_BYTES, Fences, NoBooks, Place, Space
-from resticserver.quota.ledger import Repository, cell_of
 from resticserver.sizes import Amount
+from resticserver.storage.layout import Repository, cell_of
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.request import StreamingRequest
 

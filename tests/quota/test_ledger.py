@@ -14,21 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage
 from resticserver.quota import ledger as ledger_module
-from resticserver.quota.ledger import (
-    CELLS,
-    LEAST_RESERVE_OBJECTS,
-    MOST_RESERVE_BYTES,
-    Ledger,
-    Limits,
-    QuotaExceeded,
-    Repository,
-    Reservation,
-    cell_directory,
-    cell_of,
-    owner_of,
-    reserve_bytes,
-)
-from resticserver.sizes import UNLIMITED, Amount, Limit
+from resticserver.quota.ledger import Ledger, Limits, QuotaExceeded, Reservation, owner_of
+from resticserver.sizes import LEAST_RESERVE_OBJECTS, MOST_RESERVE_BYTES, UNLIMITED, Amount, Limit, reserve_bytes
+from resticserver.storage.layout import CELLS, Repository, cell_directory, cell_of
 from resticserver.web.http1.replies import reason_phrase
 
 from ..contract.store import id_of

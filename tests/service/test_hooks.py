@@ -18,8 +18,9 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from resticserver.files import runnable
 from resticserver.service import hooks
-from resticserver.service.hooks import Events, runnable
+from resticserver.service.hooks import Events
 from resticserver.telemetry.events import Event, EventKind
 
 from ..support.processes import process_test

@@ -19,9 +19,11 @@ from resticserver.access.htpasswd import Htpasswd
 from resticserver.access.throttle import Login, Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.service import logins
-from resticserver.service.logins import DistantJudge, PasswordJudge
+from resticserver.service.logins import PasswordJudge
 from resticserver.threads.serial_jobs import shielded
+from resticserver.workers import logins as remembering
 from resticserver.workers.ipc import Failed, WireLost
+from resticserver.workers.logins import DistantJudge
 
 from ..support.memory import HeldPool, InlinePool
 
@@ -192,7 +194,7 @@ class DistantJudgeTests(SynchronousTestCase):
 
     def test_memory_is_bounded(self) -> None:
         """The oldest is forgotten first."""
-        self.patch(logins, "MOST_REMEMBERED", 2)
+        self.patch(remembering, "MOST_REMEMBERED", 2)
         for host in (1, 2, 3):
             self.successResultOf(self.asks(ALICE._replace(address=f"192.0.2.{host}")))
         known = [self.judge.knows(KNOWN._replace(address=f"192.0.2.{host}")) for host in (1, 2, 3)]

@@ -25,7 +25,7 @@ from resticserver.config.settings import Settings
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Fences
-from resticserver.quota.ledger import CELLS, Ledger, cell_of
+from resticserver.quota.ledger import Ledger
 from resticserver.service.logins import PasswordJudge
 from resticserver.service.monitor import (
     COUNTED,
@@ -33,13 +33,12 @@ from resticserver.service.monitor import (
     MISSING_S,
     MOST_POINTS,
     PATIENCE_S,
-    SEND_S,
     Monitoring,
-    WorkerMonitoring,
     gauge,
 )
 from resticserver.service.quota_keeper import Accounts, LocalGates
 from resticserver.sizes import UNLIMITED, Amount, Limit
+from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.tap import ResticServer
@@ -48,6 +47,7 @@ from resticserver.telemetry.metrics import Family
 from resticserver.threads.serial_jobs import Fresh
 from resticserver.web.pages import Answer
 from resticserver.workers.ipc import Failed, WireLost
+from resticserver.workers.monitoring import SEND_S, WorkerMonitoring
 
 from ..contract.store import save
 from ..support.certificates import make_certificate

@@ -22,7 +22,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Fences, Key, Place, Space
-from resticserver.quota.ledger import Repository, cell_of
 from resticserver.service import quota_keeper as accounts_module
 from resticserver.service.quota_keeper import (
     COUNT_AGAIN_S,
@@ -34,6 +33,7 @@ from resticserver.service.quota_keeper import (
     LocalGates,
 )
 from resticserver.sizes import UNLIMITED, Amount, Limit
+from resticserver.storage.layout import Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import RepositoryState, StateFile

@@ -18,10 +18,10 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, Unavailable
-from resticserver.quota.ledger import CELLS, Repository, cell_of
 from resticserver.sizes import Amount
 from resticserver.storage import local as local_module
 from resticserver.storage.counting import MOST_NAMED, Counting
+from resticserver.storage.layout import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
 from resticserver.storage.snapshots import Snapshots

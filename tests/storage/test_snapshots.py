@@ -27,11 +27,11 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import NotFound, Unavailable
-from resticserver.quota.ledger import cell_of
 from resticserver.sizes import Amount
 from resticserver.storage import listing as listing_module
 from resticserver.storage import snapshots as snapshots_module
 from resticserver.storage.interface import Entry, Objects, SizeChange
+from resticserver.storage.layout import cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.snapshots import LASTS_NS, LEAST_SHELVED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots, Stamp
 from resticserver.storage.state import StateFile

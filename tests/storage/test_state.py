@@ -20,10 +20,10 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import StartError
-from resticserver.quota.ledger import CELLS, Repository
 from resticserver.sizes import Amount
 from resticserver.storage import state as state_module
 from resticserver.storage.interface import Objects
+from resticserver.storage.layout import CELLS, Repository
 from resticserver.storage.state import FILE, DirectoryState, RepositoryState, StateFile
 
 from ..contract.store import id_of

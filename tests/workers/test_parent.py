@@ -1,5 +1,5 @@
 """
-L{resticserver.parent.parent}: what the parent does, with processes that a test plays. (Real ones: integration/test_workers.)
+L{resticserver.workers.parent}: what the parent does, with processes that a test plays. (Real ones: integration/test_workers.)
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ import os
 import socket
 from typing import Any
 
-from resticserver.parent.ipc import Wire
-from resticserver.parent.parent import Workers
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.logger import capturedLogs, formatEvent
@@ -19,6 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import StartError
 from resticserver.net import listeners
 from resticserver.workers import parent
+from resticserver.workers.ipc import Wire
+from resticserver.workers.parent import Workers
 
 from ..support.wires import StepReactor
 
@@ -97,7 +97,7 @@ class WorkersTests(SynchronousTestCase):
         self.workers = Workers(
             self.reactor, ("127.0.0.1:0",), 2, lambda: {"state": self.state}, lambda worker: {"hear": self.hear}, 30.0
         )
-        self.parent.startService()
+        self.workers.startService()
         self.reactor.pump()
         self.one, self.two = self.reactor.processes
         self.addCleanup(self.clean_up)
@@ -108,16 +108,16 @@ class WorkersTests(SynchronousTestCase):
 
     def clean_up(self) -> None:
         """Close what is open."""
-        self.parent._stopping = True
-        self.parent._close_sockets()
-        for worker in tuple(self.parent._workers):
+        self.workers._stopping = True
+        self.workers._close_sockets()
+        for worker in tuple(self.workers._workers):
             worker.wire.close()
         for process in self.reactor.processes:
             process.wire.close()
 
     def connect(self, count: int = 1) -> None:
         """Clients."""
-        host, _, port = self.parent._acceptors[0].address.rpartition(":")
+        host, _, port = self.workers._acceptors[0].address.rpartition(":")
         for _ in range(count):
             self.addCleanup(socket.create_connection((host, int(port))).close)
         self.reactor.pump()
@@ -163,21 +163,21 @@ class WorkersTests(SynchronousTestCase):
     def test_one_that_is_behind(self) -> None:
         """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
         self.reactor.removeReader(self.one.wire)
-        while self.parent._places[1].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        while self.workers._places[1].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
             pass
         self.connect(4)
         self.assertEqual(4, self.shares()[1])
         self.reactor.removeReader(self.two.wire)
-        while self.parent._places[2].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        while self.workers._places[2].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
             pass
         self.connect(3)
-        self.assertEqual(1, len(self.parent._offers))
+        self.assertEqual(1, len(self.workers._offers))
         self.reactor.addReader(self.two.wire)
         self.reactor.pump()
         before = self.shares()[1]
         self.reactor.advance(parent.OFFER_AGAIN_S)
         self.reactor.pump()
-        self.assertEqual((3, 0), (self.shares()[1] - before, len(self.parent._offers)))
+        self.assertEqual((3, 0), (self.shares()[1] - before, len(self.workers._offers)))
 
     def test_nobody_there(self) -> None:
         """While no worker is ready connections wait in the backlog."""
@@ -314,13 +314,13 @@ class WorkersTests(SynchronousTestCase):
 
     def test_ask_all(self) -> None:
         """Done when all have done it; who has died meanwhile need not."""
-        done = Deferred.fromCoroutine(self.parent.ask_all("reread", value=7))
+        done = Deferred.fromCoroutine(self.workers.ask_all("reread", value=7))
         self.assertNoResult(done)
         self.reactor.pump()
         self.assertTrue(self.successResultOf(done))
         self.assertEqual((["reread 7"], ["reread 7"]), (self.one.told, self.two.told))
         with capturedLogs():
-            done = Deferred.fromCoroutine(self.parent.ask_all("reread", value=8))
+            done = Deferred.fromCoroutine(self.workers.ask_all("reread", value=8))
             self.one.end(signal=9)
             self.reactor.pump()
         self.assertTrue(self.successResultOf(done))
@@ -328,7 +328,7 @@ class WorkersTests(SynchronousTestCase):
     def test_ask_all_fails(self) -> None:
         """Who cannot do it says so, by name."""
         with capturedLogs() as events:
-            done = Deferred.fromCoroutine(self.parent.ask_all("fail"))
+            done = Deferred.fromCoroutine(self.workers.ask_all("fail"))
             self.reactor.pump()
         self.assertFalse(self.successResultOf(done))
         self.assertEqual("worker 1 (process 1000): integer division or modulo by zero", sorted(self.said(events))[0])
@@ -337,8 +337,8 @@ class WorkersTests(SynchronousTestCase):
         """One after the other; the old one is told to retire when the new one is ready, and gets no more connections."""
         self.reactor.slowly = True
         with capturedLogs() as events:
-            self.parent.replace_all()
-            self.parent.replace_all()
+            self.workers.replace_all()
+            self.workers.replace_all()
             self.reactor.pump()
             self.assertEqual((3, []), (len(self.reactor.processes), self.one.told))
             self.connect(2)
@@ -363,7 +363,7 @@ class WorkersTests(SynchronousTestCase):
         """A new one that cannot begin changes nothing: the old ones serve on."""
         self.reactor.slowly = True
         with capturedLogs() as events:
-            self.parent.replace_all()
+            self.workers.replace_all()
             self.reactor.pump()
             began = self.reactor.processes[2].began
             assert began is not None
@@ -381,9 +381,9 @@ class WorkersTests(SynchronousTestCase):
         """Its successor is there already, and no second one comes."""
         self.reactor.slowly = True
         with capturedLogs():
-            self.parent.replace_all()
+            self.workers.replace_all()
             self.reactor.pump()
-            self.parent._failures[1] = 3
+            self.workers._failures[1] = 3
             self.one.end(signal=9)
             self.reactor.pump()
             began = self.reactor.processes[2].began
@@ -397,10 +397,10 @@ class WorkersTests(SynchronousTestCase):
 
     def test_stop(self) -> None:
         """Nobody gets in any more, all are told, and it is over when the last has ended."""
-        stopped = self.parent.stopService()
+        stopped = self.workers.stopService()
         self.reactor.pump()
         self.assertEqual((["stop"], ["stop"]), (self.one.told, self.two.told))
-        self.parent.abort()
+        self.workers.abort()
         self.reactor.pump()
         self.assertEqual(["stop", "abort"], self.one.told)
         self.one.end(status=0)
@@ -413,7 +413,7 @@ class WorkersTests(SynchronousTestCase):
 
     def test_stop_with_force(self) -> None:
         """One that does not end is killed some time after it should have."""
-        stopped = self.parent.stopService()
+        stopped = self.workers.stopService()
         self.one.end(status=0)
         with capturedLogs() as events:
             self.reactor.advance(30 + parent.LAST_WORDS_S)
@@ -423,11 +423,11 @@ class WorkersTests(SynchronousTestCase):
 
     def test_stop_while_one_is_to_be_started(self) -> None:
         """A replacement that was to come does not come any more."""
-        self.parent._failures[1] = 3
+        self.workers._failures[1] = 3
         with capturedLogs():
             self.one.end(signal=9)
             self.reactor.pump()
-        stopped = self.parent.stopService()
+        stopped = self.workers.stopService()
         self.two.end(status=0)
         self.reactor.pump()
         self.successResultOf(stopped)

@@ -19,8 +19,7 @@ the connection's turn (L{resticserver.web.http1.turns}).
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
@@ -31,18 +30,14 @@ from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from ...errors import BadRequest, HeaderTooLarge, ServerError, Unavailable
-from .body import SILENCE_S
+from .addresses import address_text
+from .body import SILENCE_S, Body
 from .chunked import ChunkedDecoder
 from .head import Fields, RequestLine, parse_request_line
-from .replies import reason_phrase
-from .request import StreamingRequest, address_text, date_now
+from .interfaces import Origin, Owner, Request, SocketHolder
+from .replies import date_now, reason_phrase
 from .socket_writer import STALL_S, Sender, sender_of
 from .turns import BYTES_PER_UNIT, REQUEST_UNITS, SLICE_UNITS
-
-if TYPE_CHECKING:
-    from ..transfer.plain import SocketTransfer
-    from .body import Body
-    from .site import RepositorySite
 
 #: A body that comes through the reactor's thread is read in pieces of this size.
 BULK_BYTES = 512 << 10
@@ -56,21 +51,6 @@ TOO_MANY_CONNECTIONS = "the server has too many connections: try again later"
 T = TypeVar("T")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """
-    Where a connection comes from.
-
-    @ivar peers: the addresses at the other end, nearest first: the socket's, and behind it what the PROXY protocol claims.
-    @ivar address: the client's, as far as the connection knows.
-    @ivar trusted: whether what its requests say of their client is believed.
-    """
-
-    peers: tuple[str, ...]
-    address: str
-    trusted: bool
 
 
 class ReadGate:
@@ -172,13 +152,13 @@ class StreamingChannel(Protocol):
 
     transport: Any
 
-    def __init__(self, site: RepositorySite, peer: IAddress | None = None) -> None:
+    def __init__(self, site: Owner, peer: IAddress | None = None) -> None:
         self.site = site
         self.peer = peer
         self.persistent = True
         self.credentials: tuple[str, bytes] | None = None
         #: The request that is there, from its head to the end of its answer and of its body.
-        self._request: StreamingRequest | None = None
+        self._request: Request | None = None
         self._answered = False
         self._decoder: ChunkedDecoder | None = None
         #: What came and is not understood yet: the begin of a head, or next requests.
@@ -207,7 +187,7 @@ class StreamingChannel(Protocol):
         self.sender: Sender | None = None
         self._in_bulk = False
         #: Who has the socket.
-        self._transfer: SocketTransfer | None = None
+        self._transfer: SocketHolder | None = None
         self.secure = False
 
     def origin(self) -> Origin:
@@ -456,7 +436,7 @@ class StreamingChannel(Protocol):
         except (BadRequest, Unavailable) as error:
             self._refuse(error, line)
             return b""
-        request = StreamingRequest(self, line, fields)
+        request = self.site.request_factory(self, line, fields)
         self._request = request
         self._answered = False
         self._decoder = ChunkedDecoder() if fields.length is None else None
@@ -541,7 +521,7 @@ class StreamingChannel(Protocol):
         settled = settled and not self._parsing and not self._waiting
         return settled and not self._deaf and self._decoder is None
 
-    def begin_direct_read(self, transfer: SocketTransfer) -> None:
+    def begin_direct_read(self, transfer: SocketHolder) -> None:
         """Leave the socket to others until L{end_direct_read}: nothing is read here, and no timer runs."""
         self.gate.hold("direct")
         self._deadline.set(None)
@@ -559,7 +539,7 @@ class StreamingChannel(Protocol):
             self._end_body(body)
         self._read_on()
 
-    def while_written_directly(self, transfer: SocketTransfer, written: Deferred[None]) -> Deferred[None]:
+    def while_written_directly(self, transfer: SocketHolder, written: Deferred[None]) -> Deferred[None]:
         """Leave the socket to others who write an answer, until C{written} fires. A TLS connection rests meanwhile."""
         if not self.secure:
             return written
@@ -598,7 +578,7 @@ class StreamingChannel(Protocol):
         request = self._request
         if request is None:
             self._deadline.set(None)
-            self._request = StreamingRequest(self, line)
+            self._request = self.site.request_factory(self, line, None)
             self._answered = False
             self._request.refuse(error)
         elif self._answered:
@@ -631,7 +611,7 @@ class StreamingChannel(Protocol):
 
     # --- answering
 
-    def last_answer(self, request: StreamingRequest) -> bool:
+    def last_answer(self, request: Request) -> bool:
         """Whether the connection ends behind this answer, so that it must say so."""
         if self._cannot_go_on(request):
             self.persistent = False
@@ -672,7 +652,7 @@ class StreamingChannel(Protocol):
         settled = self.sender is not None and self.sender.is_empty()
         return settled and not self._parsing and not self.transport.disconnecting
 
-    def requestDone(self, request: StreamingRequest) -> None:
+    def requestDone(self, request: Request) -> None:
         """Twisted's call: a request is answered."""
         self._answered = True
         if self._in_bulk:
@@ -698,10 +678,10 @@ class StreamingChannel(Protocol):
         if self._input_ended and not self._parsing:
             self._close_unless_more()
 
-    def _swallow_limit(self, request: StreamingRequest) -> int:
+    def _swallow_limit(self, request: Request) -> int:
         return self.swallow_bytes if request.authenticated else self.swallow_stranger_bytes
 
-    def _cannot_go_on(self, request: StreamingRequest) -> bool:
+    def _cannot_go_on(self, request: Request) -> bool:
         """
         Whether no further request can be read once this one is answered: its body is not here and is too much to
         swallow, or the client waits for a C{100 Continue} and may send the body or may not.
@@ -712,7 +692,7 @@ class StreamingChannel(Protocol):
         rest = body.expected_bytes
         return request.awaits_continue or (rest is not None and rest > self._swallow_limit(request))
 
-    def _swallow(self, request: StreamingRequest) -> None:
+    def _swallow(self, request: Request) -> None:
         """Read the rest of a body that nobody wants, within bounds, so that the client comes to read its answer."""
         self.release_body()
         self._closing_call = self.site.reactor.callLater(self.swallow_timeout_s, self._linger)
@@ -738,7 +718,7 @@ class StreamingChannel(Protocol):
     # --- what Twisted's Request asks of its channel
 
     @property
-    def factory(self) -> RepositorySite:
+    def factory(self) -> Owner:
         """The site."""
         return self.site
 

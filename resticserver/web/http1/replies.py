@@ -7,15 +7,15 @@ restic shows HTTP/1.1's reason phrase to its user, so the phrase says what happe
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+import time
+from functools import lru_cache
+from typing import Any, Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import datetimeToString
 
 from ... import errors
-
-if TYPE_CHECKING:
-    from .request import StreamingRequest
 
 #: RFC 9110's phrases for the statuses that this server sends.
 PHRASES = {
@@ -53,6 +53,34 @@ _CHALLENGE = b'Basic realm="restic repository server", charset="UTF-8"'
 _log = Logger()
 
 
+class Answers(Protocol):
+    """What is needed of a request to answer it."""
+
+    site: Any
+    method: bytes
+    uri: bytes
+    startedWriting: Any
+
+    def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
+        """Begin."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the body."""
+
+    def abort(self) -> None:
+        """End the connection."""
+
+
+def date_now() -> bytes:
+    """The value of C{Date}; made once a second."""
+    return _date(int(time.time()))
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return bytes(datetimeToString(second))
+
+
 def reason_phrase(text: str) -> bytes:
     """
     Any text as a reason phrase: one line of printable ASCII, everything else escaped, 200 bytes at most.
@@ -70,7 +98,7 @@ def status_of(error: BaseException) -> int:
 
 
 def send(
-    request: StreamingRequest,
+    request: Answers,
     status: int = 200,
     body: bytes = b"",
     content_type: bytes | None = None,
@@ -85,7 +113,7 @@ def send(
 
 
 def begin(
-    request: StreamingRequest,
+    request: Answers,
     status: int,
     length: int | None,
     content_type: bytes | None,
@@ -102,7 +130,7 @@ def begin(
     request.start_answer(status, reason if reason is not None else PHRASES[status], fields, length)
 
 
-def send_error(request: StreamingRequest, error: BaseException) -> None:
+def send_error(request: Answers, error: BaseException) -> None:
     """
     Answer with an error, as one line of plain text and the same as reason phrase.
 

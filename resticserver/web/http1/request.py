@@ -6,40 +6,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine, Generator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.python.failure import Failure
-from twisted.web.http import datetimeToString, parse_qs
+from twisted.web.http import parse_qs
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
-from ...access.proxies import plain_address
 from ...errors import NotFound, ServerError
 from ...names import Target, parse_target
 from ...telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
 from . import replies
 from .body import Body
 from .head import Fields, RequestLine
+from .interfaces import Channel, Owner
+from .replies import date_now
 from .socket_writer import JOINED_BYTES
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from .channel import StreamingChannel
-    from .site import RepositorySite
-
-
-def address_text(address: IAddress | None) -> str:
-    """A client's address for logs and rules: IPv4 in its own form also behind an IPv6 socket, C{-} for a unix socket."""
-    if isinstance(address, IPv4Address):
-        return address.host
-    if isinstance(address, IPv6Address):
-        return plain_address(address.host)
-    return "-" if isinstance(address, UNIXAddress) else "unknown"
 
 
 def without_userinfo(uri: bytes) -> bytes:
@@ -48,16 +37,6 @@ def without_userinfo(uri: bytes) -> bytes:
         return uri  # a path: a folder may be called alice@example.org
     scheme, slashes, address = uri.partition(b"//")
     return scheme.rpartition(b"@")[2] + slashes + address.rpartition(b"@")[2]
-
-
-def date_now() -> bytes:
-    """The value of C{Date}; made once a second."""
-    return _date(int(time.time()))
-
-
-@lru_cache(maxsize=2)
-def _date(second: int) -> bytes:
-    return bytes(datetimeToString(second))
 
 
 def _going_on(
@@ -104,8 +83,8 @@ class StreamingRequest(Request):
 
     defaultContentType = None
 
-    channel: StreamingChannel  # type: ignore[assignment]
-    site: RepositorySite
+    channel: Channel  # type: ignore[assignment]
+    site: Owner  # type: ignore[assignment]
 
     # How each begins; what most requests do not change is not set for each.
     target: Target | None = None
@@ -122,7 +101,7 @@ class StreamingRequest(Request):
     _running: Deferred[None] | None = None
     _recorded = False
 
-    def __init__(self, channel: StreamingChannel, line: RequestLine | None, fields: Fields | None = None) -> None:
+    def __init__(self, channel: Channel, line: RequestLine | None, fields: Fields | None = None) -> None:
         # Not the parent's: most of what it makes is never asked for.
         self.channel = channel
         self.transport = channel.transport
@@ -310,9 +289,9 @@ class StreamingRequest(Request):
         if channel is not None:
             channel.abort()
 
-    def channel_or_none(self) -> StreamingChannel | None:
+    def channel_or_none(self) -> Channel | None:
         """The channel while the request has one (Twisted deletes the attribute)."""
-        channel: StreamingChannel | None = getattr(self, "channel", None)
+        channel: Channel | None = getattr(self, "channel", None)
         return channel
 
     def record_end(self, ending: Ending | None = None) -> None:

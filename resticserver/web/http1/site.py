@@ -19,6 +19,7 @@ from ...access.proxies import TrustedProxies
 from ...telemetry.fewlines import FewLines
 from ...telemetry.record import Record, Recorder
 from .channel import StreamingChannel
+from .request import StreamingRequest
 from .turns import Turns
 
 #: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
@@ -70,6 +71,7 @@ class RepositorySite(Site):
     """
 
     noisy = False
+    request_factory = StreamingRequest
     timeOut: float  # type: ignore[assignment]
 
     def __init__(

@@ -81,8 +81,8 @@ class Sender:
 
 def sender_of(transport: Any) -> Sender | None:
     """What sends over a transport; C{None} where its socket cannot be had (tests in memory, the PROXY protocol)."""
-    if not ISSLTransport.providedBy(transport):
-        return Sender(transport) if isinstance(transport, tcp.Connection) else None
-    from .tls_writer import TlsSender  # OpenSSL takes its time to import
-
-    return TlsSender.under(transport)
+    if isinstance(transport, tcp.Connection):
+        # A connection of Twisted's own TLS (in memory, or by an endpoint string) is one too, and has no socket for us.
+        return None if ISSLTransport.providedBy(transport) else Sender(transport)
+    make_sender = getattr(transport, "make_sender", None)
+    return None if make_sender is None else make_sender()

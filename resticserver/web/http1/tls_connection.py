@@ -11,24 +11,20 @@ The server's side of a TLS connection: Twisted's, with what it leaves out.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from OpenSSL.SSL import Connection, Error, SysCallError, WantReadError, ZeroReturnError
+from OpenSSL.SSL import Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from .request import address_text, date_now
+from .addresses import address_text
+from .interfaces import Owner
+from .replies import date_now
 from .socket_writer import Sender
+from .tls_writer import RECORD_BYTES, TlsSender, waiting_bytes
 
-if TYPE_CHECKING:
-    from .site import RepositorySite
-
-#: A TLS record holds so much at most (RFC 8446 section 5.1).
-RECORD_BYTES = 16 << 10
-#: What OpenSSL may have to send beside them.
-BIO_BYTES = 4 << 10
 #: How many records are decrypted in one slice, before other connections have their turn: a fifth of a millisecond when they
 #: are tiny. A read has 33 at most of a client that fills them.
 SLICE_RECORDS = 64
@@ -40,21 +36,6 @@ LINGER_S = 10.0
 _PLAIN = re.compile(rb"[A-Za-z]{1,20} ")
 _MAY_BE_PLAIN = re.compile(rb"[A-Za-z]{1,20}\Z")
 _SENTENCE = b"Client sent an HTTP request to an HTTPS server."
-
-
-def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
-    """
-    What OpenSSL wants to be sent.
-
-    @param most_bytes: more than that is not expected.
-    """
-    try:
-        piece = connection.bio_read(most_bytes)
-    except WantReadError:
-        return b""
-    if len(piece) < most_bytes:
-        return piece
-    return piece + waiting_bytes(connection, most_bytes)
 
 
 def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
@@ -71,7 +52,7 @@ def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryB
 
 class TlsConnection(BufferingTLSTransport):
     """
-    One connection. Behind TLS is a L{RepositorySite}.
+    One connection. Behind TLS is a L{resticserver.web.http1.site.RepositorySite}.
     """
 
     transport: Any
@@ -97,7 +78,7 @@ class TlsConnection(BufferingTLSTransport):
     written = False
 
     @property
-    def _site(self) -> RepositorySite:
+    def _site(self) -> Owner:
         site: Any = self.factory.wrappedFactory
         while hasattr(site, "wrappedFactory"):  # haproxy:ssl: has the PROXY protocol inside
             site = site.wrappedFactory
@@ -107,6 +88,10 @@ class TlsConnection(BufferingTLSTransport):
         """Twisted's call: the connection is there."""
         self._sender = Sender(transport) if isinstance(transport, tcp.Connection) else None
         super().makeConnection(transport)
+
+    def make_sender(self) -> TlsSender | None:
+        """What sends answers over it; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
+        return TlsSender(self) if isinstance(self.transport, tcp.Connection) else None
 
     def _flushSendBIO(self) -> None:
         """

@@ -4,16 +4,53 @@ Answers over TLS: encrypted record by record without a copy of each, and sent li
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from OpenSSL.SSL import Connection, Error
-from twisted.internet import tcp
+from OpenSSL.SSL import Connection, Error, WantReadError
 
 from .socket_writer import Sender
-from .tls_connection import BIO_BYTES, RECORD_BYTES, TlsConnection, waiting_bytes
 
+#: A TLS record holds so much at most (RFC 8446 section 5.1).
+RECORD_BYTES = 16 << 10
+#: What OpenSSL may have to send beside them.
+BIO_BYTES = 4 << 10
 #: What a record has beside its bytes is less than so large a part of them.
 _RECORDS_OVERHEAD = 100
+
+
+def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
+    """
+    What OpenSSL wants to be sent.
+
+    @param most_bytes: more than that is not expected.
+    """
+    try:
+        piece = connection.bio_read(most_bytes)
+    except WantReadError:
+        return b""
+    if len(piece) < most_bytes:
+        return piece
+    return piece + waiting_bytes(connection, most_bytes)
+
+
+class Tls(Protocol):
+    """
+    What is needed of the TLS connection.
+
+    @ivar written: set where an answer was written, and with it all that OpenSSL had to send.
+    """
+
+    transport: Any
+    written: bool
+
+    def getHandle(self) -> Any:
+        """OpenSSL's connection."""
+
+    def read_on(self) -> None:
+        """Others may have left something in OpenSSL's connection."""
+
+    def abortConnection(self) -> None:
+        """End it at once."""
 
 
 class TlsSender(Sender):
@@ -23,17 +60,10 @@ class TlsSender(Sender):
     @param tls: Twisted's transport of the connection.
     """
 
-    def __init__(self, tls: TlsConnection) -> None:
+    def __init__(self, tls: Tls) -> None:
         super().__init__(tls.transport)
         self._tls = tls
         self.connection: Connection = tls.getHandle()
-
-    @classmethod
-    def under(cls, transport: Any) -> TlsSender | None:
-        """What sends over a transport; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
-        if isinstance(transport, TlsConnection) and isinstance(transport.transport, tcp.Connection):
-            return cls(transport)
-        return None
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Encrypt and send, now as far as possible."""

@@ -14,11 +14,9 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 import termios
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -35,17 +33,12 @@ from ..http1.socket_writer import STALL_S
 #: How often it is looked whether a client has sent something that is too little for the reactor to be told of.
 LOOK_S = 5.0
 
-#: Whether this platform's mechanisms are the ones that are tested here.
-DIRECT = sys.platform == "linux"
-
 #: How much one sendfile call is asked for.
 _SENDFILE_BYTES = 4 << 20
 #: Where sendfile is refused: how much is read at a time.
 _READ_BYTES = 256 << 10
 _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 
-#: A body with less to come than this is not worth a transfer of its own.
-_WORTH_BYTES = 256 << 10
 #: How much one look at the socket may bring.
 _RECEIVE_BYTES = 1 << 20
 #: A TCP socket counts as readable only when so much is there: else a job would start for every few segments.
@@ -415,88 +408,3 @@ def thread_buffer(name: str, size_bytes: int) -> memoryview:
         buffer = memoryview(bytearray(size_bytes))
         setattr(_buffers, name, buffer)
     return buffer
-
-
-def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
-    """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
-    if DIRECT and request.channel.sender is not None:
-        return IReactorFDSet(request.site.reactor, None)
-    return None
-
-
-def duplicate_of(request: StreamingRequest) -> socket.socket | None:
-    """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
-    sender = request.channel.sender
-    assert sender is not None
-    try:
-        return socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return None
-        raise
-
-
-async def receive_body(
-    request: StreamingRequest,
-    jobs: Jobs,
-    pool: Pool,
-    write: Callable[[Chunks], None],
-    cover: Callable[[int], Coroutine[Deferred[Any], Any, None]],
-) -> None:
-    """
-    Hand all of a request's body to a taker, in pool jobs.
-
-    @param write: called in the pool with the next bytes, which are good only during the call.
-    @param cover: for a body of unknown length: called with the length so far, and waited for, before they are written.
-    @raise BadRequest: the body cannot be understood to its end.
-    """
-    channel, body = request.channel, request.body
-    reactor = socket_reactor(request)
-    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
-    duplicate = duplicate_of(request) if large else None
-    if duplicate is None:
-        channel.read_in_bulk()
-        if body.expected_bytes is not None:
-            await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
-            return
-        came_bytes = 0
-
-        async def write_covered(chunks: Chunks) -> None:
-            nonlocal came_bytes
-            came_bytes += sum(map(len, chunks))
-            await cover(came_bytes)
-            await jobs.run(write, chunks, pool=pool)
-
-        await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
-        return
-    left = body.expected_bytes
-    assert left is not None and reactor is not None
-    kind: type[ReceiveTransfer] = ReceiveTransfer
-    if channel.secure:
-        from .tls import TlsReceiveTransfer as kind
-    transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
-    channel.begin_direct_read(transfer)
-    try:
-        await transfer.start()
-    except ConnectionLost:
-        request.abort()
-        raise
-    finally:
-        if request.channel_or_none() is not None and not request.aborted:
-            channel.end_direct_read(transfer.taken_bytes)
-
-
-def send_transfer(
-    request: StreamingRequest,
-    duplicate: socket.socket,
-    jobs: Jobs,
-    reactor: IReactorFDSet,
-    stored: Stored,
-    part: Part,
-) -> Deferred[None]:
-    """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
-    kind: type[SendfileTransfer] = SendfileTransfer
-    if request.channel.secure:
-        from .tls import TlsSendTransfer as kind
-    transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
-    return request.channel.while_written_directly(transfer, transfer.start())

@@ -21,7 +21,6 @@ from ...threads.serial_jobs import Jobs
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
 from ..http1.socket_writer import STALL_S
-from .plain import duplicate_of, send_transfer, socket_reactor
 
 #: How much one pool job reads for a connection that cannot take sendfile.
 READ_BYTES = 256 << 10
@@ -107,21 +106,7 @@ class ChunkProducer:
         self._end(Failure(ConnectionLost()))
 
 
-def send_part(request: StreamingRequest, jobs: Jobs, stored: Stored, part: Part) -> Deferred[None]:
-    """
-    Send a part of an open object as the body of an answer whose headers are set.
-
-    @return: fires when everything is on its way.
-    """
-    reactor = socket_reactor(request)
-    if reactor is not None and stored.fileno() >= 0 and request.channel.may_write_directly():
-        duplicate = duplicate_of(request)
-        if duplicate is not None:
-            return send_transfer(request, duplicate, jobs, reactor, stored, part)
-    return ChunkProducer(request, jobs, _reader(stored, part)).start()
-
-
-def _reader(stored: Stored, part: Part) -> Callable[[], bytes]:
+def reader(stored: Stored, part: Part) -> Callable[[], bytes]:
     """Reads a part, chunk by chunk."""
     offset, end = part.start, part.start + part.length
 

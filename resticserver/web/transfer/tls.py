@@ -19,8 +19,7 @@ from twisted.internet.interfaces import IReactorFDSet
 from ...storage.interface import Stored
 from ...threads.serial_jobs import Jobs
 from ..http1.ranges import Part
-from ..http1.tls_connection import RECORD_BYTES
-from ..http1.tls_writer import TlsSender, encrypt
+from ..http1.tls_writer import RECORD_BYTES, TlsSender, encrypt
 from .plain import ReceiveTransfer, SendfileTransfer, thread_buffer
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.http1.tls_connection import behind_tls
 from resticserver.web.routes import Api
-from resticserver.web.transfer import plain, producer
+from resticserver.web.transfer import body as bodies
+from resticserver.web.transfer import plain
 
 from ...support.certificates import make_certificate
 from ...support.client import connect, object_id, random_bytes, read_reply
@@ -305,7 +306,7 @@ class ReceiveTests(DirectCase):
 
     async def test_no_descriptor(self) -> None:
         """Without a descriptor for the transfer the body goes the slower way."""
-        self.patch(plain, "duplicate_of", lambda request: None)
+        self.patch(bodies, "duplicate_of", lambda request: None)
 
         def talk(connection: socket.socket) -> int:
             connection.sendall(head(BODY) + BODY)
@@ -453,7 +454,7 @@ class SendTests(DirectCase):
 
     async def test_no_descriptor(self) -> None:
         """Without a descriptor for the transfer the object goes the slower way."""
-        self.patch(producer, "duplicate_of", lambda request: None)
+        self.patch(bodies, "duplicate_of", lambda request: None)
         get = self.store_body(BODY)
 
         def talk(connection: socket.socket) -> bytes:
