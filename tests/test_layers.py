@@ -33,6 +33,7 @@ web.transfer net
 web commands
 service
 workers
+server
 tap
 cli
 """

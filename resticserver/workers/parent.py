@@ -7,7 +7,7 @@ exact. One that dies is replaced, at once the first time and then with more and 
 wait in the sockets' backlog. A worker that does not answer for a minute is ended, and so replaced.
 
 What a worker does is in L{resticserver.workers.child}. What they must know in common is the server's business
-(L{resticserver.tap}): it gives a beginning worker what holds then, and tells all of them when that changes.
+(L{resticserver.server}): it gives a beginning worker what holds then, and tells all of them when that changes.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Fences
 from resticserver.quota.ledger import Ledger
+from resticserver.server import ResticServer
 from resticserver.service.logins import PasswordJudge
 from resticserver.service.monitor import (
     COUNTED,
@@ -41,7 +42,6 @@ from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
-from resticserver.tap import ResticServer
 from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family
 from resticserver.threads.serial_jobs import Fresh

@@ -1,0 +1,58 @@
+"""
+The lines that the server logs when it starts: what is on and what is off.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from ..access.proxies import TrustedProxies
+from ..config.settings import Settings
+
+_log = Logger()
+
+
+def announce(settings: Settings, users_loaded: bool) -> None:
+    """
+    Log what is on and what is off, in rest-server's words: people and scripts look for them.
+
+    @param users_loaded: whether the users' file was read.
+    """
+    if settings.path_is_default:
+        _log.warn(
+            "WARNING: no --path given, so backups go to {path}, which the system may empty at any time",
+            path=settings.path,
+        )
+    _log.info("Data directory: {path}", path=settings.path)
+    if settings.no_auth:
+        _log.info("Authentication disabled")
+    elif settings.proxy_auth_username:
+        _log.info("Proxy Authentication enabled.")
+        trusted = TrustedProxies.parse(settings.trusted_proxies or ()).describe()
+        header = settings.proxy_auth_username
+        _log.info("The header {header} is believed from {trusted}", header=header, trusted=trusted)
+    else:
+        _log.info("Authentication enabled")
+    if settings.tls_client_ca:
+        _log.info("Clients are asked for certificates of {path}", path=settings.tls_client_ca)
+    if users_loaded:
+        _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
+    if settings.policy:
+        _log.info("Loaded policy {path}", path=settings.policy)
+    if settings.prometheus_no_auth and not settings.metrics:
+        # rest-server takes it alone, too, so it is no error.
+        _log.warn("--prometheus-no-auth does nothing without --prometheus or --metrics-listen")
+    if settings.read_only:
+        _log.info("Read only mode enabled")
+    for what, on in (
+        ("Append only mode", settings.append_only),
+        ("Private repositories", settings.private_repos),
+        ("Group accessible repos", settings.group_accessible_repos),
+    ):
+        _log.info("{what} {state}", what=what, state="enabled" if on else "disabled")
+    if settings.tls:
+        _log.info(
+            "TLS enabled, private key {key}, pubkey {certificate}",
+            key=settings.key_path,
+            certificate=settings.certificate_path,
+        )
