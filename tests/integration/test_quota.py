@@ -1115,7 +1115,7 @@ class ResticTests(SynchronousTestCase):
     ) -> None:
         """One of them."""
         restic = ImpatientRestic(self, f"{server.url}/", directory, "--pack-size", "4")
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(small))
         first = str(restic.snapshots()[0]["id"])
         refused = restic.run("backup", str(large)) if PATIENT else restic.run_until(reason, "backup", str(large))
