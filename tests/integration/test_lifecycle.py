@@ -37,18 +37,11 @@ class LifeCycleTests(SynchronousTestCase):
         self.data = self.scratch / "data"
         self.tree = self.scratch / "tree"
 
-    def live(self, restic: Restic, size_bytes: int, own_init: bool = False) -> None:
-        """
-        The whole life of a repository.
-
-        @param own_init: whether restic makes it: it is told to for one server, for its computing of a key takes seconds.
-        """
+    def live(self, restic: Restic, size_bytes: int) -> None:
+        """The whole life of a repository (how restic itself makes one is in L{test_nested_repositories} and below)."""
         make_tree(self.tree, seed=1, size_bytes=size_bytes)
         first = contents_below(self.tree)
-        if own_init:
-            restic.succeed("init")
-        else:
-            restic.create()
+        restic.create()
         restic.succeed("backup", str(self.tree))
         change_tree(self.tree, seed=2)
         second = contents_below(self.tree)
@@ -86,7 +79,7 @@ class LifeCycleTests(SynchronousTestCase):
     def test_over_tcp(self) -> None:
         """A few hundred MB through C{twistd restic-rest} on a plain socket."""
         server = start_server(self, self.data, door=TWISTD)
-        self.live(Restic(self, f"{server.url}/", self.scratch), LARGE_BYTES, own_init=True)
+        self.live(Restic(self, f"{server.url}/", self.scratch), LARGE_BYTES)
 
     def test_over_tls(self) -> None:
         """Many packs through C{rest-server} over TLS, with a certificate of an authority of our own."""
@@ -133,7 +126,7 @@ class AppendOnlyTests(SynchronousTestCase):
         server = start_server(self, data, "--append-only", door=TWISTD)
         restic = ImpatientRestic(self, f"{server.url}/", scratch)
         make_tree(tree, seed=1, size_bytes=SMALL_BYTES)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(tree))
         change_tree(tree, seed=2)
         restic.succeed("backup", str(tree))
