@@ -14,7 +14,7 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger
-from twisted.python.failure import Failure
+from twisted.python import log
 
 from .access.policy import Decides, Policy
 from .access.policyfile import PolicyFile
@@ -282,7 +282,7 @@ class _Repeated(Service):
     def startService(self) -> None:
         """Call, and again and again."""
         super().startService()
-        self._ended = self._call.start(self._interval_s).addErrback(self._failed)
+        self._ended = self._call.start(self._interval_s).addErrback(lambda why: log.err(why))
 
     def stopService(self) -> Deferred[Any] | None:
         """No more calls; waits for the end of one that goes on."""
@@ -290,9 +290,6 @@ class _Repeated(Service):
         if self._call.running:
             self._call.stop()
         return self._ended
-
-    def _failed(self, failure: Failure) -> None:
-        _log.failure("nothing is repeated any more", failure)
 
 
 class CpuProfile(Service):

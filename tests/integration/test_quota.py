@@ -53,7 +53,7 @@ from .test_faults import in_parallel
 
 MIB = 1 << 20
 TWO = ("--workers", "2")
-USUAL_SECONDS = 2.0
+USUAL_SECONDS = 1.2
 SECONDS = float(os.environ.get("RESTICSERVER_QUOTA_SECONDS", USUAL_SECONDS))
 ROUNDS = int(os.environ.get("RESTICSERVER_QUOTA_ROUNDS", "4"))
 #: Whether restic is left alone until it gives up, which takes a minute.
