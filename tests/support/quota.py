@@ -94,9 +94,8 @@ def body_of(seed: int, length: int) -> bytes:
     begin = hashlib.sha256(b"%d" % seed).digest()[:length]
     base = _base()
     rest = length - len(begin)
-    if rest > len(base):
-        base *= rest // len(base) + 1
-    return begin + base[:rest]
+    whole, left = divmod(rest, len(base))
+    return b"".join((begin, *[base] * whole, base[:left]))
 
 
 def pieces(body: bytes, source: random.Random) -> Iterator[bytes]:
