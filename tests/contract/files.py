@@ -91,7 +91,7 @@ class FileStoreContract(StoreContract):
     def root(self) -> Path:
         """The data directory of this test."""
         if self._root is None:
-            # In memory, where there is room: a repository is 261 directories, which are made and synced a thousand times.
+            # In memory, where there is room: a repository is 261 directories, made and synced a thousand times.
             self._root = scratch_directory(self) / "data"
         return self._root
 

@@ -28,8 +28,8 @@ LIBRARY = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
 STEPS_S = (-100, -300, -3600, -86_400, 7200, 86_400)
 #: What the load goes on for after each.
 WHILE_S = 1.0
-#: Between two logins of a user, and two guesses: some are always on their way when the time makes a step, and more of them
-#: would only keep both cores busy.
+#: Between two logins of a user, and two guesses: some are always on their way when the time makes a step, and more
+#: of them would only keep both cores busy.
 PAUSE_S = 0.04
 
 

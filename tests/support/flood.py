@@ -11,9 +11,9 @@ from collections import Counter
 from .client import authorization
 from .waiting import PATIENCE_S, wait_until
 
-#: How many guesses are begun in a second at most, by all connections together. A core checks twenty passwords of the usual
-#: cost in a second, so all slots are full and most guesses find none: more of them would only be a test of how fast
-#: connections are made.
+#: How many guesses are begun in a second at most, by all connections together. A core checks twenty passwords of the
+#: usual cost in a second, so all slots are full and most guesses find none: more of them would only be a test of how
+#: fast connections are made.
 MOST_A_SECOND = 600
 
 

@@ -109,8 +109,8 @@ class Restic:
 
     def create(self) -> None:
         """
-        Make the repository by the requests of C{restic init}, for tests that are about something else: that one computes
-        for a second to find out how long a key shall take, and each later command takes 0.3 s for this key.
+        Make the repository by the requests of C{restic init}, for tests that are about something else: that one
+        computes for a second to find out how long a key shall take, and each later command takes 0.3 s for this key.
         """
         parts = urllib.parse.urlsplit(self._url)
         assert parts.hostname is not None and parts.port is not None
@@ -186,8 +186,8 @@ class _Key:
 
 def new_repository() -> tuple[bytes, bytes]:
     """
-    A key's file and C{config} of a new repository of version 2, for the tests' password. They are as those of C{restic init}
-    but for the cost of scrypt, which is the lowest.
+    A key's file and C{config} of a new repository of version 2, for the tests' password. They are as those of
+    C{restic init} but for the cost of scrypt, which is the lowest.
     """
 
     def text(value: bytes) -> str:

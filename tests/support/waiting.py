@@ -13,8 +13,8 @@ T = TypeVar("T")
 #: Generous, so that a busy machine fails no test; nothing waits longer than it must.
 PATIENCE_S = 60.0
 
-#: Between two questions, as long as it does not take long; later so much of what was waited so far, up to some maximum: what
-#: is asked of a server costs it time too.
+#: Between two questions, as long as it does not take long; later so much of what was waited so far, up to some
+#: maximum: what is asked of a server costs it time too.
 _PAUSE_S = 0.01
 _PAUSE_SHARE = 0.05
 _LONGEST_PAUSE_S = 0.1
