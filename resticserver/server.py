@@ -2,8 +2,8 @@
 The composition root: from settings to a tree of services.
 
 L{ResticServer} opens nothing when it is made, since twistd forks after that; what can be checked without opening is checked
-there, so that the person at the terminal is told. The tree starts in order (access log, pools, listeners) and stops in the other, one service
-after the other: listeners and their transfers, pools, access log.
+there, so that the person at the terminal is told. The tree starts in order (access log, pools, listeners) and stops in the
+other, one service after the other: listeners and their transfers, pools, access log.
 
 With C{--workers} the place of the listeners is taken by L{Workers}: other processes that serve, while this one has the sockets,
 the users and what is read again. What serves is the same in both (L{resticserver.service.frontend}).

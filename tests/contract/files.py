@@ -32,6 +32,7 @@ from resticserver.storage.interface import NotDurable, Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms
 
+from ..support.scratch import scratch_directory
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all
 
 NAME = id_of(b"a pack")
@@ -90,7 +91,8 @@ class FileStoreContract(StoreContract):
     def root(self) -> Path:
         """The data directory of this test."""
         if self._root is None:
-            self._root = Path(self.mktemp()).absolute()
+            # In memory, where there is room: a repository is 261 directories, made and synced a thousand times.
+            self._root = scratch_directory(self) / "data"
         return self._root
 
     def make_store(self, verify: bool = True, group_accessible: bool = False) -> LocalStore:
@@ -113,7 +115,8 @@ class FileStoreContract(StoreContract):
     def files(self) -> list[Path]:
         """Whatever is no directory below the data directory, but for the volume's marker (tests/test_volume.py)."""
         marker = self.root / ".rest-server" / "id"
-        return [path for path in self.root.rglob("*") if not path.is_dir() and path != marker]
+        found = [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
+        return [path for path in found if path != marker]
 
     def path_of(self, kind: str, name: str) -> Path:
         """Where an object of the root repository lies."""
@@ -725,7 +728,7 @@ class FileStoreContract(StoreContract):
     def test_linked_directories(self) -> None:
         """A type's directory may be a link to one elsewhere, as long as that is there."""
         store = self.store_with()
-        elsewhere = Path(self.mktemp()).absolute()
+        elsewhere = self.root.with_name("elsewhere")
         shutil.move(self.root / "keys", elsewhere)
         (self.root / "keys").symlink_to(elsewhere)
         store.create_repository(ROOT)

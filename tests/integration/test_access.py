@@ -236,7 +236,7 @@ class PolicyTests(AccessCase):
             home.mkdir(exist_ok=True)
             return Restic(self, f"http://{user}:{user}@127.0.0.1:{server.port}/alice/", home)
 
-        restic("alice").succeed("init")
+        restic("alice").create()
         restic("alice").succeed("backup", str(self.directory / "tree"))
         auditor = restic("auditor")
         auditor.succeed("check", "--read-data")

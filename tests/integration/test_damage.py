@@ -69,7 +69,7 @@ class DamageTests(SynchronousTestCase):
         """Make a repository with a backup; the largest pack, when all directories may have snapshots."""
         make_tree(self.scratch / "tree", 1, 4 << 20)
         restic = self.restic(server)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(self.scratch / "tree"))
         return max((self.data / "laptop" / "data").glob("??/*"), key=lambda path: path.stat().st_size)
 

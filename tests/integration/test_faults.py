@@ -566,7 +566,7 @@ class KilledClientTests(SynchronousTestCase):
         """
         # Above and below the size from which the server sends by other means than a plain write.
         objects = [random_bytes(100 + number, 2000 if number % 5 == 0 else 400_000) for number in range(self.OTHERS)]
-        large = random_bytes(99, 48 * MIB)
+        large = random_bytes(99, 24 * MIB)
         with connect_client() as client:
             client.create_repository()
             names = [client.save("data", body) for body in objects]

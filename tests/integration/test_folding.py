@@ -267,7 +267,7 @@ class RightsAndSpellings(_Base):
         server = self.start("--private-repos")
         make_tree(self.directory / "tree", 1, 1 << 20)
         restic = Restic(self, f"http://alice:alice@127.0.0.1:{server.port}/alice/", self.directory)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", "tree")
         restic.succeed("backup", "tree")
         restic.succeed("forget", "--keep-last", "1", "--prune")

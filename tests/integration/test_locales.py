@@ -186,7 +186,7 @@ class LocaleTests(SynchronousTestCase):
         make_tree(self.directory / "tree", 1, 1 << 20)
         server = start_server(self, self.data, extra=self.locales[1])
         restic = Restic(self, f"http://127.0.0.1:{server.port}/{quote(NAME)}/", self.directory)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", "tree")
         restic.succeed("check")
         config = (self.data / NAME / "config").read_bytes()

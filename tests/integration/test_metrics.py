@@ -1169,7 +1169,7 @@ class PrometheusTests(MetricsCase):
         )
         tree = self.scratch / "tree"
         make_tree(tree, seed=1, size_bytes=8 * MIB)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(tree))
         change_tree(tree, seed=2)
         restic.succeed("backup", str(tree))

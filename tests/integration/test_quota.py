@@ -53,7 +53,7 @@ from .test_faults import in_parallel
 
 MIB = 1 << 20
 TWO = ("--workers", "2")
-USUAL_SECONDS = 2.0
+USUAL_SECONDS = 1.2
 SECONDS = float(os.environ.get("RESTICSERVER_QUOTA_SECONDS", USUAL_SECONDS))
 ROUNDS = int(os.environ.get("RESTICSERVER_QUOTA_ROUNDS", "4"))
 #: Whether restic is left alone until it gives up, which takes a minute.
@@ -1115,7 +1115,7 @@ class ResticTests(SynchronousTestCase):
     ) -> None:
         """One of them."""
         restic = ImpatientRestic(self, f"{server.url}/", directory, "--pack-size", "4")
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(small))
         first = str(restic.snapshots()[0]["id"])
         refused = restic.run("backup", str(large)) if PATIENT else restic.run_until(reason, "backup", str(large))

@@ -250,7 +250,7 @@ class ResticTests(ReadOnlyCase):
         make_tree(tree, seed=3, size_bytes=2_000_000)
         server = start_server(self, self.source, "--no-auth", "--auto-create")
         restic = Restic(self, f"{server.url}/alice/", self.scratch)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(tree))
         self.assertEqual(0, server.stop())
         server = self.start("bind", "--read-only", "--prometheus")

@@ -195,7 +195,7 @@ class StatusPageTests(SynchronousTestCase):
         names = ("alice/laptop", "alice/nas", "bob")
         restics = {name: Restic(self, f"{server.url}/{name}/", self.scratch) for name in names}
         for restic in restics.values():
-            restic.succeed("init")
+            restic.create()
 
         def settled() -> dict[str, dict[str, str]] | None:
             rows = self.rows(browser, status)

@@ -154,7 +154,7 @@ class ClientCertificateTests(TlsCase):
         tls = ("--cacert", str(self.files.authority), "--tls-client-cert", str(self.client_file("alice")))
         restic = Restic(self, f"https://127.0.0.1:{server.port}/alice/pc", self.directory, *tls)
         make_tree(self.directory / "tree", seed=3, size_bytes=2 << 20)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(self.directory / "tree"))
         restic.succeed("check", "--read-data")
         self.assertRegex(log.read_text(), r'127\.0\.0\.1 - alice \[.*"POST /alice/pc/data/\S+ HTTP/1\.1" 200')

@@ -170,7 +170,7 @@ class ForeignTests(UnreadableCase):
         server = self.start("--max-size", "1GiB", *self.every_server)
         restic = Restic(self, f"{server.url}/alice/", self.scratch)
         (self.scratch / "file").write_bytes(b"x" * 100_000)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(self.scratch / "file"))
         self.assertIn("no errors were found", restic.succeed("check", "--read-data"))
 

@@ -484,7 +484,7 @@ class ReplacementTests(WorkersCase):
                 self.replace(server)
                 replaced[0] += 1
 
-        restic.succeed("init")
+        restic.create()
         replacing = threading.Thread(target=replace)
         replacing.start()
         try:
@@ -731,7 +731,7 @@ class SharedStoreTests(WorkersCase):
         restic = Restic(self, url, self.scratch, "--cacert", str(certificate.authority))
         tree = self.scratch / "tree"
         make_tree(tree, seed=1, size_bytes=16 * MIB)
-        restic.succeed("init")
+        restic.create()
         restic.succeed("backup", str(tree))
         change_tree(tree, seed=2)
         restic.succeed("backup", str(tree))

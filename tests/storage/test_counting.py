@@ -28,6 +28,7 @@ from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import StateFile
 
 from ..contract.store import id_of, save
+from ..support.scratch import scratch_directory
 
 ALICE: Repository = ("alice",)
 LAPTOP: Repository = ("alice", "laptop")
@@ -38,7 +39,7 @@ class CountingCase(SynchronousTestCase):
     """A data directory with a repository."""
 
     def setUp(self) -> None:
-        self.data = Path(self.mktemp()).absolute()
+        self.data = scratch_directory(self) / "data"
         self.store = self.make_store()
         self.store.create_repository(ALICE)
         self.counting = self.store.counting

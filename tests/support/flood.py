@@ -11,6 +11,11 @@ from collections import Counter
 from .client import authorization
 from .waiting import PATIENCE_S, wait_until
 
+#: How many guesses are begun in a second at most, by all connections together. A core checks twenty passwords of the
+#: usual cost in a second, so all slots are full and most guesses find none: more of them would only be a test of how
+#: fast connections are made.
+MOST_A_SECOND = 600
+
 
 class Flood:
     """
@@ -38,6 +43,7 @@ class Flood:
         self._addresses = [
             (sources[number % len(sources)], claim) for number, claim in enumerate(claimed or [None] * len(sources))
         ] * connections
+        self._pause_s = len(self._addresses) / MOST_A_SECOND
         self.statuses: Counter[str] = Counter()
         self.guesses = 0
         self._ended = threading.Event()
@@ -70,8 +76,7 @@ class Flood:
                 await self._guess(source, claimed)
             except OSError:
                 self.statuses["lost"] += 1
-            # Without any pause this would be a test of how fast connections are made.
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(self._pause_s)
 
     async def _guess(self, source: str, claimed: str | None) -> None:
         self.guesses += 1

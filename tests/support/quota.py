@@ -94,9 +94,8 @@ def body_of(seed: int, length: int) -> bytes:
     begin = hashlib.sha256(b"%d" % seed).digest()[:length]
     base = _base()
     rest = length - len(begin)
-    if rest > len(base):
-        base *= rest // len(base) + 1
-    return begin + base[:rest]
+    whole, left = divmod(rest, len(base))
+    return b"".join((begin, *[base] * whole, base[:left]))
 
 
 def pieces(body: bytes, source: random.Random) -> Iterator[bytes]:
@@ -429,9 +428,15 @@ def assert_exact(
     reserve = reserve_of(limit_bytes)
     said = f"{used(data, below):,} of {limit_bytes:,} bytes are stored, {remaining:,} are left"
 
-    def store(seed: int, length: int, kind: str = "data") -> tuple[str, Reply]:
+    @functools.cache
+    def made(seed: int, length: int) -> tuple[str, bytes]:
+        # Most of the quota, and sent several times.
         body = body_of(seed_of("exact", seed), length)
-        path = f"{repository}{kind}/{object_id(body)}"
+        return object_id(body), body
+
+    def store(seed: int, length: int, kind: str = "data") -> tuple[str, Reply]:
+        name, body = made(seed, length)
+        path = f"{repository}{kind}/{name}"
         return path, client.post(path, body)
 
     def refuse(seed: int, length: int, kind: str, when: str) -> None:

@@ -4,18 +4,26 @@ The real restic, and something for it to back up.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.poly1305 import Poly1305
+
+from .client import Client, object_id
 from .scratch import Cleans
 
 #: Where the tests look for restic; C{None} where it is not installed.
@@ -25,6 +33,8 @@ SKIP_WITHOUT_RESTIC = None if RESTIC else "restic is not installed (Debian and U
 
 #: restic 0.14 repeats a refused request for about 45 s before it gives up.
 _LONGEST_S = 240.0
+
+_PASSWORD = "the password of the tests"
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Restic:
             **{name: value for name, value in os.environ.items() if not name.startswith("RESTIC_")},
             "HOME": str(home),
             "TMPDIR": str(home),
-            "RESTIC_PASSWORD": "the password of the tests",
+            "RESTIC_PASSWORD": _PASSWORD,
             "RESTIC_CACHE_DIR": str(self._directory / "cache"),
         }
         return subprocess.Popen(
@@ -97,6 +107,31 @@ class Restic:
         assert finished.status == 0, f"restic {' '.join(arguments)}: {finished}"
         return finished.out
 
+    def create(self) -> None:
+        """
+        Make the repository by the requests of C{restic init}, for tests that are about something else: that one
+        computes for a second to find out how long a key shall take, and each later command takes 0.3 s for this key.
+        """
+        parts = urllib.parse.urlsplit(self._url)
+        assert parts.hostname is not None and parts.port is not None
+        tls = self._tls() if parts.scheme == "https" else None
+        key, config = new_repository()
+        path = parts.path.rstrip("/") + "/"
+        user = None if parts.username is None else urllib.parse.unquote(parts.username)
+        with Client((parts.hostname, parts.port), user, urllib.parse.unquote(parts.password or ""), tls) as client:
+            client.create_repository(path)
+            client.save("keys", key, path)
+            reply = client.post(f"{path}config", config)
+            assert reply.status == 200, reply
+
+    def _tls(self) -> ssl.SSLContext:
+        """As the flags say it to restic."""
+        given = dict(zip(self._flags[::2], self._flags[1::2], strict=False))
+        context = ssl.create_default_context(cafile=given["--cacert"])
+        if "--tls-client-cert" in given:
+            context.load_cert_chain(given["--tls-client-cert"])
+        return context
+
     def snapshots(self) -> list[dict[str, Any]]:
         """The repository's snapshots, oldest first."""
         listed: list[dict[str, Any]] = json.loads(self.succeed("snapshots", "--json"))
@@ -124,6 +159,58 @@ class ImpatientRestic(Restic):
             process.wait()
             late.cancel()
         return Finished(process.returncode, "".join(said), "")
+
+
+@dataclass(frozen=True)
+class _Key:
+    """
+    What restic encrypts with; see F{doc/design.rst} of restic, "Keys, Encryption and MAC".
+
+    @ivar encrypt: for AES-256 in counter mode.
+    @ivar k: with C{r} for Poly1305-AES.
+    """
+
+    encrypt: bytes
+    k: bytes
+    r: bytes
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt, and sign."""
+        nonce = os.urandom(16)
+        cipher = Cipher(algorithms.AES(self.encrypt), modes.CTR(nonce)).encryptor()
+        sealed = cipher.update(plain) + cipher.finalize()
+        block = Cipher(algorithms.AES(self.k), modes.ECB()).encryptor()
+        once = self.r + block.update(nonce) + block.finalize()
+        return nonce + sealed + Poly1305.generate_tag(once, sealed)
+
+
+def new_repository() -> tuple[bytes, bytes]:
+    """
+    A key's file and C{config} of a new repository of version 2, for the tests' password. They are as those of
+    C{restic init} but for the cost of scrypt, which is the lowest.
+    """
+
+    def text(value: bytes) -> str:
+        return base64.b64encode(value).decode("ascii")
+
+    master = _Key(os.urandom(32), os.urandom(16), os.urandom(16))
+    content = {"mac": {"k": text(master.k), "r": text(master.r)}, "encrypt": text(master.encrypt)}
+    salt = os.urandom(64)
+    made = hashlib.scrypt(_PASSWORD.encode(), salt=salt, n=2, r=8, p=1, dklen=64)
+    key = {
+        "created": "2024-02-29T12:00:00.000000000Z",
+        "username": "tests",
+        "hostname": "tests",
+        "kdf": "scrypt",
+        "N": 2,
+        "r": 8,
+        "p": 1,
+        "salt": text(salt),
+        "data": text(_Key(made[:32], made[32:48], made[48:]).seal(json.dumps(content).encode())),
+    }
+    # Any irreducible polynomial of degree 53 will do.
+    config = {"version": 2, "id": object_id(os.urandom(32)), "chunker_polynomial": "3da3358b4dc173"}
+    return json.dumps(key).encode(), master.seal(json.dumps(config).encode())
 
 
 def make_tree(directory: Path, seed: int, size_bytes: int) -> None:

@@ -13,7 +13,11 @@ T = TypeVar("T")
 #: Generous, so that a busy machine fails no test; nothing waits longer than it must.
 PATIENCE_S = 60.0
 
+#: Between two questions, as long as it does not take long; later so much of what was waited so far, up to some
+#: maximum: what is asked of a server costs it time too.
 _PAUSE_S = 0.01
+_PAUSE_SHARE = 0.05
+_LONGEST_PAUSE_S = 0.1
 
 
 def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: object = "") -> T:
@@ -24,11 +28,12 @@ def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: 
     @return: the first true answer.
     @raise AssertionError: there was none in time.
     """
-    deadline = time.monotonic() + timeout_s
+    begun = time.monotonic()
     while True:
         answer = predicate()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - begun
+        if waited_s > timeout_s:
             raise AssertionError(f"waited {timeout_s:g} s in vain for {what or predicate}")
-        time.sleep(_PAUSE_S)
+        time.sleep(max(_PAUSE_S, min(waited_s * _PAUSE_SHARE, _LONGEST_PAUSE_S)))
