@@ -54,7 +54,8 @@ class InPlaceCase(SynchronousTestCase):
         if uid is not None:
             # Not everyone may look into the checkout: everything is imported before the rights go.
             code = (
-                "import os, sys; import bcrypt; from resticserver import cli; from resticserver.commands import user; import encodings.idna;"
+                "import os, sys; import bcrypt; from resticserver import cli; from resticserver.commands import user;"
+                "import encodings.idna;"
                 f"os.setgroups([]); os.setgid({uid}); os.setuid({uid}); sys.exit(cli.main(sys.argv[1:]))"
             )
             command = [sys.executable, "-c", code, *command[1:]]
