@@ -12,7 +12,7 @@ VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
 BENCH ?=
-# How many processes run tests at once; twice as many as there are cores, if empty, for most tests wait more than they compute.
+# How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
 JOBS ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check

@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, and say by the exit status whether all is well."""
     parser = argparse.ArgumentParser(prog="python -m tests.parallel", description="Run the tests.")
     # Many tests wait for programs more than they compute.
-    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="processes at once")
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1) + 1, help="processes at once")
     parser.add_argument("--temp", type=Path, default=Path(".venv/trial"), help="for temporary directories")
     parser.add_argument("--unit", action="store_true", help="only the tests that start no process")
     parser.add_argument("names", nargs="*", default=["tests"], help="packages, modules, classes, methods")
