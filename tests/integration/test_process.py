@@ -462,8 +462,8 @@ class StopTests(SynchronousTestCase):
         def refused() -> bool:
             try:
                 connect(("127.0.0.1", port)).close()
-            except ConnectionRefusedError:
-                return True
+            except (ConnectionRefusedError, ConnectionResetError):
+                return True  # reset: it was in the backlog of the socket that was closed just then
             return False
 
         wait_until(refused, what="closed listeners")
