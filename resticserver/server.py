@@ -60,7 +60,7 @@ from .service.monitor import COUNTED, Monitoring, gauge
 from .service.quota_keeper import Accounts, LocalGates
 from .service.readiness import Readiness
 from .service.refusals import KeptRefusals
-from .service.reloading import FileWatch, Reloads
+from .service.reloading import Reloads, Repeated
 from .service.systemd import ServiceManager
 from .telemetry.accesslog import AccessLog, AccessLogService
 from .telemetry.events import Event, EventKind
@@ -227,10 +227,10 @@ class ResticServer(InTurn):
                 )
             )
             others.append(self._listeners[-1])
-        rules = FileWatch("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
-        certificates = FileWatch("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
+        rules = Repeated("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules)
+        certificates = Repeated("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates)
         if self.certificates is not None:
-            others.append(FileWatch("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
+            others.append(Repeated("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
         kept: list[IService] = [self.events, self.passwords, self.guesses, self.counting, self.accounts]

@@ -16,6 +16,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,10 +211,13 @@ class Run:
 
     def _run(self, number: int, part: Part) -> Outcome:
         began = time.monotonic()
+        temporary = self._directory / f"part-{number}"
+        # trial would refuse one that an ended run has left half removed, and takes minutes for a hundred thousand directories.
+        shutil.rmtree(temporary, ignore_errors=True)
         with tempfile.TemporaryFile() as output:
             with self._lock:
                 process = subprocess.Popen(
-                    [*self._trial, "--temp-directory", str(self._directory / str(number)), *part.names],
+                    [*self._trial, "--temp-directory", str(temporary), *part.names],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

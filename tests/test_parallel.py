@@ -123,6 +123,16 @@ class RunTests(SynchronousTestCase):
         )
         self.assertIn("noise", self.said)
 
+    def test_left_over(self) -> None:
+        """A temporary directory that a run which was ended has left, as trial would not remove it, is no hindrance."""
+        directory = Path(self.mktemp())
+        (directory / "part-1" / "deep").mkdir(parents=True)
+        run = Run([Part("passes", ("passes",), 2)], directory, (sys.executable, "-c", PROGRAM))
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.all(1)
+        self.assertFalse((directory / "part-1").exists())
+        self.assertEqual([Counter(successes=2)], [outcome.results for outcome in run.outcomes])
+
     def test_no_result(self) -> None:
         """A process that crashes, or ends in silence, or with another status than its result, is an error."""
         for name in ("crashes", "silent", "lies"):

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger
-from twisted.python import log
 
 from ..access.policy import Decides, Policy
 from ..access.policyfile import PolicyFile
@@ -33,6 +31,7 @@ from ..telemetry.status import ServerStatus
 from ..threads.pools import JobPool, QuickPool
 from .integrity import SizeChanges
 from .readiness import Readiness
+from .reloading import Repeated
 
 if TYPE_CHECKING:
     from twisted.web.resource import IResource
@@ -69,7 +68,7 @@ def make_state(settings: Settings) -> StateFile:
 
 def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
     """A service that closes the state file when nobody uses it: a volume with an open file cannot be unmounted."""
-    return _Repeated(reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle))
+    return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
 
 
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
@@ -268,28 +267,6 @@ class InTurn(MultiService):
             stopping = child.stopService()
             if stopping is not None:
                 await stopping
-
-
-class _Repeated(Service):
-    """Calls every so many seconds, as Twisted's TimerService: that one takes 30 ms to import, in every worker."""
-
-    def __init__(self, reactor: Any, interval_s: float, call: Callable[[], Awaitable[None]]) -> None:
-        self._call = LoopingCall(call)
-        self._call.clock = reactor
-        self._interval_s = interval_s
-        self._ended: Deferred[Any] | None = None
-
-    def startService(self) -> None:
-        """Call, and again and again."""
-        super().startService()
-        self._ended = self._call.start(self._interval_s).addErrback(lambda why: log.err(why))
-
-    def stopService(self) -> Deferred[Any] | None:
-        """No more calls; waits for the end of one that goes on."""
-        super().stopService()
-        if self._call.running:
-            self._call.stop()
-        return self._ended
 
 
 class CpuProfile(Service):

@@ -109,7 +109,7 @@ class PasswordJudge:
         """
         Check a login.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: too many logins wait already, or the file with the users is on the volume that is missing.
         """

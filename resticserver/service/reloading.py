@@ -1,15 +1,16 @@
 """
-Files that hold while the server runs, and are read again when they have changed.
+Files that are read again when they have changed, and other things that are done every few seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
+from twisted.python import log
 
 
 class Reloads(Protocol):
@@ -22,29 +23,32 @@ class Reloads(Protocol):
         """Log that what was read holds."""
 
 
-class FileWatch(Service):
+class Repeated(Service):
     """
-    Has files looked at every few seconds, so that a change holds without a signal.
+    Calls something every few seconds. It is Twisted's TimerService, whose module takes 30 ms to import in every process.
 
-    @param look: a look, which does not fail; the next comes when it has ended.
+    @param call: the next call comes when this one has ended.
     @param now: whether the first is at the start.
     """
 
     def __init__(
-        self, name: str, reactor: Any, interval_s: float, look: Callable[[], Deferred[None]], now: bool = False
+        self, name: str, reactor: Any, interval_s: float, call: Callable[[], Awaitable[None]], now: bool = False
     ) -> None:
         self._now = now
-        self._call = LoopingCall(look)
+        self._call = LoopingCall(call)
         self._call.clock = reactor
         self._interval_s = interval_s
+        self._ended: Deferred[Any] | None = None
         self.setName(name)
 
     def startService(self) -> None:
-        """Begin to look."""
+        """Begin."""
         super().startService()
-        self._call.start(self._interval_s, now=self._now)
+        self._ended = self._call.start(self._interval_s, now=self._now).addErrback(lambda why: log.err(why))
 
-    def stopService(self) -> None:
-        """Look no more."""
+    def stopService(self) -> Deferred[Any] | None:
+        """Call no more; fires when a call that goes on has ended."""
         super().stopService()
-        self._call.stop()
+        if self._call.running:
+            self._call.stop()
+        return self._ended

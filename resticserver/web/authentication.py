@@ -52,7 +52,7 @@ class Authentication(Protocol):
         """
         The user, or C{None} where there are none.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         """
 
 
@@ -74,7 +74,7 @@ class Judge(Protocol):
         """
         Check a login.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: not now.
         """
@@ -90,7 +90,7 @@ class PasswordAuthentication:
         """
         The user who sent a request.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: not now.
         """
@@ -129,7 +129,7 @@ class CertificateAuthentication:
         """
         The user who sent a request.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         """
         certificate = request.client_certificate()
         if certificate is None:
@@ -170,7 +170,7 @@ class ProxyAuthentication:
         """
         The user who sent a request.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         """
         otherwise = self._passwords if request.peer_is_trusted else self._others
         names = request.fields.all(self._header) if request.peer_is_trusted else []

@@ -66,7 +66,7 @@ class DistantJudge:
         """
         Ask the parent.
 
-        @raise Unauthorized: nobody that is known.
+        @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: too many logins wait already, or the parent is gone.
         """

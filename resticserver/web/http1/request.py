@@ -83,6 +83,7 @@ class StreamingRequest(Request):
 
     defaultContentType = None
 
+    # Twisted's Request has its own HTTPChannel and Site for these; they are ours, and do what it asks of them.
     channel: Channel  # type: ignore[assignment]
     site: Owner  # type: ignore[assignment]
 
