@@ -33,6 +33,7 @@ check: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/dev
 	$(VENV)/bin/mypy --package resticserver

@@ -165,7 +165,10 @@ class Guesser:
 
     def __enter__(self) -> Guesser:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--guess", self._url, *self._how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--guess", self._url, *self._how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()  # it begins
@@ -276,7 +279,9 @@ def main() -> int:
         # Each connection takes a descriptor.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        asyncio.run(crowd_on(arguments.guess, arguments.addresses) if arguments.addresses else guess_on(arguments.guess))
+        asyncio.run(
+            crowd_on(arguments.guess, arguments.addresses) if arguments.addresses else guess_on(arguments.guess)
+        )
         sys.stdout.flush()
         os._exit(0)  # the thread at standard input would wait
     with scratch(3 * PACKS * 16 * MIB) as directory:

@@ -239,7 +239,9 @@ def measure(directory: Path, pair: tuple[Path, Path] | None, arguments: argparse
         if number == 0 and kind != kinds[0]:
             continue
         # A server for each: what the one before was sent may still be on its way.
-        with this_server(directory / f"{len(rows)}-{pair is not None}", pair, ["--prometheus", *arguments.flags]) as server:
+        with this_server(
+            directory / f"{len(rows)}-{pair is not None}", pair, ["--prometheus", *arguments.flags]
+        ) as server:
             polite = Polite(server, pair is not None)
             polite.ask("POST", "/?create=true", b"")
             polite.ask("POST", _LOAD, OBJECT)
@@ -268,7 +270,17 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
     parser.add_argument("flags", nargs="*", help="more flags for the server, after --")
     arguments = parser.parse_args()
-    columns = ["beside", "clients", "GET median", "worst", "/-/ready median", "worst", "/-/status median", "worst", "peak MB"]
+    columns = [
+        "beside",
+        "clients",
+        "GET median",
+        "worst",
+        "/-/ready median",
+        "worst",
+        "/-/status median",
+        "worst",
+        "peak MB",
+    ]
     with scratch(64 * MIB) as directory:
         rows = measure(directory, None, arguments)
         rows += measure(directory, certificate(directory), arguments)

@@ -134,7 +134,9 @@ class ResticServer(InTurn):
         if profile and os.path.isdir(profile):
             raise StartError(f"--cpu-profile: cannot write {profile}: it is a directory")
         if profile and not os.access(os.path.dirname(profile), os.W_OK | os.X_OK):
-            raise StartError(f"--cpu-profile: cannot write {profile}: there is no such directory, or it may not be written")
+            raise StartError(
+                f"--cpu-profile: cannot write {profile}: there is no such directory, or it may not be written"
+            )
         self.workers: Workers | None = None
         fences = Fences()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
@@ -245,7 +247,14 @@ class ResticServer(InTurn):
     def _monitoring(self, gather: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Monitoring:
         settings = self.settings
         monitoring = Monitoring(
-            self._reactor, settings.path, settings.limit, self.accounts.quotas, self.accounts, self.counting, self.pages, gather
+            self._reactor,
+            settings.path,
+            settings.limit,
+            self.accounts.quotas,
+            self.accounts,
+            self.counting,
+            self.pages,
+            gather,
         )
         if self.certificates is not None:
             certificates = self.certificates

@@ -101,6 +101,7 @@ class FileTests(SynchronousTestCase):
             for timer in timers:
                 timer.join()
 
+
 class DirectoryTests(SynchronousTestCase):
     """L{is_directory}."""
 

@@ -54,7 +54,9 @@ def texts_of(node: ast.expr, function: ast.AST | None) -> Iterator[str]:
                 yield from list(texts_of(branch, function)) or ["{}"]
         case ast.Name(id=name) if function is not None:
             for child in ast.walk(function):
-                if isinstance(child, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in child.targets):
+                if isinstance(child, ast.Assign) and any(
+                    isinstance(to, ast.Name) and to.id == name for to in child.targets
+                ):
                     yield from texts_of(child.value, None)
         case ast.BoolOp(values=values):
             for value in values:
@@ -89,8 +91,8 @@ def lines_in(source: str) -> Iterator[str]:
             case ast.Call(func=ast.Name(id="Event" | "_event"), args=[kind, words, *_]):
                 if not (isinstance(kind, ast.Attribute) and kind.attr in QUIET):
                     yield from texts_of(words, function)
-            case ast.Call(func=ast.Attribute(attr="say", value=ast.Attribute(attr=name)), args=[words]) if name.endswith(
-                "_lines"
+            case ast.Call(func=ast.Attribute(attr="say", value=ast.Attribute(attr=name)), args=[words]) if (
+                name.endswith("_lines")
             ):
                 yield from texts_of(words, function)
             case ast.Call(func=ast.Name(id="print"), args=[words], keywords=keywords):
@@ -128,7 +130,9 @@ def logged() -> dict[str, str]:
 
 def documented(path: Path = DOCUMENT) -> dict[str, str]:
     """All lines of the document's tables: as they are compared, and as they are."""
-    section = path.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[1].split("\n## ")[0].split("\nWhat the client sees")[0]
+    section = (
+        path.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[1].split("\n## ")[0].split("\nWhat the client sees")[0]
+    )
     rows = [row for row in section.splitlines() if row.startswith("| `")]
     lines = [line for row in rows for line in re.findall(r"`([^`]+)`", row[2:].split(" | ")[0])]
     return {canonical(line): line for line in lines}
@@ -179,5 +183,10 @@ class DocumentTests(SynchronousTestCase):
     def test_there_are_many(self) -> None:
         """The source is really read."""
         self.assertGreater(len(logged()), 60)
-        for line in ("start server on *", "not ready: *", "refused an upload to repository *: *", "the volume at * is back"):
+        for line in (
+            "start server on *",
+            "not ready: *",
+            "refused an upload to repository *: *",
+            "the volume at * is back",
+        ):
             self.assertIn(line, logged())

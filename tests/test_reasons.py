@@ -36,7 +36,11 @@ PATHS: tuple[tuple[bytes, str, str], ...] = (
     (b"http://host/alice/", "", ""),
     (b"/data/", '"data" is a reserved name, choose another repository path', ""),
     (b"/alice/locks/", '"locks" is a reserved name, choose another repository path', ""),
-    (b"/config/", '"config" is a reserved name, choose another repository path', "'config' is a reserved name and a file"),
+    (
+        b"/config/",
+        '"config" is a reserved name, choose another repository path',
+        "'config' is a reserved name and a file",
+    ),
     (b"/data/x/", '"data" is a reserved name', "'data' is a reserved name, and behind it stands one name"),
     (b"/data/x", '"data" is a reserved name', "'x' is no object's name: those have 64 digits"),
     (b"/data/" + ID.upper().encode(), '"data" is a reserved name', "is no object's name"),
@@ -122,7 +126,11 @@ class AnswerTests(SynchronousTestCase):
             ("/a%0d%0ab/?create=true", 404, r"folder 1: 'a\r\nb' has '\r' in it"),
             ("/alice/", 400, "nothing was created: to create a repository, POST with ?create=true"),
             ("/alice/?create=", 400, "nothing was created: to create a repository, POST with ?create=true"),
-            ("/alice/?create=1", 400, "nothing was created: to create a repository, POST with ?create=true and not ?create=1"),
+            (
+                "/alice/?create=1",
+                400,
+                "nothing was created: to create a repository, POST with ?create=true and not ?create=1",
+            ),
             ("/alice/?create=true", 200, "OK"),
         ):
             connection = bench.ask(request("POST", path, b""))
@@ -142,7 +150,9 @@ class FileTests(SynchronousTestCase):
         """Where rights are missing it says whose; all else is as the system says it."""
         error = reason_of(PermissionError(13, "Permission denied", "/x"))
         self.assertIn(f"Permission denied for user id {os.geteuid()} ", error)
-        self.assertEqual("No such file or directory", reason_of(FileNotFoundError(2, "No such file or directory", "/x")))
+        self.assertEqual(
+            "No such file or directory", reason_of(FileNotFoundError(2, "No such file or directory", "/x"))
+        )
         self.assertEqual("odd", reason_of(OSError("odd")))
 
     def as_nobody(self, path: Path, code: str) -> str:
@@ -166,8 +176,12 @@ class FileTests(SynchronousTestCase):
         path = Path(self.mktemp()).absolute()
         path.write_text(sha_line("alice", "alice"))
         path.chmod(0o600)
-        said = self.as_nobody(path, "try: Htpasswd(path, time.monotonic).load()\nexcept StartError as error: print(error)")
-        self.assertRegex(said, f"^--htpasswd-file: cannot load {re.escape(str(path))}: Permission denied for user id 65534 ")
+        said = self.as_nobody(
+            path, "try: Htpasswd(path, time.monotonic).load()\nexcept StartError as error: print(error)"
+        )
+        self.assertRegex(
+            said, f"^--htpasswd-file: cannot load {re.escape(str(path))}: Permission denied for user id 65534 "
+        )
         self.assertNotIn("--no-auth", said)
         code = (
             "file = Htpasswd(path, time.monotonic)\n"
@@ -223,7 +237,9 @@ class DateTests(SynchronousTestCase):
         others = []
         for module, path in MODULES.items():
             source = path.read_text(encoding="utf-8")
-            if module != "resticserver.dates" and re.search(r"strftime|isoformat|fromtimestamp|ctime\(|asctime", source):
+            if module != "resticserver.dates" and re.search(
+                r"strftime|isoformat|fromtimestamp|ctime\(|asctime", source
+            ):
                 others.append(module)
         self.assertEqual([], others)
 

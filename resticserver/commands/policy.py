@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         check.add_argument(f"--{flag}", action="store_true", help="as the server has it")
     check.add_argument("--max-depth", type=int, default=2, help="as the server has it")
     check.add_argument("--proxy-prefix", default="", help="as the server has it")
-    check.add_argument("--htpasswd-file", metavar="FILE", help="the file with the users, to see that there is one of this name")
+    check.add_argument(
+        "--htpasswd-file", metavar="FILE", help="the file with the users, to see that there is one of this name"
+    )
     check.add_argument("user", metavar="USER", help="the user's name")
     check.add_argument("method", metavar="METHOD", help="GET, HEAD, POST or DELETE")
     check.add_argument("path", metavar="PATH", help="of the request, as /alice/laptop/ or /alice/laptop/config")
@@ -99,11 +101,15 @@ def _decide(asked: argparse.Namespace) -> Decision:
         target = parse_target(path, asked.max_depth, prefix)
     except NotFound:
         why = why_nothing(path, asked.max_depth, prefix)
-        raise _NoQuestion(f"{asked.path} names nothing that the server has: {why} (every method is answered 404)") from None
+        raise _NoQuestion(
+            f"{asked.path} names nothing that the server has: {why} (every method is answered 404)"
+        ) from None
     method = asked.method.encode("utf-8", "surrogateescape")
     action = ACTIONS[target.kind].get(method)
     if action is None:
-        raise _NoQuestion(f"{asked.method} is no method of {asked.path}{_why_no_method(target, method)}: it is answered 405")
+        raise _NoQuestion(
+            f"{asked.method} is no method of {asked.path}{_why_no_method(target, method)}: it is answered 405"
+        )
     return policy.decide(asked.user, action, target)
 
 
@@ -115,7 +121,9 @@ def _see_that_there_is(user: str, path: str) -> None:
     """
     users, warnings = parse_htpasswd(_text(path))
     if user not in users:
-        reason = next((warning for warning in warnings if f"entry for {user}." in warning), "there is no user of this name in it")
+        reason = next(
+            (warning for warning in warnings if f"entry for {user}." in warning), "there is no user of this name in it"
+        )
         raise _NoQuestion(f"{user!r} cannot log in with {path}: {reason}")
 
 

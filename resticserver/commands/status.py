@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"
     )
-    parser.add_argument("--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate")
+    parser.add_argument(
+        "--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate"
+    )
     parser.add_argument("--json", action="store_true", help="print what the server says as it is")
     try:
         asked = parser.parse_args(arguments)
@@ -190,7 +192,12 @@ def _words(concerns: Sequence[Concern]) -> str:
 
 
 def _user_row(user: UserStatus, now_s: float) -> tuple[str, ...]:
-    return user.name, format_size(user.size_bytes), _quota(user.size_bytes, user.quota_bytes), _words(user.concerns(now_s))
+    return (
+        user.name,
+        format_size(user.size_bytes),
+        _quota(user.size_bytes, user.quota_bytes),
+        _words(user.concerns(now_s)),
+    )
 
 
 def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, ...]:

@@ -70,7 +70,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
         "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
     )
-    parser.add_argument("--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)")
+    parser.add_argument(
+        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
     parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
@@ -87,7 +89,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{parser.prog}: {where}{reason_of(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     if not 0 <= asked.max_depth <= MOST_FOLDERS:
-        print(f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed", file=sys.stderr)
+        print(
+            f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed",
+            file=sys.stderr,
+        )
         return 2
     progress = _Progress() if sys.stderr.isatty() else None
     try:
@@ -116,9 +121,7 @@ def _policy(path: str | None) -> Policy:
     return replace(Policy(), grants=parse_policy(read_file(path)[0].decode("utf-8")))
 
 
-def _lines(
-    asked: argparse.Namespace, policy: Policy, progress: _Progress | None
-) -> tuple[list[Line], dict[str, str]]:
+def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None) -> tuple[list[Line], dict[str, str]]:
     """
     All repositories, and the directories that were skipped, each with the reason.
 
@@ -194,7 +197,9 @@ class _Progress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_S
             self._shown = True
-            print(f"\r\033[Kcounting: {done} of {of} repositories, {objects} objects", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[Kcounting: {done} of {of} repositories, {objects} objects", end="", file=sys.stderr, flush=True
+            )
 
     def clear(self) -> None:
         """The line is not needed any more."""

@@ -61,7 +61,7 @@ class Options(usage.Options):
 
     longdesc = (
         "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
-        "Every flag is also a key of the --config file (max-size = \"1TiB\", no-auth = true) and an environment variable "
+        'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
         "(REST_SERVER_MAX_SIZE=1TiB); flags come first, then the environment. "
         "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what), "
         "rest-server usage --help (how much is stored), rest-server status --help (how a running server is)."
@@ -98,9 +98,19 @@ class Options(usage.Options):
         ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
         ["max-size", None, "0", "how much may be stored in all, as 500GiB; 0 for no limit"],
         ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
-        ["state-dir", None, None, "where the server keeps what it knows of sizes (default .rest-server in the data directory)"],
+        [
+            "state-dir",
+            None,
+            None,
+            "where the server keeps what it knows of sizes (default .rest-server in the data directory)",
+        ],
         ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
-        ["on-event", None, None, "command that gets each event (new snapshot, quota reached, ...) as JSON on its input"],
+        [
+            "on-event",
+            None,
+            None,
+            "command that gets each event (new snapshot, quota reached, ...) as JSON on its input",
+        ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "what its lines look like: combined (Apache's), or json"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
@@ -332,7 +342,9 @@ class Options(usage.Options):
             policy=_absolute(self["policy"]),
             auto_create=bool(self["auto-create"]),
             max_depth=int(self["max-depth"]),
-            proxy_prefix=self._parsed("proxy-prefix", lambda text: parse_prefix(as_text(text))) if self["proxy-prefix"] else (),
+            proxy_prefix=self._parsed("proxy-prefix", lambda text: parse_prefix(as_text(text)))
+            if self["proxy-prefix"]
+            else (),
             proxy_auth_username=header,
             trusted_proxies=tuple(self["trusted-proxy"]) or None,
             auth_failures=self._parsed("auth-failures", parse_rate),
@@ -389,7 +401,11 @@ def _absolute(path: str | None) -> str | None:
 
 def _absolute_socket(address: str) -> str:
     """The same for the unix sockets of C{--listen}."""
-    return _UNIX.sub(lambda found: found[1] + os.path.abspath(found[2]), address, count=1) if _UNIX.match(address) else address
+    return (
+        _UNIX.sub(lambda found: found[1] + os.path.abspath(found[2]), address, count=1)
+        if _UNIX.match(address)
+        else address
+    )
 
 
 def _command(text: str) -> tuple[str, ...]:

@@ -102,7 +102,9 @@ def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
     found = {}
     for key, value in document.items():
         if key not in flags.all:
-            raise ValueError(f"{path}: {key}: no such key; keys are the flags that --help lists, without their dashes in front")
+            raise ValueError(
+                f"{path}: {key}: no such key; keys are the flags that --help lists, without their dashes in front"
+            )
         try:
             found[key] = Given(tuple(_values(key, value, flags)), f"{path}: {key}")
         except TypeError as error:

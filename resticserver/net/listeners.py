@@ -327,7 +327,6 @@ class UnixPort(_RestingPort, unix.Port):
         self._rest_no_more()
         tcp.Port.connectionLost(self, reason)
 
-
     def remove_file(self) -> None:
         """Remove the socket's file, if it is ours."""
         if self._unlink is not None:

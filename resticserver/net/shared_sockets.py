@@ -67,7 +67,9 @@ class NotingReactor:
             listening.listen(backlog)
         except OSError as error:
             listening.close()
-            raise StartError(f"--listen: cannot listen on {joined_address(interface, port)}: {error.strerror}") from error
+            raise StartError(
+                f"--listen: cannot listen on {joined_address(interface, port)}: {error.strerror}"
+            ) from error
         self.listening = listening
 
 

@@ -83,7 +83,9 @@ def server_context(
         context.check_privatekey()
     except (SSL.Error, TypeError, ValueError) as error:
         if _position_of(private, certificates) > 0:
-            words = "holds its certificates in the wrong order: the server's own must come first, then those of its issuers"
+            words = (
+                "holds its certificates in the wrong order: the server's own must come first, then those of its issuers"
+            )
             raise StartError(f"--tls-cert: {certificate_path} {words}: {_reason(error)}") from error
         words = f"holds no private key that fits the certificate {certificate_path}"
         raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
@@ -146,7 +148,10 @@ def _try_handshake(context: SSL.Context) -> None:
     for_client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     library, inner = getattr(SSL, "_lib", None), getattr(for_client, "_context", None)
     # pyOpenSSL has no names for these; without them the client is one like OpenSSL's own.
-    for name, value in (("SSL_CTX_set1_curves_list", _CLIENT_GROUPS), ("SSL_CTX_set1_sigalgs_list", _CLIENT_SIGNATURES)):
+    for name, value in (
+        ("SSL_CTX_set1_curves_list", _CLIENT_GROUPS),
+        ("SSL_CTX_set1_sigalgs_list", _CLIENT_SIGNATURES),
+    ):
         if inner is not None and hasattr(library, name):
             getattr(library, name)(inner, value)
     client, server = SSL.Connection(for_client, None), SSL.Connection(context, None)
@@ -261,7 +266,11 @@ class ReloadingCertificates:
     def say_reloaded(self) -> None:
         """Log that what was read again is served, everywhere."""
         path = self._certificate_path
-        _log.info("Reloaded TLS certificate {path}, valid until {until}", path=path, until=date_text(self.not_after.timestamp()))
+        _log.info(
+            "Reloaded TLS certificate {path}, valid until {until}",
+            path=path,
+            until=date_text(self.not_after.timestamp()),
+        )
 
     def look_again(self) -> None:
         """The next look finds a change, whatever the files are then: somebody could not read what was read here."""

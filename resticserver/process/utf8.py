@@ -33,7 +33,9 @@ def use_utf8() -> None:
     try:
         os.execve(sys.executable, [sys.executable, *_MODE, *arguments], _environment())
     except OSError as error:
-        raise StartError(f"cannot run {sys.executable}: {error.strerror}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1") from error
+        raise StartError(
+            f"cannot run {sys.executable}: {error.strerror}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        ) from error
 
 
 def _environment() -> dict[str, str]:

@@ -105,7 +105,17 @@ class RepositoryAccount(Account):
     @ivar changed: whether a cell has changed since somebody has set this back.
     """
 
-    __slots__ = ("changed", "counted", "known", "last_snapshot_s", "margin", "objects", "oldest_lock_s", "repository", "sizes")
+    __slots__ = (
+        "changed",
+        "counted",
+        "known",
+        "last_snapshot_s",
+        "margin",
+        "objects",
+        "oldest_lock_s",
+        "repository",
+        "sizes",
+    )
 
     def __init__(self, repository: Repository) -> None:
         super().__init__(f"repository {'/'.join(repository) or '/'}")
@@ -236,9 +246,7 @@ class Ledger:
         """An upload or a removal has changed what is stored."""
         account = self.account(repository)
         # Not below nothing: what was removed may have been put there by others, and never been booked.
-        change = Amount(
-            max(change.size_bytes, -account.sizes[cell]), max(change.objects, -account.objects[cell])
-        )
+        change = Amount(max(change.size_bytes, -account.sizes[cell]), max(change.objects, -account.objects[cell]))
         account.sizes[cell] += change.size_bytes
         account.objects[cell] += change.objects
         account.changed = True

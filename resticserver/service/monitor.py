@@ -116,9 +116,7 @@ class Monitoring:
         counted = self.tally.counted.copy()
         accounts = list(self._accounts.ledger.repositories.values())
         in_flight = sum(self.in_flight.values())
-        counted_all = gauge(
-            "counted", "Whether all repositories were counted since the start", self._accounts.complete
-        )
+        counted_all = gauge("counted", "Whether all repositories were counted since the start", self._accounts.complete)
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         known.append(
             Family(
@@ -287,7 +285,9 @@ class Monitoring:
         )
         accounts = list(self._accounts.ledger.repositories.values())
         refused = self.refusals.entries()
-        return await self._pages.run(self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused)
+        return await self._pages.run(
+            self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused
+        )
 
     def _with_repositories(
         self,

@@ -120,7 +120,9 @@ class _Together:
             self._waiting[key][0 if join else 1].append(waiting)
         return waiting
 
-    def _begin(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], waiting: list[Deferred[T]]) -> None:
+    def _begin(
+        self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], waiting: list[Deferred[T]]
+    ) -> None:
         self._waiting[key] = (waiting, [])
 
         def done(result: Any) -> None:

@@ -253,7 +253,9 @@ class Counting:
             prefix=prefix,
             makes_room=False,
             present_sizes=False,
-            size_changed=lambda name, known, found: self._size_changed(SizeChange(repository, kind, name, known, found)),
+            size_changed=lambda name, known, found: self._size_changed(
+                SizeChange(repository, kind, name, known, found)
+            ),
         )
         size_bytes = objects = 0
         try:

@@ -15,13 +15,41 @@ _KEEP_TIMES = frozenset(
 
 #: File systems of other machines, or of a host that others may use.
 _SHARED = frozenset(
-    ("9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs", "virtiofs")
+    (
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+        "virtiofs",
+    )
 )
 
 #: File systems on which a name has no other form, but where a directory folds case: there in all that Unicode calls so.
 _ONLY_CASE = frozenset(
     (
-        *("bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "ramfs", "reiserfs"),
+        *(
+            "bcachefs",
+            "btrfs",
+            "erofs",
+            "ext2",
+            "ext3",
+            "ext4",
+            "f2fs",
+            "jfs",
+            "nilfs2",
+            "overlay",
+            "ramfs",
+            "reiserfs",
+        ),
         *("squashfs", "tmpfs", "xfs"),
     )
 )

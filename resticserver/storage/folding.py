@@ -158,7 +158,6 @@ class Spelling:
             self._directories[above] = (exact, time.monotonic() + _BELIEVED_S)
         return exact
 
-
     def _lists(self, directory: str, name: str, repository: Repository) -> bool:
         """
         Whether a directory lists a name; if not, nothing is there under another name either.
@@ -235,8 +234,8 @@ def means_reserved(directory: str, name: str) -> bool:
         folds = name.translate(_SWAPPED) == name and not folds_only_case(_type_of(directory))
     if folds:
         return True
-    return (
-        all(os.path.lexists(f"{directory}/{one}") for one in (name, reserved)) and reserved not in os.listdir(directory)
+    return all(os.path.lexists(f"{directory}/{one}") for one in (name, reserved)) and reserved not in os.listdir(
+        directory
     )
 
 

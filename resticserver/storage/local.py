@@ -122,7 +122,9 @@ class LocalStore:
             self._make_directories(self.path)
             may_write = self._try_to_write()
         except OSError as error:
-            hint = "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+            hint = (
+                "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+            )
             raise StartError(f"--path: cannot use the data directory {self.path}: {error.strerror}{hint}") from error
         if not may_write:
             self.volume.check()
@@ -490,7 +492,9 @@ class LocalStore:
             with_sizes=with_sizes,
             find=partial(self.find_repository, repository),
             missing=missing,
-            size_changed=lambda name, known, found: self.on_size_change(SizeChange(repository, kind, name, known, found)),
+            size_changed=lambda name, known, found: self.on_size_change(
+                SizeChange(repository, kind, name, known, found)
+            ),
         )
 
     def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:

@@ -142,7 +142,9 @@ class Shelf(Protocol):
     def objects(self, path: str) -> tuple[tuple[int, int, int, int], int, bytes, array[int]] | None:
         """All of it: stamp, time, ids, sizes."""
 
-    def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
+    def put_directory(
+        self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]
+    ) -> None:
         """Keep a snapshot with sizes."""
 
     def forget_directory(self, path: str) -> None:
@@ -206,7 +208,11 @@ class Snapshots:
             return None
         stamp = stamp_of(os.fstat(fd))
         # One that does not stand any more is kept until another takes its place, for the sizes that it knows.
-        if snapshot is not None and snapshot.stands_for(stamp, self.now_ns()) and (snapshot.with_sizes or not with_sizes):
+        if (
+            snapshot is not None
+            and snapshot.stands_for(stamp, self.now_ns())
+            and (snapshot.with_sizes or not with_sizes)
+        ):
             return snapshot
         if self._shelf is None or not self._stands_on_shelf(path, stamp):
             return None
@@ -224,7 +230,9 @@ class Snapshots:
             return None
         stamp, taken_ns, ids, sizes = found
         parts = tuple(
-            Objects(ids[first * ID_BYTES : (first + _PART_OBJECTS) * ID_BYTES], sizes[first : first + _PART_OBJECTS], number)
+            Objects(
+                ids[first * ID_BYTES : (first + _PART_OBJECTS) * ID_BYTES], sizes[first : first + _PART_OBJECTS], number
+            )
             for first, number in zip(range(0, len(sizes), _PART_OBJECTS), self._numbers, strict=False)
         )
         return Snapshot(Stamp(*stamp), taken_ns, True, parts)

@@ -155,7 +155,9 @@ class StateFile:
                 os.makedirs(self._folder, 0o700, exist_ok=True)
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
-                raise StartError(f"--state-dir: cannot use the state directory {self._folder}: {error.strerror}") from error
+                raise StartError(
+                    f"--state-dir: cannot use the state directory {self._folder}: {error.strerror}"
+                ) from error
 
     # --- the volume
 
@@ -236,7 +238,9 @@ class StateFile:
             return None  # somebody's hand was in it
         return (_unsigned(device), _unsigned(inode), modified_ns, changed_ns), taken_ns, ids, _numbers("Q", sizes)
 
-    def put_directory(self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]) -> None:
+    def put_directory(
+        self, path: str, stamp: tuple[int, int, int, int], taken_ns: int, parts: Iterable[Objects]
+    ) -> None:
         """Keep what is in a directory; all parts have sizes."""
         if self._read_only:
             return
@@ -304,7 +308,9 @@ class StateFile:
                 for kind in (b"data", b"index", b"keys", b"snapshots"):
                     first = below + kind
                     _write(connection, "DELETE FROM directory WHERE path = ?", [(first,)])
-                    _write(connection, "DELETE FROM directory WHERE path > ? AND path < ?", [(first + b"/", first + b"0")])
+                    _write(
+                        connection, "DELETE FROM directory WHERE path > ? AND path < ?", [(first + b"/", first + b"0")]
+                    )
 
         if names:
             self._run(forget, writes=True)
@@ -377,7 +383,14 @@ class StateFile:
             ).fetchall()
 
         return [
-            (None if user is None else os.fsdecode(user), os.fsdecode(repository), str(reason), number, last_s, str(message))
+            (
+                None if user is None else os.fsdecode(user),
+                os.fsdecode(repository),
+                str(reason),
+                number,
+                last_s,
+                str(message),
+            )
             for user, repository, reason, number, last_s, message in self._run(find) or ()
         ]
 
@@ -502,7 +515,9 @@ class StateFile:
             return False  # no repository yet, or the volume is gone
         try:
             if sys.platform == "linux" and not is_local(fd):
-                self._complain("its file system is none of this machine's own; --state-dir may name a directory on one that is")
+                self._complain(
+                    "its file system is none of this machine's own; --state-dir may name a directory on one that is"
+                )
                 self._not_before = float("inf")
                 return False
         finally:

@@ -169,7 +169,9 @@ class Tally:
         if effect is not None and target is not None:
             size_bytes = record.sent_bytes if effect.operation is Operation.READ else effect.size_bytes
             # Only what is there has an effect, so a client cannot invent labels.
-            self._add((effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes)
+            self._add(
+                (effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes
+            )
 
     def handshake_failed(self) -> None:
         """A TLS handshake has failed."""
@@ -251,9 +253,7 @@ class Exposition:
     def _piece(self, family: Family) -> bytes:
         before, known = self._written.get(family.name, (b"", {}))
         samples = family.samples
-        fresh = [
-            sample for sample in samples if (line := known.get(sample.labels)) is None or line[0] != sample.value
-        ]
+        fresh = [sample for sample in samples if (line := known.get(sample.labels)) is None or line[0] != sample.value]
         if fresh or not before:
             # No label's value breaks a line; the comments before the first are there in any case.
             before, *lines = _family(family._replace(samples=fresh)).rsplit(b"\n", len(fresh) + 1)[:-1]

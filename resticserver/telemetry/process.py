@@ -87,7 +87,9 @@ class Processes:
         # One that ends at this moment is in neither.
         self._cpu_s = max(self._cpu_s, cpu_s)
         yield _counter("process_cpu_seconds", "User and system CPU time in seconds", self._cpu_s)
-        yield _gauge("process_start_time_seconds", "When the process was started, in seconds since 1970", self._started_s)
+        yield _gauge(
+            "process_start_time_seconds", "When the process was started, in seconds since 1970", self._started_s
+        )
         if own is not None:
             yield _gauge("process_open_fds", "Open file descriptors", sum(each.open_fds for each in found))
             yield _gauge("process_max_fds", "How many descriptors may be open", sum(each.max_fds for each in found))

@@ -255,7 +255,8 @@ class ServerStatus:
                 for one in self.repositories
             ],
             "users": [
-                {**_shallow(user), "concerns": [words for _, words in user.concerns(self.time_s)]} for user in self.users
+                {**_shallow(user), "concerns": [words for _, words in user.concerns(self.time_s)]}
+                for user in self.users
             ],
             "refusals": [one._asdict() for one in self.refusals],
             "concerns": [words for _, words in self.concerns()],

@@ -82,7 +82,9 @@ class StatusPages:
         """In the pool."""
         may_read = []
         for repository in status.repositories:
-            target = Target(tuple(repository.repository.split("/")) if repository.repository else (), Kind.LIST, "snapshots")
+            target = Target(
+                tuple(repository.repository.split("/")) if repository.repository else (), Kind.LIST, "snapshots"
+            )
             if self._policy.decide(user, Action.READ, target).allowed:
                 may_read.append(repository)
         return status.only(user, may_read)
@@ -164,7 +166,9 @@ def server_page(status: ServerStatus) -> Tag:
         "",
         tags.header(
             tags.h1("Backups"),
-            tags.p(f"{len(repositories)} repositor{'y' if len(repositories) == 1 else 'ies'}, {summary}", class_="lead"),
+            tags.p(
+                f"{len(repositories)} repositor{'y' if len(repositories) == 1 else 'ies'}, {summary}", class_="lead"
+            ),
         ),
         Tag("main")(
             _concerns(status.concerns()),
@@ -228,7 +232,9 @@ def _disk(status: ServerStatus) -> Any:
         return ""
     used = status.disk_size_bytes - status.disk_free_bytes
     words = f"{used * 100 // status.disk_size_bytes} % of {format_size(status.disk_size_bytes)} used"
-    return _figure("Free disk", format_size(status.disk_free_bytes), _bar(used, status.disk_size_bytes), tags.small(words))
+    return _figure(
+        "Free disk", format_size(status.disk_free_bytes), _bar(used, status.disk_size_bytes), tags.small(words)
+    )
 
 
 def _certificate(status: ServerStatus) -> Any:
@@ -251,7 +257,9 @@ def _users(now_s: float, users: Sequence[UserStatus]) -> Any:
         )
         for user in users
     )
-    head = tags.tr(tags.th("User", scope="col"), tags.th("Stored", scope="col", class_="number"), tags.th("Quota", scope="col"))
+    head = tags.tr(
+        tags.th("User", scope="col"), tags.th("Stored", scope="col", class_="number"), tags.th("Quota", scope="col")
+    )
     return tags.section(tags.h2("Users"), tags.table(tags.thead(head), tags.tbody(*rows)))
 
 
@@ -272,7 +280,9 @@ def _row(now_s: float, repository: RepositoryStatus) -> Tag:
     owner = f"of {repository.owner}" if repository.owner and repository.owner != repository.repository else ""
     return tags.tr(
         tags.th(
-            tags.a(repository.name, href=f"status/{name}") if _can_be_asked_for(repository) else tags.span(repository.name),
+            tags.a(repository.name, href=f"status/{name}")
+            if _can_be_asked_for(repository)
+            else tags.span(repository.name),
             tags.small(owner) if owner else "",
             _concerns(concerns),
             scope="row",

@@ -89,17 +89,32 @@ class PolicyCheckTests(SynchronousTestCase):
         table = (
             (("a b", "GET", "/config"), "'a b' is no user name: ' ' is in it, and only letters, digits"),
             (("data", "GET", "/config"), "'data' is no user name: 'data' is a reserved name"),
-            ((*htpasswd, "carol", "GET", "/config"), f"'carol' cannot log in with {users}: there is no user of this name in it"),
-            ((*htpasswd, "bob", "GET", "/config"), f"'bob' cannot log in with {users}: Invalid htpasswd entry for bob. ("),
+            (
+                (*htpasswd, "carol", "GET", "/config"),
+                f"'carol' cannot log in with {users}: there is no user of this name in it",
+            ),
+            (
+                (*htpasswd, "bob", "GET", "/config"),
+                f"'bob' cannot log in with {users}: Invalid htpasswd entry for bob. (",
+            ),
             (("--htpasswd-file", "/nowhere", "bob", "GET", "/config"), "/nowhere: No such file or directory"),
             (("alice", "get", "/config"), "get is no method of /config, where methods are written in capitals: it is"),
-            (("alice", "PUT", "/config"), "PUT is no method of /config, a config, which takes GET, HEAD, POST, DELETE: it is"),
+            (
+                ("alice", "PUT", "/config"),
+                "PUT is no method of /config, a config, which takes GET, HEAD, POST, DELETE: it is",
+            ),
             (
                 ("alice", "POST", "/data/"),
                 'POST is no method of /data/, a list, which takes GET ("data" is a reserved name, choose another repository',
             ),
-            (("alice", "GET", "/x/"), "GET is no method of /x/, a repository, which takes POST, DELETE: it is answered 405"),
-            (("alice", "GET", "/x"), "/x names nothing that the server has: a repository's path ends in a slash: x/ (every"),
+            (
+                ("alice", "GET", "/x/"),
+                "GET is no method of /x/, a repository, which takes POST, DELETE: it is answered 405",
+            ),
+            (
+                ("alice", "GET", "/x"),
+                "/x names nothing that the server has: a repository's path ends in a slash: x/ (every",
+            ),
             (("alice", "GET", "/data/x"), "/data/x names nothing that the server has: 'x' is no object's name"),
             (("alice", "GET", "/a/b/c/config"), "repositories lie at most 2 folders deep here (--max-depth)"),
             (("--proxy-prefix", "/b", "alice", "GET", "/config"), "it is not below /b (--proxy-prefix)"),

@@ -34,7 +34,9 @@ from ..support.scratch import scratch_directory
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400
 WELL = RepositoryStatus("alice/laptop", "alice", 500 << 20, 7, 1000 << 20, last_snapshot_s=NOW_S - 3600)
-SERVER = ServerStatus("1.2.3", NOW_S, NOW_S - DAY_S, disk_free_bytes=5 << 30, disk_size_bytes=10 << 30, repositories=(WELL,))
+SERVER = ServerStatus(
+    "1.2.3", NOW_S, NOW_S - DAY_S, disk_free_bytes=5 << 30, disk_size_bytes=10 << 30, repositories=(WELL,)
+)
 
 
 class Answers:
@@ -170,7 +172,11 @@ class StatusCommandTests(SynchronousTestCase):
             (0, {"repositories": ()}, "0 bytes in 0 repositories"),
             (0, {"repositories": (replace(WELL, last_snapshot_s=None),)}, "no snapshot yet"),
             (2, {"counted": False}, "sizes are still being counted"),
-            (2, {"counted": False, "repositories": (replace(WELL, last_snapshot_s=None, counted=False),)}, "not known yet"),
+            (
+                2,
+                {"counted": False, "repositories": (replace(WELL, last_snapshot_s=None, counted=False),)},
+                "not known yet",
+            ),
             (1, {"counted": False, "not_ready": "the disk is full"}, "not ready"),
             (1, {"repositories": (replace(WELL, damaged=1),)}, "1 damaged file found"),
             (1, {"repositories": (WELL, replace(WELL, last_snapshot_s=NOW_S - 8 * DAY_S))}, "last snapshot 8 days ago"),
@@ -247,7 +253,13 @@ class StatusCommandTests(SynchronousTestCase):
 
     def test_odd_urls(self) -> None:
         """A port that is no number, a space, a bracket that does not close."""
-        for url in ("http://127.0.0.1:port", "http://127.0.0.1:99999", "http://127.0.0.1:1/a b", "http://[::1", "http://"):
+        for url in (
+            "http://127.0.0.1:port",
+            "http://127.0.0.1:99999",
+            "http://127.0.0.1:1/a b",
+            "http://[::1",
+            "http://",
+        ):
             self.refused(url=url)
 
     def test_no_http(self) -> None:

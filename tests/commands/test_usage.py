@@ -89,7 +89,9 @@ class UsageTests(SynchronousTestCase):
         self.patch(os, "scandir", scan)
         (self.path / "carol").mkdir()
         status, out, err = self.run_usage("--json")
-        self.assertEqual((0, f"rest-server usage: skipped {self.path.absolute()}/carol: Permission denied\n"), (status, err))
+        self.assertEqual(
+            (0, f"rest-server usage: skipped {self.path.absolute()}/carol: Permission denied\n"), (status, err)
+        )
         found = json.loads(out)
         self.assertEqual([{"path": f"{self.path.absolute()}/carol", "reason": "Permission denied"}], found["skipped"])
         for last, expected in ((None, 11), (300, 311)):
@@ -163,7 +165,8 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual((1024, 10, "2001-09-09T02:46:40Z"), tuple(alice[key] for key in keys))
         self.assertEqual((1024, 10, None), tuple(bob[key] for key in keys))
         self.assertEqual(
-            [{"user": "alice", "size_bytes": 200, "objects": 2, "quota_bytes": 2048, "quota_objects": None}], found["users"]
+            [{"user": "alice", "size_bytes": 200, "objects": 2, "quota_bytes": 2048, "quota_objects": None}],
+            found["users"],
         )
 
     def test_table(self) -> None:

@@ -212,9 +212,13 @@ class EverywhereTests(ConfigurationCase):
         for flag, (value, *others) in BAD.items():
             line = self.refused(f"--{flag}={value}", *others)
             self.assertRegex(line, f"^--{flag}\\b")
-            self.assertRegex(self.refused(*others, file=f"{flag} = '{value}'"), f"^{re.escape(str(self.file))}: {flag}\\b")
+            self.assertRegex(
+                self.refused(*others, file=f"{flag} = '{value}'"), f"^{re.escape(str(self.file))}: {flag}\\b"
+            )
             before = dict(os.environ)
-            line = self.refused(*others, environment={variable(flag): f"'{value}'" if flag == "trusted-proxy" else value})
+            line = self.refused(
+                *others, environment={variable(flag): f"'{value}'" if flag == "trusted-proxy" else value}
+            )
             self.assertRegex(line, f"^{variable(flag)}\\b")
             self.patch(os, "environ", before)
 
@@ -222,7 +226,9 @@ class EverywhereTests(ConfigurationCase):
         """The same where two flags do not go together."""
         environment = {"REST_SERVER_PRIVATE_REPOS": "true"}
         before = dict(os.environ)
-        self.assertTrue(self.refused("--no-auth", environment=environment).startswith("REST_SERVER_PRIVATE_REPOS needs"))
+        self.assertTrue(
+            self.refused("--no-auth", environment=environment).startswith("REST_SERVER_PRIVATE_REPOS needs")
+        )
         self.patch(os, "environ", before)
         self.assertTrue(self.refused("--no-auth", file="policy = '/x'").startswith(f"{self.file}: policy needs"))
 

@@ -644,7 +644,9 @@ class FileStoreContract(StoreContract):
                     self.assertEqual(Amount(), upload.change)
                     self.assertNotEqual(before, inode_of(path))
                     self.assertEqual(b"a pack", load(store, ROOT, "data", NAME))
-                    self.assertIn("replaced by a verified upload", "".join(str(event["log_format"]) for event in events))
+                    self.assertIn(
+                        "replaced by a verified upload", "".join(str(event["log_format"]) for event in events)
+                    )
         self.assertEqual({key_of(ROOT, "data", NAME): b"a pack"}, self.contents())
 
     def test_unreadable_is_not_replaced_by_anything_else(self) -> None:
@@ -700,7 +702,7 @@ class FileStoreContract(StoreContract):
         A type's directory, or one of C{data}'s, that is something else or a link to nothing is a fault of the server for
         every request that needs it: restic would take "not there" for "empty".
         """
-        for directory, kind in ((*((kind, kind) for kind in TYPES), (f"data/{NAME[:2]}", "data"))):
+        for directory, kind in (*((kind, kind) for kind in TYPES), (f"data/{NAME[:2]}", "data")):
             for make in (
                 lambda path: path.write_bytes(b""),
                 lambda path: path.symlink_to("nowhere"),

@@ -205,7 +205,9 @@ class Prepare(SynchronousTestCase):
             pass
         for below in (path, os.path.join(path, "repositories")):
             error = self.assertRaises(StartError, LocalStore(below).prepare)
-            self.assertEqual(f"--path: cannot use the data directory {os.path.abspath(below)}: Not a directory", str(error))
+            self.assertEqual(
+                f"--path: cannot use the data directory {os.path.abspath(below)}: Not a directory", str(error)
+            )
 
     def test_cannot_be_made_or_written(self) -> None:
         """A directory that cannot be made, or not be written, is a line with the system's reason."""
@@ -238,7 +240,11 @@ class Prepare(SynchronousTestCase):
             root = self.mktemp()
             os.makedirs(f"{root}/x/.tmp")
             os.makedirs(f"{root}/.tmp")
-            for path in (f"{root}/x/.tmp/precious", f"{root}/x/.tmp/{'0' * 32}.upload", f"{root}/.tmp/{'0' * 32}.upload"):
+            for path in (
+                f"{root}/x/.tmp/precious",
+                f"{root}/x/.tmp/{'0' * 32}.upload",
+                f"{root}/.tmp/{'0' * 32}.upload",
+            ):
                 with open(path, "wb"):
                     pass
             os.makedirs(f"{root}/y/.tmp")

@@ -157,7 +157,9 @@ class ClockTests(SynchronousTestCase):
             self.ended.set()
             for thread in threads:
                 thread.join()
-        print(f"removed users were refused after {refused_after_s} s; {dict(self.answers)}; {self.slowest_s:.2f} s at most")
+        print(
+            f"removed users were refused after {refused_after_s} s; {dict(self.answers)}; {self.slowest_s:.2f} s at most"
+        )
         self.assertEqual(1, self.answers["upload", 200])
         self.assertEqual({200}, {status for (what, status) in self.answers if what == "login"})
         self.assertGreater(self.answers["login", 200], 20)

@@ -55,7 +55,11 @@ class DamageTests(SynchronousTestCase):
         self.scratch = scratch_directory(self)
         self.data = self.scratch / "data"
         self.output = self.scratch / "events"
-        self.flags = ("--prometheus", "--on-event", shlex.join(("/bin/sh", "-c", f"cat >> {shlex.quote(str(self.output))}")))
+        self.flags = (
+            "--prometheus",
+            "--on-event",
+            shlex.join(("/bin/sh", "-c", f"cat >> {shlex.quote(str(self.output))}")),
+        )
 
     def start(self) -> ServerProcess:
         """A server."""
@@ -110,7 +114,9 @@ class DamageTests(SynchronousTestCase):
         restic = self.restic(server)
         times = pack.parent.stat()
         damage(pack)
-        self.assertEqual((times.st_mtime_ns, times.st_ctime_ns), (pack.parent.stat().st_mtime_ns, pack.parent.stat().st_ctime_ns))
+        self.assertEqual(
+            (times.st_mtime_ns, times.st_ctime_ns), (pack.parent.stat().st_mtime_ns, pack.parent.stat().st_ctime_ns)
+        )
         for _ in range(2):
             finished = restic.run("check")
             self.assertNotEqual(0, finished.status, finished)
@@ -196,4 +202,3 @@ class SharedDamageTests(DamageTests):
     """Two processes: each knows sizes of its own, and the damage is told of once."""
 
     every_server = ("--workers", "2")
-

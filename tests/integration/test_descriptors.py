@@ -179,7 +179,10 @@ class LimitTests(DescriptorsCase):
 
     def tls_status(self, server: ServerProcess, context: object) -> int:
         """The status of a request on a new connection."""
-        with contextlib.suppress(OSError, http.client.HTTPException), Client(("127.0.0.1", server.port), tls=context) as client:  # type: ignore[arg-type]
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            Client(("127.0.0.1", server.port), tls=context) as client,
+        ):  # type: ignore[arg-type]
             return client.get("/config").status
         return 0
 

@@ -51,12 +51,44 @@ PACK = b"a pack"
 PACK_ID = object_id(PACK)
 
 #: Other spellings of the folder C{secret}: whether a file system takes them for it or not, they are not its name.
-SECRET_SPELLINGS = ("SECRET", "Secret", "sEcReT", "\u017fecret", "secret.", "secret ", "secret::$DATA", "SECRET~1", "\uff33ecret")
+SECRET_SPELLINGS = (
+    "SECRET",
+    "Secret",
+    "sEcReT",
+    "\u017fecret",
+    "secret.",
+    "secret ",
+    "secret::$DATA",
+    "SECRET~1",
+    "\uff33ecret",
+)
 
 #: Other spellings of reserved names.
 RESERVED_SPELLINGS = (
-    *(".Rest-Server", ".REST-SERVER", ".TMP", ".TRASH", ".HtPasswd", ".rest-\u017ferver", ".tra\u017fh", ".tmp.", ".tmp "),
-    *("DATA", "Keys", "\u212aeys", "LOCKS", "loc\u212as", "Config", "CONFIG.", "SNAPSHOTS", "Index", "\u0131ndex", "data::$DATA"),
+    *(
+        ".Rest-Server",
+        ".REST-SERVER",
+        ".TMP",
+        ".TRASH",
+        ".HtPasswd",
+        ".rest-\u017ferver",
+        ".tra\u017fh",
+        ".tmp.",
+        ".tmp ",
+    ),
+    *(
+        "DATA",
+        "Keys",
+        "\u212aeys",
+        "LOCKS",
+        "loc\u212as",
+        "Config",
+        "CONFIG.",
+        "SNAPSHOTS",
+        "Index",
+        "\u0131ndex",
+        "data::$DATA",
+    ),
     *("\uff44\uff41\uff54\uff41", "\uff0d", "TMP~1", "REST-S~1", ".tm\u200bp"),
 )
 
@@ -154,7 +186,9 @@ class RightsAndSpellings(_Base):
                 mallory.request(method, path, body)
         after = contents_below(self.data)
         self.assertEqual(before, {name: digest for name, digest in after.items() if name.startswith("secret/")})
-        self.assertEqual([], [name for name in self.names() if name != "secret" and self.folds and name.lower() == "secret"])
+        self.assertEqual(
+            [], [name for name in self.names() if name != "secret" and self.folds and name.lower() == "secret"]
+        )
         if self.folds:
             self.assertIsNotNone(server.said("/SECRET is answered 404: on disk it is called secret"))
 
@@ -207,7 +241,9 @@ class RightsAndSpellings(_Base):
             self.assertEqual(403, other.request(method, path, body).status, (method, path))
         if not self.folds:
             self.fill(other, "/ALICE/")
-        self.assertEqual(before, {n: digest for n, digest in contents_below(self.data).items() if n.startswith("alice/")})
+        self.assertEqual(
+            before, {n: digest for n, digest in contents_below(self.data).items() if n.startswith("alice/")}
+        )
 
     def test_what_is_reported(self) -> None:
         """Quotas, metrics and the usage command know a repository by its name on disk, whatever was asked for."""
@@ -235,7 +271,19 @@ class RightsAndSpellings(_Base):
         """Names that the file system does not take, or would list in another way, are 404 and leave nothing."""
         server = self.start("--no-verify-upload")
         root = self.client(server, "root")
-        for name in ('a"b', "a<b", "a:b", "what?", "x*", "tail.", "tail ", "\u00fcber", "u\u0308ber", "x" * 255, "\U0001f600"):
+        for name in (
+            'a"b',
+            "a<b",
+            "a:b",
+            "what?",
+            "x*",
+            "tail.",
+            "tail ",
+            "\u00fcber",
+            "u\u0308ber",
+            "x" * 255,
+            "\U0001f600",
+        ):
             path = f"/{quote(name)}/"
             status = root.post(f"{path}?create=true").status
             self.assertIn(status, (200, 404), name)

@@ -117,7 +117,9 @@ class LocaleTests(SynchronousTestCase):
             )
             self.addCleanup(server.clean_up)
             with server.client("j\u00fcrgen", "\u00fc") as client:
-                self.assertEqual(200, client.post(f"/{quote(chr(252))}ber/{quote('j' + chr(252) + 'rgen')}/?create=true").status)
+                self.assertEqual(
+                    200, client.post(f"/{quote(chr(252))}ber/{quote('j' + chr(252) + 'rgen')}/?create=true").status
+                )
             self.assertEqual(0, server.stop())
             self.assertIn("j\u00fcrgen", log.read_text(encoding="utf-8"))
             self.assertTrue((self.data / "j\u00fcrgen" / "keys").is_dir())
@@ -154,7 +156,9 @@ class LocaleTests(SynchronousTestCase):
         """They name repositories and users as the server does, and take names in UTF-8 and in the locale's encoding."""
         (self.data / NAME / "keys").mkdir(parents=True)
         policy = self.directory / "policy"
-        policy.write_text(f'[[rule]]\nusers = ["j\u00fcrgen"]\nrepositories = ["{NAME}"]\nrights = "read"\n', encoding="utf-8")
+        policy.write_text(
+            f'[[rule]]\nusers = ["j\u00fcrgen"]\nrepositories = ["{NAME}"]\nrights = "read"\n', encoding="utf-8"
+        )
         for environment in self.locales:
             usage = self.run_command(environment, "usage", "--path", str(self.data))
             self.assertEqual((0, b""), (usage.returncode, usage.stderr))

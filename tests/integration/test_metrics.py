@@ -219,7 +219,9 @@ class WhoTests(MetricsCase):
 
     def test_prefix(self) -> None:
         """With C{--proxy-prefix} all pages are there with it and without."""
-        server = self.start("--no-auth", "--prometheus", "--metrics-listen", "127.0.0.1:0", "--proxy-prefix", "/a/backup")
+        server = self.start(
+            "--no-auth", "--prometheus", "--metrics-listen", "127.0.0.1:0", "--proxy-prefix", "/a/backup"
+        )
         for address in (server, own_address(server)):
             for before in ("", "/a/backup"):
                 for path in ("/-/health", "/-/ready", "/metrics"):
@@ -402,7 +404,9 @@ class CountsTests(MetricsCase):
         for _ in range(3):
             connection = connect(("127.0.0.1", server.port))
             self.addCleanup(connection.close)
-            connection.sendall(b"POST /r/data/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\nbegin" % (b"ab" * 32))
+            connection.sendall(
+                b"POST /r/data/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\nbegin" % (b"ab" * 32)
+            )
             begun.append(connection)
         self.wait_for(own_address(server), key, 3, None)
         for connection in begun:
@@ -530,7 +534,15 @@ class CountsTests(MetricsCase):
 
     def test_logins(self) -> None:
         """Wrong passwords and addresses that are refused are counted, on all addresses and in all processes together."""
-        flags = ("--metrics-listen", "127.0.0.1:0", "--prometheus", "--auth-failures", "2/minute", "--trusted-proxy", "none")
+        flags = (
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--prometheus",
+            "--auth-failures",
+            "2/minute",
+            "--trusted-proxy",
+            "none",
+        )
         server = self.start(*self.with_users, *flags)
         own = own_address(server)
         before = self.found(own)
@@ -562,7 +574,15 @@ class CountsTests(MetricsCase):
         policy = self.scratch / "policy.toml"
         policy.write_text(POLICY)
         files = make_certificate(self.scratch)
-        flags = ("--policy", str(policy), "--max-size", "1GiB", "--prometheus", "--metrics-listen", "127.0.0.1:0:plain=yes")
+        flags = (
+            "--policy",
+            str(policy),
+            "--max-size",
+            "1GiB",
+            "--prometheus",
+            "--metrics-listen",
+            "127.0.0.1:0:plain=yes",
+        )
         server = self.start(*self.with_users, *files.flags, *flags)
         context = files.client_context()
         with Client(("127.0.0.1", server.port), "alice", "alice", context) as client:
@@ -833,7 +853,9 @@ class StopTests(MetricsCase):
         )
         own = own_address(server)
         size = "rest_server_repository_size_bytes"
-        wait_until(lambda: sum(key[0] == size for key in self.found(own, None)) == 150, what="the count of all repositories")
+        wait_until(
+            lambda: sum(key[0] == size for key in self.found(own, None)) == 150, what="the count of all repositories"
+        )
         connection = connect(own)
         self.addCleanup(connection.close)
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -1012,7 +1034,9 @@ class ReadyTests(MetricsCase):
         """The server's user may not write there any more."""
         flags = ("--no-auth", "--auto-create", "--prometheus", "--metrics-listen", "127.0.0.1:0", *self.every_server)
         self.begin(start_server(self, self.data, *flags, wrapper=unprivileged()))
-        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (self.data, *self.data.rglob("*")) if path.is_dir()}
+        modes = {
+            path: stat.S_IMODE(path.stat().st_mode) for path in (self.data, *self.data.rglob("*")) if path.is_dir()
+        }
 
         def restore() -> None:
             for path, mode in modes.items():

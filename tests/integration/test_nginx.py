@@ -176,7 +176,9 @@ class NginxTests(SynchronousTestCase):
             self.assertEqual(200, client.get("/alice/pc/config", forged).status)
         self.assertTrue(all(line.startswith("127.0.0.1 - alice ") for line in self.lines()))
         with Client(("127.0.0.1", self.port), tls=context) as client:
-            self.assertEqual([200, 200, 401], [client.get(f"/-/{name}").status for name in ("health", "ready", "status")])
+            self.assertEqual(
+                [200, 200, 401], [client.get(f"/-/{name}").status for name in ("health", "ready", "status")]
+            )
 
     def test_headers_from_anyone(self) -> None:
         """Not from a trusted network: neither the user header nor the address is believed."""

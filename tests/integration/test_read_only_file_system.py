@@ -65,7 +65,9 @@ class ReadOnlyCase(SynchronousTestCase):
             copy = f"cp -a {source}/. {mount_point}"
             return f"mount -t tmpfs tmpfs {mount_point} && {copy} && mount -o remount,ro {mount_point}"
         if kind == "squashfs":
-            return f"mksquashfs {source} {image} -quiet -no-progress >/dev/null && mount -o loop,ro {image} {mount_point}"
+            return (
+                f"mksquashfs {source} {image} -quiet -no-progress >/dev/null && mount -o loop,ro {image} {mount_point}"
+            )
         assert kind == "ext4"
         return f"mkfs.ext4 -q -d {source} {image} 100M && mount -o loop,ro {image} {mount_point}"
 
@@ -160,7 +162,13 @@ class FlagsTests(ReadOnlyCase):
         (self.source / ".htpasswd").write_text(sha_line("alice", "secret"))
         self.fill()
         server = self.start(
-            "bind", "--read-only", "--prometheus", "--htpasswd-file", f"{self.mount_point}/.htpasswd", "--max-size", "1TiB"
+            "bind",
+            "--read-only",
+            "--prometheus",
+            "--htpasswd-file",
+            f"{self.mount_point}/.htpasswd",
+            "--max-size",
+            "1TiB",
         )
         self.assert_serves(server, "alice")
 
@@ -211,7 +219,9 @@ class FlagsTests(ReadOnlyCase):
             for mode, status in (("rw", 200), ("ro", 403)):
                 self.inside(server, "mount", "-o", f"remount,bind,{mode}", str(self.mount_point))
                 self.assertEqual(status, client.post(f"/alice/locks/{NAME}", BODY).status)
-                self.assertEqual(status, client.delete(f"/alice/locks/{NAME if status == 200 else object_id(LOCK)}").status)
+                self.assertEqual(
+                    status, client.delete(f"/alice/locks/{NAME if status == 200 else object_id(LOCK)}").status
+                )
                 self.assertEqual(200, client.get("/-/ready").status)
 
     def test_somebody_elses(self) -> None:

@@ -134,7 +134,9 @@ class RefusalCase(SynchronousTestCase):
         """It is 507, with a reason like this that every client can print."""
         self.assertEqual(507, reply.status, reply)
         self.assertRegex(reply.reason, f"^{pattern}$")
-        self.assertTrue(reply.reason.isascii() and reply.reason.isprintable() and len(reply.reason) <= 200, reply.reason)
+        self.assertTrue(
+            reply.reason.isascii() and reply.reason.isprintable() and len(reply.reason) <= 200, reply.reason
+        )
 
     def assert_seen(
         self, server: ServerProcess, kind: str, reason: str, repository: str, user: str, words: str, number: float
@@ -147,7 +149,9 @@ class RefusalCase(SynchronousTestCase):
             lambda: [one for one in self.refusals_told() if (one["repository"], one["reason"]) == (repository, reason)],
             what=f"an event, {self.told()}",
         )
-        self.assertEqual((kind, user, repository, reason), tuple(event[key] for key in ("event", "user", "repository", "reason")))
+        self.assertEqual(
+            (kind, user, repository, reason), tuple(event[key] for key in ("event", "user", "repository", "reason"))
+        )
         self.assertRegex(event["message"], words)
         self.assertEqual(number, self.metric(server, "rest_server_uploads_refused_total", reason=reason))
         found = self.status(server)
@@ -186,7 +190,9 @@ class QuotaTests(RefusalCase):
         for _ in range(5):
             reply = self.client(server, "alice").post(path, in_chunks(body))
             self.refused(reply, rf"quota of 4 MiB for alice exceeded: upload of {SIZE} so far, 1 MiB left")
-        self.assert_seen(server, "quota-reached", "quota", "alice/laptop", "alice", "quota of 4 MiB for alice exceeded: ", 6)
+        self.assert_seen(
+            server, "quota-reached", "quota", "alice/laptop", "alice", "quota of 4 MiB for alice exceeded: ", 6
+        )
         lines = [line for line in server.err if "refused an upload" in line]
         self.assertEqual(1, len(lines), lines)
         self.assertEqual(1, len(self.refusals_told()), self.told())
@@ -321,7 +327,9 @@ class QuotaTests(RefusalCase):
         self.assertEqual(400, alice.post(f"/alice/data/{object_id(b'x')}", b"y").status)
         alice.save("data", b"x", "/alice/")
         self.assertEqual(403, alice.post(f"/alice/data/{object_id(b'x')}", b"y").status)
-        self.assert_seen(server, "upload-refused", "content", "alice", "alice", "the hash of the content does not match", 2)
+        self.assert_seen(
+            server, "upload-refused", "content", "alice", "alice", "the hash of the content does not match", 2
+        )
 
 
 class SharedQuotaTests(QuotaTests):

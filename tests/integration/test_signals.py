@@ -157,7 +157,9 @@ class FirstProcessTests(SynchronousTestCase):
         """
         told = self.scratch / "told"
         script = self.scratch / "command"
-        script.write_text(f'#!/bin/sh\ncat >>"{told}"; echo >>"{told}"\n(sleep 0.2; exit 7) >/dev/null 2>&1 &\nexit 3\n')
+        script.write_text(
+            f'#!/bin/sh\ncat >>"{told}"; echo >>"{told}"\n(sleep 0.2; exit 7) >/dev/null 2>&1 &\nexit 3\n'
+        )
         script.chmod(0o755)
         for door, workers in ((REST_SERVER, "1"), (TWISTD, "1"), (REST_SERVER, "2")):
             flags = ("--on-event", str(script), "--workers", workers)
@@ -168,7 +170,10 @@ class FirstProcessTests(SynchronousTestCase):
                 client.create_repository(repository)
                 for number in range(4):
                     client.save("snapshots", f"{repository} {number}".encode(), repository)
-            wait_until(lambda: len([line for line in server.err + server.out if "exit code 3" in line]) == 4, what="four events")
+            wait_until(
+                lambda: len([line for line in server.err + server.out if "exit code 3" in line]) == 4,
+                what="four events",
+            )
             wait_until(lambda pid=pid: _zombies_of(pid) == 0, what="no zombies")
             if workers == "2":
                 os.kill(children_of(pid)[0], signal.SIGKILL)

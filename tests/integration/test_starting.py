@@ -171,7 +171,9 @@ class AddressTests(SynchronousTestCase):
 
 
 #: What the server says of itself when it starts.
-BANNER = re.compile(r"Data directory|Authentication|Loaded |Append only|Private repositories|Group accessible|TLS enabled|start ")
+BANNER = re.compile(
+    r"Data directory|Authentication|Loaded |Append only|Private repositories|Group accessible|TLS enabled|start "
+)
 
 
 class StartErrorTests(SynchronousTestCase):
@@ -222,7 +224,9 @@ class StartErrorTests(SynchronousTestCase):
             ("max-size", "lots", "is no size", ()),
         )
 
-    def assert_refused(self, door: str, begin: str, part: str, *flags: str, extra: Mapping[str, str] | None = None) -> None:
+    def assert_refused(
+        self, door: str, begin: str, part: str, *flags: str, extra: Mapping[str, str] | None = None
+    ) -> None:
         """One line, with status 1, before anything else is said and without anything having been made."""
         given = {flag.partition("=")[0] for flag in flags}
         flags += () if "--path" in given or "path" in begin.lower() else ("--path=data",)
@@ -319,7 +323,9 @@ class StartErrorTests(SynchronousTestCase):
             check=False,
         )
         self.assertEqual(1, ended.returncode)
-        self.assertRegex(ended.stderr, r"^rest-server: --htpasswd-file: cannot load \S+/data/\.htpasswd \(use --no-auth.*\n\Z")
+        self.assertRegex(
+            ended.stderr, r"^rest-server: --htpasswd-file: cannot load \S+/data/\.htpasswd \(use --no-auth.*\n\Z"
+        )
 
     def test_no_permission(self) -> None:
         """Not as root: a data directory of somebody else's, a port that is reserved, an htpasswd file."""

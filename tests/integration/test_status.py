@@ -142,7 +142,9 @@ class Browser:
 
     def resize(self, width: int) -> None:
         """A window so wide, also where windows cannot be that narrow."""
-        self.develop("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.develop(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def scheme(self, name: str) -> None:
         """The reader wants C{light} or C{dark}."""
@@ -322,7 +324,9 @@ class StatusPageTests(SynchronousTestCase):
         _, browser = self.full()
         for width, display, label in ((1280, "table-row", "none"), (390, "block", '"Stored"')):
             browser.resize(width)
-            self.assertEqual(display, browser.run("return getComputedStyle(document.querySelector('tbody tr')).display"))
+            self.assertEqual(
+                display, browser.run("return getComputedStyle(document.querySelector('tbody tr')).display")
+            )
             script = "return getComputedStyle(document.querySelector('td[data-name=Stored]'), '::before').content"
             self.assertEqual(label, browser.run(script))
 

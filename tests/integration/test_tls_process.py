@@ -277,7 +277,9 @@ class HandshakeTests(TlsCase):
                 self.plain(each, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             with Client(("127.0.0.1", port), tls=self.context()) as client:
                 counted = wait_until(
-                    lambda client=client: b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body,
+                    lambda client=client: (
+                        b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body
+                    ),
                     what="the count",
                 )
                 self.assertTrue(counted)
@@ -314,7 +316,10 @@ class HandshakeTests(TlsCase):
         with self.assertRaises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(connect(address), server_hostname="localhost")
         server.wait_for_line("^TLS handshake with 127.0.0.1 failed: .*unknown ca")
-        with contextlib.suppress(OSError), self.context().wrap_socket(connect(address), server_hostname="localhost") as tls:
+        with (
+            contextlib.suppress(OSError),
+            self.context().wrap_socket(connect(address), server_hostname="localhost") as tls,
+        ):
             tls.recv(1)
         server.wait_for_line("^TLS handshake with 127.0.0.1 failed: peer did not return a certificate$")
         lines = [line for line in server.err if "handshake" in line]

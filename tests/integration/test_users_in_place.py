@@ -42,7 +42,9 @@ class InPlaceCase(SynchronousTestCase):
         self.file.write_bytes(BEFORE)
         self.file.chmod(0o640)
 
-    def user(self, *arguments: str, wrapper: Sequence[str] = (), uid: int | None = None) -> subprocess.CompletedProcess[str]:
+    def user(
+        self, *arguments: str, wrapper: Sequence[str] = (), uid: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run C{rest-server user} to its end."""
         command = [*wrapper, installed("rest-server"), "user", *arguments, "--htpasswd-file", str(self.file)]
         if arguments[0] in ("add", "passwd"):
@@ -103,7 +105,13 @@ class MountTests(InPlaceCase):
         """Users come, change and go; inode, owner and mode stay, and the file that is hidden below is not touched."""
         os.chown(self.real, SOMEBODY, OTHER)
         before = self.real.stat()
-        for arguments in (("add", "bob"), ("passwd", "bob"), ("add", "carol"), ("delete", "alice"), ("delete", "carol")):
+        for arguments in (
+            ("add", "bob"),
+            ("passwd", "bob"),
+            ("add", "carol"),
+            ("delete", "alice"),
+            ("delete", "carol"),
+        ):
             ended = self.user(*arguments, wrapper=self.wrapper)
             self.assertEqual((0, ""), (ended.returncode, ended.stderr), arguments)
         after = self.real.stat()

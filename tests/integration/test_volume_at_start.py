@@ -165,7 +165,11 @@ class OtherStartTests(VolumeCase):
         unmarked = self.scratch / "unmarked"
         subprocess.run(["cp", "-a", str(self.volume), str(unmarked)], check=True)
         (unmarked / ".rest-server" / "id").unlink()
-        for mount, words in ((foreign, "no volume is at"), (other, "another volume is at"), (unmarked, "no volume is at")):
+        for mount, words in (
+            (foreign, "no volume is at"),
+            (other, "another volume is at"),
+            (unmarked, "no volume is at"),
+        ):
             kept = files_below(mount)
             server = self.start(mount=mount)
             with server.client() as client:

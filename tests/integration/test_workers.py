@@ -804,6 +804,7 @@ class EnvironmentTests(WorkersCase):
         server = self.start("--htpasswd-file", str(users))
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-4:-1] for pid in server.workers()]
         self.assertEqual(
-            [[b"-m", b"resticserver.workers.child", b"1"], [b"-m", b"resticserver.workers.child", b"2"]], sorted(commands)
+            [[b"-m", b"resticserver.workers.child", b"1"], [b"-m", b"resticserver.workers.child", b"2"]],
+            sorted(commands),
         )
         self.assertNotIn("LISTEN_PID", server_environment())

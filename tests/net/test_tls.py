@@ -303,7 +303,10 @@ class TlsTests(SynchronousTestCase):
         other_key = self.file(pem_of(ec.generate_private_key(ec.SECP256R1())))
         rsa_key = self.file(pem_of(rsa.generate_private_key(65537, 2048)))
         half = self.file(Path(certificate).read_bytes()[:200])
-        no_key, no_fit = "holds no usable PEM private key: ", f"holds no private key that fits the certificate {certificate}: "
+        no_key, no_fit = (
+            "holds no usable PEM private key: ",
+            f"holds no private key that fits the certificate {certificate}: ",
+        )
         for certificate_path, key_path, line in (
             (missing, key, f"--tls-cert: cannot read the TLS certificate {missing}: No such file or directory"),
             (certificate, missing, f"--tls-key: cannot read the TLS private key {missing}: No such file or directory"),
@@ -355,7 +358,9 @@ class TlsTests(SynchronousTestCase):
         authority = certificate_of(ec.generate_private_key(ec.SECP256R1()), "authority")
         chain = self.file(authority + Path(self.certificate_path).read_bytes())
         error = self.assertRaises(StartError, server_context, chain, self.key_path, "1.2")
-        self.assertRegex(str(error), f"^--tls-cert: {chain} holds its certificates in the wrong order: .*: key values mismatch$")
+        self.assertRegex(
+            str(error), f"^--tls-cert: {chain} holds its certificates in the wrong order: .*: key values mismatch$"
+        )
         server_context(self.file(Path(self.certificate_path).read_bytes() + authority), self.key_path, "1.2")
 
     @process_test

@@ -151,8 +151,12 @@ class LimitTests(LimitCase):
         self.ledger = Ledger(Limit(100))
         its = limits(Limit(90), Limit(80))
         self.store(LAPTOP, 75)
-        self.assertIn("for repository alice/laptop exceeded: upload of 6 bytes, 5 bytes left", self.refused(LAPTOP, 6, its))
-        self.assertIn("for repository alice/laptop exceeded: upload of 60 bytes, 5 bytes left", self.refused(LAPTOP, 60, its))
+        self.assertIn(
+            "for repository alice/laptop exceeded: upload of 6 bytes, 5 bytes left", self.refused(LAPTOP, 6, its)
+        )
+        self.assertIn(
+            "for repository alice/laptop exceeded: upload of 60 bytes, 5 bytes left", self.refused(LAPTOP, 60, its)
+        )
         self.assertIn("for alice exceeded: upload of 16 bytes, 15 bytes left", self.refused(ALICE, 16, its))
         self.assertIn("for this server exceeded: upload of 26 bytes, 25 bytes left", self.refused(ROOT, 26, its))
         self.reserve(LAPTOP, 5, its)
@@ -211,7 +215,9 @@ class LimitTests(LimitCase):
         growing = self.reserve(ALICE, 0, its)
         self.ledger.grow(growing, 60)
         error = self.assertRaises(QuotaExceeded, self.ledger.grow, growing, 20)
-        self.assertEqual("quota of 100 bytes for alice exceeded: upload of 80 bytes so far, 70 bytes left", error.message)
+        self.assertEqual(
+            "quota of 100 bytes for alice exceeded: upload of 80 bytes so far, 70 bytes left", error.message
+        )
 
     def test_long_names(self) -> None:
         """A long name, of any letters, leaves room for the figures in the 200 bytes that a reason phrase has."""
@@ -226,7 +232,9 @@ class LimitTests(LimitCase):
         """Reservations count for the limit, and are not said to be used."""
         its = limits(Limit(100))
         self.reserve(ALICE, 60, its)
-        self.assertEqual("quota of 100 bytes for alice exceeded: upload of 41 bytes, 40 bytes left", self.refused(ALICE, 41, its))
+        self.assertEqual(
+            "quota of 100 bytes for alice exceeded: upload of 41 bytes, 40 bytes left", self.refused(ALICE, 41, its)
+        )
 
     def test_reserve_for_locks_and_index(self) -> None:
         """Locks and index may use one per cent above a limit, at most a GiB; nothing else may."""

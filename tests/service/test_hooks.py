@@ -48,7 +48,9 @@ class EventTests(SynchronousTestCase):
         )
         odd = Event(EventKind.CORRUPTION, "a\nb", "\u0430/\udc80", None)
         self.assertEqual(1, odd.as_json().count(b"\n"))
-        self.assertEqual(("\u0430/\udc80", None), tuple(json.loads(odd.as_json())[key] for key in ("repository", "user")))
+        self.assertEqual(
+            ("\u0430/\udc80", None), tuple(json.loads(odd.as_json())[key] for key in ("repository", "user"))
+        )
 
     def test_over_the_wire(self) -> None:
         """Another process gets the same."""
@@ -350,6 +352,7 @@ class CommandTests(TestCase):
             told.startService()
             told.tell(SNAPSHOT)
             await self.until(told, "failed")
+
         return Deferred.fromCoroutine(test())
 
     def test_stop(self) -> Deferred[None]:
@@ -368,4 +371,3 @@ class CommandTests(TestCase):
             self.assertIn("2 events were not told", formatEvent(logged[-1]))
 
         return Deferred.fromCoroutine(test())
-

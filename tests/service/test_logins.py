@@ -50,7 +50,6 @@ class AskedWire:
         # As on the real wire, whoever asked cannot cancel what the parent does.
         return shielded(answer).addCallback(lambda value: json.loads(json.dumps(value)))
 
-
     def tell(self, verb: str, **arguments: Any) -> None:
         """The worker's word."""
         assert verb == logins.WITHDRAW
@@ -73,9 +72,7 @@ class DistantJudgeTests(SynchronousTestCase):
 
     def start(self) -> None:
         """A parent that checks passwords in the pool, and a worker."""
-        self.parents = PasswordJudge(
-            self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock
-        )
+        self.parents = PasswordJudge(self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock)
         self.wire = AskedWire(self.parents)
         self.judge = DistantJudge(self.wire, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
 

@@ -141,8 +141,12 @@ class FoundTests(ReadinessCase):
             self.store.publisher, publisher = Refuses(self.store.publisher), self.store.publisher  # type: ignore[assignment]
             self.assertEqual("the data directory cannot be written: Input/output error", self.found(self.readiness()))
             self.store.publisher = publisher
-            self.patch(publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-            self.assertEqual("the data directory cannot be written: Read-only file system", self.found(self.readiness()))
+            self.patch(
+                publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+            )
+            self.assertEqual(
+                "the data directory cannot be written: Read-only file system", self.found(self.readiness())
+            )
 
     def test_read_only(self) -> None:
         """A server with C{--read-only} is ready where it cannot write, if it can read; any other error is one as ever."""
@@ -151,11 +155,15 @@ class FoundTests(ReadinessCase):
         with capturedLogs():
             for code, ready in ((30, True), (13, True), (5, False)):
                 patch = self.patch(
-                    store.publisher, "temporary", lambda *args, code=code: (_ for _ in ()).throw(OSError(code, os.strerror(code)))
+                    store.publisher,
+                    "temporary",
+                    lambda *args, code=code: (_ for _ in ()).throw(OSError(code, os.strerror(code))),
                 )
                 self.assertEqual(ready, not self.found(self.readiness(store=store)))
                 patch.restore()
-            self.patch(store.publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+            self.patch(
+                store.publisher, "temporary", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+            )
             self.patch(os, "scandir", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
             found = self.found(self.readiness(store=store))
         self.assertEqual("the data directory cannot be read: Input/output error", found)

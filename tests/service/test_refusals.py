@@ -40,7 +40,9 @@ class RefusalsTests(SynchronousTestCase):
         self.clock = Clock()
         self.refusals = Refusals(self.clock.seconds)
 
-    def add(self, user: str | None = "alice", repository: str = "alice", reason: str = QUOTA, message: str = "full") -> bool:
+    def add(
+        self, user: str | None = "alice", repository: str = "alice", reason: str = QUOTA, message: str = "full"
+    ) -> bool:
         """One is refused; whether it is told of."""
         return self.refusals.add(user, repository, reason, message)
 

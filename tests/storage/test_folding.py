@@ -307,22 +307,56 @@ class NamesTests(SynchronousTestCase):
         """Every reserved name is found in every spelling that some file system takes for it."""
         for name in RESERVED | OWN_FOLDERS:
             for spelling in (
-                *(name, name.upper(), name.title(), name.swapcase(), f"{name}.", f"{name} ", f"{name} . ", f"{name}::$DATA"),
+                *(
+                    name,
+                    name.upper(),
+                    name.title(),
+                    name.swapcase(),
+                    f"{name}.",
+                    f"{name} ",
+                    f"{name} . ",
+                    f"{name}::$DATA",
+                ),
                 *(name.replace("s", "\u017f"), name.replace("k", "\u212a"), name.replace("i", "\u0131"), f"{name}:x"),
                 *(name.replace("i", "\u0130"), "".join(chr(ord(c) + 0xFEE0) for c in name), f"{name}\ufe0f"),
                 name.replace("e", "e\u200c"),
             ):
                 self.assertEqual(name, reserved_name(spelling), spelling)
-        for spelling, name in (("REST-S~1", ".rest-server"), ("htpass~2", ".htpasswd"), ("TMP~1", ".tmp"), ("TRASH~1", ".trash")):
+        for spelling, name in (
+            ("REST-S~1", ".rest-server"),
+            ("htpass~2", ".htpasswd"),
+            ("TMP~1", ".tmp"),
+            ("TRASH~1", ".trash"),
+        ):
             self.assertEqual(name, reserved_name(spelling))
 
     def test_others(self) -> None:
         """Other names are not reserved, though they begin or end like one."""
-        for name in ("database", "data1", "d\u00e1ta", "keys2", "x.tmp", "tmp", "rest-server", "con", "--", "alice", "..."):
+        for name in (
+            "database",
+            "data1",
+            "d\u00e1ta",
+            "keys2",
+            "x.tmp",
+            "tmp",
+            "rest-server",
+            "con",
+            "--",
+            "alice",
+            "...",
+        ):
             self.assertTrue(is_folder_name(name), name)
             self.assertIsNone(reserved_name(name), name)
 
     def test_folds_to_itself(self) -> None:
         """What is folded stays when it is folded again."""
-        for name in ("Stra\u00dfe", "\u0130stanbul", "M\u00dcLLER", "\u03a3\u03c2", "\ufb01le", "\u1e9e. .", "a\u200db"):
+        for name in (
+            "Stra\u00dfe",
+            "\u0130stanbul",
+            "M\u00dcLLER",
+            "\u03a3\u03c2",
+            "\ufb01le",
+            "\u1e9e. .",
+            "a\u200db",
+        ):
             self.assertEqual(fold_name(name), fold_name(fold_name(name)))

@@ -33,7 +33,6 @@ def formats(events: Sequence[LogEvent]) -> list[str]:
     return [str(event["log_format"]) for event in events]
 
 
-
 #: Each way of publishing that there is.
 WAYS = (
     Mechanisms(),
@@ -631,7 +630,15 @@ class SweepTests(SynchronousTestCase):
 
     def test_other_names(self) -> None:
         """Files that are called otherwise are somebody else's."""
-        names = ("precious", "a.upload", "A" * 32 + ".upload", "0" * 32, "0" * 33 + ".upload", "0" * 32 + ".upload\n", "f" * 64)
+        names = (
+            "precious",
+            "a.upload",
+            "A" * 32 + ".upload",
+            "0" * 32,
+            "0" * 33 + ".upload",
+            "0" * 32 + ".upload\n",
+            "f" * 64,
+        )
         for name in names:
             (self.folder / name).write_bytes(b"foreign")
         self.assertEqual(2, self.sweep("alice"))

@@ -355,7 +355,9 @@ class PresentSizesTests(SnapshotsCase):
         (self.path / "keys" / name_of(1)).unlink()
         snapshots_find = self.store.snapshots.find
         stale = self.store.snapshots.last(str(self.path / "keys"))
-        self.patch(self.store.snapshots, "find", lambda *_: stale)  # it goes between the look at the directory and at the file
+        self.patch(
+            self.store.snapshots, "find", lambda *_: stale
+        )  # it goes between the look at the directory and at the file
         self.assertEqual({name_of(0), name_of(2)}, {entry.name for entry in lines_of(listing)})
         self.patch(self.store.snapshots, "find", snapshots_find)
         self.assertEqual([], self.changes)

@@ -423,7 +423,9 @@ class FileTests(StateCase):
         self.patch(state_module, "_BUSY_S", 0.5)
         attempts: list[object] = []
         open_ = state_module.sqlite3.connect
-        self.patch(state_module.sqlite3, "connect", lambda *args, **kwargs: attempts.append(args) or open_(*args, **kwargs))
+        self.patch(
+            state_module.sqlite3, "connect", lambda *args, **kwargs: attempts.append(args) or open_(*args, **kwargs)
+        )
         with capturedLogs() as events:
             for _ in range(3):
                 self.assertEqual([], self.kept("keys"))

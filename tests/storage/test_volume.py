@@ -100,7 +100,9 @@ class VolumeTests(SynchronousTestCase):
         for attempt in range(20):
             store = LocalStore(str(self.path / str(attempt)))
             store.prepare()
-            made = at_once([lambda store=store, number=number: store.create_repository((f"r{number}",)) for number in range(6)])
+            made = at_once(
+                [lambda store=store, number=number: store.create_repository((f"r{number}",)) for number in range(6)]
+            )
             self.assertEqual([None] * 6, made)
 
     def test_start_marks_a_used_directory(self) -> None:

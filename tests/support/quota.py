@@ -412,7 +412,13 @@ def make_room(client: Client, data: Path, limit_bytes: int, wanted_bytes: int, b
 
 
 def assert_exact(
-    client: Client, data: Path, limit_bytes: int, *, repository: str = "/", below: str = "", patience_s: float = PATIENCE_S
+    client: Client,
+    data: Path,
+    limit_bytes: int,
+    *,
+    repository: str = "/",
+    below: str = "",
+    patience_s: float = PATIENCE_S,
 ) -> None:
     """
     What may still be stored is the limit less what is on disk, to the byte; and for locks the reserve more.

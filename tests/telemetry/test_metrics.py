@@ -26,7 +26,9 @@ from ..support.processes import process_test
 
 PROMTOOL = shutil.which("promtool")
 #: What a test case's C{skip} is set to.
-SKIP_WITHOUT_PROMTOOL = None if PROMTOOL else "promtool is not installed (Debian and Ubuntu: apt-get install prometheus)"
+SKIP_WITHOUT_PROMTOOL = (
+    None if PROMTOOL else "promtool is not installed (Debian and Ubuntu: apt-get install prometheus)"
+)
 
 #: A sample's name with its labels, sorted.
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -136,7 +138,9 @@ class TallyTests(SynchronousTestCase):
         tally = Tally()
         for method in (b"GET", b"HEAD", b"POST", b"DELETE", b"PUT", b"get", b"-", b"X" * 200, b'A"B', b"\xff"):
             tally(PLAIN._replace(method=method, effect=None))
-        requests = {key: value for key, value in counted_by(tally).items() if key[0] == "rest_server_http_requests_total"}
+        requests = {
+            key: value for key, value in counted_by(tally).items() if key[0] == "rest_server_http_requests_total"
+        }
         wanted = {
             series("rest_server_http_requests_total", method=method, code="200"): number
             for method, number in (("GET", 1), ("HEAD", 1), ("POST", 1), ("DELETE", 1), ("other", 6))
@@ -198,7 +202,7 @@ class TallyTests(SynchronousTestCase):
             )
             for number, (user, repository, kind, status, duration_s, operation) in enumerate(
                 (user, repository, kind, status, duration_s, operation)
-                for user in (None, "alice", "ал\"иса\n")
+                for user in (None, "alice", 'ал"иса\n')
                 for repository in ("a", "b\\c")
                 for kind in ("data", "keys")
                 for status in (200, 206, 507)
@@ -250,7 +254,9 @@ class TallyTests(SynchronousTestCase):
         tally = Tally()
         for repository in (("alice",), LAPTOP, ("alice2",)):
             for operation in Operation:
-                tally(PLAIN._replace(target=Target(repository, TargetKind.OBJECT, "data", NAME), effect=Effect(operation)))
+                tally(
+                    PLAIN._replace(target=Target(repository, TargetKind.OBJECT, "data", NAME), effect=Effect(operation))
+                )
         tally.forget({"alice"})
         self.assertEqual({"alice/laptop", "alice2"}, {dict(labels)["repo"] for _, labels in blobs(counted_by(tally))})
         tally.forget({"nothing"})
@@ -279,7 +285,7 @@ class ExpositionTests(SynchronousTestCase):
         "müller@example.org",
         "алиса",
         "\N{SNOWMAN}\U0001f600",
-        "{a=\"b\"} 1",
+        '{a="b"} 1',
         " spaces ",
         "#HELP",
         "",
@@ -361,7 +367,12 @@ class ExpositionTests(SynchronousTestCase):
         tally(PLAIN._replace(received_bytes=0, sent_bytes=0))
         exposition.text(tally.counted, (gauges((("a", "a"), 2.0)),))
         self.assertEqual(
-            {"rest_server_blob_write", "rest_server_blob_write_bytes", "rest_server_http_requests", "rest_server_some_bytes"},
+            {
+                "rest_server_blob_write",
+                "rest_server_blob_write_bytes",
+                "rest_server_http_requests",
+                "rest_server_some_bytes",
+            },
             set(written),
         )
 

@@ -129,7 +129,10 @@ class RepositoryTests(SynchronousTestCase):
         table: tuple[tuple[tuple[Refused, ...], list[Concern]], ...] = (
             ((), []),
             ((disk,), [Concern(WARNING, "3 uploads refused within a day, the last 2 hours ago: no space left")]),
-            ((disk, quota), [Concern(WARNING, "4 uploads refused within a day, the last 1 minute ago: quota of 1 GiB")]),
+            (
+                (disk, quota),
+                [Concern(WARNING, "4 uploads refused within a day, the last 1 minute ago: quota of 1 GiB")],
+            ),
             ((rights,), [Concern(NOTICE, "1 upload refused within a day, the last a moment ago: you may only read")]),
         )
         for refusals, concerns in table:
@@ -208,7 +211,9 @@ class ServerTests(SynchronousTestCase):
         whole = replace(SERVER, repositories=(WELL,), users=(UserStatus("alice", 500, 1000), UserStatus("bob", 5, 10)))
         status = whole.with_refusals((hers, new, nobodys))
         self.assertEqual([(hers,)], [one.refusals for one in status.repositories])
-        self.assertEqual([("alice", (hers,)), ("bob", ()), ("carol", (new,))], [(one.user, one.refusals) for one in status.users])
+        self.assertEqual(
+            [("alice", (hers,)), ("bob", ()), ("carol", (new,))], [(one.user, one.refusals) for one in status.users]
+        )
         self.assertEqual(["alice", "carol", "bob"], [one.user for one in status.users_by_need()])
         words = "6 uploads refused within a day, the last a moment ago: no space"
         self.assertEqual([Concern(WARNING, words)], status.concerns())
@@ -290,12 +295,24 @@ class JsonTests(SynchronousTestCase):
         NOW_S + 5 * DAY_S,
         (
             RepositoryStatus(
-                "ä/<&>", "ä", 1 << 42, 77, 1 << 43, 1000, NOW_S - 7.5, 3, NOW_S - 3600.0, 2, ((20_000, 5), (20_001, 1 << 42))
+                "ä/<&>",
+                "ä",
+                1 << 42,
+                77,
+                1 << 43,
+                1000,
+                NOW_S - 7.5,
+                3,
+                NOW_S - 3600.0,
+                2,
+                ((20_000, 5), (20_001, 1 << 42)),
             ),
             RepositoryStatus("", None, 0, 0),
         ),
         (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7, 3, 4)),
-    ).with_refusals((Refused("bob", "ä/<&>", "disk", 3, NOW_S - 0.5, "full"), Refused(None, "x", "content", 1, NOW_S, "odd")))
+    ).with_refusals(
+        (Refused("bob", "ä/<&>", "disk", 3, NOW_S - 0.5, "full"), Refused(None, "x", "content", 1, NOW_S, "odd"))
+    )
 
     def test_round_trip(self) -> None:
         """What is read is what was written, every field, also when it was text in between."""
@@ -321,7 +338,9 @@ class JsonTests(SynchronousTestCase):
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
         self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
-        self.assertEqual({*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0]))
+        self.assertEqual(
+            {*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0])
+        )
         user = {"user", "size_bytes", "quota_bytes", "objects", "quota_objects", "concerns"}
         self.assertEqual(user, set(document["users"][0]))
         self.assertEqual({"user", "repository", "reason", "number", "last_s", "message"}, set(document["refusals"][0]))

@@ -75,7 +75,9 @@ class PagesCase(SynchronousTestCase):
         resource = Pages(self.pages() if pages is None else pages, self.door, rest)
         return RepositorySite(resource, bench.clock, bench.records.append, prefix=prefix)
 
-    def ask(self, site: RepositorySite, method: str, path: str, body: bytes | None = None, **headers: str) -> Connection:
+    def ask(
+        self, site: RepositorySite, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> Connection:
         """One request on a connection of its own."""
         connection = Connection(site)
         connection.send(request(method, path, body, **headers))

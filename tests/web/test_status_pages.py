@@ -42,7 +42,24 @@ HOSTILE = (
     "javascript:alert(1)",
     "{{7*7}}",
 )
-ODD = ("50%", "%2e%2e", "%41", "a#b", "a?b=c", "a b", " ", "+", "grün", "\N{SNOWMAN}", "a:b", "a;b", "a&b", "...", "@", "~x")
+ODD = (
+    "50%",
+    "%2e%2e",
+    "%41",
+    "a#b",
+    "a?b=c",
+    "a b",
+    " ",
+    "+",
+    "grün",
+    "\N{SNOWMAN}",
+    "a:b",
+    "a;b",
+    "a&b",
+    "...",
+    "@",
+    "~x",
+)
 POLICY = """
 [[rule]]
 users = ["alice"]
@@ -121,7 +138,9 @@ class StatusCase(SynchronousTestCase):
         resource = Pages({}, self.door, bench.api.resource(), pages)
         return Connection(RepositorySite(resource, bench.clock, bench.records.append, prefix=self.prefix))
 
-    def ask(self, path: str, method: str = "GET", body: bytes | None = None, user: str | None = None, **headers: str) -> Reply:
+    def ask(
+        self, path: str, method: str = "GET", body: bytes | None = None, user: str | None = None, **headers: str
+    ) -> Reply:
         """One request and its answer."""
         connection = self.connection()
         if user is not None:
@@ -158,7 +177,9 @@ class StatusCase(SynchronousTestCase):
 
     def assert_harmless(self, tree: ElementTree.Element) -> None:
         """Nothing in a page runs, loads anything but our sheet, or needs what the policy forbids."""
-        allowed = set("html head meta title link body header h1 h2 p main section div small table thead tbody tr th td".split())
+        allowed = set(
+            "html head meta title link body header h1 h2 p main section div small table thead tbody tr th td".split()
+        )
         allowed |= set("a ul li dl dt dd span svg rect polyline polygon time footer figure figcaption".split())
         for element in tree.iter():
             self.assertIn(element.tag, allowed)
@@ -273,9 +294,7 @@ class HtmlTests(StatusCase):
             tree = self.tree("/-/status")
             self.assertEqual(words, text_of(tree.find("body/header/p")))
         self.assertEqual(["c", "b", "a"], list(self.rows(tree)))
-        self.assertEqual(
-            ["bad", "warning", "good"], [row.attrib["class"] for row in tree.iterfind(".//tbody/tr")]
-        )
+        self.assertEqual(["bad", "warning", "good"], [row.attrib["class"] for row in tree.iterfind(".//tbody/tr")])
 
     def test_all_is_not_well(self) -> None:
         """A server that is not ready, or whose certificate has ended, is not well, however its repositories are."""
@@ -389,8 +408,17 @@ class LinkTests(StatusCase):
     def test_unknown(self) -> None:
         """404 for what is no repository, and for what has a slash too many: its links would lead astray."""
         self.status = server(repository("alice/pc"), repository("bob"))
-        names = "carol alice pc alice/pc/x alice/pc/ bob/ bob// /bob alice%2Fpc alice/../bob ./bob bob/config bob/data/ %ff"
-        for path in (*(f"/-/status/{name}" for name in names.split()), "/-/status/", "/-/statusx", "/-/status.html", "/-/", "/-"):
+        names = (
+            "carol alice pc alice/pc/x alice/pc/ bob/ bob// /bob alice%2Fpc alice/../bob ./bob bob/config bob/data/ %ff"
+        )
+        for path in (
+            *(f"/-/status/{name}" for name in names.split()),
+            "/-/status/",
+            "/-/statusx",
+            "/-/status.html",
+            "/-/",
+            "/-",
+        ):
             self.assertEqual(404, self.ask(path).status, path)
 
     def test_root_repository(self) -> None:
@@ -500,7 +528,14 @@ class WhoTests(StatusCase):
 
     def test_nobody(self) -> None:
         """401 with a challenge for strangers and wrong passwords, whatever they ask for; no account is looked at."""
-        for path in ("/-/status", "/-/status.json", "/-/status.css", "/-/status/alice", "/-/status/nobody", "/-/status/"):
+        for path in (
+            "/-/status",
+            "/-/status.json",
+            "/-/status.css",
+            "/-/status/alice",
+            "/-/status/nobody",
+            "/-/status/",
+        ):
             for method in ("GET", "HEAD", "POST"):
                 reply = self.ask(path, method)
                 self.assertEqual(401, reply.status, path)
@@ -542,7 +577,9 @@ class WhoTests(StatusCase):
 
     def test_metrics_sees_the_whole(self) -> None:
         """The user C{metrics} sees the disk, the quota and everyone's, whatever the rules say."""
-        self.assertEqual(self.status, ServerStatus.from_json(json.loads(self.ask("/-/status.json", user="metrics").body)))
+        self.assertEqual(
+            self.status, ServerStatus.from_json(json.loads(self.ask("/-/status.json", user="metrics").body))
+        )
         self.assertIn("Free disk", text_of(self.tree("/-/status", "metrics")))
 
     def test_private_repositories(self) -> None:

@@ -273,7 +273,9 @@ class StreamingChannel(Protocol):
         self._deadline.set(None)
         self._cancel_closing()
         # Over TLS the closing waits for the client's part of it, on any connection for what is still to be written.
-        self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, patience_s, self._unsent_bytes(), 0.0)
+        self._closing_call = self.site.reactor.callLater(
+            patience_s, self._still_open, patience_s, self._unsent_bytes(), 0.0
+        )
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 

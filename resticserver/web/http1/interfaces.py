@@ -145,4 +145,3 @@ class Channel(Source, Protocol):
 
     def while_written_directly(self, transfer: SocketHolder, written: Deferred[None]) -> Deferred[None]:
         """Leave the socket to others until C{written} fires."""
-

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 
-
 def without_userinfo(uri: bytes) -> bytes:
     """A URI as it may stand in a log: nobody's password is in it, even where it names nothing, or is spelt in no right way."""
     if b"@" not in uri or (uri.startswith(b"/") and b"//" not in uri):

@@ -133,7 +133,9 @@ class RepositorySite(Site):
 
     def out_of_descriptors(self, what: str) -> None:
         """Something was refused because the process has too many descriptors already, or the system has."""
-        self._descriptor_lines.say(f"out of descriptors (the limit of open files is too low, or clients are too many): {what}")
+        self._descriptor_lines.say(
+            f"out of descriptors (the limit of open files is too low, or clients are too many): {what}"
+        )
 
     def connection_made(self, channel: StreamingChannel) -> None:
         """A channel has its connection."""

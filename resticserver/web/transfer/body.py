@@ -29,6 +29,7 @@ DIRECT = sys.platform == "linux"
 #: A body with less to come than this is not worth a transfer of its own.
 _WORTH_BYTES = 256 << 10
 
+
 def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
     """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
     if DIRECT and request.channel.sender is not None:

@@ -228,7 +228,11 @@ class ChunkTests(TurnsCase):
 
     def test_half_closed(self) -> None:
         """A client that closed its half behind its request gets its answer, also when the request still waits."""
-        for behind, statuses in ((b"0\r\n\r\n", [200]), (b"0\r\n\r\n" + request("HEAD", "/keys/"), [200, 405]), (b"", [])):
+        for behind, statuses in (
+            (b"0\r\n\r\n", [200]),
+            (b"0\r\n\r\n" + request("HEAD", "/keys/"), [200, 405]),
+            (b"", []),
+        ):
             connection = self.bench.ask(HEAD + TINY + behind)
             connection.channel.readConnectionLost()
             self.assertFalse(connection.closed, behind)
@@ -307,7 +311,9 @@ class HeadTests(TurnsCase):
         """A head in single bytes: a bare LF is refused where it stands, and a CRLF may be cut anywhere."""
         head = request("HEAD", "/config", A="b" * 300)
         connection = self.bench.connect()
-        connection.send(*(head[i : i + 1] for i in range(len(head))), *(head[i : i + 2] for i in range(0, len(head), 2)))
+        connection.send(
+            *(head[i : i + 1] for i in range(len(head))), *(head[i : i + 2] for i in range(0, len(head), 2))
+        )
         self.assertEqual([404, 404], connection.statuses())
         for cut in range(1, 12):
             bad = self.bench.connect()

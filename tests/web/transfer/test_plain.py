@@ -341,7 +341,9 @@ class ReceiveTests(DirectCase):
                 blockingCallFromThread(real, lambda: Deferred.fromCoroutine(pass_(0.7 * plain.SILENCE_S)))
                 connection.sendall(body[first : first + (10 << 10)])
                 # Until the server's side has it.
-                wait_until(lambda: not int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder))
+                wait_until(
+                    lambda: not int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+                )
             return read_reply(connection, "POST").status
 
         given_up = self.client(silent)
