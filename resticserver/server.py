@@ -34,16 +34,16 @@ from .process import allocator
 from .process.descriptors import raise_limit
 from .process.orphans import Orphans
 from .process.signals import end_the_start
-from .quota.admission import Fences
+from .quota.admission import DirectoryLocks
 from .service.announcement import announce
 from .service.frontend import (
     PAGE_THREADS,
     CpuProfile,
-    InTurn,
-    Serving,
+    Frontend,
+    SequentialServices,
     closes_idle,
+    make_authentication,
     make_certificates,
-    make_door,
     make_pages,
     make_policy,
     make_site,
@@ -55,9 +55,9 @@ from .service.integrity import SizeChanges
 from .service.lifecycle import Signals
 from .service.logins import ASK as LOGIN
 from .service.logins import WITHDRAW as LOGIN_WITHDRAWN
-from .service.logins import PasswordJudge
+from .service.logins import PasswordChecker
 from .service.monitor import COUNTED, Monitoring, gauge
-from .service.quota_keeper import Accounts, LocalGates
+from .service.quota_keeper import LocalGates, QuotaKeeper
 from .service.readiness import Readiness
 from .service.refusals import KeptRefusals
 from .service.reloading import Reloads, Repeated
@@ -68,7 +68,7 @@ from .telemetry.metrics import Family, Kind, Sample
 from .threads.pools import JobPool
 from .threads.serial_jobs import ended_within
 from .workers.parent import LAST_WORDS_S, Workers
-from .workers.quota import KEEP_ACCOUNT, AccountsDesk, WorkerGates
+from .workers.quota import KEEP_ACCOUNT, QuotaRequests, WorkerDirectoryLocks
 
 if TYPE_CHECKING:
     from .web.http1.site import RepositorySite
@@ -96,7 +96,7 @@ CERTIFICATES_INTERVAL_S = 2.0
 _log = Logger()
 
 
-class ResticServer(InTurn):
+class ResticServer(SequentialServices):
     """
     One server.
 
@@ -124,12 +124,12 @@ class ResticServer(InTurn):
         self._reloading = DeferredLock()
         self._late: IDelayedCall | None = None
         self.events = Events(reactor, settings.on_event)
-        judge = None
+        password_checker = None
         if self.htpasswd is not None:
             throttle = Throttle(settings.auth_failures, reactor.seconds)
             tell = self.events.tell_now_and_then
             pools = (self.passwords, self.guesses)
-            judge = PasswordJudge(self.htpasswd, *pools, throttle, reactor, tell, PASSWORD_THREADS)
+            password_checker = PasswordChecker(self.htpasswd, *pools, throttle, reactor, tell, PASSWORD_THREADS)
         profile = settings.cpu_profile
         if profile and os.path.isdir(profile):
             raise StartError(f"--cpu-profile: cannot write {profile}: it is a directory")
@@ -138,52 +138,52 @@ class ResticServer(InTurn):
                 f"--cpu-profile: cannot write {profile}: there is no such directory, or it may not be written"
             )
         self.workers: Workers | None = None
-        fences = Fences()
+        directory_locks = DirectoryLocks()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
         self.pages = JobPool(reactor, "pages", PAGE_THREADS)
-        self._gates = WorkerGates() if settings.workers > 1 else LocalGates(fences)
-        self.accounts = Accounts(
+        self._worker_locks = WorkerDirectoryLocks() if settings.workers > 1 else LocalGates(directory_locks)
+        self.quota_keeper = QuotaKeeper(
             reactor,
             settings.limit,
             self.policy_file or flags,
             self.store.counting,
             self.state,
             self.counting,
-            self._gates,
+            self._worker_locks,
             in_any_case=settings.metrics,
         )
-        self._judge = judge
-        self._serving: Serving | None = None
+        self._password_checker = password_checker
+        self._frontend: Frontend | None = None
         self.log_file = None
         front: Listeners | Workers
-        serving_readiness = None
+        readiness = None
         services: list[IService] = []
         if settings.workers == 1:
             if profile:
                 services.append(CpuProfile(profile))
             self.monitoring = self._monitoring(self._count_here)
             tally = self.monitoring.tally if settings.metrics else None
-            serving = self._serving = Serving(
+            frontend = self._frontend = Frontend(
                 settings,
                 reactor,
                 self.store,
                 self.state,
                 self.policy_file or flags,
-                judge,
-                self.accounts,
-                fences,
+                password_checker,
+                self.quota_keeper,
+                directory_locks,
                 self.pages,
                 self.events.tell,
                 tally,
                 self.monitoring.metrics,
                 self.monitoring.status,
             )
-            self.disk, self.log_file, serving_readiness = serving.disk, serving.log_file, serving.readiness
-            services += serving.services
+            self.disk, self.log_file, readiness = frontend.disk, frontend.log_file, frontend.readiness
+            services += frontend.services
             front = Listeners(
                 reactor,
                 settings.listen,
-                serving.make_site,
+                frontend.make_site,
                 self.certificates.creator if self.certificates is not None else None,
                 settings.shutdown_timeout_s,
             )
@@ -193,25 +193,25 @@ class ResticServer(InTurn):
             self.store.on_size_change = SizeChanges(reactor, self.disk, self.store, self.events.tell).take
             self.monitoring = self._monitoring(self._count_in_workers)
             self.monitoring.worker_pids = lambda: self.workers.pids() if self.workers is not None else []
-            desk = AccountsDesk(self.accounts)
-            verbs: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
-            if judge is not None:
-                verbs |= {LOGIN: judge.answer, LOGIN_WITHDRAWN: judge.withdraw}
+            requests = QuotaRequests(self.quota_keeper)
+            commands: dict[str, Callable[..., Any]] = {"marker": self._marker_learnt, EVENT: self.events.take}
+            if password_checker is not None:
+                commands |= {LOGIN: password_checker.answer, LOGIN_WITHDRAWN: password_checker.withdraw}
             front = self.workers = Workers(
                 reactor,
                 settings.listen,
                 settings.workers,
                 self._beginning,
-                lambda worker: {**verbs, **desk.verbs(worker), **self.monitoring.verbs(worker)},
+                lambda worker: {**commands, **requests.commands(worker), **self.monitoring.commands(worker)},
                 settings.shutdown_timeout_s,
                 self._worker_gone,
             )
-            assert isinstance(self._gates, WorkerGates)
-            self._gates.workers = front
+            assert isinstance(self._worker_locks, WorkerDirectoryLocks)
+            self._worker_locks.workers = front
         self.front = front
         front.announcing = self._signals.keep_stop
         self._flags = flags
-        self._readiness = serving_readiness or Readiness(reactor, self.store, self.disk)
+        self._readiness = readiness or Readiness(reactor, self.store, self.disk)
         self.monitoring.not_ready = self._readiness.look
         others: list[IService] = []
         self._listeners: list[Listeners | Workers] = [front]
@@ -235,7 +235,7 @@ class ResticServer(InTurn):
             others.append(Repeated("certificate's end", reactor, EXPIRY_INTERVAL_S, self._look_at_expiry, now=True))
         self.manager = ServiceManager(reactor, os.environ)
         watches = (rules, certificates, *others)
-        kept: list[IService] = [self.events, self.passwords, self.guesses, self.counting, self.accounts]
+        kept: list[IService] = [self.events, self.passwords, self.guesses, self.counting, self.quota_keeper]
         if settings.metrics:
             kept.append(KeptRefusals(reactor, self.events.refusals, self.state, self.counting))
         orphans = [Orphans(reactor)] if os.getpid() == 1 else []
@@ -250,8 +250,8 @@ class ResticServer(InTurn):
             self._reactor,
             settings.path,
             settings.limit,
-            self.accounts.quotas,
-            self.accounts,
+            self.quota_keeper.quotas,
+            self.quota_keeper,
             self.counting,
             self.pages,
             gather,
@@ -267,10 +267,18 @@ class ResticServer(InTurn):
 
     def _families(self) -> Iterator[Family]:
         """Metrics of what is here."""
-        if self._judge is not None:
+        if self._password_checker is not None:
             for name, help_, value in (
-                ("rest_server_auth_failures", "Logins with a wrong password or an unknown user", self._judge.failures),
-                ("rest_server_auth_lockouts", "How often an address was refused from then on", self._judge.lockouts),
+                (
+                    "rest_server_auth_failures",
+                    "Logins with a wrong password or an unknown user",
+                    self._password_checker.failures,
+                ),
+                (
+                    "rest_server_auth_lockouts",
+                    "How often an address was refused from then on",
+                    self._password_checker.lockouts,
+                ),
             ):
                 yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
         if self.certificates is not None:
@@ -283,8 +291,8 @@ class ResticServer(InTurn):
             yield gauge("workers", "Processes that serve", self.workers.number_ready())
 
     async def _count_here(self) -> None:
-        assert self._serving is not None
-        self.monitoring.in_flight[self] = self._serving.requests_in_flight()
+        assert self._frontend is not None
+        self.monitoring.in_flight[self] = self._frontend.requests_in_flight()
 
     async def _count_in_workers(self) -> None:
         assert self.workers is not None
@@ -293,7 +301,7 @@ class ResticServer(InTurn):
         await ended_within(COUNT_TIMEOUT_S, self._reactor, asked)
 
     def _worker_gone(self, worker: object) -> None:
-        self.accounts.holder_gone(worker)
+        self.quota_keeper.holder_gone(worker)
         self.monitoring.in_flight.pop(worker, None)
 
     def _keep_count(self, monitoring: Monitoring, event: Event) -> None:
@@ -306,7 +314,7 @@ class ResticServer(InTurn):
                 # A worker may have seen it, whose snapshots are not those that are counted with.
                 repository = tuple(filter(None, event.repository.split("/")))
                 forgotten = self.disk.run(self.store.forget_directory, repository, kind, name)
-                forgotten.addCallback(lambda _: self.accounts.look_again(repository)).addErrback(_log_failure)
+                forgotten.addCallback(lambda _: self.quota_keeper.recount(repository)).addErrback(_log_failure)
         elif event.kind is EventKind.REPOSITORY_DELETED:
             monitoring.deleted(event.repository)
 
@@ -329,7 +337,7 @@ class ResticServer(InTurn):
         settings = self.settings
         pages = make_pages(settings, self._readiness, self.monitoring.metrics)
         status = StatusPages(self.monitoring.status, self.policy_file or self._flags, self.pages)
-        resource = Pages(pages, make_door(settings, self._judge), None, status)
+        resource = Pages(pages, make_authentication(settings, self._password_checker), None, status)
         site = make_site(settings, self._reactor, lambda record: None, resource)
         site.count_handshake_failure = self.monitoring.tally.handshake_failed
         return site
@@ -448,8 +456,8 @@ class ResticServer(InTurn):
             "reading": 0 if self.htpasswd is None else self.htpasswd.reading,
             "marker": None if marker is None else marker.decode("latin-1"),
             "volume_gone": self.store.volume.gone,
-            "keeps_account": self.accounts.active,
-            "closed": self._gates.closed if isinstance(self._gates, WorkerGates) else [],
+            "keeps_account": self.quota_keeper.active,
+            "closed": self._worker_locks.closed if isinstance(self._worker_locks, WorkerDirectoryLocks) else [],
         }
 
     async def _spread(self, file: Reloads) -> None:
@@ -465,9 +473,9 @@ class ResticServer(InTurn):
 
     async def _keep_account(self) -> None:
         """There may be limits now where there were none."""
-        if self.workers is not None and not self.accounts.active and self.accounts.wanted:
+        if self.workers is not None and not self.quota_keeper.active and self.quota_keeper.wanted:
             await self.workers.ask_all(KEEP_ACCOUNT)
-        self.accounts.refresh()
+        self.quota_keeper.refresh()
 
     def _marker_learnt(self, marker: str) -> None:
         """A worker has seen the volume's marker for the first time: from now on all miss it when it is gone."""

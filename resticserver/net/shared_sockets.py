@@ -39,7 +39,7 @@ _ACCEPTS = 32
 _log = Logger()
 
 
-class NotingReactor:
+class RecordingReactor:
     """
     What Twisted's endpoints take for a reactor.
 
@@ -79,7 +79,7 @@ def open_shared(address: str) -> tuple[socket.socket, str | None]:
 
     @raise StartError: it is no address, cannot be had, or cannot be shared.
     """
-    reactor = NotingReactor(opens=True)
+    reactor = RecordingReactor(opens=True)
     endpoint, _ = _unwrapped(reactor, address, Factory())
     if isinstance(endpoint, SocketEndpoint):
         try:
@@ -100,7 +100,7 @@ def shared_factory(address: str, site: IProtocolFactory, connection_creator: Any
     @raise StartError: it is no address or cannot be shared.
     """
     factory = tls_factory(site, connection_creator) if wants_tls(address) else site
-    reactor = NotingReactor(opens=False)
+    reactor = RecordingReactor(opens=False)
     endpoint, factory = _unwrapped(reactor, address, factory)
     if isinstance(endpoint, SocketEndpoint):
         return factory
@@ -109,7 +109,7 @@ def shared_factory(address: str, site: IProtocolFactory, connection_creator: Any
     return reactor.factory
 
 
-def _unwrapped(reactor: NotingReactor, address: str, factory: IProtocolFactory) -> tuple[Any, IProtocolFactory]:
+def _unwrapped(reactor: RecordingReactor, address: str, factory: IProtocolFactory) -> tuple[Any, IProtocolFactory]:
     """The endpoint behind those for the PROXY protocol, and what these put before a factory."""
     endpoint: Any = parse_address(reactor, address)
     while isinstance(endpoint, ProxyProtocolEndpoint):

@@ -1,8 +1,8 @@
 """
-Room for uploads as the routes see it: a L{Place} for each upload and removal, which ends with what has become of it.
+Admission of uploads, as the routes use it: each upload and each removal gets an L{Admitted}, which ends with the change.
 
-Who keeps the books (L{Books}) is another's business: this process or the parent of several. What is here knows when a commit
-or a removal is under way in a directory (L{Fences}), because nothing may change in a directory while it is counted.
+The quotas are kept by a L{QuotaBackend}: in this process, or in the parent of several workers. L{DirectoryLocks} records
+which directories have a commit or a removal under way, because a directory must not change while it is counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Key = tuple[Repository, int]
 NOTHING = Amount()
 
 
-class Books(Protocol):
+class QuotaBackend(Protocol):
     """Who keeps account of what is stored."""
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
@@ -51,11 +51,11 @@ class Books(Protocol):
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
 
-    def look_again(self, repository: Repository) -> None:
+    def recount(self, repository: Repository) -> None:
         """So much has changed in a repository that it should be counted."""
 
 
-class NoBooks:
+class NoQuota:
     """Where nobody wants to know."""
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
@@ -68,11 +68,11 @@ class NoBooks:
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """Nobody wants to know."""
 
-    def look_again(self, repository: Repository) -> None:
+    def recount(self, repository: Repository) -> None:
         """Nobody wants to know."""
 
 
-class Fences:
+class DirectoryLocks:
     """
     Which directories are being changed now, and which must not be.
 
@@ -134,7 +134,7 @@ class Fences:
                 opened.callback(None)
 
 
-class Place:
+class Admitted:
     """
     Room for one upload, or the leave to remove one object: C{end} it in any case, once what was done is done.
 
@@ -142,11 +142,13 @@ class Place:
     @param size_bytes: how much is reserved.
     """
 
-    __slots__ = ("_books", "_ended", "_fences", "_inside", "_number", "_size_bytes", "_target")
+    __slots__ = ("_directory_locks", "_ended", "_inside", "_number", "_quota", "_size_bytes", "_target")
 
-    def __init__(self, books: Books, fences: Fences, target: Target, number: int = 0, size_bytes: int = 0) -> None:
-        self._books = books
-        self._fences = fences
+    def __init__(
+        self, quota: QuotaBackend, directory_locks: DirectoryLocks, target: Target, number: int = 0, size_bytes: int = 0
+    ) -> None:
+        self._quota = quota
+        self._directory_locks = directory_locks
         self._target = target
         self._number = number
         self._size_bytes = size_bytes
@@ -164,12 +166,12 @@ class Place:
             return
         try:
             step = max(more, STEP_BYTES)
-            await self._books.grow(self._number, step)
+            await self._quota.grow(self._number, step)
         except InsufficientStorage:
             if step == more:
                 raise
             step = more
-            await self._books.grow(self._number, step)
+            await self._quota.grow(self._number, step)
         self._size_bytes += step
 
     @property
@@ -179,7 +181,7 @@ class Place:
     async def enter(self) -> None:
         """Wait until the directory may be changed, which it must be no more after C{end}."""
         if not self._inside:
-            await self._fences.enter(self._key)
+            await self._directory_locks.enter(self._key)
             self._inside = True
 
     def end(self, change: Amount = NOTHING) -> None:
@@ -189,19 +191,19 @@ class Place:
         self._ended = True
         repository, cell = key = self._key
         if self._number or change != NOTHING:
-            self._books.settle(self._number, repository, cell, change)
+            self._quota.settle(self._number, repository, cell, change)
         if self._inside:
-            self._fences.leave(key)
+            self._directory_locks.leave(key)
 
 
-class Space:
+class Admission:
     """What the routes ask for room."""
 
-    def __init__(self, books: Books | None = None, fences: Fences | None = None) -> None:
-        self.books: Books = books if books is not None else NoBooks()
-        self.fences = fences if fences is not None else Fences()
+    def __init__(self, quota: QuotaBackend | None = None, directory_locks: DirectoryLocks | None = None) -> None:
+        self.quota: QuotaBackend = quota if quota is not None else NoQuota()
+        self.directory_locks = directory_locks if directory_locks is not None else DirectoryLocks()
 
-    async def admit(self, user: str | None, target: Target, length: int | None) -> Place:
+    async def admit(self, user: str | None, target: Target, length: int | None) -> Admitted:
         """
         Room for an upload.
 
@@ -209,9 +211,9 @@ class Space:
         @raise InsufficientStorage: a quota leaves none.
         @raise Unavailable: it is not known yet whether there is any.
         """
-        number = await self.books.reserve(user, target, length or 0)
-        return Place(self.books, self.fences, target, number, length or 0)
+        number = await self.quota.reserve(user, target, length or 0)
+        return Admitted(self.quota, self.directory_locks, target, number, length or 0)
 
-    def place(self, target: Target) -> Place:
+    def admitted(self, target: Target) -> Admitted:
         """For a removal, which always may be."""
-        return Place(self.books, self.fences, target)
+        return Admitted(self.quota, self.directory_locks, target)

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
     from ..net.tls import ReloadingCertificates
-    from ..quota.admission import Books, Fences
+    from ..quota.admission import DirectoryLocks, QuotaBackend
     from ..threads.serial_jobs import Pool
-    from ..web.authentication import Authentication, Judge
+    from ..web.authentication import Authentication, ChecksPasswords
     from ..web.http1.site import RepositorySite
     from ..web.pages import Answer, Page
 
@@ -79,7 +79,7 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
         verify=not settings.no_verify_upload,
         group_accessible=settings.group_accessible_repos,
         max_depth=settings.max_depth,
-        snapshots=Snapshots(shelf=state),
+        snapshots=Snapshots(store=state),
         min_free=settings.min_free,
     )
     store.volume.remembered_in = state.marker_file
@@ -111,7 +111,7 @@ def make_certificates(settings: Settings) -> ReloadingCertificates | None:
     )
 
 
-class Serving:
+class Frontend:
     """
     The parts of one process that serves.
 
@@ -133,9 +133,9 @@ class Serving:
         store: LocalStore,
         state: StateFile,
         policy: Decides,
-        judge: Judge | None,
-        books: Books,
-        fences: Fences,
+        password_checker: ChecksPasswords | None,
+        quota: QuotaBackend,
+        directory_locks: DirectoryLocks,
         pages: JobPool,
         tell: Tells,
         tally: Tally | None,
@@ -146,14 +146,14 @@ class Serving:
         self._reactor = reactor
         self._store = store
         self._policy = policy
-        self._judge = judge
+        self._password_checker = password_checker
         self._tell = tell
         self._tally = tally
         self._metrics = metrics
         self._status = status
         self._site: RepositorySite | None = None
-        self._books = books
-        self._fences = fences
+        self._quota = quota
+        self._directory_locks = directory_locks
         self._pages = pages
         workers = settings.workers
         disk_threads = DISK_THREADS if workers == 1 else SHARED_DISK_THREADS
@@ -184,20 +184,20 @@ class Serving:
 
     def make_site(self) -> RepositorySite:
         """The HTTP server factory."""
-        from ..quota.admission import Space
+        from ..quota.admission import Admission
         from ..web.pages import Pages  # a parent of workers does without all that
         from ..web.routes import Api  # Klein installs the reactor when it is imported
         from ..web.status_pages import StatusPages
 
         settings = self._settings
-        space = Space(self._books, self._fences)
+        admission = Admission(self._quota, self._directory_locks)
         pools = (self.disk, self.writers, self.quick)
-        door = make_door(settings, self._judge)
-        api = Api(self._store, *pools, door, self._policy, settings.auto_create, space, self._tell)
+        authentication = make_authentication(settings, self._password_checker)
+        api = Api(self._store, *pools, authentication, self._policy, settings.auto_create, admission, self._tell)
         metrics = self._metrics if settings.prometheus else None
         pages = make_pages(settings, self.readiness, metrics)
         status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
-        resource = Pages(pages, door, api.resource(), status)
+        resource = Pages(pages, authentication, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)
         if self._tally is not None:
             self._site.count_handshake_failure = self._tally.handshake_failed
@@ -226,7 +226,7 @@ def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IR
     return site
 
 
-def make_door(settings: Settings, judge: Judge | None) -> Authentication:
+def make_authentication(settings: Settings, password_checker: ChecksPasswords | None) -> Authentication:
     """Who says who a user is."""
     from ..web.authentication import (
         CertificateAuthentication,
@@ -237,17 +237,17 @@ def make_door(settings: Settings, judge: Judge | None) -> Authentication:
 
     if settings.no_auth:
         return NoAuthentication()
-    passwords = None if judge is None else PasswordAuthentication(judge)
-    door: Authentication | None = passwords
+    passwords = None if password_checker is None else PasswordAuthentication(password_checker)
+    authentication: Authentication | None = passwords
     if settings.tls_client_ca is not None and settings.tls_client_user != "none":
-        door = CertificateAuthentication(settings.tls_client_user, passwords)
+        authentication = CertificateAuthentication(settings.tls_client_user, passwords)
     if settings.proxy_auth_username is not None:
-        door = ProxyAuthentication(settings.proxy_auth_username, passwords, door)
-    assert door is not None
-    return door
+        authentication = ProxyAuthentication(settings.proxy_auth_username, passwords, authentication)
+    assert authentication is not None
+    return authentication
 
 
-class InTurn(MultiService):
+class SequentialServices(MultiService):
     """
     Services that start in order and stop one after the other, the last started first.
 

@@ -82,7 +82,7 @@ class Events(Service):
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
-        self._run: Run | None = None
+        self._run: HookProcess | None = None
         self._soon: IDelayedCall | None = None
         self._until = float("inf")
         self._stopped: Deferred[None] | None = None
@@ -155,7 +155,7 @@ class Events(Service):
             return
         event = self._waiting.popleft()
         until_s = min(time.monotonic() + TIME_LIMIT_S, self._until)
-        self._run = run = Run(self._command, event.as_json(), until_s, self.limits)
+        self._run = run = HookProcess(self._command, event.as_json(), until_s, self.limits)
         self._pool.run(run).addErrback(_fault).addCallback(self._ended, event)
 
     def _ended(self, failure: str, event: Event) -> None:
@@ -207,7 +207,7 @@ class Events(Service):
         )
 
 
-class Run:
+class HookProcess:
     """
     The command, for one event; called in a thread. It is the head of a process group, so that what it starts ends with it
     when its time is up.

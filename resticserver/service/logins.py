@@ -1,5 +1,5 @@
 """
-Checks passwords: one L{PasswordJudge} in the process that reads the htpasswd file, for all connections. Workers ask it
+Checks passwords: one L{PasswordChecker} in the process that reads the htpasswd file, for all connections. Workers ask it
 (L{resticserver.workers.logins}).
 """
 
@@ -57,7 +57,7 @@ class _Check:
     begun: bool = False
 
 
-class PasswordJudge:
+class PasswordChecker:
     """
     Checks passwords in a pool of their own; several logins with the same credentials wait for one check.
 
@@ -101,11 +101,11 @@ class PasswordJudge:
         self.failures = 0
         self.lockouts = 0
 
-    def knows(self, login: Login) -> bool:
+    def is_cached(self, login: Login) -> bool:
         """Whether a login is right without a check; quick."""
         return self._may_look_up(login) and self._htpasswd.is_cached(login.user, login.password, login.place)
 
-    async def judge(self, login: Login) -> None:
+    async def check(self, login: Login) -> None:
         """
         Check a login.
 
@@ -122,15 +122,15 @@ class PasswordJudge:
         self, user: str, password: str, address: str, trusted: bool, known: bool, question: str = ""
     ) -> dict[str, Any]:
         """
-        A worker's question, in the words of L{DistantJudge}.
+        A worker's question, in the words of L{RemotePasswordChecker}.
 
         @param password: as C{latin-1}.
         @param question: its name, for L{withdraw}.
         """
         login = Login(user, password.encode("latin-1"), address, trusted, known)
         try:
-            if not self.knows(login):
-                judging = self._asked[question] = Deferred.fromCoroutine(self.judge(login))
+            if not self.is_cached(login):
+                judging = self._asked[question] = Deferred.fromCoroutine(self.check(login))
                 try:
                     await judging
                 finally:

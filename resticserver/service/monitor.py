@@ -33,7 +33,7 @@ from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from ..telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from ..threads.serial_jobs import Fresh, Look, Pool
 from ..web.pages import Answer
-from .quota_keeper import Accounts, Quotas
+from .quota_keeper import QuotaKeeper, Quotas
 
 #: For how long a page waits for a disk; what is not known then is not in it.
 PATIENCE_S = 2.0
@@ -73,7 +73,7 @@ class Monitoring:
         data_path: str,
         limit: Limit,
         quotas: Quotas,
-        accounts: Accounts,
+        accounts: QuotaKeeper,
         pool: Pool,
         pages: Pool,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]] | None = None,
@@ -81,7 +81,7 @@ class Monitoring:
         self._data_path = data_path
         self._limit = limit
         self._quotas = quotas
-        self._accounts = accounts
+        self._quota_keeper = accounts
         self._pages = pages
         self._disk = Look(reactor, pool, self._look_at_disk, PATIENCE_S)
         self._history = Look(reactor, pool, accounts.history, PATIENCE_S)
@@ -111,12 +111,14 @@ class Monitoring:
         """All metrics as text."""
         if self._gather is not None:
             await self._gather()
-        if self._accounts.complete:
+        if self._quota_keeper.complete:
             self._forget_gone()
         counted = self.tally.counted.copy()
-        accounts = list(self._accounts.ledger.repositories.values())
+        accounts = list(self._quota_keeper.ledger.repositories.values())
         in_flight = sum(self.in_flight.values())
-        counted_all = gauge("counted", "Whether all repositories were counted since the start", self._accounts.complete)
+        counted_all = gauge(
+            "counted", "Whether all repositories were counted since the start", self._quota_keeper.complete
+        )
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         known.append(
             Family(
@@ -145,7 +147,7 @@ class Monitoring:
         that was made beside the server the books do not know yet; it has the time until the next count.
         """
         now_s = self._reactor.seconds()
-        known = {"/".join(repository) for repository in self._accounts.ledger.repositories}
+        known = {"/".join(repository) for repository in self._quota_keeper.ledger.repositories}
         counted = {key[2] for key in self.tally.counted.blobs} | self.damaged.keys()
         self._missing = {repository: self._missing.get(repository, now_s) for repository in counted - known}
         self._forget(
@@ -277,13 +279,13 @@ class Monitoring:
             time.time(),
             self._started,
             not_ready,
-            self._accounts.complete,
+            self._quota_keeper.complete,
             self._limit.size_bytes,
             free,
             size,
             None if certificate is None else certificate.timestamp(),
         )
-        accounts = list(self._accounts.ledger.repositories.values())
+        accounts = list(self._quota_keeper.ledger.repositories.values())
         refused = self.refusals.entries()
         return await self._pages.run(
             self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused
@@ -355,7 +357,7 @@ class Monitoring:
 
     # --- workers
 
-    def verbs(self, worker: object) -> dict[str, Callable[..., Any]]:
+    def commands(self, worker: object) -> dict[str, Callable[..., Any]]:
         """What a worker may ask and tell."""
         return {
             COUNTED: partial(self._counted, worker),

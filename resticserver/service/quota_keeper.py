@@ -1,14 +1,14 @@
 """
-The server's books: what is stored, who has how much of it, and whether there is room for more.
+Quotas: how much is stored in each repository and below each user's folder, and whether an upload fits.
 
-L{Accounts} is in the process that has the ledger, one for the whole server. A worker has L{DistantAccounts}, which asks that one.
+One L{QuotaKeeper} has the ledger of the whole server. A worker process asks it through a L{RemoteQuota}.
 
-How much is stored is counted in the background: at the start, every now and then, and before an upload is refused, for somebody
-may have made room beside the server. While a directory is counted nothing of ours changes in it (L{Gates}): so the count and
-what is booked afterwards add up to what is on disk, to the byte.
+What is stored is counted in the background: at start-up, at intervals, and before an upload is refused, since files may have been
+removed beside the server. While a directory is counted the server changes nothing in it (L{ClosesDirectories}), so the count plus
+the bookings made afterwards equal what is on disk, to the byte.
 
-The state file keeps what was counted for the next start, and for each repository a ceiling that it never exceeds without
-the file being told first. So after a crash what is stored is at most that, until it has been counted again.
+The state file keeps the counts for the next start, and a ceiling for each repository. The ceiling is raised in the file before
+the repository exceeds it, so after a crash the stored amount is at most the ceiling until the repository is counted again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
 from ..names import Target
-from ..quota.admission import NOTHING, Fences, Key
+from ..quota.admission import NOTHING, DirectoryLocks, Key
 from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
@@ -75,7 +75,7 @@ class Quotas(Protocol):
         """That of a repository, for what this user adds to it."""
 
 
-class Gates(Protocol):
+class ClosesDirectories(Protocol):
     """The fences of all processes that serve."""
 
     async def close(self, keys: list[Key]) -> None:
@@ -88,16 +88,16 @@ class Gates(Protocol):
 class LocalGates:
     """Those of this process alone."""
 
-    def __init__(self, fences: Fences) -> None:
-        self._fences = fences
+    def __init__(self, directory_locks: DirectoryLocks) -> None:
+        self._directory_locks = directory_locks
 
     async def close(self, keys: list[Key]) -> None:
         """Let nobody enter."""
-        await self._fences.close(keys)
+        await self._directory_locks.close(keys)
 
     def open(self, keys: list[Key]) -> None:
         """Let everyone enter."""
-        self._fences.open(keys)
+        self._directory_locks.open(keys)
 
 
 class _Together:
@@ -135,7 +135,7 @@ class _Together:
         Deferred.fromCoroutine(work()).addBoth(done)
 
 
-class Accounts(Service):
+class QuotaKeeper(Service):
     """
     The books. All is called in the reactor's thread.
 
@@ -155,7 +155,7 @@ class Accounts(Service):
         counting: Counting,
         state: StateFile,
         pool: Pool,
-        gates: Gates,
+        directory_locks: ClosesDirectories,
         in_any_case: bool = False,
     ) -> None:
         self._in_any_case = in_any_case
@@ -165,13 +165,13 @@ class Accounts(Service):
         self._counting = counting
         self._state = state
         self._pool = pool
-        self._gates = gates
+        self._directory_locks = directory_locks
         self.ledger = Ledger(limit)
         self.active = False
         #: Whether something is known of all repositories: from the state file, or because all have been counted.
         self._based = False
         self._complete = False
-        self._together = _Together()
+        self._counts = _Together()
         self._ceilings: dict[Repository, Amount] = {}
         #: The state file is written by one at a time, so that what is said last is what stays.
         self._writing = DeferredLock()
@@ -288,7 +288,7 @@ class Accounts(Service):
         if self._unlimited(limits):
             return reserve()  # account is kept for others, or for those who look at it
         if not self._based:
-            await self._counted(self._together.run(ALL, self._pass, join=True))
+            await self._counted(self._counts.run(ALL, self._pass, join=True))
         account = self.ledger.repositories.get(repository)
         counted_now = account is None or not account.known
         if counted_now:
@@ -353,11 +353,11 @@ class Accounts(Service):
 
             def now() -> None:
                 del self._soon[repository]
-                self.look_again(repository)
+                self.recount(repository)
 
             self._soon[repository] = self._reactor.callLater(SOON_S, now)
 
-    def look_again(self, repository: Repository) -> None:
+    def recount(self, repository: Repository) -> None:
         """So much has changed in a repository that it should be counted."""
         if self.active and self.running:
             self._count(repository).addErrback(_log_failure)
@@ -379,7 +379,7 @@ class Accounts(Service):
             if self._reservations.pop(number, None) is not None:
                 self.ledger.release(held)
         # It may have removed something as well, and not have come to say so.
-        await self._together.run(ALL, self._pass)
+        await self._counts.run(ALL, self._pass)
 
     # --- room
 
@@ -396,7 +396,7 @@ class Accounts(Service):
                 return take()
             except QuotaExceeded as error:
                 key = self._key_of(error.account)
-                if key in looked or not await self._looked_again(key):
+                if key in looked or not await self._recounted(key):
                     raise
                 looked.add(key)
 
@@ -405,7 +405,7 @@ class Accounts(Service):
             return ("repository", account.repository)
         return ("server",) if account is self.ledger.server else ("user", account.words)
 
-    async def _looked_again(self, key: tuple[Any, ...]) -> bool:
+    async def _recounted(self, key: tuple[Any, ...]) -> bool:
         """
         Somebody may have removed something beside the server: count what a refusal is about; whether that was done.
 
@@ -413,13 +413,13 @@ class Accounts(Service):
         """
         if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
             return False
-        if await self._within(self._together.run(("look", key), partial(self._look_again, key))):
+        if await self._within(self._counts.run(("look", key), partial(self._recount_before_refusal, key))):
             return True
         if self._complete:
             return False
         raise Unavailable("the server still counts what is stored")
 
-    async def _look_again(self, key: tuple[Any, ...]) -> None:
+    async def _recount_before_refusal(self, key: tuple[Any, ...]) -> None:
         match key:
             case ("repository", repository):
                 await self._count(repository)
@@ -427,7 +427,7 @@ class Accounts(Service):
                 for repository in list(self.ledger.of_user(name)):
                     await self._count(repository)
             case _:
-                await self._together.run(ALL, self._pass)
+                await self._counts.run(ALL, self._pass)
         if len(self._checked) > 1000:
             self._checked.clear()
         self._checked[key] = self._reactor.seconds()
@@ -452,7 +452,7 @@ class Accounts(Service):
             _log_failure(failure)
             self._again(TRY_AGAIN_S)
 
-        self._together.run(ALL, self._pass).addCallbacks(done, failed)
+        self._counts.run(ALL, self._pass).addCallbacks(done, failed)
 
     def _again(self, later_s: float) -> None:
         if self.running:
@@ -483,7 +483,7 @@ class Accounts(Service):
 
         @param join: whether a count that goes on already will do: nobody asks for what has changed beside the server.
         """
-        return self._together.run(("count", repository), lambda: self._count_cells(repository), join)
+        return self._counts.run(("count", repository), lambda: self._count_cells(repository), join)
 
     async def _count_cells(self, repository: Repository) -> None:
         account = self.ledger.repositories.get(repository)
@@ -515,11 +515,11 @@ class Accounts(Service):
             raise Unavailable("the server stops")
         keys = [(repository, cell) for cell in cells]
         try:
-            await self._gates.close(keys)
+            await self._directory_locks.close(keys)
             found = await self._pool.run(look)
             drift = self.ledger.count(repository, found)
         finally:
-            self._gates.open(keys)
+            self._directory_locks.open(keys)
         if drift != NOTHING and self._complete:
             _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
         return found
@@ -536,7 +536,7 @@ class Accounts(Service):
             most = account.most
             if most.size_bytes <= ceiling.size_bytes and most.objects <= ceiling.objects:
                 return
-            await self._together.run(("ceiling", repository), lambda: self._keep((account,), STEP))
+            await self._counts.run(("ceiling", repository), lambda: self._keep((account,), STEP))
 
     async def _keep(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
         """Let the state file know what is known of repositories, with a ceiling so far above what they have."""

@@ -68,8 +68,8 @@ class Readiness:
                     store.publisher.fsync(file.fd)
                 finally:
                     file.discard()
-                if store.room is not None:
-                    store.room.check(directory_fd, above=False)
+                if store.free_space is not None:
+                    store.free_space.check(directory_fd, above=False)
             finally:
                 os.close(directory_fd)
         except ServerError as error:

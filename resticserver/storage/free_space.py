@@ -18,7 +18,7 @@ class Sent(NamedTuple):
 
     @ivar size_bytes: how long it is; where nobody knows that, how much of it has come.
     @ivar known: whether somebody knows.
-    @ivar coming_bytes: what of it is counted as coming (L{Room.coming}).
+    @ivar coming_bytes: what of it is counted as coming (L{FreeSpaceGuard.coming}).
     @ivar stored_bytes: what it has of the disk already.
     """
 
@@ -31,7 +31,7 @@ class Sent(NamedTuple):
         return f"upload of {format_size(self.size_bytes)}{'' if self.known else ' so far'}"
 
 
-class Room:
+class FreeSpaceGuard:
     """
     What must stay free of a file system, C{--min-free}. Safe from several threads.
 

@@ -158,7 +158,7 @@ class Stored(Protocol):
         @raise NotFound: there is none of that name.
         """
 
-    def open_at_once(self) -> bool:
+    def open_nowait(self) -> bool:
         """
         Open it if that takes no waiting (so this one is not for the pool); whether it is open now. If not, C{open} says why.
         """
@@ -169,7 +169,7 @@ class Stored(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Up to C{length} bytes from C{offset}; empty only at the end."""
 
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
+    def read_nowait(self, offset: int, length: int) -> bytes | None:
         """All of a part of what was opened at once, if that takes no waiting."""
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class Loads(Protocol):
         @raise NotFound: there is none of that name.
         """
 
-    def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
+    def size_nowait(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
         """
         An object's size in bytes, if that can be had without waiting (so this is not for the pool); else, and if there is
         none, C{None}.

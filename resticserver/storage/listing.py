@@ -20,7 +20,7 @@ from ..errors import NotFound
 from ..files import is_directory
 from ..names import is_object_id
 from .interface import Objects
-from .snapshots import Draft, Snapshot, Snapshots, stamp_of
+from .snapshots import Snapshot, SnapshotBuilder, Snapshots, stamp_of
 from .volume import Volume
 
 #: A part of a list has this many objects at most, and is given out after this long.
@@ -147,10 +147,10 @@ class DirectoryListing:
         try:
             snapshot = self._snapshots.find(path, fd, self._with_sizes)
             if snapshot is None:
-                with self._snapshots.draft(path, fd, self._with_sizes, self._turn) as draft:
+                with self._snapshots.builder(path, fd, self._with_sizes, self._turn) as builder:
                     with os.scandir(fd) as entries:
-                        last = yield from self._read(path, entries, prefix, draft)
-                    draft.complete()
+                        last = yield from self._read(path, entries, prefix, builder)
+                    builder.complete()
             elif self._with_sizes and self._present_sizes:
                 for part in snapshot.parts:
                     if last is not None:
@@ -199,12 +199,12 @@ class DirectoryListing:
             self._size_changed(name, known_bytes, found_bytes)
 
     def _read(
-        self, path: str, entries: Iterator[os.DirEntry[str]], prefix: str, draft: Draft
+        self, path: str, entries: Iterator[os.DirEntry[str]], prefix: str, builder: SnapshotBuilder
     ) -> Generator[Objects, None, Objects | None]:
         """All parts but the last, which is returned."""
         names: list[str] = []
         sizes: array[int] | None = array("Q") if self._with_sizes else None
-        known = draft.known_sizes()
+        known = builder.known_sizes()
         changed: list[tuple[str, int, int]] = []
         part_ends = time.monotonic() + PART_S
         for entry in entries:
@@ -216,8 +216,8 @@ class DirectoryListing:
                     status = entry.stat()
                     if not stat.S_ISREG(status.st_mode):
                         continue
-                    if status.st_mtime_ns > draft.quiet_ns:
-                        draft.doubt(status.st_mtime_ns)
+                    if status.st_mtime_ns > builder.quiet_ns:
+                        builder.doubt(status.st_mtime_ns)
                     sizes.append(status.st_size)
                     if known and known.get(name, status.st_size) != status.st_size:
                         changed.append((name, known[name], status.st_size))
@@ -228,14 +228,14 @@ class DirectoryListing:
                 continue
             names.append(name)
             if entry.is_symlink():
-                draft.give_up()  # its target may go and change elsewhere
+                builder.give_up()  # its target may go and change elsewhere
             if len(names) % 64 == 0 and (len(names) == PART_OBJECTS or time.monotonic() > part_ends):
-                yield draft.part(bytes.fromhex("".join(names)), sizes)
+                yield builder.part(bytes.fromhex("".join(names)), sizes)
                 names = []
                 sizes = array("Q") if self._with_sizes else None
                 part_ends = time.monotonic() + PART_S
         self._tell(path, changed)
-        return draft.part(bytes.fromhex("".join(names)), sizes) if names else None
+        return builder.part(bytes.fromhex("".join(names)), sizes) if names else None
 
     def close(self) -> None:
         """Close what is open; idempotent."""

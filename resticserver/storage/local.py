@@ -25,11 +25,11 @@ from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
 from .folding import Spelling
-from .free_space import Room, Sent
+from .free_space import FreeSpaceGuard, Sent
 from .interface import Chunks, Listing, NotDurable, Outcome, SizeChange, Stored, Upload
 from .layout import PRUNE_NEEDS
 from .listing import DirectoryListing
-from .nowait import AtOnce, Trust
+from .nowait import FileSystemTraits, Nowait
 from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher, TemporaryFile, no_space, space_errors, sweep
 from .snapshots import SETTLED_NS, Snapshot, Snapshots
 from .volume import Volume
@@ -89,8 +89,8 @@ class LocalStore:
         file_mode, directory_mode = (0o660, 0o770) if group_accessible else (0o600, 0o700)
         self.publisher = Publisher(file_mode, directory_mode, mechanisms)
         self.volume = Volume(self.path, self.publisher)
-        self.at_once = AtOnce()
-        self._trusts: dict[tuple[str, ...], tuple[Trust, float]] = {}
+        self.nowait = Nowait()
+        self._trusts: dict[tuple[str, ...], tuple[FileSystemTraits, float]] = {}
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self._no_snapshots = Snapshots(bound_bytes=0)
         self.on_size_change: Callable[[SizeChange], object] = lambda change: None
@@ -103,7 +103,7 @@ class LocalStore:
             lambda change: self.on_size_change(change),
             self.spelling,
         )
-        self.room = Room(min_free) if min_free is not None else None
+        self.free_space = FreeSpaceGuard(min_free) if min_free is not None else None
 
     def prepare(self) -> None:
         """
@@ -382,29 +382,29 @@ class LocalStore:
         """An object to be opened; does no I/O yet."""
         return LocalObject(self, repository, kind, name)
 
-    def trust(self, repository: tuple[str, ...]) -> Trust | None:
+    def traits(self, repository: tuple[str, ...]) -> FileSystemTraits | None:
         """How files of a repository may be asked without waiting; C{None} as long as nobody has found out."""
         found = self._trusts.get(repository)
         return found[0] if found is not None and time.monotonic() < found[1] else None
 
     def find_trust(self, repository: tuple[str, ...], fd: int) -> None:
         """Find out, by an open file of that repository; blocks."""
-        if not self.at_once.available or self.trust(repository) is not None:
+        if not self.nowait.available or self.traits(repository) is not None:
             return
         if len(self._trusts) >= _MOST_TRUSTED:
             self._trusts.clear()
         # Where a repository has several names each request looks which one it has, and that takes waiting.
-        trust = Trust.of(fd) if self.spelling.is_exact(repository) else Trust(False, False)
-        self._trusts[repository] = (trust, time.monotonic() + _TRUST_S)
+        traits = FileSystemTraits.of(fd) if self.spelling.is_exact(repository) else FileSystemTraits(False, False)
+        self._trusts[repository] = (traits, time.monotonic() + _TRUST_S)
 
-    def size_at_once(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
+    def size_nowait(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
         """An object's size in bytes; C{None} where that cannot be had without waiting, or there is no such object."""
-        trust = self.trust(repository)
-        if trust is None or not trust.names or not self.volume.seen_lately():
+        traits = self.traits(repository)
+        if traits is None or not traits.names or not self.volume.seen_lately():
             return None
         directory = self._directory(repository, kind, name)
         try:
-            status = self.at_once.look(f"{directory}/{name}")
+            status = self.nowait.look(f"{directory}/{name}")
         except OSError:
             return None
         if not stat.S_ISREG(status.st_mode):
@@ -429,7 +429,7 @@ class LocalStore:
             raise self._missing(error, repository, kind, name) from error
         if not stat.S_ISREG(status.st_mode):
             raise _not_a_file(path)
-        if self.at_once.available and self.trust(repository) is None:
+        if self.nowait.available and self.traits(repository) is None:
             with suppress(OSError):
                 fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
                 try:
@@ -580,7 +580,7 @@ class LocalObject:
 
     size_bytes = 0
     _fd = -1
-    _trust: Trust | None = None
+    _traits: FileSystemTraits | None = None
 
     def __init__(self, store: LocalStore, repository: tuple[str, ...], kind: str, name: str) -> None:
         self._store = store
@@ -605,14 +605,14 @@ class LocalObject:
         self._store.compare_size(self._repository, self._kind, self._name, os.fstat(self._fd))
         self._store.find_trust(self._repository, self._fd)
 
-    def open_at_once(self) -> bool:
+    def open_nowait(self) -> bool:
         """Open the file if that takes no waiting; whether it is open."""
         store = self._store
-        trust = store.trust(self._repository)
-        if trust is None or not trust.names or not store.volume.seen_lately():
+        traits = store.traits(self._repository)
+        if traits is None or not traits.names or not store.volume.seen_lately():
             return False
         try:
-            fd = store.at_once.open(self._path)
+            fd = store.nowait.open(self._path)
         except OSError:
             return False
         self._fd = fd  # closed from now on in any case
@@ -620,7 +620,7 @@ class LocalObject:
         if not stat.S_ISREG(status.st_mode):
             self.close()
             return False
-        self.size_bytes, self._trust = status.st_size, trust
+        self.size_bytes, self._traits = status.st_size, traits
         snapshot = store.snapshots.peek(self._directory)
         if snapshot is not None:
             store._compare_size(snapshot, self._repository, self._kind, self._name, status)
@@ -634,12 +634,12 @@ class LocalObject:
         """C{length} bytes from C{offset}; fewer only at the file's end."""
         return _read_part(self._fd, length, offset)
 
-    def read_at_once(self, offset: int, length: int) -> bytes | None:
+    def read_nowait(self, offset: int, length: int) -> bytes | None:
         """All of a part, if that takes no waiting."""
-        if self._trust is None:
+        if self._traits is None:
             return None
         try:
-            return self._trust.read(self._fd, length, offset)
+            return self._traits.read(self._fd, length, offset)
         except OSError:
             return None
 
@@ -690,10 +690,10 @@ class LocalUpload:
         try:
             with space_errors():
                 self._directory_fd = store.open_object_directory(self._repository, self._kind, self._name)
-                if store.room is not None:
+                if store.free_space is not None:
                     # A file takes whole blocks, also for its last bytes.
-                    self._coming(store.room, (self._length // _BLOCK_BYTES + 1) * _BLOCK_BYTES)
-                    store.room.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
+                    self._coming(store.free_space, (self._length // _BLOCK_BYTES + 1) * _BLOCK_BYTES)
+                    store.free_space.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
             self._file = self._publisher.temporary(
                 store._directory(self._repository, self._kind, self._name),
                 self._directory_fd,
@@ -709,19 +709,19 @@ class LocalUpload:
         @raise InsufficientStorage: the disk is full.
         """
         assert self._file is not None
-        room = self._store.room
+        free_space = self._store.free_space
         size_bytes = sum(map(len, chunks))
         self._came_bytes += size_bytes
         try:
             with space_errors():
-                if room is not None:
-                    self._make_room(room, size_bytes)
+                if free_space is not None:
+                    self._make_room(free_space, size_bytes)
                 self._write(self._file.fd, chunks)
         except InsufficientStorage as error:
             raise self._with_figures(error) from error.__cause__
-        if room is not None:
+        if free_space is not None:
             # Only now: what is written the file system counts itself.
-            self._coming(room, -size_bytes)
+            self._coming(free_space, -size_bytes)
 
     def _write(self, fd: int, chunks: Chunks) -> None:
         if self._hash is None:
@@ -751,19 +751,19 @@ class LocalUpload:
         except OSError:
             return error
 
-    def _make_room(self, room: Room, size_bytes: int) -> None:
+    def _make_room(self, free_space: FreeSpaceGuard, size_bytes: int) -> None:
         """Before bytes are written: see now and then whether there is still room."""
         surprise = size_bytes - self._coming_bytes  # a chunked body, whose length nobody knows
         if surprise > 0:
-            self._coming(room, surprise)
+            self._coming(free_space, surprise)
         self._unchecked_bytes += size_bytes
         if surprise > 0 or self._unchecked_bytes >= _CHECK_ROOM_BYTES:
             self._unchecked_bytes = 0
-            room.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
+            free_space.check(self._directory_fd, self._kind in PRUNE_NEEDS, self._sent())
 
-    def _coming(self, room: Room, size_bytes: int) -> None:
+    def _coming(self, free_space: FreeSpaceGuard, size_bytes: int) -> None:
         """So many more bytes are going to be written, or (negative) have been."""
-        room.coming(size_bytes)
+        free_space.coming(size_bytes)
         self._coming_bytes += size_bytes
 
     def commit(self) -> Outcome:
@@ -871,8 +871,8 @@ class LocalUpload:
         self._close()
 
     def _close(self) -> None:
-        if self._store.room is not None:
-            self._coming(self._store.room, -self._coming_bytes)
+        if self._store.free_space is not None:
+            self._coming(self._store.free_space, -self._coming_bytes)
         file, self._file = self._file, None
         fd, self._directory_fd = self._directory_fd, -1
         try:

@@ -4,7 +4,7 @@ C{BlockingIOError}, as on a socket that has nothing to read.
 
 That is what the reactor's own thread may do: an answer takes a few microseconds then, where a pool job takes fifty. Linux
 can be asked for it since 5.12 (C{openat2} with C{RESOLVE_CACHED}, C{preadv2} with C{RWF_NOWAIT}).
-Network file systems and FUSE may wait all the same, so it is for the local ones alone (L{Trust}).
+Network file systems and FUSE may wait all the same, so it is for the local ones alone (L{FileSystemTraits}).
 
 The calls keep the interpreter's lock: giving it up and getting it back costs more than they take.
 """
@@ -53,7 +53,7 @@ def _syscall() -> ctypes._FuncPointer | None:
     return syscall
 
 
-class AtOnce:
+class Nowait:
     """
     The kernel's answers without waiting.
 
@@ -106,7 +106,7 @@ class AtOnce:
             os.close(fd)
 
 
-class Trust(NamedTuple):
+class FileSystemTraits(NamedTuple):
     """
     What a file system can be asked for without waiting.
 
@@ -118,7 +118,7 @@ class Trust(NamedTuple):
     in_memory: bool
 
     @classmethod
-    def of(cls, fd: int) -> Trust:
+    def of(cls, fd: int) -> FileSystemTraits:
         """That of the file system on which an open file lies."""
         kind = type_of(fd)
         return cls(kind in _TRUSTED, kind in _IN_MEMORY)

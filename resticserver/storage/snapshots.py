@@ -52,7 +52,7 @@ _PART_BYTES = 250
 
 
 #: Directories with fewer objects are read as quickly as looked up: they are not put on the shelf.
-LEAST_SHELVED = 64
+LEAST_STORED = 64
 #: What comes from the shelf is cut into parts of so many objects.
 _PART_OBJECTS = 4096
 
@@ -87,7 +87,7 @@ class Snapshot:
     with_sizes: bool
     parts: tuple[Objects, ...]
 
-    def stands_for(self, stamp: Stamp, now_ns: int) -> bool:
+    def is_current(self, stamp: Stamp, now_ns: int) -> bool:
         """Whether the directory, which has this stamp now, still holds what is here."""
         return stamp == self.stamp and 0 <= now_ns - self.taken_ns < LASTS_NS
 
@@ -133,7 +133,7 @@ class Summary(Protocol):
         """What was in it."""
 
 
-class Shelf(Protocol):
+class SnapshotStore(Protocol):
     """Where snapshots outlast the process (L{resticserver.storage.state.StateFile})."""
 
     def directory(self, path: str) -> Summary | None:
@@ -168,10 +168,10 @@ class Snapshots:
         bound_bytes: int = BOUND_BYTES,
         now_ns: Callable[[], int] = time.time_ns,
         keeps_times: Callable[[int], bool] = filesystem.keeps_times,
-        shelf: Shelf | None = None,
+        store: SnapshotStore | None = None,
     ) -> None:
         self.now_ns = now_ns
-        self._shelf = shelf
+        self._store = store
         self._cache: BoundedCache[str, Snapshot] = BoundedCache(bound_bytes)
         self.peek = self._cache.peek
         self._numbers = itertools.count()
@@ -191,7 +191,7 @@ class Snapshots:
         return self._cache.used_bytes
 
     def begin(self) -> int:
-        """A list begins; its turn (L{BoundedCache.begin}), for L{draft}."""
+        """A list begins; its turn (L{BoundedCache.begin}), for L{builder}."""
         # Device numbers are used again when something else is mounted, so each list finds out anew.
         self._believed = {}
         return self._cache.begin()
@@ -204,17 +204,17 @@ class Snapshots:
         @return: C{None} where there is none, or none with the sizes that are wanted.
         """
         snapshot = self._cache.get(path)
-        if self._shelf is None and (snapshot is None or (with_sizes and not snapshot.with_sizes)):
+        if self._store is None and (snapshot is None or (with_sizes and not snapshot.with_sizes)):
             return None
         stamp = stamp_of(os.fstat(fd))
         # One that does not stand any more is kept until another takes its place, for the sizes that it knows.
         if (
             snapshot is not None
-            and snapshot.stands_for(stamp, self.now_ns())
+            and snapshot.is_current(stamp, self.now_ns())
             and (snapshot.with_sizes or not with_sizes)
         ):
             return snapshot
-        if self._shelf is None or not self._stands_on_shelf(path, stamp):
+        if self._store is None or not self._is_stored(path, stamp):
             return None
         snapshot = self._from_shelf(path)
         if snapshot is None or snapshot.stamp != stamp:
@@ -225,7 +225,7 @@ class Snapshots:
 
     def _from_shelf(self, path: str) -> Snapshot | None:
         """What the shelf has of a directory, whether that is current or not."""
-        found = self._shelf.objects(path) if self._shelf is not None else None
+        found = self._store.objects(path) if self._store is not None else None
         if found is None:
             return None
         stamp, taken_ns, ids, sizes = found
@@ -245,30 +245,30 @@ class Snapshots:
     def forget(self, path: str) -> None:
         """Keep nothing of a directory: a file in it has changed in place."""
         self._cache.discard(path)
-        if self._shelf is not None:
-            self._shelf.forget_directory(path)
+        if self._store is not None:
+            self._store.forget_directory(path)
 
-    def _stands_on_shelf(self, path: str, stamp: Stamp) -> Summary | None:
-        assert self._shelf is not None
-        found = self._shelf.directory(path)
+    def _is_stored(self, path: str, stamp: Stamp) -> Summary | None:
+        assert self._store is not None
+        found = self._store.directory(path)
         stands = found is not None and found.stamp == stamp and 0 <= self.now_ns() - found.taken_ns < LASTS_NS
         return found if stands else None
 
     def amount(self, path: str) -> Amount | None:
         """How much is in a directory, if that is known of it as it is now."""
         snapshot = self._cache.get(path)
-        if self._shelf is None and snapshot is None:
+        if self._store is None and snapshot is None:
             return None
         try:
             stamp = stamp_of(os.stat(path))
         except OSError:
             return None
-        if snapshot is not None and snapshot.with_sizes and snapshot.stands_for(stamp, self.now_ns()):
+        if snapshot is not None and snapshot.with_sizes and snapshot.is_current(stamp, self.now_ns()):
             return snapshot.amount
-        found = self._stands_on_shelf(path, stamp) if self._shelf is not None else None
+        found = self._is_stored(path, stamp) if self._store is not None else None
         return found.amount if found is not None else None
 
-    def draft(self, path: str, fd: int, with_sizes: bool, turn: int) -> Draft:
+    def builder(self, path: str, fd: int, with_sizes: bool, turn: int) -> SnapshotBuilder:
         """
         Begin a snapshot of a directory; called before the directory is read.
 
@@ -276,14 +276,14 @@ class Snapshots:
         """
         started_ns = self.now_ns()
         stamp = stamp_of(os.fstat(fd))
-        draft = Draft(self, path, fd, Snapshot(stamp, started_ns, with_sizes, ()), turn)
+        builder = SnapshotBuilder(self, path, fd, Snapshot(stamp, started_ns, with_sizes, ()), turn)
         settled = max(stamp.modified_ns, stamp.changed_ns) <= started_ns - SETTLED_NS
         if settled and self.bound_bytes and self._believes(fd, stamp.device):
             with self._lock:
                 if path not in self._drafts:
                     self._drafts.add(path)
-                    draft.keeps = draft.owns_path = True
-        return draft
+                    builder.keeps = builder.owns_path = True
+        return builder
 
     def is_drafted(self, path: str) -> bool:
         """Whether somebody reads a directory now and its snapshot may be there soon."""
@@ -303,8 +303,8 @@ class Snapshots:
     def keep(self, path: str, snapshot: Snapshot, turn: int) -> None:
         """Keep what a draft has become; never names alone in the place of names and sizes."""
         self._cache.put(path, snapshot, snapshot.memory_bytes + len(path), turn)
-        if self._shelf is not None and snapshot.with_sizes and sum(map(len, snapshot.parts)) >= LEAST_SHELVED:
-            self._shelf.put_directory(path, snapshot.stamp, snapshot.taken_ns, snapshot.parts)
+        if self._store is not None and snapshot.with_sizes and sum(map(len, snapshot.parts)) >= LEAST_STORED:
+            self._store.put_directory(path, snapshot.stamp, snapshot.taken_ns, snapshot.parts)
 
     def forget_draft(self, path: str) -> None:
         """A draft came to its end, whatever that was."""
@@ -312,7 +312,7 @@ class Snapshots:
             self._drafts.discard(path)
 
 
-class Draft:
+class SnapshotBuilder:
     """
     A snapshot while its directory is read: a context that ends when the reading does.
 

@@ -162,8 +162,8 @@ class QuickPool(JobPool):
         self._new: list[_Job] = []
         self._waiting: deque[_Job] = deque()
         #: What each thread sleeps on; those that sleep, of which the last one is woken first; those without a thread.
-        self._beds: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
-        self._asleep = list(self._beds)
+        self._wakeups: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
+        self._asleep = list(self._wakeups)
         self._free_beds: list[SimpleQueue[bool]] = []
         #: Guards what waits and who sleeps: no job may be left between a thread's last look and its sleep.
         self._guard = threading.Lock()
@@ -175,7 +175,7 @@ class QuickPool(JobPool):
 
     def startService(self) -> None:
         """Start the threads."""
-        self._free_beds = list(self._beds)
+        self._free_beds = list(self._wakeups)
         super().startService()
 
     def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
@@ -223,7 +223,7 @@ class QuickPool(JobPool):
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        for bed in self._beds:
+        for bed in self._wakeups:
             bed.put(False)
         for thread in self._threads:
             thread.join()

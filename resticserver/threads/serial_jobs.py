@@ -139,7 +139,7 @@ class Look(Generic[T]):
                 late.cancel()
 
 
-class Jobs:
+class SerialJobs:
     """
     Pool jobs on one thing (an upload, an open file): one at a time, and its end after the last of them.
 

@@ -64,13 +64,13 @@ class NoAuthentication:
         return None
 
 
-class Judge(Protocol):
+class ChecksPasswords(Protocol):
     """Says whether passwords are right."""
 
-    def knows(self, login: Login) -> bool:
+    def is_cached(self, login: Login) -> bool:
         """Whether a login is right without a check; quick, for it is asked with every request."""
 
-    def judge(self, login: Login) -> Awaitable[None]:
+    def check(self, login: Login) -> Awaitable[None]:
         """
         Check a login.
 
@@ -83,8 +83,8 @@ class Judge(Protocol):
 class PasswordAuthentication:
     """The user whose password is in the C{Authorization} header."""
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    def __init__(self, check: ChecksPasswords) -> None:
+        self._passwords = check
 
     async def authenticate(self, request: StreamingRequest) -> str | None:
         """
@@ -103,8 +103,8 @@ class PasswordAuthentication:
             # A proxy may send many clients' requests on one connection: nobody guesses what the one before had.
             channel.credentials = None
         login = Login(*credentials, request.address, request.address_is_trusted, known)
-        if not self._judge.knows(login):
-            await self._judge.judge(login)
+        if not self._passwords.is_cached(login):
+            await self._passwords.check(login)
             channel = request.channel_or_none()
         if channel is not None:
             channel.credentials = credentials

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ..lru import BoundedCache
 from ..storage.interface import Listing, Objects
-from ..threads.serial_jobs import Jobs, Pool
+from ..threads.serial_jobs import Pool, SerialJobs
 from .http1 import replies
 from .http1.request import StreamingRequest
 from .transfer.producer import ChunkProducer
@@ -57,7 +57,7 @@ class Lists:
         """Answer with a list, in version 2 of the protocol if it is with sizes."""
         content_type = LIST_V2 if with_sizes else LIST_V1
         text = ListText(listing, with_sizes, self.pieces)
-        jobs = Jobs(self._pool)
+        jobs = SerialJobs(self._pool)
         try:
             first = await jobs.run(text.open)
             if text.ended:

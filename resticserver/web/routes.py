@@ -42,12 +42,12 @@ from ..errors import (
     short_name,
 )
 from ..names import Kind, Target, why_no_repository, why_reserved
-from ..quota.admission import NOTHING, Place, Space
+from ..quota.admission import NOTHING, Admission, Admitted
 from ..sizes import Amount
 from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Stored, Upload
 from ..telemetry.events import Event, EventKind, Tells, nobody
 from ..telemetry.record import Effect, Operation
-from ..threads.serial_jobs import Jobs, Pool, shielded
+from ..threads.serial_jobs import Pool, SerialJobs, shielded
 from .authentication import Authentication
 from .http1 import replies
 from .http1.body import WAITING_BYTES
@@ -71,7 +71,7 @@ _REFUSALS = {QUOTA: EventKind.QUOTA_REACHED, MIN_FREE: EventKind.DISK_FULL, DISK
 #: Objects and parts up to this size are read by the job that opens them and answered in one write.
 SMALL_BYTES = 64 << 10
 #: Up to this size they are read in the reactor's thread if they are in the kernel's caches.
-AT_ONCE_BYTES = 256 << 10
+NOWAIT_BYTES = 256 << 10
 
 Answer = Coroutine[Any, Any, None]
 Verb = Callable[[StreamingRequest, Target], Awaitable[None]]
@@ -102,7 +102,7 @@ class Api:
         authentication: Authentication,
         policy: Decides,
         auto_create: bool = False,
-        space: Space | None = None,
+        admission: Admission | None = None,
         tell: Tells = nobody,
     ) -> None:
         self._store = store
@@ -114,7 +114,7 @@ class Api:
         self._policy = policy
         self._auto_create = auto_create
         self._tell = tell
-        self._space = space if space is not None else Space()
+        self._admission = admission if admission is not None else Admission()
         self._list_verbs: Mapping[bytes, Verb] = {b"GET": self._list}
         self._object_verbs: Mapping[bytes, Verb] = {
             b"GET": self._load,
@@ -132,10 +132,10 @@ class Api:
     @app.route("/")
     def repository(self, request: StreamingRequest) -> Answer:
         """A repository; C{POST ?create=true} makes it, C{DELETE} is there where a policy grants it to anyone."""
-        verbs: dict[bytes, Verb] = {b"POST": self._create}
+        methods: dict[bytes, Verb] = {b"POST": self._create}
         if self._policy.may_delete_repositories():
-            verbs[b"DELETE"] = self._delete_repository
-        return self._answer(request, verbs)
+            methods[b"DELETE"] = self._delete_repository
+        return self._answer(request, methods)
 
     @app.route("/<kind>/")
     def objects(self, request: StreamingRequest, kind: str) -> Answer:
@@ -153,7 +153,7 @@ class Api:
         """A path that names nothing: also here 401 comes first."""
         return self._answer(request, {})
 
-    async def _answer(self, request: StreamingRequest, verbs: Mapping[bytes, Verb]) -> None:
+    async def _answer(self, request: StreamingRequest, methods: Mapping[bytes, Verb]) -> None:
         """The one way of every request."""
         try:
             request.user_name = await self._authentication.authenticate(request)
@@ -163,10 +163,10 @@ class Api:
                 if request.method not in METHODS:
                     raise MethodNotAllowed(METHODS)
                 raise NotFound(_why_nothing(request))
-            if request.method not in verbs:
+            if request.method not in methods:
                 # What restic init asks for where the repository's path ends in a type.
                 is_list = request.method == b"POST" and target.kind is Kind.LIST
-                raise MethodNotAllowed(verbs, why_reserved(target.type) if is_list else "")
+                raise MethodNotAllowed(methods, why_reserved(target.type) if is_list else "")
             action = ACTIONS[target.kind][request.method]
             decision = self._policy.decide(request.user_name, action, target)
             if not decision.allowed:
@@ -174,7 +174,7 @@ class Api:
                 self._tell_of_refusal(request, target, refusal, RIGHTS)
                 raise refusal
             try:
-                await verbs[request.method](request, target)
+                await methods[request.method](request, target)
             except InsufficientStorage as error:
                 self._tell_of_refusal(request, target, error, error.cause, error.limit_of)
                 raise
@@ -227,11 +227,11 @@ class Api:
         replies.send(request)
 
     def _deleted(self, result: T, target: Target) -> T:
-        self._space.books.look_again(target.repository)
+        self._admission.quota.recount(target.repository)
         return result
 
     async def _stat(self, request: StreamingRequest, target: Target) -> None:
-        size = self._store.size_at_once(target.repository, target.type, target.name)
+        size = self._store.size_nowait(target.repository, target.type, target.name)
         if size is None:
             size = await self._pool.run(self._store.size_of, target.repository, target.type, target.name)
         replies.begin(request, 200, size, OCTETS)
@@ -242,17 +242,17 @@ class Api:
         # If-Range: objects have no validator here, so none that a client has can be right (RFC 9110 section 13.1.5).
         whole = target.type == "config" or request.fields.last(b"if-range") is not None
         wanted = None if whole else request.fields.last(b"range")
-        if stored.open_at_once():
+        if stored.open_nowait():
             try:
                 part = choose_part(wanted, stored.size_bytes)
-                content = stored.read_at_once(part.start, part.length) if part.length <= AT_ONCE_BYTES else None
+                content = stored.read_nowait(part.start, part.length) if part.length <= NOWAIT_BYTES else None
             finally:
                 stored.close()
             if content is not None:
                 _begin_load(request, target, part, stored.size_bytes)
                 request.write(content)
                 return
-        jobs = Jobs(self._pool)
+        jobs = SerialJobs(self._pool)
         try:
             part, content = await jobs.run(_open_part, stored, wanted)
             _begin_load(request, target, part, stored.size_bytes)
@@ -268,19 +268,19 @@ class Api:
     async def _save(self, request: StreamingRequest, target: Target) -> None:
         body = request.body
         length = body.whole_bytes
-        place = await self._space.admit(request.user_name, target, length)
+        admitted = await self._admission.admit(request.user_name, target, length)
         upload = self._store.upload(target.repository, target.type, target.name, length)
         # By its whole length: of more than that reading may have paused already, with the rest still to come.
         small = length is not None and length <= WAITING_BYTES and not request.awaits_continue
-        jobs = Jobs(self._quick if small else self._pool)
+        jobs = SerialJobs(self._quick if small else self._pool)
         request.hold_record()
         try:
             # A small body comes in one piece, or a moment later: one job does it all then.
             content = body.take_waiting() if body.ended else await body.whole() if small else None
             if content is not None:
                 # It may have come to its end while room was asked for, and then nobody knew how long it would be.
-                await place.cover(body.received_bytes)
-                await place.enter()
+                await admitted.cover(body.received_bytes)
+                await admitted.enter()
             try:
                 outcome = await jobs.run(_open_upload, upload, content)
             except NoSuchRepository:
@@ -290,14 +290,14 @@ class Api:
                 outcome = await jobs.run(_open_upload, upload, content)
             if outcome is None:
                 request.send_continue()
-                await receive_body(request, jobs, self._writers, upload.write, place.cover)
-                await place.enter()
+                await receive_body(request, jobs, self._writers, upload.write, admitted.cover)
+                await admitted.enter()
                 outcome = await jobs.run(upload.commit)
         except BaseException:
             # A commit that runs now may still succeed.
-            jobs.close(upload.abort, lambda: self._upload_ended(request, target, upload, place))
+            jobs.close(upload.abort, lambda: self._upload_ended(request, target, upload, admitted))
             raise
-        self._upload_ended(request, target, upload, place, outcome)
+        self._upload_ended(request, target, upload, admitted, outcome)
         if outcome is Outcome.HEALED:
             words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
             self._tell(_event(EventKind.CORRUPTION, words, request, target))
@@ -308,18 +308,23 @@ class Api:
         replies.send(request)
 
     def _upload_ended(
-        self, request: StreamingRequest, target: Target, upload: Upload, place: Place, outcome: Outcome | None = None
+        self,
+        request: StreamingRequest,
+        target: Target,
+        upload: Upload,
+        admitted: Admitted,
+        outcome: Outcome | None = None,
     ) -> None:
         """An upload has come to its end, whoever still waits for that."""
         change = upload.change
         healed = outcome is Outcome.HEALED or (change != NOTHING and not change.objects)
         if healed and change.size_bytes < 0:
             # The damage was not booked, so neither can its end be: what is there is counted.
-            place.end(NOTHING)
+            admitted.end(NOTHING)
         else:
-            place.end(change)
+            admitted.end(change)
         if healed:
-            self._space.books.look_again(target.repository)
+            self._admission.quota.recount(target.repository)
         written = healed or change != NOTHING
         request.release_record(Effect(Operation.WRITE, upload.size_bytes) if written else None)
 
@@ -329,11 +334,11 @@ class Api:
 
     async def _remove(self, request: StreamingRequest, target: Target) -> None:
         # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.
-        place = self._space.place(target)
-        await place.enter()
+        admitted = self._admission.admitted(target)
+        await admitted.enter()
         request.hold_record()
         removing = self._quick.run(self._store.remove_object, target.repository, target.type, target.name)
-        removing.addBoth(_removed, request, place)
+        removing.addBoth(_removed, request, admitted)
         await shielded(removing)
         replies.send(request)
 
@@ -380,13 +385,13 @@ class RoutedResource(Resource):
         return NOT_DONE_YET
 
 
-def _removed(change: Amount | Failure, request: StreamingRequest, place: Place) -> Amount | Failure:
+def _removed(change: Amount | Failure, request: StreamingRequest, admitted: Admitted) -> Amount | Failure:
     """A removal has come to its end, whoever still waits for that."""
     if isinstance(change, Amount):
         done = change
     else:
         done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
-    place.end(done)
+    admitted.end(done)
     request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
     return change
 

@@ -29,12 +29,12 @@ from ..net.listeners import tls_factory
 from ..net.shared_sockets import shared_factory
 from ..process import allocator
 from ..process.clock import use_monotonic_clock
-from ..quota.admission import Fences, Key
+from ..quota.admission import DirectoryLocks, Key
 from ..service.frontend import (
     PAGE_THREADS,
     CpuProfile,
-    InTurn,
-    Serving,
+    Frontend,
+    SequentialServices,
     make_certificates,
     make_policy,
     make_state,
@@ -44,11 +44,11 @@ from ..service.hooks import EVENT
 from ..service.monitor import COUNTED
 from ..threads.pools import JobPool
 from ..web.http1.site import RepositorySite
-from .ipc import Wire
-from .logins import DistantJudge
+from .ipc import IpcConnection
+from .logins import RemotePasswordChecker
 from .monitoring import WorkerMonitoring
 from .parent import LAST_WORDS_S, PARENTS_SIGNALS, WIRE_FD
-from .quota import CLOSE, KEEP_ACCOUNT, OPEN, DistantAccounts
+from .quota import CLOSE, KEEP_ACCOUNT, OPEN, RemoteQuota
 
 #: While so much of what was logged waits for the parent, the rest is counted and not sent.
 MOST_LOG_BYTES = 4 << 20
@@ -78,7 +78,7 @@ def main(number: str) -> int:
     process = WorkerProcess(reactor, socket.socket(fileno=WIRE_FD), int(number))
     observer: Any = process.log
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    reactor.callWhenRunning(process.wire.start)  # type: ignore[attr-defined]
+    reactor.callWhenRunning(process.ipc.start)  # type: ignore[attr-defined]
     reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined, call-arg]
     return process.status
 
@@ -97,15 +97,15 @@ class WorkerProcess:
         self._number = number
         self._ending = self._ended = False
         self.status = 0
-        verbs: dict[str, Callable[..., Any]] = {
+        commands: dict[str, Callable[..., Any]] = {
             "begin": self.begin,
             "ping": lambda: None,
             "stop": self.stop,
             "abort": lambda: None,
         }
-        self._verbs = verbs
-        self.wire = Wire(reactor, connection, "the parent", verbs, self.stop)
-        self.log = DistantLog(reactor, self.wire)
+        self._commands = commands
+        self.ipc = IpcConnection(reactor, connection, "the parent", commands, self.stop)
+        self.log = RemoteLog(reactor, self.ipc)
         self._server: WorkerServer | None = None
 
     def begin(self, version: str, settings: dict[str, Any], **known: Any) -> None:
@@ -121,7 +121,7 @@ class WorkerProcess:
                 raise StartError(f"version {version} runs and {__version__} is installed: restart the server")
             made = Settings.from_json(settings)
             self.log.debug = made.debug
-            self._server = WorkerServer(self._reactor, made, self.wire, self._number, **known)
+            self._server = WorkerServer(self._reactor, made, self.ipc, self._number, **known)
             self._server.startService()
         except Exception as error:
             self.status = 1
@@ -132,8 +132,8 @@ class WorkerProcess:
             if not isinstance(error, StartError):
                 _log.failure("a worker cannot start")
             raise
-        self._verbs.update(self._server.verbs)
-        self._verbs["retire"] = self.retire
+        self._commands.update(self._server.commands)
+        self._commands["retire"] = self.retire
         allocator.leave_out_what_stays()
 
     def retire(self) -> None:
@@ -156,7 +156,7 @@ class WorkerProcess:
         if self._ended:
             return
         self._ended = True
-        self.wire.flush(_FLUSH_S)
+        self.ipc.flush(_FLUSH_S)
         self._reactor.stop()
 
 
@@ -164,7 +164,7 @@ async def _nothing() -> None:
     """There is nothing to stop."""
 
 
-class WorkerServer(InTurn):
+class WorkerServer(SequentialServices):
     """
     What one worker serves with.
 
@@ -183,7 +183,7 @@ class WorkerServer(InTurn):
         self,
         reactor: Any,
         settings: Settings,
-        wire: Wire,
+        ipc: IpcConnection,
         number: int,
         listeners: list[str | None],
         policy: str | None,
@@ -194,76 +194,76 @@ class WorkerServer(InTurn):
         closed: list[tuple[list[str], int]],
     ) -> None:
         super().__init__()
-        self._wire = wire
+        self._ipc = ipc
         self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._state = make_state(settings)
         self._volume = (store := make_store(settings, self._state)).volume
         self._volume.known = None if marker is None else marker.encode("latin-1")
         self._volume.gone = volume_gone
-        self._volume.learnt = lambda found: reactor.callFromThread(wire.tell, "marker", marker=found.decode("latin-1"))
+        self._volume.learnt = lambda found: reactor.callFromThread(ipc.tell, "marker", marker=found.decode("latin-1"))
         flags, policy_file = make_policy(settings)
         if policy_file is not None and policy is not None:
             policy_file.take(policy)
-        judge = DistantJudge(wire, reading, reactor.seconds) if settings.passwords else None
+        check = RemotePasswordChecker(ipc, reading, reactor.seconds) if settings.passwords else None
         self._certificates = make_certificates(settings)
-        books = DistantAccounts(wire, keeps_account)
-        fences = Fences((tuple(repository), cell) for repository, cell in closed)
+        quota = RemoteQuota(ipc, keeps_account)
+        directory_locks = DirectoryLocks((tuple(repository), cell) for repository, cell in closed)
         pages = JobPool(reactor, "pages", PAGE_THREADS)
-        monitoring = WorkerMonitoring(reactor, wire, pages, lambda: self._serving.requests_in_flight())
-        self._books, self._fences = books, fences
-        self._serving = serving = Serving(
+        monitoring = WorkerMonitoring(reactor, ipc, pages, lambda: self._frontend.requests_in_flight())
+        self._quota, self._directory_locks = quota, directory_locks
+        self._frontend = frontend = Frontend(
             settings,
             reactor,
             store,
             self._state,
             policy_file or flags,
-            judge,
-            books,
-            fences,
+            check,
+            quota,
+            directory_locks,
             pages,
-            lambda event: wire.tell(EVENT, **event.on_the_wire()),
+            lambda event: ipc.tell(EVENT, **event.on_the_wire()),
             monitoring.tally if settings.metrics else None,
             monitoring.metrics,
             monitoring.status,
         )
-        site = serving.make_site()
+        site = frontend.make_site()
         creator = self._certificates.creator if self._certificates is not None else None
         factories = [
             tls_factory(site, creator) if address is None else shared_factory(address, site, creator)
             for address in listeners
         ]
-        self.connections = Connections(reactor, site, factories, wire, settings.shutdown_timeout_s)
+        self.connections = Connections(reactor, site, factories, ipc, settings.shutdown_timeout_s)
         if settings.cpu_profile:
             CpuProfile(f"{settings.cpu_profile}.{number}").setServiceParent(self)
         if settings.metrics:
             monitoring.setServiceParent(self)
-        for child in (*serving.services, self.connections):
+        for child in (*frontend.services, self.connections):
             child.setServiceParent(self)
-        self.verbs: dict[str, Callable[..., Any]] = {
+        self.commands: dict[str, Callable[..., Any]] = {
             "serve": self.connections.serve,
             "abort": self.connections.abort,
             "marker": self._marker_learnt,
-            CLOSE: lambda repository, cells: Deferred.fromCoroutine(fences.close(_keys(repository, cells))),
-            OPEN: lambda repository, cells: fences.open(_keys(repository, cells)),
-            KEEP_ACCOUNT: lambda: setattr(books, "active", True),
+            CLOSE: lambda repository, cells: Deferred.fromCoroutine(directory_locks.close(_keys(repository, cells))),
+            OPEN: lambda repository, cells: directory_locks.open(_keys(repository, cells)),
+            KEEP_ACCOUNT: lambda: setattr(quota, "active", True),
             COUNTED: monitoring.send,
         }
-        if judge is not None:
-            self.verbs["users"] = judge.users_changed
+        if check is not None:
+            self.commands["users"] = check.users_changed
         if policy_file is not None:
-            self.verbs["policy"] = policy_file.take
+            self.commands["policy"] = policy_file.take
         if self._certificates is not None:
-            self.verbs["certificates"] = self._reload_certificates
-        self.verbs["reopen"] = self._reopen
+            self.commands["certificates"] = self._reload_certificates
+        self.commands["reopen"] = self._reopen
 
     def stopService(self) -> Deferred[None]:
         """Twisted's call: stop everything, then close the state file."""
-        if not self._wire.open:
+        if not self._ipc.open:
             # The parent is gone and its fences with it. What is stored from now on the next server may not know of.
-            if self._books.active:
-                self._fences.refuse("the server stops")
+            if self._quota.active:
+                self._directory_locks.refuse("the server stops")
             else:
-                self._fences.open_all()
+                self._directory_locks.open_all()
         return super().stopService().addCallback(lambda _: self._state.close())
 
     def _marker_learnt(self, marker: str) -> None:
@@ -278,12 +278,12 @@ class WorkerServer(InTurn):
         It fails with L{StartError} if they cannot be used; those before are served on.
         """
         assert self._certificates is not None
-        return self._serving.disk.run(self._certificates.read)
+        return self._frontend.disk.run(self._certificates.read)
 
     def _reopen(self) -> None:
         """Open the access log by its name again."""
-        if self._serving.log_file is not None:
-            self._serving.log_file.reopen()
+        if self._frontend.log_file is not None:
+            self._frontend.log_file.reopen()
 
 
 def _keys(repository: list[str], cells: list[int]) -> list[Key]:
@@ -302,13 +302,13 @@ class Connections(Service):
         reactor: Any,
         site: RepositorySite,
         factories: list[IProtocolFactory],
-        wire: Wire,
+        ipc: IpcConnection,
         shutdown_timeout_s: float,
     ) -> None:
         self._reactor = reactor
         self._site = site
         self._factories = [Counted(factory, self._one_ended) for factory in factories]
-        self._wire = wire
+        self._ipc = ipc
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ended = 0
         self.setName("connections")
@@ -344,7 +344,7 @@ class Connections(Service):
 
     def _report(self) -> None:
         ended, self._ended = self._ended, 0
-        self._wire.tell("ended", number=ended)
+        self._ipc.tell("ended", number=ended)
 
     def retire(self) -> Deferred[None]:
         """Let each connection end after its next answer; fires when none is left."""
@@ -391,7 +391,7 @@ class Counted:
         return protocol
 
 
-class DistantLog:
+class RemoteLog:
     """
     A log observer that sends to the parent what the parent would log itself: our own diagnostics, and from others what went
     wrong. Without a parent it goes to stderr.
@@ -399,9 +399,9 @@ class DistantLog:
     @ivar debug: also what is only of use for finding faults.
     """
 
-    def __init__(self, reactor: Any, wire: Wire) -> None:
+    def __init__(self, reactor: Any, ipc: IpcConnection) -> None:
         self._reactor = reactor
-        self._wire = wire
+        self._ipc = ipc
         self._thread = threading.get_ident()
         self._lost = 0
         self.debug = False
@@ -420,15 +420,15 @@ class DistantLog:
             self._reactor.callFromThread(self._send, level.name, namespace, text)
 
     def _send(self, level: str, namespace: str, text: str) -> None:
-        if not self._wire.open:
+        if not self._ipc.open:
             print(text, file=sys.stderr, flush=True)
-        elif self._wire.waiting_bytes > MOST_LOG_BYTES:
+        elif self._ipc.waiting_bytes > MOST_LOG_BYTES:
             self._lost += 1
         else:
             if self._lost:
                 lost, self._lost = self._lost, 0
-                self._wire.tell("log", level="warn", namespace=namespace, text=f"{lost} lines of a worker were lost")
-            self._wire.tell("log", level=level, namespace=namespace, text=text)
+                self._ipc.tell("log", level="warn", namespace=namespace, text=f"{lost} lines of a worker were lost")
+            self._ipc.tell("log", level=level, namespace=namespace, text=text)
 
 
 if __name__ == "__main__":

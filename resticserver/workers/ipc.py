@@ -1,5 +1,6 @@
 """
-Messages between the server's processes. The parent has a pair of unix sockets with each worker, and a L{Wire} at both ends.
+Messages between the server's processes: the parent and each worker share a pair of unix sockets, with an L{IpcConnection} at
+each end.
 
 A frame is four bytes of length and a JSON object, and may bring one descriptor. There are three kinds::
 
@@ -7,14 +8,14 @@ A frame is four bytes of length and a JSON object, and may bring one descriptor.
     {"ask": NAME, "with": {...}, "number": 7}  a question
     {"answer": 7, "value": ...}                its answer, or {"answer": 7, "error": TEXT}
 
-To add a message, give the L{Verbs} of the side that takes it a function under its name. It is called with the arguments by
+To add a message, give the L{Commands} of the side that takes it a function under its name. It is called with the arguments by
 name; the descriptor, where one came, is C{fd} and the function's own, or -1 if the process has too many already. What it
 returns is the answer, or a Deferred of it; what it raises is L{Failed} for the one who asked. Everything must be what JSON has;
 bytes go as text (C{latin-1}).
 
 Frames are taken in the order in which they were sent, and a question before whatever is sent after it; so who has an answer
 knows that the other side has taken all that was sent before. Nothing blocks: what the other side does not take waits here, and
-L{Wire.waiting_bytes} says how much that is.
+L{IpcConnection.waiting_bytes} says how much that is.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ _MOST_DESCRIPTORS = 16
 _log = Logger()
 
 #: What may be asked and told, by name.
-Verbs = Mapping[str, Callable[..., Any]]
+Commands = Mapping[str, Callable[..., Any]]
 
 
-class WireLost(Exception):
+class IpcConnectionLost(Exception):
     """The other side is gone, and will not answer."""
 
 
@@ -58,7 +59,7 @@ class Failed(Exception):
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
-class Wire:
+class IpcConnection:
     """
     One end of a pair of sockets between two processes.
 
@@ -68,13 +69,18 @@ class Wire:
     """
 
     def __init__(
-        self, reactor: IReactorFDSet, connection: socket.socket, name: str, verbs: Verbs, lost: Callable[[], object]
+        self,
+        reactor: IReactorFDSet,
+        connection: socket.socket,
+        name: str,
+        commands: Commands,
+        lost: Callable[[], object],
     ) -> None:
         connection.setblocking(False)
         self._reactor = reactor
         self._socket = connection
         self._name = name
-        self._verbs = verbs
+        self._commands = commands
         self._lost = lost
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
@@ -92,11 +98,11 @@ class Wire:
 
     # --- sending
 
-    def tell(self, verb: str, **arguments: Any) -> None:
+    def tell(self, command: str, **arguments: Any) -> None:
         """Send a one-way message; to nobody, if the other side is gone."""
-        self._send({"tell": verb, "with": arguments})
+        self._send({"tell": command, "with": arguments})
 
-    def hand_over(self, fd: int, verb: str, **arguments: Any) -> bool:
+    def hand_over(self, fd: int, command: str, **arguments: Any) -> bool:
         """
         Send a one-way message with a descriptor, if the other side takes it now. The sender's own stays the sender's.
 
@@ -104,7 +110,7 @@ class Wire:
         """
         if not self._takes or self._unsent:
             return False
-        frame = _frame({"tell": verb, "with": arguments, "descriptor": True})
+        frame = _frame({"tell": command, "with": arguments, "descriptor": True})
         try:
             sent = socket.send_fds(self._socket, [frame], [fd])
         except OSError as error:
@@ -115,18 +121,18 @@ class Wire:
         self._queue(memoryview(frame)[sent:])
         return True
 
-    def ask(self, verb: str, **arguments: Any) -> Deferred[Any]:
+    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
         """
         Ask a question. The Deferred fires with the answer.
 
-        It fails with L{WireLost} if the other side is gone before it answered, with L{Failed} if it could not answer.
+        It fails with L{IpcConnectionLost} if the other side is gone before it answered, with L{Failed} if it could not answer.
         """
         if not self.open:
-            return fail(WireLost(f"{self._name} is gone"))
+            return fail(IpcConnectionLost(f"{self._name} is gone"))
         number = next(self._numbers)
         answer: Deferred[Any] = Deferred()
         self._asked[number] = answer
-        self._send({"ask": verb, "with": arguments, "number": number})
+        self._send({"ask": command, "with": arguments, "number": number})
         return answer
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -230,10 +236,10 @@ class Wire:
         if message.get("descriptor"):
             arguments["fd"] = self._descriptors.popleft()
         if "tell" in message:
-            self._verbs[message["tell"]](**arguments)
+            self._commands[message["tell"]](**arguments)
         elif "ask" in message:
             number = message["number"]
-            answer = maybeDeferred(lambda: self._verbs[message["ask"]](**arguments))
+            answer = maybeDeferred(lambda: self._commands[message["ask"]](**arguments))
             answer.addCallback(lambda value: self._send({"answer": number, "value": value}))
             answer.addErrback(lambda failure: self._send({"answer": number, "error": failure.getErrorMessage()}))
         else:
@@ -262,7 +268,7 @@ class Wire:
                 os.close(fd)
         asked, self._asked = self._asked, {}
         for answer in asked.values():
-            answer.errback(WireLost(f"{self._name} is gone"))
+            answer.errback(IpcConnectionLost(f"{self._name} is gone"))
         if tell:
             self._lost()
 

@@ -1,5 +1,5 @@
 """
-A worker's side of password checks: the parent's L{resticserver.service.logins.PasswordJudge} is asked, and its word may be
+A worker's side of password checks: the parent's L{resticserver.service.logins.PasswordChecker} is asked, and its word may be
 remembered for as long as it is there.
 """
 
@@ -18,7 +18,7 @@ from ..access.htpasswd import joined
 from ..access.throttle import Login
 from ..errors import Forbidden, Unauthorized, Unavailable
 from ..service.logins import ASK, WITHDRAW
-from .ipc import Failed, Wire, WireLost
+from .ipc import Failed, IpcConnection, IpcConnectionLost
 
 #: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
 MOST_REMEMBERED = 10_000
@@ -28,7 +28,7 @@ _REFUSALS = {error.__name__: error for error in (Unauthorized, Forbidden, Unavai
 _log = Logger()
 
 
-class DistantJudge:
+class RemotePasswordChecker:
     """
     A worker's judge: the parent's, and what that one said of the same connection a moment ago.
 
@@ -38,8 +38,8 @@ class DistantJudge:
     @param clock: seconds that never go backwards.
     """
 
-    def __init__(self, wire: Wire, reading: int, clock: Callable[[], float]) -> None:
-        self._wire = wire
+    def __init__(self, ipc: IpcConnection, reading: int, clock: Callable[[], float]) -> None:
+        self._ipc = ipc
         self._reading = reading
         self._clock = clock
         self._salt = secrets.token_bytes(32)
@@ -52,7 +52,7 @@ class DistantJudge:
         self._reading = reading
         self._right = {digest: known for digest, known in self._right.items() if known[1] >= reading}
 
-    def knows(self, login: Login) -> bool:
+    def is_cached(self, login: Login) -> bool:
         """
         Whether a login is right without asking; quick. Only the connection that was right before need not ask: to look
         for what others had right is a guess, and the parent counts those.
@@ -62,7 +62,7 @@ class DistantJudge:
         until_s, reading = self._right.get(self._digest(login), (0.0, -1))
         return reading >= self._reading and self._clock() < until_s
 
-    async def judge(self, login: Login) -> None:
+    async def check(self, login: Login) -> None:
         """
         Ask the parent.
 
@@ -72,7 +72,7 @@ class DistantJudge:
         """
         question = next(self._questions)
         try:
-            answer = await self._wire.ask(
+            answer = await self._ipc.ask(
                 ASK,
                 question=question,
                 user=login.user,
@@ -81,12 +81,12 @@ class DistantJudge:
                 trusted=login.address_is_trusted,
                 known=login.known,
             )
-        except (WireLost, Failed) as error:
+        except (IpcConnectionLost, Failed) as error:
             if isinstance(error, Failed):
                 _log.error("could not check a password: {error}", error=error)
             raise Unavailable("passwords cannot be checked now, try again") from error
         except CancelledError:
-            self._wire.tell(WITHDRAW, question=question)
+            self._ipc.tell(WITHDRAW, question=question)
             raise
         if "refused" in answer:
             raise _REFUSALS[answer["refused"]](answer["message"])

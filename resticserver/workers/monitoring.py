@@ -17,7 +17,7 @@ from ..telemetry.metrics import CONTENT_TYPE, Tally
 from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Fresh, Pool
 from ..web.pages import Answer
-from .ipc import Failed, Wire, WireLost
+from .ipc import Failed, IpcConnection, IpcConnectionLost
 
 #: How often a worker sends what it has counted.
 SEND_S = 1.0
@@ -31,8 +31,10 @@ class WorkerMonitoring(Service):
     @param requests_in_flight: how many requests are being answered here.
     """
 
-    def __init__(self, reactor: IReactorTime, wire: Wire, pages: Pool, requests_in_flight: Callable[[], int]) -> None:
-        self._wire = wire
+    def __init__(
+        self, reactor: IReactorTime, ipc: IpcConnection, pages: Pool, requests_in_flight: Callable[[], int]
+    ) -> None:
+        self._ipc = ipc
         self._pages = pages
         self._status = Fresh(reactor, self._ask_for_status)
         self._sending = LoopingCall(self.send)
@@ -54,13 +56,13 @@ class WorkerMonitoring(Service):
 
     def send(self) -> None:
         """Send what was counted to the parent, which may have asked for it."""
-        self._wire.tell(COUNTED, taken=self.tally.take(), in_flight=self._requests_in_flight())
+        self._ipc.tell(COUNTED, taken=self.tally.take(), in_flight=self._requests_in_flight())
 
     async def metrics(self) -> Answer:
         """All metrics of the server as text."""
         try:
-            text = await self._wire.ask(METRICS)
-        except (WireLost, Failed) as error:
+            text = await self._ipc.ask(METRICS)
+        except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
 
@@ -70,7 +72,7 @@ class WorkerMonitoring(Service):
 
     async def _ask_for_status(self) -> ServerStatus:
         try:
-            text = await self._wire.ask(STATUS)
-        except (WireLost, Failed) as error:
+            text = await self._ipc.ask(STATUS)
+        except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         return await self._pages.run(lambda: ServerStatus.from_json(json.loads(text)))

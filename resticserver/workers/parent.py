@@ -36,8 +36,8 @@ from twisted.python.failure import Failure
 from .. import __version__
 from ..errors import StartError
 from ..net.listeners import inherited_sockets, parse_address, process_environment
-from ..net.shared_sockets import Acceptor, NotingReactor, open_shared
-from .ipc import Failed, Verbs, Wire, WireLost
+from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
+from .ipc import Commands, Failed, IpcConnection, IpcConnectionLost
 
 #: The descriptor of the wire in a worker.
 WIRE_FD = 3
@@ -83,7 +83,7 @@ class Worker(ProcessProtocol):
     def __init__(self, number: int, began_s: float, ended: Callable[[Worker, str], object]) -> None:
         self.number = number
         self.pid = 0
-        self.wire: Wire
+        self.ipc: IpcConnection
         self.ready = False
         self.live = 0
         self.turn = 0
@@ -118,7 +118,7 @@ class Worker(ProcessProtocol):
     def ping(self) -> None:
         """Ask whether it is there."""
         self.unanswered += 1
-        self.wire.ask("ping").addCallbacks(self._answered, lambda failure: failure.trap(WireLost, Failed))
+        self.ipc.ask("ping").addCallbacks(self._answered, lambda failure: failure.trap(IpcConnectionLost, Failed))
 
     def _answered(self, _: object) -> None:
         self.unanswered = 0
@@ -151,14 +151,14 @@ class Workers(Service):
         addresses: tuple[str, ...],
         number: int,
         beginning: Callable[[], dict[str, Any]],
-        verbs: Callable[[object], Verbs],
+        commands: Callable[[object], Commands],
         shutdown_timeout_s: float,
         gone: Callable[[object], object] = lambda worker: None,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
         self._beginning = beginning
-        self._verbs = verbs
+        self._commands = commands
         self._gone = gone
         self._shutdown_timeout_s = shutdown_timeout_s
         self._acceptors: list[Acceptor] = []
@@ -229,7 +229,7 @@ class Workers(Service):
         """Open the sockets; whether they were inherited."""
         inherited = inherited_sockets(process_environment(), os.getpid())
         for address in self._addresses:
-            parse_address(NotingReactor(opens=False), address)
+            parse_address(RecordingReactor(opens=False), address)
         if inherited:
             for listening in inherited:
                 self._add(None, listening, None)
@@ -245,19 +245,19 @@ class Workers(Service):
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while waiting := {worker.wire.fileno(): worker for worker in self._workers if not worker.ready}:
+        while waiting := {worker.ipc.fileno(): worker for worker in self._workers if not worker.ready}:
             poll = select.poll()
             for fd, worker in waiting.items():
-                poll.register(fd, select.POLLIN | (select.POLLOUT if worker.wire.waiting_bytes else 0))
+                poll.register(fd, select.POLLIN | (select.POLLOUT if worker.ipc.waiting_bytes else 0))
             events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not events:
                 raise StartError(f"{next(iter(waiting.values()))} is not ready after {START_TIMEOUT_S:g} s")
             for fd, event in events:
                 worker = waiting[fd]
                 if event & select.POLLOUT:
-                    worker.wire.doWrite()
+                    worker.ipc.doWrite()
                 if event & ~select.POLLOUT:
-                    worker.wire.doRead()
+                    worker.ipc.doRead()
                 if worker.why_not:
                     raise StartError(worker.why_not)
 
@@ -267,7 +267,7 @@ class Workers(Service):
             return
         self._stopping = True
         for worker in tuple(self._workers):
-            worker.wire.close()
+            worker.ipc.close()
             worker.kill()
         self._close_sockets()
 
@@ -305,20 +305,20 @@ class Workers(Service):
                 raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        verbs: dict[str, Callable[..., Any]] = {
+        commands: dict[str, Callable[..., Any]] = {
             "log": self._log_line,
             "ended": partial(self._connections_ended, worker),
-            **self._verbs(worker),
+            **self._commands(worker),
         }
-        worker.wire = Wire(self._reactor, ours, str(worker), verbs, partial(self._wire_lost, worker))
-        worker.wire.start()
+        worker.ipc = IpcConnection(self._reactor, ours, str(worker), commands, partial(self._wire_lost, worker))
+        worker.ipc.start()
         self._workers.add(worker)
-        begun = worker.wire.ask("begin", version=__version__, listeners=self._listeners, **self._beginning())
+        begun = worker.ipc.ask("begin", version=__version__, listeners=self._listeners, **self._beginning())
         begun.addCallbacks(lambda _: worker.begin(), partial(self._not_begun, worker))
         return worker
 
     def _not_begun(self, worker: Worker, failure: Failure) -> None:
-        failure.trap(Failed, WireLost)
+        failure.trap(Failed, IpcConnectionLost)
         worker.why_not = str(failure.value) if failure.check(Failed) else f"{worker} ended before it was ready"
         if not self._starting and not self._stopping:
             _log.error("{worker} cannot start: {reason}", worker=worker, reason=worker.why_not)
@@ -331,8 +331,8 @@ class Workers(Service):
         worker.deadline = self._reactor.callLater(LAST_WORDS_S + self._shutdown_timeout_s, worker.kill)
 
     def _worker_ended(self, worker: Worker, how: str) -> None:
-        worker.wire.read_all()
-        worker.wire.close()
+        worker.ipc.read_all()
+        worker.ipc.close()
         if worker.deadline is not None and worker.deadline.active():
             worker.deadline.cancel()
         worker.ready = False
@@ -403,7 +403,7 @@ class Workers(Service):
         """Give it to the worker with the fewest, the one that has waited the longest among equals; whether one took it."""
         ready = [worker for worker in self._places.values() if worker is not None and worker.ready]
         for worker in sorted(ready, key=lambda one: (one.unanswered > 1, one.live, one.turn)):
-            if worker.wire.hand_over(connection.fileno(), "serve", listener=listener):
+            if worker.ipc.hand_over(connection.fileno(), "serve", listener=listener):
                 worker.live += 1
                 worker.turn = next(self._turns)
                 connection.close()
@@ -439,19 +439,19 @@ class Workers(Service):
         """The processes of all that live, those that end only what they have begun too."""
         return [worker.pid for worker in self._workers if worker.pid]
 
-    def tell_all(self, verb: str, **arguments: Any) -> None:
+    def tell_all(self, command: str, **arguments: Any) -> None:
         """Tell every worker something."""
         for worker in self._workers:
-            worker.wire.tell(verb, **arguments)
+            worker.ipc.tell(command, **arguments)
 
-    async def ask_all(self, verb: str, **arguments: Any) -> bool:
+    async def ask_all(self, command: str, **arguments: Any) -> bool:
         """Ask every worker to do something; whether all that are still there have done it."""
-        asked = [(worker, worker.wire.ask(verb, **arguments)) for worker in self._workers]
+        asked = [(worker, worker.ipc.ask(command, **arguments)) for worker in self._workers]
         done = True
         for (worker, _), (_, result) in zip(
             asked, await DeferredList([answer for _, answer in asked], consumeErrors=True), strict=True
         ):
-            if isinstance(result, Failure) and not result.check(WireLost):
+            if isinstance(result, Failure) and not result.check(IpcConnectionLost):
                 _log.error("{worker}: {reason}", worker=worker, reason=result.getErrorMessage())
                 done = False
         return done
@@ -482,7 +482,7 @@ class Workers(Service):
             self._adjust()
             if worker is not None:
                 worker.retired = True
-                worker.wire.tell("retire")
+                worker.ipc.tell("retire")
         _log.info("all workers were replaced")
 
     # --- the end

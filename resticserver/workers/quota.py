@@ -1,5 +1,5 @@
 """
-The books of a server with workers: the parent keeps them (L{resticserver.service.quota_keeper.Accounts}), and workers ask.
+The books of a server with workers: the parent keeps them (L{resticserver.service.quota_keeper.QuotaKeeper}), and workers ask.
 
 The verbs of the wire, both ends of them, and the fences of all workers.
 """
@@ -15,11 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from ..errors import InsufficientStorage, ServerError, Unavailable
 from ..names import CONFIG, Kind, Target
 from ..quota.admission import Key
-from ..service.quota_keeper import Accounts
+from ..service.quota_keeper import QuotaKeeper
 from ..sizes import Amount
 from ..storage.layout import Repository
 from ..threads.serial_jobs import shielded
-from .ipc import Failed, Wire, WireLost
+from .ipc import Failed, IpcConnection, IpcConnectionLost
 
 #: What a worker asks and tells.
 RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
@@ -27,15 +27,15 @@ RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
 CLOSE, OPEN, KEEP_ACCOUNT = "close fences", "open fences", "keep account"
 
 
-class DistantAccounts:
+class RemoteQuota:
     """
     A worker's books: the parent keeps them.
 
     @ivar active: whether account is kept; the parent says so.
     """
 
-    def __init__(self, wire: Wire, active: bool) -> None:
-        self._wire = wire
+    def __init__(self, ipc: IpcConnection, active: bool) -> None:
+        self._ipc = ipc
         self.active = active
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
@@ -53,10 +53,10 @@ class DistantAccounts:
         def answered(answer: dict[str, Any]) -> dict[str, Any]:
             if not waits and "number" in answer:
                 # The client is gone, and the parent does not know: nobody else will give back what it has reserved.
-                self._wire.tell(SETTLE, number=answer["number"], repository=[], cell=0, change=[0, 0])
+                self._ipc.tell(SETTLE, number=answer["number"], repository=[], cell=0, change=[0, 0])
             return answer
 
-        asked = self._wire.ask(
+        asked = self._ipc.ask(
             RESERVE,
             user=user,
             repository=list(target.repository),
@@ -66,7 +66,7 @@ class DistantAccounts:
         ).addCallback(answered)
         try:
             return _admitted(await shielded(asked))
-        except (WireLost, Failed) as error:
+        except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         except (CancelledError, GeneratorExit):
             waits = False
@@ -80,18 +80,18 @@ class DistantAccounts:
         @raise Unavailable: the parent is gone.
         """
         try:
-            _admitted(await shielded(self._wire.ask(GROW, number=number, size_bytes=size_bytes)))
-        except (WireLost, Failed) as error:
+            _admitted(await shielded(self._ipc.ask(GROW, number=number, size_bytes=size_bytes)))
+        except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal has ended."""
         if self.active:
-            self._wire.tell(SETTLE, number=number, repository=list(repository), cell=cell, change=list(change))
+            self._ipc.tell(SETTLE, number=number, repository=list(repository), cell=cell, change=list(change))
 
-    def look_again(self, repository: Repository) -> None:
+    def recount(self, repository: Repository) -> None:
         """So much has changed in a repository that it should be counted."""
-        self._wire.tell(LOOK_AGAIN, repository=list(repository))
+        self._ipc.tell(LOOK_AGAIN, repository=list(repository))
 
 
 def _admitted(answer: dict[str, Any]) -> int:
@@ -107,36 +107,36 @@ def _admitted(answer: dict[str, Any]) -> int:
     raise Unavailable(answer["reason"])
 
 
-class AccountsDesk:
+class QuotaRequests:
     """
-    The parent's side of L{DistantAccounts}.
+    The parent's side of L{RemoteQuota}.
 
     @ivar closed: the keys whose fences are closed now.
     """
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+    def __init__(self, quota_keeper: QuotaKeeper) -> None:
+        self._quota_keeper = quota_keeper
 
-    def verbs(self, holder: object) -> dict[str, Callable[..., Any]]:
+    def commands(self, holder: object) -> dict[str, Callable[..., Any]]:
         """What a worker may ask and tell."""
         return {
             RESERVE: partial(self._reserve, holder),
             GROW: self._grow,
             SETTLE: self._settle,
-            LOOK_AGAIN: lambda repository: self._accounts.look_again(tuple(repository)),
+            LOOK_AGAIN: lambda repository: self._quota_keeper.recount(tuple(repository)),
         }
 
     def _reserve(
         self, holder: object, user: str | None, repository: list[str], kind: str, name: str, size_bytes: int
     ) -> Deferred[dict[str, Any]]:
         target = Target(tuple(repository), Kind.CONFIG if kind == CONFIG else Kind.OBJECT, kind, name)
-        return _answered(self._accounts.reserve(user, target, size_bytes, holder))
+        return _answered(self._quota_keeper.reserve(user, target, size_bytes, holder))
 
     def _grow(self, number: int, size_bytes: int) -> Deferred[dict[str, Any]]:
-        return _answered(self._accounts.grow(number, size_bytes))
+        return _answered(self._quota_keeper.grow(number, size_bytes))
 
     def _settle(self, number: int, repository: list[str], cell: int, change: list[int]) -> None:
-        self._accounts.settle(number, tuple(repository), cell, Amount(*change))
+        self._quota_keeper.settle(number, tuple(repository), cell, Amount(*change))
 
 
 def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[str, Any]]:
@@ -154,7 +154,7 @@ def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[
     return Deferred.fromCoroutine(answer())
 
 
-class WorkerGates:
+class WorkerDirectoryLocks:
     """
     Those of all workers.
 
@@ -190,8 +190,8 @@ def _by_repository(keys: list[Key]) -> dict[Repository, list[int]]:
 class AsksAll(Protocol):
     """What is needed of L{resticserver.workers.parent.Workers}."""
 
-    def tell_all(self, verb: str, **arguments: Any) -> None:
+    def tell_all(self, command: str, **arguments: Any) -> None:
         """Tell every worker something."""
 
-    async def ask_all(self, verb: str, **arguments: Any) -> bool:
+    async def ask_all(self, command: str, **arguments: Any) -> bool:
         """Ask every worker something, and wait for the answers."""

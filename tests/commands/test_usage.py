@@ -190,7 +190,7 @@ class UsageTests(SynchronousTestCase):
         (self.path / ".rest-server").mkdir()
         later = 4_000_000_000 * 10**9  # so that the directory's change time is settled
         state = StateFile(str(self.path))
-        store = LocalStore(str(self.path), snapshots=Snapshots(shelf=state, now_ns=lambda: later))
+        store = LocalStore(str(self.path), snapshots=Snapshots(store=state, now_ns=lambda: later))
         listing = store.list_objects(("alice",), "index", True)
         listing.open()
         self.assertEqual(100, sum(map(len, listing)))

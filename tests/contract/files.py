@@ -1124,7 +1124,7 @@ def load_at_once(store: RepositoryStore, name: str) -> None:
     store.size_of(ROOT, "data", name)
     stored = store.stored(ROOT, "data", name)
     try:
-        stored.open_at_once()
+        stored.open_nowait()
     except OSError:
         pass
     finally:

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
-from resticserver.quota.admission import STEP_BYTES, Fences, NoBooks, Place, Space
+from resticserver.quota.admission import STEP_BYTES, Admission, Admitted, DirectoryLocks, NoQuota
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository, cell_of
 from resticserver.web.authentication import NoAuthentication
@@ -35,26 +35,26 @@ OTHER = (ALICE, 0xAC)
 
 
 class FencesTests(SynchronousTestCase):
-    """L{Fences}."""
+    """L{DirectoryLocks}."""
 
     def setUp(self) -> None:
-        self.fences = Fences()
+        self.directory_locks = DirectoryLocks()
         self.order: list[Any] = []
 
     def enter(self, who: Any = None, key: Any = KEY) -> Deferred[None]:
         """Somebody wants in; who is in is noted."""
-        return Deferred.fromCoroutine(self.fences.enter(key)).addCallback(lambda _: self.order.append(who))
+        return Deferred.fromCoroutine(self.directory_locks.enter(key)).addCallback(lambda _: self.order.append(who))
 
     def close(self, *keys: Any) -> Deferred[None]:
         """Nobody is to come in any more."""
-        return Deferred.fromCoroutine(self.fences.close(keys or (KEY,)))
+        return Deferred.fromCoroutine(self.directory_locks.close(keys or (KEY,)))
 
     def test_open(self) -> None:
         """Any number may be inside an open fence, and leave in any order."""
         for who in range(3):
             self.successResultOf(self.enter(who))
         for _ in range(3):
-            self.fences.leave(KEY)
+            self.directory_locks.leave(KEY)
         self.successResultOf(self.close())
 
     def test_refuse(self) -> None:
@@ -62,17 +62,17 @@ class FencesTests(SynchronousTestCase):
         self.successResultOf(self.enter("inside"))
         self.successResultOf(self.close(OTHER))
         waiting = self.enter("waits", OTHER)
-        self.fences.refuse("the server stops")
+        self.directory_locks.refuse("the server stops")
         self.failureResultOf(waiting, Unavailable)
         self.failureResultOf(self.enter("late"), Unavailable)
         self.assertEqual(["inside"], self.order)
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
 
     def test_open_all(self) -> None:
         """Whoever waits goes on, wherever that is."""
         self.successResultOf(self.close(KEY, OTHER))
         waiting = [self.enter(1), self.enter(2, OTHER)]
-        self.fences.open_all()
+        self.directory_locks.open_all()
         for one in waiting:
             self.successResultOf(one)
 
@@ -84,10 +84,10 @@ class FencesTests(SynchronousTestCase):
             self.assertNoResult(one)
         self.successResultOf(self.enter("other", OTHER))
         self.successResultOf(self.enter("bob", (("bob",), 0xAB)))
-        self.fences.open([OTHER])
+        self.directory_locks.open([OTHER])
         for one in waiting:
             self.assertNoResult(one)
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         for one in waiting:
             self.successResultOf(one)
         self.assertEqual(["other", "bob", 0, 1, 2], self.order)
@@ -98,9 +98,9 @@ class FencesTests(SynchronousTestCase):
         for _ in range(2):
             self.successResultOf(self.enter())
         closing = self.close()
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.assertNoResult(closing)
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.successResultOf(closing)
 
     def test_nobody_slips_in(self) -> None:
@@ -109,10 +109,10 @@ class FencesTests(SynchronousTestCase):
         closing = self.close()
         late = self.enter("late")
         self.assertNoResult(late)
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.successResultOf(closing)
         self.assertNoResult(late)
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(late)
         self.assertEqual(["first", "late"], self.order)
 
@@ -122,23 +122,23 @@ class FencesTests(SynchronousTestCase):
             self.successResultOf(self.enter(key=key))
         closing = self.close(KEY, (ALICE, 0), OTHER)
         late = [self.enter(key=key) for key in (KEY, (ALICE, 0), OTHER)]
-        self.fences.leave(OTHER)
+        self.directory_locks.leave(OTHER)
         self.assertNoResult(closing)
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.successResultOf(closing)
         for one in late:
             self.assertNoResult(one)
-        self.fences.open([KEY, (ALICE, 0), OTHER])
+        self.directory_locks.open([KEY, (ALICE, 0), OTHER])
         for one in late:
             self.successResultOf(one)
 
     def test_closed_from_the_start(self) -> None:
         """For a process that begins while others count."""
-        self.fences = Fences([KEY])
+        self.directory_locks = DirectoryLocks([KEY])
         late = self.enter()
         self.assertNoResult(late)
         self.successResultOf(self.enter(key=OTHER))
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(late)
 
     def test_cancelled_while_it_waits(self) -> None:
@@ -147,12 +147,12 @@ class FencesTests(SynchronousTestCase):
         gone, waiting = self.enter("gone"), self.enter("waiting")
         gone.cancel()
         self.failureResultOf(gone, CancelledError)
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(waiting)
         self.assertEqual(["waiting"], self.order)
         closing = self.close()
         self.assertNoResult(closing)
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.successResultOf(closing)
 
     def test_cancelled_closing(self) -> None:
@@ -162,10 +162,10 @@ class FencesTests(SynchronousTestCase):
         late = self.enter("late")
         closing.cancel()
         self.failureResultOf(closing, CancelledError)
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(late)
         for _ in range(2):
-            self.fences.leave(KEY)
+            self.directory_locks.leave(KEY)
         self.successResultOf(self.close())
 
     def test_closed_again_at_once(self) -> None:
@@ -174,30 +174,33 @@ class FencesTests(SynchronousTestCase):
         closings = []
         first = self.enter("first").addCallback(lambda _: closings.append(self.close()))
         second = self.enter("second")
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(first)
         self.assertNoResult(second)
         self.assertNoResult(closings[0])
-        self.fences.leave(KEY)
+        self.directory_locks.leave(KEY)
         self.successResultOf(closings[0])
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(second)
 
     def test_open_twice(self) -> None:
         """To open what is open is nothing."""
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         self.successResultOf(self.close())
-        self.fences.open([KEY, KEY])
+        self.directory_locks.open([KEY, KEY])
         self.successResultOf(self.enter())
 
     def test_nothing_is_left(self) -> None:
         """Directories that were changed once take no memory."""
         for cell in range(100):
             self.successResultOf(self.enter(key=(ALICE, cell)))
-            self.fences.leave((ALICE, cell))
+            self.directory_locks.leave((ALICE, cell))
             self.successResultOf(self.close((ALICE, cell)))
-            self.fences.open([(ALICE, cell)])
-        self.assertEqual((0, 0, 0), (len(self.fences._inside), len(self.fences._closed), len(self.fences._leaving)))
+            self.directory_locks.open([(ALICE, cell)])
+        self.assertEqual(
+            (0, 0, 0),
+            (len(self.directory_locks._inside), len(self.directory_locks._closed), len(self.directory_locks._leaving)),
+        )
 
     @settings(deadline=None, database=None)
     @given(
@@ -207,7 +210,7 @@ class FencesTests(SynchronousTestCase):
     )
     def test_any_order(self, steps: list[tuple[str, int]]) -> None:
         """Nobody is ever inside while it is closed for good, and at the end everybody was inside or has given up."""
-        fences = Fences()
+        directory_locks = DirectoryLocks()
         inside = {0: 0, 1: 0}
         closing: dict[int, Deferred[None]] = {}
         waiting: list[Deferred[None]] = []
@@ -218,20 +221,20 @@ class FencesTests(SynchronousTestCase):
 
         for step, key in steps:
             if step == "enter":
-                entering = Deferred.fromCoroutine(fences.enter((ALICE, key)))
+                entering = Deferred.fromCoroutine(directory_locks.enter((ALICE, key)))
                 entering.addCallback(lambda _, key=key: entered(key))  # type: ignore[call-overload]
                 waiting.append(entering)
             elif step == "leave" and inside[key]:
                 inside[key] -= 1
-                fences.leave((ALICE, key))
+                directory_locks.leave((ALICE, key))
             elif step == "close" and key not in closing:
-                closing[key] = Deferred.fromCoroutine(fences.close([(ALICE, key)]))
+                closing[key] = Deferred.fromCoroutine(directory_locks.close([(ALICE, key)]))
             elif step == "open" and key in closing:
                 done = closing.pop(key)
                 if not done.called:
                     done.cancel()
                     self.failureResultOf(done, CancelledError)
-                fences.open([(ALICE, key)])
+                directory_locks.open([(ALICE, key)])
             elif step == "cancel" and waiting and not waiting[-1].called:
                 waiting[-1].cancel()
                 self.failureResultOf(waiting[-1], CancelledError)
@@ -240,9 +243,9 @@ class FencesTests(SynchronousTestCase):
         for key in list(closing):
             while inside[key]:
                 inside[key] -= 1
-                fences.leave((ALICE, key))
+                directory_locks.leave((ALICE, key))
             self.successResultOf(closing.pop(key))
-            fences.open([(ALICE, key)])
+            directory_locks.open([(ALICE, key)])
         self.assertTrue(all(one.called for one in waiting))
 
 
@@ -283,146 +286,146 @@ class NotedBooks:
         """It has ended."""
         self.settled.append((number, repository, cell, change))
 
-    def look_again(self, repository: Repository) -> None:
+    def recount(self, repository: Repository) -> None:
         """Much has changed."""
         self.again.append(repository)
 
 
 class PlaceTests(SynchronousTestCase):
-    """L{Place} and L{Space}."""
+    """L{Admitted} and L{Admission}."""
 
     def setUp(self) -> None:
-        self.books = NotedBooks()
-        self.fences = Fences()
-        self.space = Space(self.books, self.fences)
+        self.quota = NotedBooks()
+        self.directory_locks = DirectoryLocks()
+        self.admission = Admission(self.quota, self.directory_locks)
 
-    def admit(self, length: int | None, target: Target = TARGET) -> Place:
+    def admit(self, length: int | None, target: Target = TARGET) -> Admitted:
         """Room for an upload."""
-        return self.successResultOf(Deferred.fromCoroutine(self.space.admit("alice", target, length)))
+        return self.successResultOf(Deferred.fromCoroutine(self.admission.admit("alice", target, length)))
 
-    def cover(self, place: Place, size_bytes: int) -> None:
+    def cover(self, admitted: Admitted, size_bytes: int) -> None:
         """Room for so much."""
-        self.successResultOf(Deferred.fromCoroutine(place.cover(size_bytes)))
+        self.successResultOf(Deferred.fromCoroutine(admitted.cover(size_bytes)))
 
-    def enter(self, place: Place) -> Deferred[None]:
+    def enter(self, admitted: Admitted) -> Deferred[None]:
         """It wants to change the directory."""
-        return Deferred.fromCoroutine(place.enter())
+        return Deferred.fromCoroutine(admitted.enter())
 
     def closed(self) -> bool:
         """Whether nobody is inside: the fence can be closed (and is opened again)."""
-        closing = Deferred.fromCoroutine(self.fences.close([KEY]))
+        closing = Deferred.fromCoroutine(self.directory_locks.close([KEY]))
         done = closing.called
         if not done:
             closing.cancel()
             self.failureResultOf(closing, CancelledError)
-        self.fences.open([KEY])
+        self.directory_locks.open([KEY])
         return done
 
     def test_admitted(self) -> None:
         """What is asked for is what is known of the length."""
         for length, asked in ((10, 10), (0, 0), (None, 0)):
             self.admit(length)
-            self.assertEqual(("alice", TARGET, asked), self.books.asked.pop())
+            self.assertEqual(("alice", TARGET, asked), self.quota.asked.pop())
 
     def test_refused(self) -> None:
         """A refusal passes, and nothing is settled."""
         for error in (InsufficientStorage("it is full"), Unavailable("not yet")):
-            self.books.error = error
-            admitted = Deferred.fromCoroutine(self.space.admit(None, TARGET, 5))
+            self.quota.error = error
+            admitted = Deferred.fromCoroutine(self.admission.admit(None, TARGET, 5))
             self.assertIs(error, self.failureResultOf(admitted).value)
-        self.assertEqual([], self.books.settled)
+        self.assertEqual([], self.quota.settled)
 
     def test_known_length(self) -> None:
         """As long as it stays within what it said nothing more is asked for."""
-        place = self.admit(100)
+        admitted = self.admit(100)
         for size_bytes in (1, 50, 100):
-            self.cover(place, size_bytes)
-        self.assertEqual(1, len(self.books.asked))
-        self.cover(place, 101)
-        self.assertEqual((7, STEP_BYTES), self.books.asked[1])
+            self.cover(admitted, size_bytes)
+        self.assertEqual(1, len(self.quota.asked))
+        self.cover(admitted, 101)
+        self.assertEqual((7, STEP_BYTES), self.quota.asked[1])
 
     def test_unknown_length(self) -> None:
         """Room is taken in steps, and more at once if more came at once."""
-        place = self.admit(None)
+        admitted = self.admit(None)
         for size_bytes in (1, STEP_BYTES, STEP_BYTES + 1, STEP_BYTES * 2, STEP_BYTES * 4):
-            self.cover(place, size_bytes)
-            self.assertGreaterEqual(self.books.reserved, size_bytes)
-        self.assertEqual([(7, STEP_BYTES), (7, STEP_BYTES), (7, 2 * STEP_BYTES)], self.books.asked[1:])
+            self.cover(admitted, size_bytes)
+            self.assertGreaterEqual(self.quota.reserved, size_bytes)
+        self.assertEqual([(7, STEP_BYTES), (7, STEP_BYTES), (7, 2 * STEP_BYTES)], self.quota.asked[1:])
 
     def test_exactly_at_the_end(self) -> None:
         """Where a whole step does not fit, what is needed is taken to the byte, until that does not fit either."""
-        self.books.most = STEP_BYTES + 100
-        place = self.admit(None)
+        self.quota.most = STEP_BYTES + 100
+        admitted = self.admit(None)
         for size_bytes in (10, STEP_BYTES + 40, STEP_BYTES + 100):
-            self.cover(place, size_bytes)
-        self.assertEqual(STEP_BYTES + 100, self.books.reserved)
-        covered = Deferred.fromCoroutine(place.cover(STEP_BYTES + 101))
+            self.cover(admitted, size_bytes)
+        self.assertEqual(STEP_BYTES + 100, self.quota.reserved)
+        covered = Deferred.fromCoroutine(admitted.cover(STEP_BYTES + 101))
         self.assertEqual("it is full", self.failureResultOf(covered, InsufficientStorage).value.message)
-        self.cover(place, STEP_BYTES + 100)
-        place.end()
-        self.assertEqual([(7, *KEY, Amount())], self.books.settled)
+        self.cover(admitted, STEP_BYTES + 100)
+        admitted.end()
+        self.assertEqual([(7, *KEY, Amount())], self.quota.settled)
 
     def test_more_than_a_step_is_asked_for_once(self) -> None:
         """A refusal of exactly what is needed is not asked for again."""
-        self.books.most = 10
-        place = self.admit(None)
-        covered = Deferred.fromCoroutine(place.cover(STEP_BYTES + 1))
+        self.quota.most = 10
+        admitted = self.admit(None)
+        covered = Deferred.fromCoroutine(admitted.cover(STEP_BYTES + 1))
         self.failureResultOf(covered, InsufficientStorage)
-        self.assertEqual([(7, STEP_BYTES + 1)], self.books.asked[1:])
+        self.assertEqual([(7, STEP_BYTES + 1)], self.quota.asked[1:])
 
     def test_other_errors_are_not_taken_for_a_refusal(self) -> None:
         """That the parent is gone is no reason to ask for less."""
-        place = self.admit(None)
-        self.books.error = Unavailable("gone")
-        self.failureResultOf(Deferred.fromCoroutine(place.cover(1)), Unavailable)
-        self.assertEqual(2, len(self.books.asked))
+        admitted = self.admit(None)
+        self.quota.error = Unavailable("gone")
+        self.failureResultOf(Deferred.fromCoroutine(admitted.cover(1)), Unavailable)
+        self.assertEqual(2, len(self.quota.asked))
 
     def test_without_account(self) -> None:
         """Where no account is kept nothing is asked for, and changes are told all the same."""
-        self.books.number = 0
-        place = self.admit(None)
-        self.cover(place, 1 << 40)
-        self.assertEqual(1, len(self.books.asked))
-        place.end()
-        self.assertEqual([], self.books.settled)
-        place = self.admit(5)
-        place.end(Amount(5, 1))
-        self.assertEqual([(0, *KEY, Amount(5, 1))], self.books.settled)
+        self.quota.number = 0
+        admitted = self.admit(None)
+        self.cover(admitted, 1 << 40)
+        self.assertEqual(1, len(self.quota.asked))
+        admitted.end()
+        self.assertEqual([], self.quota.settled)
+        admitted = self.admit(5)
+        admitted.end(Amount(5, 1))
+        self.assertEqual([(0, *KEY, Amount(5, 1))], self.quota.settled)
 
     def test_end(self) -> None:
         """It is settled once, with what has become of it."""
-        place = self.admit(5)
-        place.end(Amount(5, 1))
-        place.end(Amount(9, 9))
-        place.end()
-        self.assertEqual([(7, *KEY, Amount(5, 1))], self.books.settled)
+        admitted = self.admit(5)
+        admitted.end(Amount(5, 1))
+        admitted.end(Amount(9, 9))
+        admitted.end()
+        self.assertEqual([(7, *KEY, Amount(5, 1))], self.quota.settled)
 
     def test_end_without_change(self) -> None:
         """A reservation is settled also where nothing came of it."""
         self.admit(5).end()
-        self.assertEqual([(7, *KEY, Amount(0, 0))], self.books.settled)
+        self.assertEqual([(7, *KEY, Amount(0, 0))], self.quota.settled)
 
     def test_each_has_its_cell(self) -> None:
         """What was changed is the object's own directory."""
         for kind, name in (("data", "00" * 32), ("data", "ff" * 32), ("index", NAME), ("config", "config")):
             target = Target(ALICE, Kind.CONFIG if kind == "config" else Kind.OBJECT, kind, name)
             self.admit(1, target).end()
-            self.assertEqual((7, ALICE, cell_of(kind, name), Amount()), self.books.settled.pop())
+            self.assertEqual((7, ALICE, cell_of(kind, name), Amount()), self.quota.settled.pop())
 
     def test_fence(self) -> None:
         """From enter to end the directory cannot be counted; what it was settled with is told before it can be."""
-        place = self.admit(5)
+        admitted = self.admit(5)
         self.assertTrue(self.closed())
         for _ in range(2):  # the second changes nothing
-            self.successResultOf(self.enter(place))
+            self.successResultOf(self.enter(admitted))
             self.assertFalse(self.closed())
-        closing = Deferred.fromCoroutine(self.fences.close([KEY]))
-        closing.addCallback(lambda _: self.books.settled.append("closed"))
-        place.end(Amount(5, 1))
+        closing = Deferred.fromCoroutine(self.directory_locks.close([KEY]))
+        closing.addCallback(lambda _: self.quota.settled.append("closed"))
+        admitted.end(Amount(5, 1))
         self.successResultOf(closing)
-        self.assertEqual([(7, *KEY, Amount(5, 1)), "closed"], self.books.settled)
-        place.end()
-        self.fences.open([KEY])
+        self.assertEqual([(7, *KEY, Amount(5, 1)), "closed"], self.quota.settled)
+        admitted.end()
+        self.directory_locks.open([KEY])
         self.assertTrue(self.closed())
 
     def test_ended_without_having_entered(self) -> None:
@@ -432,27 +435,27 @@ class PlaceTests(SynchronousTestCase):
 
     def test_cancelled_before_the_fence(self) -> None:
         """A client that goes while it waits for the fence is not inside, then or later."""
-        self.successResultOf(Deferred.fromCoroutine(self.fences.close([KEY])))
-        place = self.admit(5)
-        entering = self.enter(place)
+        self.successResultOf(Deferred.fromCoroutine(self.directory_locks.close([KEY])))
+        admitted = self.admit(5)
+        entering = self.enter(admitted)
         self.assertNoResult(entering)
         entering.cancel()
         self.failureResultOf(entering, CancelledError)
-        place.end()
-        self.assertEqual([(7, *KEY, Amount())], self.books.settled)
-        self.fences.open([KEY])
+        admitted.end()
+        self.assertEqual([(7, *KEY, Amount())], self.quota.settled)
+        self.directory_locks.open([KEY])
         self.assertTrue(self.closed())
 
     def test_no_books(self) -> None:
         """Where nobody keeps account everything is admitted."""
-        space = Space()
-        self.assertIsInstance(space.books, NoBooks)
-        place = self.successResultOf(Deferred.fromCoroutine(space.admit(None, TARGET, None)))
-        self.cover(place, 1 << 60)
-        self.successResultOf(self.enter(place))
-        place.end(Amount(1, 1))
-        space.books.look_again(ALICE)
-        self.successResultOf(Deferred.fromCoroutine(space.books.grow(1, 1)))
+        admission = Admission()
+        self.assertIsInstance(admission.quota, NoQuota)
+        admitted = self.successResultOf(Deferred.fromCoroutine(admission.admit(None, TARGET, None)))
+        self.cover(admitted, 1 << 60)
+        self.successResultOf(self.enter(admitted))
+        admitted.end(Amount(1, 1))
+        admission.quota.recount(ALICE)
+        self.successResultOf(Deferred.fromCoroutine(admission.quota.grow(1, 1)))
 
 
 class LateAuthentication(NoAuthentication):
@@ -470,19 +473,19 @@ class RoutesTests(SynchronousTestCase):
     """What the routes ask for and settle."""
 
     def setUp(self) -> None:
-        self.books = NotedBooks()
+        self.quota = NotedBooks()
         self.start()
 
     def start(self, **options: Any) -> None:
         """A site with a repository at the root."""
         self.bench = Bench(self.mktemp(), **options)
         self.bench.store.create_repository(())
-        self.fences = Fences()
-        self.bench.api._space = Space(self.books, self.fences)
+        self.directory_locks = DirectoryLocks()
+        self.bench.api._admission = Admission(self.quota, self.directory_locks)
 
     def sizes(self) -> list[int]:
         """How much was asked for by uploads."""
-        return [asked[2] for asked in self.books.asked if len(asked) == 3]
+        return [asked[2] for asked in self.quota.asked if len(asked) == 3]
 
     def test_upload(self) -> None:
         """An upload reserves its length, and settles with what is there."""
@@ -491,13 +494,13 @@ class RoutesTests(SynchronousTestCase):
             name = hashlib.sha256(blob).hexdigest()
             self.assertEqual([200], self.bench.ask(request("POST", f"/data/{name}", blob)).statuses())
             self.assertEqual(length, self.sizes()[-1])
-            self.assertEqual((7, (), int(name[:2], 16), Amount(length, 1)), self.books.settled.pop())
+            self.assertEqual((7, (), int(name[:2], 16), Amount(length, 1)), self.quota.settled.pop())
             self.bench.ask(request("POST", f"/data/{name}", blob))
-            self.assertEqual(Amount(0, 0), self.books.settled.pop()[3])
+            self.assertEqual(Amount(0, 0), self.quota.settled.pop()[3])
             self.bench.ask(request("DELETE", f"/data/{name}"))
-            self.assertEqual((0, (), int(name[:2], 16), Amount(-length, -1)), self.books.settled.pop())
+            self.assertEqual((0, (), int(name[:2], 16), Amount(-length, -1)), self.quota.settled.pop())
             self.bench.ask(request("DELETE", f"/data/{name}"))
-            self.assertEqual([], self.books.settled)
+            self.assertEqual([], self.quota.settled)
 
     def test_whole_length_however_late(self) -> None:
         """What is reserved is all of the body, also where a part of it came while the password was being checked."""
@@ -532,14 +535,14 @@ class RoutesTests(SynchronousTestCase):
         """Of a body of unknown length that has come to its end while room was asked for all is reserved."""
         authentication = LateAuthentication()
         self.start(authentication=authentication)
-        books, reserve = self.books, self.books.reserve
+        quota, reserve = self.quota, self.quota.reserve
         asked: Deferred[None] = Deferred()
 
         async def later(user: str | None, target: Target, size_bytes: int) -> int:
             await asked
             return await reserve(user, target, size_bytes)
 
-        books.reserve = later  # type: ignore[method-assign]
+        quota.reserve = later  # type: ignore[method-assign]
         blob = b"z" * 500
         name = hashlib.sha256(blob).hexdigest()
         connection = self.bench.connect()
@@ -548,13 +551,13 @@ class RoutesTests(SynchronousTestCase):
         connection.send(b"1f4\r\n" + blob + b"\r\n0\r\n\r\n")
         asked.callback(None)
         self.assertEqual([200], connection.statuses())
-        self.assertGreaterEqual(books.reserved, len(blob))
+        self.assertGreaterEqual(quota.reserved, len(blob))
 
     def test_refused_when_all_of_it_is_here(self) -> None:
         """After a refusal the connection goes on, also where reading had paused and the whole body had come by then."""
         authentication = LateAuthentication()
         self.start(authentication=authentication)
-        self.books.error = InsufficientStorage("it is full")
+        self.quota.error = InsufficientStorage("it is full")
         blob = b"y" * 100_000
         connection = self.bench.connect()
         sent = request("POST", f"/data/{hashlib.sha256(blob).hexdigest()}", blob)
@@ -571,14 +574,14 @@ class RoutesTests(SynchronousTestCase):
         head = f"POST /data/{name} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         connection = self.bench.connect()
         connection.send(head, b"1f4\r\n" + blob[:500] + b"\r\n")
-        self.assertEqual([("", 0), (7, STEP_BYTES)], [(a[0] or "", a[-1]) for a in self.books.asked])
+        self.assertEqual([("", 0), (7, STEP_BYTES)], [(a[0] or "", a[-1]) for a in self.quota.asked])
         connection.send(b"1f4\r\n" + blob[500:] + b"\r\n", b"0\r\n\r\n")
         self.assertEqual([200], connection.statuses())
-        self.assertEqual([(7, (), int(name[:2], 16), Amount(1000, 1))], self.books.settled)
+        self.assertEqual([(7, (), int(name[:2], 16), Amount(1000, 1))], self.quota.settled)
 
     def test_refused_while_it_comes(self) -> None:
         """A body that turns out too long is 507, settled without change, and nothing is left."""
-        self.books.most = 400
+        self.quota.most = 400
         blob = b"z" * 500
         name = hashlib.sha256(blob).hexdigest()
         connection = self.bench.connect()
@@ -587,16 +590,16 @@ class RoutesTests(SynchronousTestCase):
             b"1f4\r\n" + blob + b"\r\n0\r\n\r\n",
         )
         self.assertEqual([507], connection.statuses())
-        self.assertEqual([(7, (), int(name[:2], 16), Amount())], self.books.settled)
+        self.assertEqual([(7, (), int(name[:2], 16), Amount())], self.quota.settled)
 
     def test_refused(self) -> None:
         """507 and 503, and nothing was reserved that could be settled."""
         for error, status in ((InsufficientStorage("it is full"), 507), (Unavailable("not yet"), 503)):
-            self.books.error = error
+            self.quota.error = error
             connection = self.bench.ask(request("POST", f"/data/{NAME}", b"x"))
             self.assertEqual([status], connection.statuses())
             self.assertIn(str(error).encode(), connection.received)
-        self.assertEqual([], self.books.settled)
+        self.assertEqual([], self.quota.settled)
 
     def test_failed(self) -> None:
         """Whatever fails gives its room back: another hash, a client that goes, a repository that is not there."""
@@ -606,22 +609,22 @@ class RoutesTests(SynchronousTestCase):
             connection = self.bench.connect()
             connection.send(request("POST", f"/data/{NAME}", b"x" * 300_000)[: -300_000 + sent])
             connection.lose()
-        self.assertEqual([7] * 4, [settled[0] for settled in self.books.settled])
-        self.assertEqual({Amount()}, {settled[3] for settled in self.books.settled})
+        self.assertEqual([7] * 4, [settled[0] for settled in self.quota.settled])
+        self.assertEqual({Amount()}, {settled[3] for settled in self.quota.settled})
 
     def test_client_gone_while_the_fence_is_closed(self) -> None:
         """Room is given back, and the fence can be opened and closed."""
         blob = b"w"
         name = hashlib.sha256(blob).hexdigest()
         key = ((), int(name[:2], 16))
-        self.successResultOf(Deferred.fromCoroutine(self.fences.close([key])))
+        self.successResultOf(Deferred.fromCoroutine(self.directory_locks.close([key])))
         for method, body in (("POST", blob), ("POST", b"w" * 200_000), ("DELETE", None)):
             connection = self.bench.ask(request(method, f"/data/{name}", body))
             self.assertEqual([], connection.statuses())
             connection.lose()
-        self.assertEqual([(7, *key, Amount()), (7, *key, Amount())], self.books.settled)
-        self.fences.open([key])
-        self.successResultOf(Deferred.fromCoroutine(self.fences.close([key])))
+        self.assertEqual([(7, *key, Amount()), (7, *key, Amount())], self.quota.settled)
+        self.directory_locks.open([key])
+        self.successResultOf(Deferred.fromCoroutine(self.directory_locks.close([key])))
 
     def test_client_gone_while_it_is_committed(self) -> None:
         """A commit that runs counts, and nobody counts the directory before it has ended."""
@@ -631,12 +634,12 @@ class RoutesTests(SynchronousTestCase):
         name = hashlib.sha256(blob).hexdigest()
         key = ((), int(name[:2], 16))
         connection = self.bench.ask(request("POST", f"/data/{name}", blob))
-        closing = Deferred.fromCoroutine(self.fences.close([key]))
+        closing = Deferred.fromCoroutine(self.directory_locks.close([key]))
         connection.lose()
         self.assertNoResult(closing)
-        self.assertEqual([], self.books.settled)
+        self.assertEqual([], self.quota.settled)
         pool.release(3)
-        self.assertEqual([(7, *key, Amount(1, 1))], self.books.settled)
+        self.assertEqual([(7, *key, Amount(1, 1))], self.quota.settled)
         self.successResultOf(closing)
 
     def test_client_gone_while_it_is_removed(self) -> None:
@@ -647,13 +650,13 @@ class RoutesTests(SynchronousTestCase):
         name = hashlib.sha256(blob).hexdigest()
         save(self.bench.store, (), "data", blob)
         connection = self.bench.ask(request("DELETE", f"/data/{name}"))
-        closing = Deferred.fromCoroutine(self.fences.close([((), int(name[:2], 16))]))
+        closing = Deferred.fromCoroutine(self.directory_locks.close([((), int(name[:2], 16))]))
         connection.lose()
         self.assertNoResult(closing)
-        self.assertEqual([], self.books.settled)
+        self.assertEqual([], self.quota.settled)
         pool.release()
         self.successResultOf(closing)
-        self.assertEqual(Amount(-1, -1), self.books.settled[0][3])
+        self.assertEqual(Amount(-1, -1), self.quota.settled[0][3])
 
     def test_removed_and_failed(self) -> None:
         """What is gone is booked, also where nobody knows whether it is gone for good."""
@@ -667,6 +670,6 @@ class RoutesTests(SynchronousTestCase):
                     self.assertEqual([500], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
         finally:
             patch.restore()
-        self.assertEqual([(0, (), int(name[:2], 16), Amount(-1, -1))], self.books.settled)
+        self.assertEqual([(0, (), int(name[:2], 16), Amount(-1, -1))], self.quota.settled)
         self.assertEqual([200], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
-        self.assertEqual(1, len(self.books.settled))
+        self.assertEqual(1, len(self.quota.settled))

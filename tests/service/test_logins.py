@@ -19,11 +19,11 @@ from resticserver.access.htpasswd import Htpasswd
 from resticserver.access.throttle import Login, Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.service import logins
-from resticserver.service.logins import PasswordJudge
+from resticserver.service.logins import PasswordChecker
 from resticserver.threads.serial_jobs import shielded
 from resticserver.workers import logins as remembering
-from resticserver.workers.ipc import Failed, WireLost
-from resticserver.workers.logins import DistantJudge
+from resticserver.workers.ipc import Failed, IpcConnectionLost
+from resticserver.workers.logins import RemotePasswordChecker
 
 from ..support.memory import HeldPool, InlinePool
 
@@ -35,14 +35,14 @@ WRONG = ALICE._replace(password=b"wrong")
 class AskedWire:
     """The wire to a parent; questions are counted."""
 
-    def __init__(self, judge: PasswordJudge) -> None:
-        self._judge = judge
+    def __init__(self, check: PasswordChecker) -> None:
+        self._judge = check
         self.asked = 0
         self.error: Exception | None = None
 
-    def ask(self, verb: str, **arguments: Any) -> Deferred[Any]:
+    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
         """The parent's answer."""
-        assert verb == logins.ASK
+        assert command == logins.ASK
         self.asked += 1
         if self.error is not None:
             return fail(self.error)
@@ -50,14 +50,14 @@ class AskedWire:
         # As on the real wire, whoever asked cannot cancel what the parent does.
         return shielded(answer).addCallback(lambda value: json.loads(json.dumps(value)))
 
-    def tell(self, verb: str, **arguments: Any) -> None:
+    def tell(self, command: str, **arguments: Any) -> None:
         """The worker's word."""
-        assert verb == logins.WITHDRAW
+        assert command == logins.WITHDRAW
         self._judge.withdraw(**json.loads(json.dumps(arguments)))
 
 
 class DistantJudgeTests(SynchronousTestCase):
-    """L{DistantJudge} and L{PasswordJudge.answer}."""
+    """L{RemotePasswordChecker} and L{PasswordChecker.answer}."""
 
     def setUp(self) -> None:
         """A user alice, a parent and a worker."""
@@ -72,9 +72,9 @@ class DistantJudgeTests(SynchronousTestCase):
 
     def start(self) -> None:
         """A parent that checks passwords in the pool, and a worker."""
-        self.parents = PasswordJudge(self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock)
-        self.wire = AskedWire(self.parents)
-        self.judge = DistantJudge(self.wire, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
+        self.parents = PasswordChecker(self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock)
+        self.ipc = AskedWire(self.parents)
+        self.check = RemotePasswordChecker(self.ipc, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
 
     @staticmethod
     def line(password: bytes) -> str:
@@ -83,46 +83,46 @@ class DistantJudgeTests(SynchronousTestCase):
 
     def asks(self, login: Login) -> Deferred[None]:
         """A login that is not known."""
-        return Deferred.fromCoroutine(self.judge.judge(login))
+        return Deferred.fromCoroutine(self.check.check(login))
 
     def test_right(self) -> None:
         """The right password passes, whatever its bytes, and the same connection need not ask again."""
-        self.assertFalse(self.judge.knows(KNOWN))
+        self.assertFalse(self.check.is_cached(KNOWN))
         self.successResultOf(self.asks(ALICE))
-        self.assertEqual(1, self.wire.asked)
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertEqual(1, self.ipc.asked)
+        self.assertTrue(self.check.is_cached(KNOWN))
 
     def test_wrong(self) -> None:
         """A wrong one does not, nor is it remembered."""
         with capturedLogs() as events:
             self.failureResultOf(self.asks(WRONG), Unauthorized)
         self.assertEqual(1, len(events))
-        self.assertFalse(self.judge.knows(WRONG._replace(known=True)))
+        self.assertFalse(self.check.is_cached(WRONG._replace(known=True)))
 
     def test_others_ask(self) -> None:
         """To find what another connection had right is a guess, which only the parent can count: it is asked."""
         self.successResultOf(self.asks(ALICE))
-        self.assertFalse(self.judge.knows(ALICE))
+        self.assertFalse(self.check.is_cached(ALICE))
         for other in (
             KNOWN._replace(address="192.0.2.2"),
             KNOWN._replace(user="bob"),
             KNOWN._replace(password=b"s\xe9cret "),
         ):
-            self.assertFalse(self.judge.knows(other), other)
-        self.assertTrue(self.judge.knows(KNOWN._replace(address_is_trusted=True)))
+            self.assertFalse(self.check.is_cached(other), other)
+        self.assertTrue(self.check.is_cached(KNOWN._replace(address_is_trusted=True)))
 
     def test_the_parents_minute(self) -> None:
         """What is known here ends when it ends at the parent, however late it was asked for."""
         self.successResultOf(self.asks(ALICE))
         self.clock.advance(40)
         self.successResultOf(self.asks(ALICE))
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertTrue(self.check.is_cached(KNOWN))
         self.clock.advance(19)
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertTrue(self.check.is_cached(KNOWN))
         self.clock.advance(1)
-        self.assertFalse(self.judge.knows(KNOWN))
+        self.assertFalse(self.check.is_cached(KNOWN))
         self.successResultOf(self.asks(KNOWN))
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertTrue(self.check.is_cached(KNOWN))
 
     def test_users_changed(self) -> None:
         """After a reload nothing is known any more."""
@@ -130,8 +130,8 @@ class DistantJudgeTests(SynchronousTestCase):
         with open(self.path, "w") as file:
             file.write(self.line(b"other"))
         self.users.reload_if_changed(True)
-        self.judge.users_changed(self.users.reading)
-        self.assertFalse(self.judge.knows(KNOWN))
+        self.check.users_changed(self.users.reading)
+        self.assertFalse(self.check.is_cached(KNOWN))
         self.failureResultOf(self.asks(KNOWN), Unauthorized)
 
     def test_users_changed_meanwhile(self) -> None:
@@ -142,14 +142,14 @@ class DistantJudgeTests(SynchronousTestCase):
         self.successResultOf(self.asks(ALICE))
         self.users.reload_if_changed(True)
         self.successResultOf(self.asks(ALICE))
-        self.assertTrue(self.judge.knows(KNOWN))
-        self.judge.users_changed(self.users.reading)
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertTrue(self.check.is_cached(KNOWN))
+        self.check.users_changed(self.users.reading)
+        self.assertTrue(self.check.is_cached(KNOWN))
         old = self.users.reading
         self.users.reload_if_changed(True)
-        self.judge.users_changed(self.users.reading)
-        self.judge._right = {digest: (until, old) for digest, (until, _) in self.judge._right.items()}
-        self.assertFalse(self.judge.knows(KNOWN))
+        self.check.users_changed(self.users.reading)
+        self.check._right = {digest: (until, old) for digest, (until, _) in self.check._right.items()}
+        self.assertFalse(self.check.is_cached(KNOWN))
 
     def test_refusals(self) -> None:
         """Each refusal of the parent's is the same here, with its words."""
@@ -184,20 +184,20 @@ class DistantJudgeTests(SynchronousTestCase):
     def test_no_parent(self) -> None:
         """Without a parent passwords cannot be checked; what is known is known."""
         self.successResultOf(self.asks(ALICE))
-        for error in (WireLost("gone"), Failed("broken")):
-            self.wire.error = error
+        for error in (IpcConnectionLost("gone"), Failed("broken")):
+            self.ipc.error = error
             self.failureResultOf(self.asks(ALICE), Unavailable)
-        self.assertTrue(self.judge.knows(KNOWN))
+        self.assertTrue(self.check.is_cached(KNOWN))
 
     def test_memory_is_bounded(self) -> None:
         """The oldest is forgotten first."""
         self.patch(remembering, "MOST_REMEMBERED", 2)
         for host in (1, 2, 3):
             self.successResultOf(self.asks(ALICE._replace(address=f"192.0.2.{host}")))
-        known = [self.judge.knows(KNOWN._replace(address=f"192.0.2.{host}")) for host in (1, 2, 3)]
+        known = [self.check.is_cached(KNOWN._replace(address=f"192.0.2.{host}")) for host in (1, 2, 3)]
         self.assertEqual([False, True, True], known)
 
     def test_no_passwords_in_memory(self) -> None:
         """What is remembered is a digest."""
         self.successResultOf(self.asks(ALICE))
-        self.assertNotIn(b"cret", b"".join(self.judge._right))
+        self.assertNotIn(b"cret", b"".join(self.check._right))

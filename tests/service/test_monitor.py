@@ -24,10 +24,10 @@ from resticserver.access.throttle import Login, Throttle
 from resticserver.config.settings import Settings
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.names import Kind, Target
-from resticserver.quota.admission import Fences
+from resticserver.quota.admission import DirectoryLocks
 from resticserver.quota.ledger import Ledger
 from resticserver.server import ResticServer
-from resticserver.service.logins import PasswordJudge
+from resticserver.service.logins import PasswordChecker
 from resticserver.service.monitor import (
     COUNTED,
     METRICS,
@@ -37,7 +37,7 @@ from resticserver.service.monitor import (
     Monitoring,
     gauge,
 )
-from resticserver.service.quota_keeper import Accounts, LocalGates
+from resticserver.service.quota_keeper import LocalGates, QuotaKeeper
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
@@ -46,7 +46,7 @@ from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family
 from resticserver.threads.serial_jobs import Fresh
 from resticserver.web.pages import Answer
-from resticserver.workers.ipc import Failed, WireLost
+from resticserver.workers.ipc import Failed, IpcConnectionLost
 from resticserver.workers.monitoring import SEND_S, WorkerMonitoring
 
 from ..contract.store import save
@@ -83,7 +83,7 @@ def steady(page: bytes) -> list[bytes]:
     return [line for line in page.splitlines() if not line.startswith(others)]
 
 
-class Books:
+class QuotaBackend:
     """Accounts that have a ledger and sizes of other days, and no more."""
 
     complete = False
@@ -106,7 +106,7 @@ class MonitoringCase(SynchronousTestCase):
         self.on_disk = os.statvfs(self.path)
         # Others write to the disk, so what is free would differ from one page to the next.
         self.patch(os, "statvfs", lambda path: self.on_disk if os.path.isdir(path) else os.stat(path))
-        self.books = Books()
+        self.books = QuotaBackend()
         self.ledger = self.books.ledger
         self.pool: Any = InlinePool()
         self.disk: Any = InlinePool()
@@ -276,9 +276,9 @@ class PageTests(MonitoringCase):
         """Requests of all processes together; those of one that has ended are none."""
         monitoring = self.monitoring()
         for worker, number in (("one", 3), ("other", 4)):
-            monitoring.verbs(worker)[COUNTED](taken=monitoring.tally.take(), in_flight=number)
+            monitoring.commands(worker)[COUNTED](taken=monitoring.tally.take(), in_flight=number)
         self.assertEqual(7, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
-        monitoring.verbs("one")[COUNTED](taken=monitoring.tally.take(), in_flight=1)
+        monitoring.commands("one")[COUNTED](taken=monitoring.tally.take(), in_flight=1)
         self.assertEqual(5, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
         monitoring.in_flight.pop("other")
         self.assertEqual(1, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
@@ -446,21 +446,21 @@ def _no_limits() -> Any:
 class FakeWire:
     """A worker's wire; what is told goes to the parent's verbs at once."""
 
-    def __init__(self, verbs: dict[str, Callable[..., Any]]) -> None:
-        self._verbs = verbs
+    def __init__(self, commands: dict[str, Callable[..., Any]]) -> None:
+        self._commands = commands
         self.told = 0
         self.error: Exception | None = None
 
-    def tell(self, verb: str, **arguments: Any) -> None:
+    def tell(self, command: str, **arguments: Any) -> None:
         """Tell the parent."""
         self.told += 1
-        self._verbs[verb](**arguments)
+        self._commands[command](**arguments)
 
-    def ask(self, verb: str, **arguments: Any) -> Deferred[Any]:
+    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
         """Ask the parent."""
         if self.error is not None:
             return fail(self.error)
-        answer = self._verbs[verb](**arguments)
+        answer = self._commands[command](**arguments)
         return answer if isinstance(answer, Deferred) else succeed(answer)
 
 
@@ -577,10 +577,10 @@ class WorkersTests(MonitoringCase):
         self.busy = 0
         self.workers = []
         for name in ("one", "other"):
-            wire: Any = FakeWire(self.parent.verbs(name))
-            worker = WorkerMonitoring(self.clock, wire, InlinePool(), lambda: self.busy)
+            ipc: Any = FakeWire(self.parent.commands(name))
+            worker = WorkerMonitoring(self.clock, ipc, InlinePool(), lambda: self.busy)
             worker.startService()
-            self.workers.append((worker, wire))
+            self.workers.append((worker, ipc))
 
     def written(self, text: bytes) -> float:
         """How many objects were written."""
@@ -599,13 +599,13 @@ class WorkersTests(MonitoringCase):
 
     def test_sent_at_the_end(self) -> None:
         """A worker that ends in peace loses nothing, and sends no more."""
-        worker, wire = self.workers[0]
+        worker, ipc = self.workers[0]
         worker.tally(PLAIN)
         worker.stopService()
         self.assertEqual(1, self.written(self.answer(self.parent).body))
-        told = wire.told
+        told = ipc.told
         self.clock.pump([SEND_S] * 3)
-        self.assertEqual(told, wire.told)
+        self.assertEqual(told, ipc.told)
 
     def test_in_flight(self) -> None:
         """What is being answered goes with it."""
@@ -639,14 +639,14 @@ class WorkersTests(MonitoringCase):
 
     def test_no_parent(self) -> None:
         """Without a parent nobody knows the whole: 503."""
-        worker, wire = self.workers[0]
-        for error in (WireLost("gone"), Failed("broken")):
-            wire.error = error
+        worker, ipc = self.workers[0]
+        for error in (IpcConnectionLost("gone"), Failed("broken")):
+            ipc.error = error
             self.failureResultOf(Deferred.fromCoroutine(worker.metrics()), Unavailable)
 
     def test_asked(self) -> None:
         """The parent takes the question under the name that workers use."""
-        text = self.successResultOf(self.parent.verbs("one")[METRICS]())
+        text = self.successResultOf(self.parent.commands("one")[METRICS]())
         self.assertEqual(steady(self.answer(self.parent).body), steady(text.encode()))
 
 
@@ -661,25 +661,25 @@ class LoginsTests(SynchronousTestCase):
         clock = Clock()
         users = Htpasswd(path, clock.seconds)
         users.load()
-        judge = PasswordJudge(users, InlinePool(), InlinePool(), Throttle(3, clock.seconds), clock)
+        check = PasswordChecker(users, InlinePool(), InlinePool(), Throttle(3, clock.seconds), clock)
 
         def ask(password: bytes, address: str = "192.0.2.1") -> Deferred[None]:
-            asked = Deferred.fromCoroutine(judge.judge(Login("alice", password, address, False, False)))
+            asked = Deferred.fromCoroutine(check.check(Login("alice", password, address, False, False)))
             clock.pump([1] * 6)
             clock.rightNow -= 6
             return asked
 
         self.successResultOf(ask(b"right"))
-        self.assertEqual((0, 0), (judge.failures, judge.lockouts))
+        self.assertEqual((0, 0), (check.failures, check.lockouts))
         wrong = 0
         with capturedLogs():
             for number in range(30):
                 error = self.failureResultOf(ask(b"wrong %d" % number), Unauthorized, Forbidden)
                 wrong += error.check(Unauthorized) is not None
         self.assertTrue(3 <= wrong < 30, wrong)
-        self.assertEqual((wrong, 1), (judge.failures, judge.lockouts))
+        self.assertEqual((wrong, 1), (check.failures, check.lockouts))
         self.successResultOf(ask(b"right", "192.0.2.2"))
-        self.assertEqual((wrong, 1), (judge.failures, judge.lockouts))
+        self.assertEqual((wrong, 1), (check.failures, check.lockouts))
 
 
 class ServerTests(SynchronousTestCase):
@@ -735,24 +735,24 @@ class AccountsTests(SynchronousTestCase):
         self.clock = Clock()
         self.pool = HeldPool()
         state = StateFile(self.path, None, 0o600)
-        self.accounts = Accounts(
+        self.quota_keeper = QuotaKeeper(
             self.clock,
             UNLIMITED,
             Policy(),
             self.store.counting,
             state,
             self.pool,  # type: ignore[arg-type]
-            LocalGates(Fences()),
+            LocalGates(DirectoryLocks()),
             in_any_case=True,
         )
         self.addCleanup(state.close)
-        self.accounts.startService()
+        self.quota_keeper.startService()
         self.clock.advance(0)
         self.target = Target(("alice",), Kind.OBJECT, "data", "ab" * 32)
 
     def reserve(self) -> Deferred[int]:
         """An upload begins."""
-        return Deferred.fromCoroutine(self.accounts.reserve(None, self.target, 5))
+        return Deferred.fromCoroutine(self.quota_keeper.reserve(None, self.target, 5))
 
     def test_no_upload_waits_for_a_count(self) -> None:
         """Where there are no limits nothing needs to be known: an upload goes on at once, however long the first count takes."""
@@ -770,15 +770,15 @@ class AccountsTests(SynchronousTestCase):
         """What was there before is known when it has been counted, with its last snapshot, and then what comes."""
         save(self.store, ("alice",), "snapshots", b"a snapshot")
         self.pool.release(2000)
-        account = self.accounts.ledger.repositories[("alice",)]
+        account = self.quota_keeper.ledger.repositories[("alice",)]
         self.assertEqual((10, 1), (account.used_bytes, account.used_objects))
         assert account.last_snapshot_s is not None
         counted = os.stat(f"{self.path}/alice/snapshots").st_mtime
         self.assertLess(abs(counted - account.last_snapshot_s), 60)
         account.last_snapshot_s = 5.0
-        self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
+        self.quota_keeper.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
         self.assertGreater(account.last_snapshot_s, 1.7e9)
-        self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(-1, -1))
+        self.quota_keeper.settle(0, ("alice",), cell_of("snapshots", ""), Amount(-1, -1))
         self.assertEqual(12, account.used_bytes)
 
     def test_snapshot_while_it_is_counted(self) -> None:
@@ -790,12 +790,12 @@ class AccountsTests(SynchronousTestCase):
 
         def looked(repository: tuple[str, ...], otherwise: float | None) -> float | None:
             found = look(repository, otherwise)
-            self.accounts.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
+            self.quota_keeper.settle(0, ("alice",), cell_of("snapshots", ""), Amount(3, 1))
             return found
 
         self.patch(self.store.counting, "last_snapshot_s", looked)
         self.pool.release(2000)
-        account = self.accounts.ledger.repositories[("alice",)]
+        account = self.quota_keeper.ledger.repositories[("alice",)]
         assert account.last_snapshot_s is not None
         self.assertGreater(account.last_snapshot_s, 1.7e9)
 

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
-from resticserver.quota.admission import Fences, Key, Place, Space
+from resticserver.quota.admission import Admission, Admitted, DirectoryLocks, Key
 from resticserver.service import quota_keeper as accounts_module
 from resticserver.service.quota_keeper import (
     COUNT_AGAIN_S,
@@ -29,16 +29,16 @@ from resticserver.service.quota_keeper import (
     PATIENCE_S,
     STEP,
     TRY_AGAIN_S,
-    Accounts,
     LocalGates,
+    QuotaKeeper,
 )
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import RepositoryState, StateFile
-from resticserver.workers.ipc import Wire
-from resticserver.workers.quota import CLOSE, OPEN, AccountsDesk, DistantAccounts, WorkerGates
+from resticserver.workers.ipc import IpcConnection
+from resticserver.workers.quota import CLOSE, OPEN, QuotaRequests, RemoteQuota, WorkerDirectoryLocks
 
 from ..contract.store import id_of, save
 from ..support.memory import InlinePool
@@ -167,42 +167,42 @@ class AccountsCase(SynchronousTestCase):
         self.state = StateFile(str(self.data))
         self.addCleanup(self.state.close)
         self.store = LocalStore(
-            str(self.data), snapshots=Snapshots(keeps_times=lambda fd: self.believed, shelf=self.state)
+            str(self.data), snapshots=Snapshots(keeps_times=lambda fd: self.believed, store=self.state)
         )
         self.store.prepare()
-        self.fences = Fences()
+        self.directory_locks = DirectoryLocks()
 
-    def make(self, limit: int | Limit | None = None, gates: Any = None) -> Accounts:
+    def make(self, limit: int | Limit | None = None, directory_locks: Any = None) -> QuotaKeeper:
         """Books that have not begun yet."""
-        self.accounts = Accounts(
+        self.quota_keeper = QuotaKeeper(
             self.clock,
             UNLIMITED if limit is None else limit if isinstance(limit, Limit) else Limit(limit),
             self.quotas,
             self.store.counting,
             self.state,
             self.pool,
-            gates or LocalGates(self.fences),
+            directory_locks or LocalGates(self.directory_locks),
         )
-        self.space = Space(self.accounts, self.fences)
-        return self.accounts
+        self.admission = Admission(self.quota_keeper, self.directory_locks)
+        return self.quota_keeper
 
-    def start(self, limit: int | Limit | None = None, gates: Any = None) -> Accounts:
+    def start(self, limit: int | Limit | None = None, directory_locks: Any = None) -> QuotaKeeper:
         """Books that have begun."""
-        accounts = self.make(limit, gates)
-        accounts.startService()
+        quota_keeper = self.make(limit, directory_locks)
+        quota_keeper.startService()
         self.clock.advance(0)
-        return accounts
+        return quota_keeper
 
     def start_counted(self, limit: int | Limit | None = None) -> StepPool:
         """Books that have counted, whose pool waits for the test from now on."""
         pool = self.pool = StepPool()
         pool.inline = True
         self.start(limit)
-        assert self.accounts._complete
+        assert self.quota_keeper._complete
         pool.inline = False
         return pool
 
-    def crash(self, limit: int | Limit | None = None, pool: Any = None) -> Accounts:
+    def crash(self, limit: int | Limit | None = None, pool: Any = None) -> QuotaKeeper:
         """Another process on the same data, after one that could do nothing more."""
         self.state.close()
         self.clock = Clock()
@@ -212,7 +212,7 @@ class AccountsCase(SynchronousTestCase):
 
     def stop(self) -> Deferred[None]:
         """The books end."""
-        return Deferred.fromCoroutine(self.accounts.stopService())
+        return Deferred.fromCoroutine(self.quota_keeper.stopService())
 
     def ask(
         self,
@@ -225,7 +225,7 @@ class AccountsCase(SynchronousTestCase):
     ) -> Deferred[int]:
         """Room for an upload."""
         target = target_of(repository, content, kind)
-        return Deferred.fromCoroutine(self.accounts.reserve(user, target, size_bytes, holder))
+        return Deferred.fromCoroutine(self.quota_keeper.reserve(user, target, size_bytes, holder))
 
     def reserve(self, repository: Repository, size_bytes: int, **named: Any) -> int:
         """Room, which is there."""
@@ -239,7 +239,7 @@ class AccountsCase(SynchronousTestCase):
     def settle(self, number: int, repository: Repository, size_bytes: int = 0, content: bytes = b"asked") -> None:
         """An upload has ended, with so much or nothing."""
         change = Amount(size_bytes, 1) if size_bytes else Amount()
-        self.accounts.settle(number, repository, cell_of("data", id_of(content)), change)
+        self.quota_keeper.settle(number, repository, cell_of("data", id_of(content)), change)
 
     def plant(self, repository: Repository, content: bytes, kind: str = "data") -> Path:
         """An object behind the server's back."""
@@ -257,12 +257,12 @@ class AccountsCase(SynchronousTestCase):
 
     def used(self) -> Amount:
         """What is taken for stored."""
-        server = self.accounts.ledger.server
+        server = self.quota_keeper.ledger.server
         return Amount(server.used_bytes, server.used_objects)
 
     def reserved(self) -> Amount:
         """What is reserved."""
-        server = self.accounts.ledger.server
+        server = self.quota_keeper.ledger.server
         return Amount(server.reserved_bytes, server.reserved_objects)
 
     def passed(self, cell: int) -> bool:
@@ -285,7 +285,7 @@ class AccountsCase(SynchronousTestCase):
     def assert_promised(self) -> None:
         """The state file promises no less than what there may be."""
         promised = self.promised()
-        for repository, account in self.accounts.ledger.repositories.items():
+        for repository, account in self.quota_keeper.ledger.repositories.items():
             if account.reserved_objects or account.used_objects:
                 self.assertIn(repository, promised)
                 self.assertLessEqual(account.most.size_bytes, promised[repository].at_most.size_bytes, repository)
@@ -305,12 +305,12 @@ class StartTests(AccountsCase):
             self.start()
             self.clock.advance(10_000)
         self.assertEqual([], self.said(events))
-        self.assertFalse(self.accounts.active)
+        self.assertFalse(self.quota_keeper.active)
         self.assertEqual(0, self.reserve(ALICE, 1 << 60))
-        self.accounts.settle(0, ALICE, 0, Amount(5, 1))
-        self.accounts.look_again(ALICE)
-        self.accounts.holder_gone(self)
-        self.assertEqual((Amount(), {}), (self.used(), self.accounts.ledger.repositories))
+        self.quota_keeper.settle(0, ALICE, 0, Amount(5, 1))
+        self.quota_keeper.recount(ALICE)
+        self.quota_keeper.holder_gone(self)
+        self.assertEqual((Amount(), {}), (self.used(), self.quota_keeper.ledger.repositories))
         self.successResultOf(self.stop())
         self.assertEqual({}, self.promised())
         self.assertEqual([], self.clock.getDelayedCalls())
@@ -324,7 +324,7 @@ class StartTests(AccountsCase):
         with capturedLogs() as events:
             self.make(1 << 40)
             self.assertEqual([], self.said(events))
-            self.accounts.startService()
+            self.quota_keeper.startService()
             self.assertEqual(["Initializing quota (can take a while)..."], self.said(events))
             self.clock.advance(0)
         self.assertEqual("Quota initialized, currently using 3.00 GiB", self.said(events)[1])
@@ -342,31 +342,31 @@ class StartTests(AccountsCase):
         ):
             self.quotas.users, self.quotas.repositories = users, repositories
             self.start(limit)
-            self.assertTrue(self.accounts.active)
+            self.assertTrue(self.quota_keeper.active)
             self.assert_exact()
 
     def test_limits_come_later(self) -> None:
         """When the first limit comes (the policy was read again) account is kept from then on, also without it."""
         self.plant(ALICE, b"x" * 1000)
         self.start()
-        self.assertFalse(self.accounts.refresh())
+        self.assertFalse(self.quota_keeper.refresh())
         self.quotas.users["alice"] = Limit(1001)
         with capturedLogs() as events:
-            self.assertTrue(self.accounts.refresh())
+            self.assertTrue(self.quota_keeper.refresh())
             self.clock.advance(0)
-            self.assertTrue(self.accounts.refresh())
+            self.assertTrue(self.quota_keeper.refresh())
             self.clock.advance(0)
         self.assertEqual(2, len(self.said(events)))
         self.assert_exact()
         self.refused(ALICE, 2)
         self.quotas.users.clear()
-        self.assertTrue(self.accounts.refresh())
+        self.assertTrue(self.quota_keeper.refresh())
         self.assertTrue(self.reserve(ALICE, 2))
 
     def test_refresh_before_the_start(self) -> None:
         """Nothing begins before the service does."""
         self.make(5)
-        self.assertFalse(self.accounts.refresh())
+        self.assertFalse(self.quota_keeper.refresh())
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_waits_for_the_first_count(self) -> None:
@@ -388,7 +388,7 @@ class StartTests(AccountsCase):
         self.plant(ALICE, b"x" * 1000)
         self.start(5000)
         self.plant(ALICE, b"y" * 700)
-        self.accounts.settle(0, ALICE, cell_of("data", id_of(b"x" * 1000)), Amount(-300, -1))
+        self.quota_keeper.settle(0, ALICE, cell_of("data", id_of(b"x" * 1000)), Amount(-300, -1))
         self.assertNotEqual(self.stored(), self.used())
         self.clock.advance(accounts_module.SOON_S)
         self.assert_exact()
@@ -396,27 +396,27 @@ class StartTests(AccountsCase):
     def test_who_has_no_limit_does_not_wait(self) -> None:
         """Where account is kept because somebody looks at it, or for others, an upload waits for no count."""
         pool = self.pool = StepPool()
-        accounts = Accounts(
+        quota_keeper = QuotaKeeper(
             self.clock,
             UNLIMITED,
             self.quotas,
             self.store.counting,
             self.state,
             self.pool,
-            LocalGates(self.fences),
+            LocalGates(self.directory_locks),
             in_any_case=True,
         )
-        self.accounts = accounts
+        self.quota_keeper = quota_keeper
         with capturedLogs() as events:
-            accounts.startService()
+            quota_keeper.startService()
             self.clock.advance(0)
             asked = self.ask(ALICE, 500)
             while not asked.called:  # for the ceiling's sake alone
                 pool.step()
-            self.assertFalse(accounts._complete)
+            self.assertFalse(quota_keeper._complete)
             self.successResultOf(asked)
             pool.finish()
-        self.assertTrue(accounts._complete)
+        self.assertTrue(quota_keeper._complete)
         self.assertEqual([], self.said(events))
 
     def test_patience(self) -> None:
@@ -446,7 +446,7 @@ class StartTests(AccountsCase):
         os.rename(self.data, away)
         self.data.mkdir()
         with capturedLogs() as events:
-            self.accounts.startService()
+            self.quota_keeper.startService()
             self.clock.advance(0)
             self.failureResultOf(self.ask(ALICE, 1), Unavailable)
             self.clock.advance(TRY_AGAIN_S)
@@ -494,7 +494,7 @@ class StartTests(AccountsCase):
         patch.restore()
         self.flushLoggedErrors(OSError)
         self.clock.advance(TRY_AGAIN_S)
-        self.assertTrue(self.accounts._complete)
+        self.assertTrue(self.quota_keeper._complete)
 
     def test_directories_that_cannot_be_read(self) -> None:
         """
@@ -572,7 +572,7 @@ class StartTests(AccountsCase):
         shutil.rmtree(self.data / "carol")
         self.clock.advance(COUNT_AGAIN_S)
         self.assertEqual(Amount(), self.used())
-        self.assertEqual({}, self.accounts.ledger.repositories)
+        self.assertEqual({}, self.quota_keeper.ledger.repositories)
 
     def test_stopped(self) -> None:
         """After the end nothing is counted any more, and no call is left."""
@@ -617,7 +617,7 @@ class RefusalTests(AccountsCase):
 
     def grow(self, number: int, size_bytes: int) -> Deferred[None]:
         """More room."""
-        return Deferred.fromCoroutine(self.accounts.grow(number, size_bytes))
+        return Deferred.fromCoroutine(self.quota_keeper.grow(number, size_bytes))
 
     def test_grow(self) -> None:
         """More room for the same upload; one that has ended, or was never, takes none."""
@@ -721,7 +721,7 @@ class RefusalTests(AccountsCase):
         self.quotas.repositories = {ALICE: Limit(1000)}
         path = self.plant(ALICE, b"x" * 1000)
         pool = self.start_counted()
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         while not self.passed(cell_of("data", path.name)):
             pool.step()
         path.unlink()
@@ -733,11 +733,11 @@ class RefusalTests(AccountsCase):
         """The same for a repository that was deleted while a count was under way."""
         path = self.plant(ALICE, b"x" * 1000)
         pool = self.start_counted(2000)
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         while not self.passed(cell_of("data", path.name)):
             pool.step()
         self.store.delete_repository(ALICE)
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         pool.finish()
         self.assertEqual(Amount(), self.used())
 
@@ -804,7 +804,7 @@ class RefusalTests(AccountsCase):
         self.plant(("carol",), b"x" * 900)
         path = self.plant(("carol",), b"y" * 100, "locks")
         path.unlink()
-        self.accounts.settle(0, ("carol",), cell_of("locks", path.name), Amount(-100, -1))
+        self.quota_keeper.settle(0, ("carol",), cell_of("locks", path.name), Amount(-100, -1))
         self.refused(("carol",), 101)
         self.assert_exact()
 
@@ -827,7 +827,7 @@ class RefusalTests(AccountsCase):
             self.settle(self.reserve((f"x{number}",), 1), (f"x{number}",))
             self.refused((f"y{number}",), 1001)
             self.clock.advance(FRESH_S)
-        self.assertEqual({}, self.accounts.ledger.repositories)
+        self.assertEqual({}, self.quota_keeper.ledger.repositories)
 
     def test_a_user_called_all(self) -> None:
         """No name of a user is one of ours: that one's refusals are counted as everyone's, also while it is first counted."""
@@ -847,7 +847,7 @@ class RefusalTests(AccountsCase):
             self.state = StateFile(str(away))
             self.addCleanup(self.state.close)
             self.start()
-            self.assertFalse(self.accounts._complete)
+            self.assertFalse(self.quota_keeper._complete)
             self.data.rmdir()
             os.rename(away, self.data)
             for name in ("all", "ceiling"):
@@ -855,7 +855,7 @@ class RefusalTests(AccountsCase):
                 self.clock.advance(PATIENCE_S)
                 self.failureResultOf(asked, InsufficientStorage)
             self.clock.advance(TRY_AGAIN_S)
-        self.assertTrue(self.accounts._complete)
+        self.assertTrue(self.quota_keeper._complete)
 
 
 class CeilingTests(AccountsCase):
@@ -872,7 +872,7 @@ class CeilingTests(AccountsCase):
         for number, size_bytes in enumerate(sizes):
             numbers.append(self.reserve((ALICE, BOB, ("carol",))[number % 3], size_bytes, content=b"%d" % number))
             self.assert_promised()
-        self.successResultOf(Deferred.fromCoroutine(self.accounts.grow(numbers[0], 1 << 41)))
+        self.successResultOf(Deferred.fromCoroutine(self.quota_keeper.grow(numbers[0], 1 << 41)))
         self.assert_promised()
         ran = pool.ran
         self.reserve(BOB, 1)
@@ -882,7 +882,7 @@ class CeilingTests(AccountsCase):
         """Also of objects."""
         self.start(1 << 50)
         for number in range(0, STEP.objects * 2 + 1):
-            self.accounts.settle(0, ALICE, number % 256, Amount(0, 1))
+            self.quota_keeper.settle(0, ALICE, number % 256, Amount(0, 1))
             if number % 1000 == 0:
                 self.settle(self.reserve(ALICE, 0), ALICE)
                 self.assert_promised()
@@ -981,7 +981,7 @@ class RestartTests(AccountsCase):
         fits = self.ask(ALICE, 5)
         while not fits.called:
             pool.step()
-        self.assertFalse(self.accounts._complete)
+        self.assertFalse(self.quota_keeper._complete)
         with capturedLogs():
             pool.finish()
         self.assert_exact()
@@ -993,7 +993,7 @@ class RestartTests(AccountsCase):
         self.settle(self.reserve(("carol",), 5), ("carol",))
         self.settle(self.reserve(ALICE, 5), ALICE)
         self.store.delete_repository(ALICE)
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         self.successResultOf(self.stop())
         self.assertEqual(
             {}, {repository: s.at_most for repository, s in self.promised().items() if s.at_most != (0, 0)}
@@ -1035,7 +1035,7 @@ class RestartTests(AccountsCase):
         self.plant(ALICE, b"x" * 10)
         pool = self.start_counted(1 << 50)
         for worker in range(3):
-            self.accounts.holder_gone(worker)
+            self.quota_keeper.holder_gone(worker)
         stopped = self.stop()
         self.assertLess(pool.finish(), 10)
         self.successResultOf(stopped)
@@ -1051,7 +1051,7 @@ class RestartTests(AccountsCase):
         pool = StepPool()
         self.crash(1 << 50, pool=pool)
         pool.step()
-        for account in (self.accounts.ledger.server, self.accounts.ledger.user("alice")):
+        for account in (self.quota_keeper.ledger.server, self.quota_keeper.ledger.user("alice")):
             self.assertGreaterEqual(account.used_bytes, 6000)
         self.assertLess(self.used().size_bytes, 6000 + 2 * STEP.size_bytes)
         while pool.jobs:
@@ -1069,7 +1069,7 @@ class RestartTests(AccountsCase):
         self.start(1 << 50)
         others = [b"%d" % number for number in range(200)]
         path.unlink()
-        self.accounts.settle(0, ALICE, cell_of("data", path.name), Amount(-len(first), -1))
+        self.quota_keeper.settle(0, ALICE, cell_of("data", path.name), Amount(-len(first), -1))
         for content in others:
             number = self.reserve(ALICE, 500, content=content)
             self.plant(ALICE, content * (500 // len(content)))
@@ -1135,14 +1135,14 @@ class RestartTests(AccountsCase):
         pool = StepPool()
         self.crash(2000, pool=pool)
         pool.step()
-        self.assertFalse(self.accounts._complete)
+        self.assertFalse(self.quota_keeper._complete)
         asked = self.ask(ALICE, 1000)
         for _ in range(20):
             if asked.called:
                 break
             pool.step()
         self.successResultOf(asked)
-        self.assertFalse(self.accounts._complete)
+        self.assertFalse(self.quota_keeper._complete)
 
     def test_without_the_file(self) -> None:
         """Without a state file all is counted first."""
@@ -1166,8 +1166,10 @@ class HolderTests(AccountsCase):
         self.reserve(BOB, 2000, holder="two")
         self.plant(ALICE, b"x" * 2500)  # it was committed, and the word of it never came
         pool.inline = False
-        self.accounts.holder_gone("one")
-        while self.accounts._reservations and any(held[1] == "one" for held in self.accounts._reservations.values()):
+        self.quota_keeper.holder_gone("one")
+        while self.quota_keeper._reservations and any(
+            held[1] == "one" for held in self.quota_keeper._reservations.values()
+        ):
             self.assertGreaterEqual(self.used().size_bytes + self.reserved().size_bytes, 4500)
             pool.step()
         self.assertEqual((Amount(2500, 1), Amount(2000, 1)), (self.used(), self.reserved()))
@@ -1179,7 +1181,7 @@ class HolderTests(AccountsCase):
         path = self.plant(BOB, b"x" * 2500)
         self.start(10_000)
         path.unlink()
-        self.accounts.holder_gone("one")
+        self.quota_keeper.holder_gone("one")
         self.assert_exact()
 
     def test_while_it_is_asking(self) -> None:
@@ -1190,11 +1192,11 @@ class HolderTests(AccountsCase):
             for _ in range(stage):
                 if pool.jobs:
                     pool.step()
-            self.accounts.holder_gone("one")
+            self.quota_keeper.holder_gone("one")
             pool.finish()
             asked.addErrback(lambda _: None)
             self.assertEqual(Amount(), self.reserved(), stage)
-            self.assertEqual({}, self.accounts._reservations)
+            self.assertEqual({}, self.quota_keeper._reservations)
 
     def test_committed_behind_a_count_under_way(self) -> None:
         """A count that had passed the place where it has just committed does not tell: another one is needed."""
@@ -1204,12 +1206,12 @@ class HolderTests(AccountsCase):
         pool.inline = True
         self.reserve(ALICE, 2500, content=content, holder="one")
         pool.inline = False
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         cell = cell_of("data", id_of(content))
         while not self.passed(cell):
             pool.step()
         self.plant(ALICE, content)
-        self.accounts.holder_gone("one")
+        self.quota_keeper.holder_gone("one")
         while pool.jobs:
             self.assertGreaterEqual(self.used().size_bytes + self.reserved().size_bytes, 2500)
             pool.step()
@@ -1228,15 +1230,15 @@ class BesideTests(AccountsCase):
         """An upload as the routes make it, whose commit waits in a pool."""
 
         async def upload() -> None:
-            place: Place = await self.space.admit(None, target_of(repository, content), len(content))
+            admitted: Admitted = await self.admission.admit(None, target_of(repository, content), len(content))
             try:
-                await place.enter()
+                await admitted.enter()
                 upload = self.store.upload(repository, "data", id_of(content), len(content))
                 await self.disk.run(upload.open)
                 await self.disk.run(upload.write, [content])
                 await self.disk.run(upload.commit)
             finally:
-                place.end(upload.change)
+                admitted.end(upload.change)
 
         return Deferred.fromCoroutine(upload())
 
@@ -1244,10 +1246,10 @@ class BesideTests(AccountsCase):
         """A removal as the routes make it."""
 
         async def remove() -> None:
-            place = self.space.place(target_of(repository, content))
-            await place.enter()
+            admitted = self.admission.admitted(target_of(repository, content))
+            await admitted.enter()
             removing = self.disk.run(self.store.remove_object, repository, "data", id_of(content))
-            removing.addCallbacks(place.end, lambda _: place.end())
+            removing.addCallbacks(admitted.end, lambda _: admitted.end())
             await removing
 
         return Deferred.fromCoroutine(remove())
@@ -1261,7 +1263,7 @@ class BesideTests(AccountsCase):
         self.disk.step()
         self.disk.step()
         pool.inline = False
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         self.assertEqual([], pool.jobs)
         late = self.upload(ALICE, content + b"late")
         self.disk.step()
@@ -1281,7 +1283,7 @@ class BesideTests(AccountsCase):
         self.plant(ALICE, b"x")
         pool = self.start_counted(1 << 40)
         removing = self.remove(ALICE, b"x")
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         self.assertEqual([], pool.jobs)
         self.disk.finish()
         self.successResultOf(removing)
@@ -1318,7 +1320,7 @@ class BesideTests(AccountsCase):
                 elif what < 0.17:
                     done.append(self.remove(repository, dice.choice(contents)))
                 elif what < 0.2:
-                    self.accounts.look_again(repository)
+                    self.quota_keeper.recount(repository)
                 elif what < 0.22:
                     self.clock.advance(dice.choice((0.1, FRESH_S, COUNT_AGAIN_S)))
                 elif what < 0.6 and self.disk.jobs:
@@ -1338,7 +1340,7 @@ class BesideTests(AccountsCase):
                 self.successResultOf(one)
             self.assert_exact()
             self.assertEqual(Amount(), self.reserved())
-            account = self.accounts.ledger.repositories.get(ALICE)
+            account = self.quota_keeper.ledger.repositories.get(ALICE)
             on_disk = sum(path.stat().st_size for path in (self.data / "alice").rglob("*") if len(path.name) == 64)
             self.assertEqual(on_disk, account.used_bytes if account is not None else 0)
 
@@ -1347,9 +1349,9 @@ class BesideTests(AccountsCase):
         self.plant(ALICE, b"x" * 1000)
         self.start(1 << 40)
         self.store.delete_repository(ALICE)
-        self.accounts.look_again(ALICE)
+        self.quota_keeper.recount(ALICE)
         self.assertEqual(Amount(), self.used())
-        self.assertNotIn(ALICE, self.accounts.ledger.repositories)
+        self.assertNotIn(ALICE, self.quota_keeper.ledger.repositories)
         self.clock.advance(COUNT_AGAIN_S)
         self.assertNotIn(ALICE, self.promised())
 
@@ -1367,45 +1369,47 @@ class FakeWorkers:
     """The fences of some workers, and what they were told."""
 
     def __init__(self, number: int) -> None:
-        self.fences = [Fences() for _ in range(number)]
+        self.directory_locks = [DirectoryLocks() for _ in range(number)]
         self.told: list[Any] = []
 
-    def take(self, verb: str, repository: list[str], cells: list[int]) -> list[Key]:
+    def take(self, command: str, repository: list[str], cells: list[int]) -> list[Key]:
         """What a worker reads."""
-        self.told.append((verb, repository, sorted(cells)))
+        self.told.append((command, repository, sorted(cells)))
         return [(tuple(repository), cell) for cell in cells]
 
-    async def ask_all(self, verb: str, **arguments: Any) -> bool:
+    async def ask_all(self, command: str, **arguments: Any) -> bool:
         """Close the fences of all."""
-        assert verb == CLOSE
-        keys = self.take(verb, **arguments)
-        for closing in [Deferred.fromCoroutine(fences.close(keys)) for fences in self.fences]:
+        assert command == CLOSE
+        keys = self.take(command, **arguments)
+        for closing in [
+            Deferred.fromCoroutine(directory_locks.close(keys)) for directory_locks in self.directory_locks
+        ]:
             await closing
         return True
 
-    def tell_all(self, verb: str, **arguments: Any) -> None:
+    def tell_all(self, command: str, **arguments: Any) -> None:
         """Open them."""
-        assert verb == OPEN
-        keys = self.take(verb, **arguments)
-        for fences in self.fences:
-            fences.open(keys)
+        assert command == OPEN
+        keys = self.take(command, **arguments)
+        for directory_locks in self.directory_locks:
+            directory_locks.open(keys)
 
 
 class WorkerGatesTests(SynchronousTestCase):
-    """L{WorkerGates}."""
+    """L{WorkerDirectoryLocks}."""
 
     def setUp(self) -> None:
         self.workers = FakeWorkers(2)
-        self.gates = WorkerGates()
-        self.gates.workers = self.workers
+        self.directory_locks = WorkerDirectoryLocks()
+        self.directory_locks.workers = self.workers
 
     def close(self, *keys: Key) -> Deferred[None]:
         """Close some fences."""
-        return Deferred.fromCoroutine(self.gates.close(list(keys)))
+        return Deferred.fromCoroutine(self.directory_locks.close(list(keys)))
 
     def enter(self, worker: int, key: Key) -> Deferred[None]:
         """Somebody wants in."""
-        return Deferred.fromCoroutine(self.workers.fences[worker].enter(key))
+        return Deferred.fromCoroutine(self.workers.directory_locks[worker].enter(key))
 
     def test_all_workers(self) -> None:
         """It is closed when it is closed in all, for nobody who comes later, and open again in all."""
@@ -1413,11 +1417,11 @@ class WorkerGatesTests(SynchronousTestCase):
         closing = self.close((ALICE, 3), (ALICE, 4))
         self.assertNoResult(closing)
         late = [self.enter(worker, (ALICE, cell)) for worker in range(2) for cell in (3, 4)]
-        self.workers.fences[1].leave((ALICE, 3))
+        self.workers.directory_locks[1].leave((ALICE, 3))
         self.successResultOf(closing)
         for one in late:
             self.assertNoResult(one)
-        self.gates.open([(ALICE, 3), (ALICE, 4)])
+        self.directory_locks.open([(ALICE, 3), (ALICE, 4)])
         for one in late:
             self.successResultOf(one)
         self.assertEqual([(CLOSE, ["alice"], [3, 4]), (OPEN, ["alice"], [3, 4])], self.workers.told)
@@ -1425,24 +1429,24 @@ class WorkerGatesTests(SynchronousTestCase):
     def test_several_repositories(self) -> None:
         """Keys are said by repository."""
         self.successResultOf(self.close((ALICE, 1), ((), 2), (ALICE, 3)))
-        self.gates.open([(ALICE, 1), ((), 2), (ALICE, 3)])
-        expected = [(verb, *which) for verb in (CLOSE, OPEN) for which in ((["alice"], [1, 3]), ([], [2]))]
+        self.directory_locks.open([(ALICE, 1), ((), 2), (ALICE, 3)])
+        expected = [(command, *which) for command in (CLOSE, OPEN) for which in ((["alice"], [1, 3]), ([], [2]))]
         self.assertEqual(expected, self.workers.told)
 
     def test_workers_that_begin(self) -> None:
         """What is closed, or about to be, is known for workers that begin meanwhile; after it is opened it is not."""
-        self.assertEqual([], self.gates.closed)
+        self.assertEqual([], self.directory_locks.closed)
         self.successResultOf(self.enter(0, (ALICE, 3)))
         closing = self.close((ALICE, 3))
-        self.assertEqual([(ALICE, 3)], self.gates.closed)
+        self.assertEqual([(ALICE, 3)], self.directory_locks.closed)
         self.successResultOf(self.close((LAPTOP, 3)))
-        self.workers.fences[0].leave((ALICE, 3))
+        self.workers.directory_locks[0].leave((ALICE, 3))
         self.successResultOf(closing)
-        self.assertEqual([(ALICE, 3), (LAPTOP, 3)], self.gates.closed)
-        self.gates.open([(ALICE, 3)])
-        self.assertEqual([(LAPTOP, 3)], self.gates.closed)
-        self.gates.open([(LAPTOP, 3)])
-        self.assertEqual([], self.gates.closed)
+        self.assertEqual([(ALICE, 3), (LAPTOP, 3)], self.directory_locks.closed)
+        self.directory_locks.open([(ALICE, 3)])
+        self.assertEqual([(LAPTOP, 3)], self.directory_locks.closed)
+        self.directory_locks.open([(LAPTOP, 3)])
+        self.assertEqual([], self.directory_locks.closed)
 
 
 class WorkersCountTests(AccountsCase):
@@ -1452,22 +1456,22 @@ class WorkersCountTests(AccountsCase):
         """Nothing is looked at while a worker is inside, and all is open at the end."""
         self.plant(ALICE, b"x" * 1000)
         workers = FakeWorkers(2)
-        gates = WorkerGates()
-        gates.workers = workers
+        directory_locks = WorkerDirectoryLocks()
+        directory_locks.workers = workers
         cell = cell_of("data", id_of(b"x" * 1000))
-        self.successResultOf(Deferred.fromCoroutine(workers.fences[1].enter((ALICE, cell))))
-        self.start(1 << 40, gates)
-        self.assertFalse(self.accounts._complete)
-        workers.fences[1].leave((ALICE, cell))
-        self.assertTrue(self.accounts._complete)
+        self.successResultOf(Deferred.fromCoroutine(workers.directory_locks[1].enter((ALICE, cell))))
+        self.start(1 << 40, directory_locks)
+        self.assertFalse(self.quota_keeper._complete)
+        workers.directory_locks[1].leave((ALICE, cell))
+        self.assertTrue(self.quota_keeper._complete)
         self.assert_exact()
-        self.assertEqual([], gates.closed)
-        for fences in workers.fences:
-            self.successResultOf(Deferred.fromCoroutine(fences.enter((ALICE, cell))))
+        self.assertEqual([], directory_locks.closed)
+        for directory_locks in workers.directory_locks:
+            self.successResultOf(Deferred.fromCoroutine(directory_locks.enter((ALICE, cell))))
 
 
 class DistantTests(AccountsCase):
-    """L{DistantAccounts} and L{AccountsDesk}, with a wire between."""
+    """L{RemoteQuota} and L{QuotaRequests}, with a wire between."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -1476,13 +1480,15 @@ class DistantTests(AccountsCase):
         self.pool.inline = True
         self.start(1000)
         ends = socket.socketpair()
-        verbs = AccountsDesk(self.accounts).verbs("worker")
-        self.parents = Wire(self.clock, ends[0], "worker", verbs, lambda: self.accounts.holder_gone("worker"))
-        self.wire = Wire(self.clock, ends[1], "the parent", {}, lambda: None)
-        for wire in (self.parents, self.wire):
-            wire.start()
-            self.addCleanup(wire.close)
-        self.distant = DistantAccounts(self.wire, True)
+        commands = QuotaRequests(self.quota_keeper).commands("worker")
+        self.parents = IpcConnection(
+            self.clock, ends[0], "worker", commands, lambda: self.quota_keeper.holder_gone("worker")
+        )
+        self.ipc = IpcConnection(self.clock, ends[1], "the parent", {}, lambda: None)
+        for ipc in (self.parents, self.ipc):
+            ipc.start()
+            self.addCleanup(ipc.close)
+        self.distant = RemoteQuota(self.ipc, True)
 
     def far(
         self, size_bytes: int, repository: Repository = ALICE, kind: str = "data", user: str | None = None
@@ -1510,7 +1516,7 @@ class DistantTests(AccountsCase):
         self.distant.settle(number, ALICE, 5, Amount(120, 1))
         self.clock.pump()
         self.assertEqual((Amount(120, 1), Amount()), (self.used(), self.reserved()))
-        self.assertEqual(120, self.accounts.ledger.account(ALICE).sizes[5])
+        self.assertEqual(120, self.quota_keeper.ledger.account(ALICE).sizes[5])
         self.distant.settle(0, ALICE, 5, Amount(-120, -1))
         self.clock.pump()
         self.assertEqual(Amount(), self.used())
@@ -1521,7 +1527,7 @@ class DistantTests(AccountsCase):
             for kind in ("data", "index", "keys", "locks", "snapshots", "config"):
                 number = self.successResultOf(self.far(10, repository, kind, "alice"))
                 self.assertEqual(Amount(10, 1), self.reserved())
-                self.assertIn(repository, self.accounts.ledger.repositories)
+                self.assertIn(repository, self.quota_keeper.ledger.repositories)
                 self.distant.settle(number, repository, cell_of(kind, "0" * 64), Amount())
                 self.clock.pump()
         self.assertEqual(Amount(), self.reserved())
@@ -1534,15 +1540,15 @@ class DistantTests(AccountsCase):
         self.assertEqual(("quota", "this server"), (failure.value.cause, failure.value.limit_of))
         number = self.successResultOf(self.far(1000))
         self.failureResultOf(self.grow(number, 1), InsufficientStorage)
-        self.accounts._based = False
+        self.quota_keeper._based = False
         self.pool.inline = False
         asked = self.far(0, BOB)
         self.clock.advance(PATIENCE_S)
         self.clock.pump()
         message = self.failureResultOf(asked, Unavailable).value.message
         self.assertEqual("the server still counts what is stored", message)
-        self.patch(self.accounts.ledger, "reserve", lambda *_: 1 // 0)
-        self.accounts._based = True
+        self.patch(self.quota_keeper.ledger, "reserve", lambda *_: 1 // 0)
+        self.quota_keeper._based = True
         self.pool.inline = True
         self.pool.finish()
         self.failureResultOf(self.far(0, BOB), Unavailable)
@@ -1560,7 +1566,7 @@ class DistantTests(AccountsCase):
     def test_look_again(self) -> None:
         """A deleted repository is counted."""
         self.plant(ALICE, b"x" * 100)
-        self.distant.look_again(ALICE)
+        self.distant.recount(ALICE)
         self.clock.pump()
         self.assert_exact()
 
@@ -1577,7 +1583,7 @@ class DistantTests(AccountsCase):
         gc.collect()
         self.assertEqual([], self.flushLoggedErrors())
         self.assertEqual(Amount(), self.reserved())
-        self.assertEqual({}, self.accounts._reservations)
+        self.assertEqual({}, self.quota_keeper._reservations)
 
     def test_client_goes_before_a_refusal(self) -> None:
         """Or before a refusal, which nobody hears then."""
@@ -1617,7 +1623,7 @@ class DistantTests(AccountsCase):
         self.failureResultOf(self.far(10), Unavailable)
         self.failureResultOf(self.grow(number, 10), Unavailable)
         self.distant.settle(number, ALICE, 0, Amount())
-        self.distant.look_again(ALICE)
+        self.distant.recount(ALICE)
         gc.collect()
         self.assertEqual([], self.flushLoggedErrors())
 
@@ -1626,10 +1632,10 @@ class DistantTests(AccountsCase):
         self.successResultOf(self.far(10))
         self.pool.inline = False
         waiting = self.far(10, ("carol",))
-        self.wire.close()
+        self.ipc.close()
         self.clock.pump()
         self.assertEqual(Amount(10, 1), self.reserved())
         self.pool.finish()
         self.clock.pump()
-        self.assertEqual((Amount(), {}), (self.reserved(), self.accounts._reservations))
+        self.assertEqual((Amount(), {}), (self.reserved(), self.quota_keeper._reservations))
         waiting.addErrback(lambda _: None)

@@ -193,9 +193,9 @@ class FoundTests(ReadinessCase):
         with capturedLogs():
             for number in range(20):
                 self.clock.advance(FRESH_S)
-                assert readiness._store.room is not None
+                assert readiness._store.free_space is not None
                 full = number % 2
-                readiness._store.room.coming(1 << 60 if full else -(1 << 60) if number else 0)
+                readiness._store.free_space.coming(1 << 60 if full else -(1 << 60) if number else 0)
                 self.assertEqual(bool(full), bool(self.found(readiness)))
         self.assertEqual(before, len(os.listdir("/proc/self/fd")))
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository
 from resticserver.sizes import FreeSpace, format_size
 from resticserver.storage import local as local_module
-from resticserver.storage.free_space import Room, Sent
+from resticserver.storage.free_space import FreeSpaceGuard, Sent
 from resticserver.storage.local import LocalStore
 
 from ..contract.store import id_of, save
@@ -50,12 +50,12 @@ class RoomCase(SynchronousTestCase):
 
 
 class CheckTests(RoomCase):
-    """L{Room.check}."""
+    """L{FreeSpaceGuard.check}."""
 
-    def admits(self, room: Room, above: bool = False) -> bool:
+    def admits(self, guard: FreeSpaceGuard, above: bool = False) -> bool:
         """Whether there is room."""
         try:
-            room.check(0, above)
+            guard.check(0, above)
         except InsufficientStorage:
             return False
         return True
@@ -79,20 +79,20 @@ class CheckTests(RoomCase):
             (FreeSpace(0), 100 * GIB, 0, True, True),
         ):
             self.total, self.free = total, free
-            room = Room(min_free)
-            self.assertEqual((bulk, locks), (self.admits(room), self.admits(room, True)), (min_free, total, free))
+            guard = FreeSpaceGuard(min_free)
+            self.assertEqual((bulk, locks), (self.admits(guard), self.admits(guard, True)), (min_free, total, free))
 
     def test_what_comes_counts(self) -> None:
         """What is on its way is as good as written, until it is written or will not be."""
-        room = Room(FreeSpace(GIB))
+        guard = FreeSpaceGuard(FreeSpace(GIB))
         self.free = 3 * GIB
-        room.coming(2 * GIB)
-        self.assertTrue(self.admits(room))
-        room.coming(1)
-        self.assertFalse(self.admits(room))
-        self.assertTrue(self.admits(room, True))
-        room.coming(-1)
-        self.assertTrue(self.admits(room))
+        guard.coming(2 * GIB)
+        self.assertTrue(self.admits(guard))
+        guard.coming(1)
+        self.assertFalse(self.admits(guard))
+        self.assertTrue(self.admits(guard, True))
+        guard.coming(-1)
+        self.assertTrue(self.admits(guard))
 
     def test_words(self) -> None:
         """What is said."""
@@ -101,7 +101,7 @@ class CheckTests(RoomCase):
             (FreeSpace(GIB), "1 GiB of the server's disk must stay free (512 MiB are)"),
             (FreeSpace(percent=5), "5 GiB of the server's disk must stay free (512 MiB are)"),
         ):
-            error = self.assertRaises(InsufficientStorage, Room(min_free).check, 0, False)
+            error = self.assertRaises(InsufficientStorage, FreeSpaceGuard(min_free).check, 0, False)
             self.assertEqual(words, error.message)
 
     def test_words_for_an_upload(self) -> None:
@@ -110,14 +110,14 @@ class CheckTests(RoomCase):
         with what it has written itself.
         """
         self.free = 3 * GIB
-        room = Room(FreeSpace(GIB))
-        room.coming(GIB + 7 * GIB)
+        guard = FreeSpaceGuard(FreeSpace(GIB))
+        guard.coming(GIB + 7 * GIB)
         for above, sent, words in (
             (False, Sent(9 * GIB, True, 7 * GIB, 2 * GIB), "upload of 9 GiB, 3 GiB left"),
             (False, Sent(2 * GIB, False, 0, 2 * GIB), "upload of 2 GiB so far, 0 bytes left"),
             (True, Sent(9 * GIB, True, 7 * GIB, 0), "upload of 9 GiB, 1.99 GiB left"),
         ):
-            error = self.assertRaises(InsufficientStorage, room.check, 0, above, sent)
+            error = self.assertRaises(InsufficientStorage, guard.check, 0, above, sent)
             self.assertEqual("min-free", error.cause)
             if not above:
                 self.assertEqual(f"1 GiB of the server's disk must stay free: {words}", error.message)
@@ -132,7 +132,7 @@ class CheckTests(RoomCase):
             return self.fstatvfs(fd)
 
         self.patch(os, "fstatvfs", fstatvfs)
-        Room(FreeSpace(GIB)).check(7, False)
+        FreeSpaceGuard(FreeSpace(GIB)).check(7, False)
         self.assertEqual([7], asked)
 
 
@@ -147,8 +147,8 @@ class UploadTests(RoomCase):
 
     def coming(self) -> int:
         """What is believed to be on its way."""
-        assert self.store.room is not None
-        return self.store.room._coming_bytes
+        assert self.store.free_space is not None
+        return self.store.free_space._coming_bytes
 
     def assert_coming(self, size_bytes: int) -> None:
         """So much is on its way."""
@@ -346,16 +346,16 @@ class UploadTests(RoomCase):
 class RoutesTests(RoomCase):
     """What clients see."""
 
-    def start(self, **options: Any) -> Room:
+    def start(self, **options: Any) -> FreeSpaceGuard:
         """A site whose disk has a GiB that must stay free."""
         self.bench = Bench(self.mktemp(), min_free=FreeSpace(GIB), **options)
         self.bench.store.create_repository(ROOT)
-        assert self.bench.store.room is not None
-        return self.bench.store.room
+        assert self.bench.store.free_space is not None
+        return self.bench.store.free_space
 
     def test_507(self) -> None:
         """It is 507 with the reason, for small and large bodies, and nothing leaks."""
-        room = self.start()
+        guard = self.start()
         self.free = GIB - MIB
         for length in (1, 70_000, 3 * MIB):
             body = b"x" * length
@@ -363,13 +363,13 @@ class RoutesTests(RoomCase):
             self.assertEqual([507], connection.statuses())
             words = f"1 GiB of the server's disk must stay free: upload of {format_size(length)}, 0 bytes left"
             self.assertIn(words.encode(), connection.received)
-            self.assertEqual(0, room._coming_bytes)
+            self.assertEqual(0, guard._coming_bytes)
 
     def test_clients_that_go(self) -> None:
         """Clients that go at any moment, with jobs in the pool."""
         for stage in range(4):
             pool = HeldPool()
-            room = self.start(pool=pool)
+            guard = self.start(pool=pool)
             for chunked in (False, True):
                 body = b"x" * 300_000
                 connection = self.bench.connect()
@@ -383,5 +383,5 @@ class RoutesTests(RoomCase):
                 pool.release(stage)
                 connection.lose()
                 pool.release(10)
-                self.assertEqual(0, room._coming_bytes, (stage, chunked))
+                self.assertEqual(0, guard._coming_bytes, (stage, chunked))
                 self.assertEqual([], pool.jobs)

@@ -33,7 +33,7 @@ from resticserver.storage import snapshots as snapshots_module
 from resticserver.storage.interface import Entry, Objects, SizeChange
 from resticserver.storage.layout import cell_of
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import LASTS_NS, LEAST_SHELVED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots, Stamp
+from resticserver.storage.snapshots import LASTS_NS, LEAST_STORED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots, Stamp
 from resticserver.storage.state import StateFile
 
 from ..contract.files import failing
@@ -754,15 +754,15 @@ class ShelfTests(SnapshotsCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.shelf = StateFile(str(self.path))
-        self.addCleanup(self.shelf.close)
+        self.snapshot_store = StateFile(str(self.path))
+        self.addCleanup(self.snapshot_store.close)
         self.restart()
 
     def restart(self, **options: Any) -> None:
         """Another process."""
-        self.store = self.store_of(shelf=self.shelf, **options)
+        self.store = self.store_of(store=self.snapshot_store, **options)
 
-    def fill(self, kind: str = "keys", count: int = 2 * LEAST_SHELVED, first: int = 0) -> None:
+    def fill(self, kind: str = "keys", count: int = 2 * LEAST_STORED, first: int = 0) -> None:
         """Objects of a type, each of another size."""
         for number in range(first, first + count):
             self.write(f"{kind}/{name_of(number)}", b"x" * number)
@@ -773,7 +773,7 @@ class ShelfTests(SnapshotsCase):
 
     def shelved(self, kind: str) -> bool:
         """Whether there is something of a directory on the shelf, whatever it is worth."""
-        return self.shelf.directory(f"{self.store.path}/{kind}") is not None
+        return self.snapshot_store.directory(f"{self.store.path}/{kind}") is not None
 
     def test_after_a_restart(self) -> None:
         """What was read before a restart need not be read after it, in either form."""
@@ -792,12 +792,12 @@ class ShelfTests(SnapshotsCase):
         self.names()
         other = StateFile(str(self.path))
         self.addCleanup(other.close)
-        self.store = self.store_of(shelf=other)
+        self.store = self.store_of(store=other)
         self.assertEqual(0, self.scans_of(lambda: self.assertEqual(self.plain(), entries(self.store, ROOT, "keys"))))
 
     def test_two_levels(self) -> None:
         """Of C{data} those directories are found that are large enough, and the others read."""
-        for number in range(LEAST_SHELVED):
+        for number in range(LEAST_STORED):
             self.write(f"data/00/{name_of(number, '00')}")
             self.write(f"data/ab/{name_of(number, 'ab')}", b"1234")
         self.write("data/ff/" + name_of(1, "ff"))
@@ -826,11 +826,11 @@ class ShelfTests(SnapshotsCase):
 
     def test_small_ones(self) -> None:
         """Directories with few objects are read as quickly: they are not on the shelf."""
-        self.fill(count=LEAST_SHELVED - 1)
+        self.fill(count=LEAST_STORED - 1)
         self.names()
         self.names("index")
         self.assertFalse(self.shelved("keys") or self.shelved("index"))
-        self.write("keys/" + name_of(LEAST_SHELVED - 1))
+        self.write("keys/" + name_of(LEAST_STORED - 1))
         self.names()
         self.assertTrue(self.shelved("keys"))
 
@@ -897,12 +897,12 @@ class ShelfTests(SnapshotsCase):
             (taken_ns + LASTS_NS - 1, 0),
             (taken_ns - 1, 1),
         ):
-            self.shelf.put_directory(*self.as_taken(taken_ns))
+            self.snapshot_store.put_directory(*self.as_taken(taken_ns))
             self.restart()
             self.now_ns = now_ns
             self.assertEqual(scans, self.scans_of(self.names), now_ns - taken_ns)
             self.restart()
-        self.shelf.put_directory(*self.as_taken(taken_ns))
+        self.snapshot_store.put_directory(*self.as_taken(taken_ns))
         self.now_ns = taken_ns + LASTS_NS
         self.restart()
         self.assertEqual(1, self.scans_of(self.names))
@@ -910,7 +910,7 @@ class ShelfTests(SnapshotsCase):
     def as_taken(self, taken_ns: int) -> tuple[str, tuple[int, int, int, int], int, list[Objects]]:
         """What is on the shelf, as it was read at that time."""
         path = f"{self.store.path}/keys"
-        found = self.shelf.objects(path)
+        found = self.snapshot_store.objects(path)
         assert found is not None
         return path, found[0], taken_ns, [Objects(found[2], found[3])]
 
@@ -938,9 +938,9 @@ class ShelfTests(SnapshotsCase):
     def test_volume(self) -> None:
         """Without its volume a directory is not served from a shelf that lies elsewhere."""
         elsewhere = Path(self.mktemp()).absolute()
-        self.shelf = StateFile(str(self.path), str(elsewhere))
-        self.addCleanup(self.shelf.close)
-        self.shelf.prepare()
+        self.snapshot_store = StateFile(str(self.path), str(elsewhere))
+        self.addCleanup(self.snapshot_store.close)
+        self.snapshot_store.prepare()
         self.restart()
         self.fill()
         self.names()
@@ -983,7 +983,7 @@ class ShelfTests(SnapshotsCase):
         """How much there is is known as long as the list would be, from memory and from the shelf."""
         path = str(self.path / "keys")
         self.fill()
-        expected = Amount(sum(entry.size_bytes for entry in self.plain()), 2 * LEAST_SHELVED)
+        expected = Amount(sum(entry.size_bytes for entry in self.plain()), 2 * LEAST_STORED)
         self.assertIsNone(self.store.snapshots.amount(path))
         self.names(with_sizes=False)
         self.assertIsNone(self.store.snapshots.amount(path))
@@ -1136,11 +1136,11 @@ class AnyOrderTests(SynchronousTestCase):
     def test_with_a_shelf(self, steps: list[tuple[str, Any]]) -> None:
         """The same with a state file, restarts, and little memory or none; and known amounts are those of a plain scan."""
         with self.disk() as (disk, _):
-            shelf = StateFile(str(disk.path), str(disk.path))
-            patch = self.patch(snapshots_module, "LEAST_SHELVED", 1)
+            snapshot_store = StateFile(str(disk.path), str(disk.path))
+            patch = self.patch(snapshots_module, "LEAST_STORED", 1)
 
             def store_of(bound_bytes: int) -> LocalStore:
-                snapshots = Snapshots(bound_bytes, lambda: disk.now_ns, bool, shelf)
+                snapshots = Snapshots(bound_bytes, lambda: disk.now_ns, bool, snapshot_store)
                 return LocalStore(str(disk.path), snapshots=snapshots)
 
             try:
@@ -1178,7 +1178,7 @@ class AnyOrderTests(SynchronousTestCase):
                         self.assert_whole(disk, store, kind, with_sizes)
             finally:
                 patch.restore()
-                shelf.close()
+                snapshot_store.close()
 
     def assert_whole(self, disk: CoarseDisk, store: LocalStore, kind: str, with_sizes: bool) -> None:
         """A list is what is there."""

@@ -182,8 +182,8 @@ class VolumeTests(SynchronousTestCase):
                 self.marker.write_bytes(content)
             self.assertRaises(Unavailable, self.store.size_of, repository, "data", NAME)
             self.assertRaises(Unavailable, self.store.stored(repository, "data", NAME).open)
-            self.assertFalse(self.store.stored(repository, "data", NAME).open_at_once())
-            self.assertIsNone(self.store.size_at_once(repository, "data", NAME))
+            self.assertFalse(self.store.stored(repository, "data", NAME).open_nowait())
+            self.assertIsNone(self.store.size_nowait(repository, "data", NAME))
             self.marker.write_bytes(marker)
 
     def test_looked_at_once_a_second(self) -> None:

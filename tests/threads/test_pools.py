@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from resticserver.threads.pools import JobPool, QuickPool
-from resticserver.threads.serial_jobs import Jobs
+from resticserver.threads.serial_jobs import SerialJobs
 
 #: No test waits so long; it only keeps a broken one from hanging for ever.
 PATIENCE_S = 60.0
@@ -132,7 +132,7 @@ class JobPoolTests(TestCase):
         pool = self.started(1)
         gate = self.gate()
         done: list[str] = []
-        jobs = Jobs(pool)
+        jobs = SerialJobs(pool)
         jobs.run(gate.wait)
         jobs.close(lambda: done.append("closed"))
         stopped = pool.stopService()
@@ -295,12 +295,12 @@ class HeldPool:
 
 
 class JobsTests(TestCase):
-    """L{Jobs}: the jobs on one thing, and its end behind them."""
+    """L{SerialJobs}: the jobs on one thing, and its end behind them."""
 
     def setUp(self) -> None:
         """A pool by hand."""
         self.pool = HeldPool()
-        self.jobs = Jobs(self.pool)
+        self.jobs = SerialJobs(self.pool)
         self.done: list[str] = []
 
     def test_result(self) -> None:

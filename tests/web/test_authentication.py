@@ -18,7 +18,7 @@ from resticserver.access import throttle
 from resticserver.access.throttle import Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.service import logins
-from resticserver.service.logins import PasswordJudge
+from resticserver.service.logins import PasswordChecker
 from resticserver.web.authentication import (
     CertificateAuthentication,
     NoAuthentication,
@@ -26,7 +26,7 @@ from resticserver.web.authentication import (
     ProxyAuthentication,
     basic_credentials,
 )
-from resticserver.web.http1.head import Fields
+from resticserver.web.http1.head import HeaderFields
 
 from ..access.test_certificates import ALICE
 from ..access.test_certificates import certificate as certificate_for
@@ -86,7 +86,7 @@ class FakeRequest:
         channel: FakeChannel | None = None,
     ) -> None:
         lines = [b"Authorization: %s\r\n" % value for value in headers] + [b"X-Remote-User: %s\r\n" % n for n in named]
-        self.fields = Fields(b"".join(lines) + b"\r\n")
+        self.fields = HeaderFields(b"".join(lines) + b"\r\n")
         self.address = address
         self.address_is_trusted = address == "127.0.0.1"
         self.peer_is_trusted = through_proxy
@@ -169,18 +169,18 @@ class AuthenticationTests(SynchronousTestCase):
         self.users, self.pool, self.clock = FakeUsers(), HeldPool(), Clock()
         #: The same one, where it does not matter which it is.
         self.guesses = self.pool
-        self.judge = self.make_judge(threads=1000)
-        self.door = PasswordAuthentication(self.judge)
+        self.check = self.make_judge(threads=1000)
+        self.authentication = PasswordAuthentication(self.check)
 
-    def make_judge(self, threads: int) -> PasswordJudge:
+    def make_judge(self, threads: int) -> PasswordChecker:
         """A judge whose pool has so many threads."""
         throttle = Throttle(4, self.clock.seconds)
         users: Any = self.users
-        return PasswordJudge(users, self.pool, self.guesses, throttle, self.clock, threads=threads)
+        return PasswordChecker(users, self.pool, self.guesses, throttle, self.clock, threads=threads)
 
-    def ask(self, *headers: bytes, door: Any = None, **more: Any) -> Deferred[str | None]:
+    def ask(self, *headers: bytes, authentication: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""
-        asked: Any = door or self.door
+        asked: Any = authentication or self.authentication
         return Deferred.fromCoroutine(asked.authenticate(FakeRequest(*headers, **more)))
 
     def drop(self, *headers: bytes, **more: Any) -> None:
@@ -393,8 +393,8 @@ class AuthenticationTests(SynchronousTestCase):
 
     def crowd(self, threads: int = 1) -> None:
         """A pool with few threads, which are all busy with guesses from an address that nobody else here has."""
-        self.judge = self.make_judge(threads)
-        self.door = PasswordAuthentication(self.judge)
+        self.check = self.make_judge(threads)
+        self.authentication = PasswordAuthentication(self.check)
         for number in range(threads):
             self.drop(basic(f"busy{number}:wrong"), address="203.0.113.1")
         self.assertEqual(threads, len(self.pool.jobs))
@@ -437,7 +437,7 @@ class AuthenticationTests(SynchronousTestCase):
         self.failureResultOf(few, Unauthorized)
         for answer in crowded[1:]:
             self.failureResultOf(answer, Unauthorized)
-        self.assertEqual(4, self.judge.failures)
+        self.assertEqual(4, self.check.failures)
 
     def test_addresses_without_failures_come_first(self) -> None:
         """
@@ -559,7 +559,7 @@ class AuthenticationTests(SynchronousTestCase):
     def test_no_authentication(self) -> None:
         """With --no-auth nobody is asked, whatever the header says."""
         for headers in ((), (b"Basic Og==",), (basic("alice:wrong"),), (b"garbage", b"garbage")):
-            self.assertIsNone(self.successResultOf(self.ask(*headers, door=NoAuthentication())))
+            self.assertIsNone(self.successResultOf(self.ask(*headers, authentication=NoAuthentication())))
 
 
 class Passwords:
@@ -575,9 +575,9 @@ class Passwords:
 class OtherDoorsTests(SynchronousTestCase):
     """L{CertificateAuthentication} and L{ProxyAuthentication}."""
 
-    def user(self, door: Any, *headers: bytes, **more: Any) -> str | None:
+    def user(self, authentication: Any, *headers: bytes, **more: Any) -> str | None:
         """Who a request is from; C{None} for one that is refused."""
-        answer = Deferred.fromCoroutine(door.authenticate(FakeRequest(*headers, **more)))
+        answer = Deferred.fromCoroutine(authentication.authenticate(FakeRequest(*headers, **more)))
         results: list[Any] = []
         answer.addCallbacks(results.append, lambda failure: (failure.trap(Unauthorized), results.append(None)))
         (result,) = results
@@ -604,11 +604,11 @@ class OtherDoorsTests(SynchronousTestCase):
             (None, (), None, None),
         ):
             for passwords, wanted in ((None, alone), (Passwords(), besides)):
-                door = CertificateAuthentication("cn", passwords)  # type: ignore[arg-type]
-                found = self.user(door, *headers, certificate=certificate)
+                authentication = CertificateAuthentication("cn", passwords)  # type: ignore[arg-type]
+                found = self.user(authentication, *headers, certificate=certificate)
                 self.assertEqual(wanted, found, (certificate, headers, passwords))
-        door = CertificateAuthentication("email", None)
-        self.assertEqual("carol@example.org", self.user(door, certificate=ALICE))
+        authentication = CertificateAuthentication("email", None)
+        self.assertEqual("carol@example.org", self.user(authentication, certificate=ALICE))
 
     def test_proxy(self) -> None:
         """The header is a name from a trusted proxy, and nothing from anyone else."""
@@ -633,13 +633,13 @@ class OtherDoorsTests(SynchronousTestCase):
             (False, (), (), None, None),
         ):
             for passwords, wanted in ((None, alone), (Passwords(), besides)):
-                door = ProxyAuthentication("X-Remote-User", passwords, passwords)
-                found = self.user(door, *headers, through_proxy=through, named=named)
+                authentication = ProxyAuthentication("X-Remote-User", passwords, passwords)
+                found = self.user(authentication, *headers, through_proxy=through, named=named)
                 self.assertEqual(wanted, found, (through, named, headers, passwords))
 
     def test_proxys_own_certificate(self) -> None:
         """The certificate that a trusted proxy shows is its own, not its client's."""
-        door = ProxyAuthentication("X-Remote-User", None, CertificateAuthentication("cn", None))
-        self.assertIsNone(self.user(door, certificate=ALICE, through_proxy=True))
-        self.assertEqual("bob", self.user(door, certificate=ALICE, through_proxy=True, named=(b"bob",)))
-        self.assertEqual("alice", self.user(door, certificate=ALICE, through_proxy=False, named=(b"bob",)))
+        authentication = ProxyAuthentication("X-Remote-User", None, CertificateAuthentication("cn", None))
+        self.assertIsNone(self.user(authentication, certificate=ALICE, through_proxy=True))
+        self.assertEqual("bob", self.user(authentication, certificate=ALICE, through_proxy=True, named=(b"bob",)))
+        self.assertEqual("alice", self.user(authentication, certificate=ALICE, through_proxy=False, named=(b"bob",)))

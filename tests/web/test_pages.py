@@ -23,14 +23,14 @@ from ..support.memory import Bench, Connection, HeldPool, request
 TEXT = b"# HELP a \xc3\xa4\na 1.0\n"
 
 
-class Judge:
+class ChecksPasswords:
     """Whose password is their name is right."""
 
-    def knows(self, login: Any) -> bool:
+    def is_cached(self, login: Any) -> bool:
         """Nothing is remembered."""
         return False
 
-    async def judge(self, login: Any) -> None:
+    async def check(self, login: Any) -> None:
         """See."""
         if login.user.encode() != login.password:
             raise Unauthorized()
@@ -47,7 +47,7 @@ class PagesCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.why_not = ""
         self.made = 0
-        self.door: Any = PasswordAuthentication(Judge())  # type: ignore[arg-type]
+        self.authentication: Any = PasswordAuthentication(ChecksPasswords())  # type: ignore[arg-type]
 
     async def metrics(self) -> Answer:
         """The page."""
@@ -70,9 +70,9 @@ class PagesCase(SynchronousTestCase):
 
         @param alone: whether nothing else is there.
         """
-        bench = self.bench = Bench(self.mktemp(), authentication=self.door)
+        bench = self.bench = Bench(self.mktemp(), authentication=self.authentication)
         rest = None if alone else bench.api.resource()
-        resource = Pages(self.pages() if pages is None else pages, self.door, rest)
+        resource = Pages(self.pages() if pages is None else pages, self.authentication, rest)
         return RepositorySite(resource, bench.clock, bench.records.append, prefix=prefix)
 
     def ask(
@@ -139,7 +139,7 @@ class AnswerTests(PagesCase):
 
     def test_metrics_without_authentication(self) -> None:
         """With C{--no-auth} there is no user who could be the wrong one."""
-        self.door = NoAuthentication()
+        self.authentication = NoAuthentication()
         self.assertTrue(self.ask(self.site(), "GET", "/metrics").received.endswith(TEXT))
 
     def test_metrics_for_everyone(self) -> None:
@@ -313,7 +313,7 @@ class PlaceTests(PagesCase):
         site = self.site({HEALTH: Page(health)})
         self.assertEqual(404, self.status(site, "GET", "/metrics", None, **login("metrics")))
         self.assertEqual(401, self.status(site, "GET", "/metrics"))
-        self.door = NoAuthentication()
+        self.authentication = NoAuthentication()
         self.assertEqual(404, self.status(self.site({HEALTH: Page(health)}), "GET", "/metrics"))
 
     def test_site_of_their_own(self) -> None:

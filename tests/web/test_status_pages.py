@@ -26,7 +26,7 @@ from resticserver.web.status_pages import StatusPages
 
 from ..support.client import Reply
 from ..support.memory import Bench, Connection, HeldPool, InlinePool, request
-from .test_pages import Judge, login
+from .test_pages import ChecksPasswords, login
 
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400
@@ -121,7 +121,7 @@ class StatusCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.status = server()
         self.asked = 0
-        self.door: Any = NoAuthentication()
+        self.authentication: Any = NoAuthentication()
         self.policy: Any = Policy()
         self.pool: Any = InlinePool()
         self.prefix: tuple[str, ...] = ()
@@ -133,9 +133,9 @@ class StatusCase(SynchronousTestCase):
 
     def connection(self) -> Connection:
         """A connection to a new site."""
-        bench = Bench(self.mktemp(), authentication=self.door)
+        bench = Bench(self.mktemp(), authentication=self.authentication)
         pages = StatusPages(self.now, self.policy, self.pool)
-        resource = Pages({}, self.door, bench.api.resource(), pages)
+        resource = Pages({}, self.authentication, bench.api.resource(), pages)
         return Connection(RepositorySite(resource, bench.clock, bench.records.append, prefix=self.prefix))
 
     def ask(
@@ -507,7 +507,7 @@ class WhoTests(StatusCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.door = PasswordAuthentication(Judge())  # type: ignore[arg-type]
+        self.authentication = PasswordAuthentication(ChecksPasswords())  # type: ignore[arg-type]
         names = ("alice", "alice/laptop", "alice/secret", "bob/shared", "bob/hidden", "carol", "")
         self.status = server(
             *(repository(name) for name in names),
@@ -591,6 +591,6 @@ class WhoTests(StatusCase):
 
     def test_without_authentication(self) -> None:
         """With C{--no-auth} everyone sees everything."""
-        self.door = NoAuthentication()
+        self.authentication = NoAuthentication()
         self.assertEqual(7, len(self.rows(self.tree("/-/status"))))
         self.assertEqual(200, self.ask("/-/status/bob/hidden").status)

@@ -19,8 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver import __version__
 from resticserver.config.settings import Settings
 from resticserver.workers import child
-from resticserver.workers.child import Connections, Counted, DistantLog, WorkerProcess
-from resticserver.workers.ipc import Failed, Wire
+from resticserver.workers.child import Connections, Counted, RemoteLog, WorkerProcess
+from resticserver.workers.ipc import Failed, IpcConnection
 
 from ..support.memory import Bench
 from ..support.wires import StepReactor
@@ -45,19 +45,19 @@ class FullReactor(StepReactor):
 
 
 class DistantLogTests(SynchronousTestCase):
-    """L{DistantLog}."""
+    """L{RemoteLog}."""
 
     def setUp(self) -> None:
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.lines: list[tuple[str, str, str]] = []
-        self.wire = Wire(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
-        verbs = {"log": lambda level, namespace, text: self.lines.append((level, namespace, text))}
-        self.parent = Wire(self.reactor, parents, "a worker", verbs, lambda: None)  # type: ignore[arg-type]
-        for wire in (self.wire, self.parent):
-            wire.start()
-            self.addCleanup(wire.close)
-        self.log = DistantLog(self.reactor, self.wire)
+        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
+        commands = {"log": lambda level, namespace, text: self.lines.append((level, namespace, text))}
+        self.parent = IpcConnection(self.reactor, parents, "a worker", commands, lambda: None)  # type: ignore[arg-type]
+        for ipc in (self.ipc, self.parent):
+            ipc.start()
+            self.addCleanup(ipc.close)
+        self.log = RemoteLog(self.reactor, self.ipc)
         self.publisher = LogPublisher(self.log)  # type: ignore[arg-type]
 
     def logger(self, namespace: str = "resticserver.storage.local") -> Logger:
@@ -105,7 +105,7 @@ class DistantLogTests(SynchronousTestCase):
         self.patch(child, "MOST_LOG_BYTES", 10_000)
         for _ in range(2000):
             self.logger().info("x" * 1000)
-        self.assertLess(self.wire.waiting_bytes, 20_000)
+        self.assertLess(self.ipc.waiting_bytes, 20_000)
         self.reactor.pump()
         self.logger().info("again")
         self.reactor.pump()
@@ -114,7 +114,7 @@ class DistantLogTests(SynchronousTestCase):
 
     def test_without_a_parent(self) -> None:
         """It goes to stderr."""
-        self.wire.close()
+        self.ipc.close()
         err = io.StringIO()
         self.patch(sys, "stderr", err)
         self.logger().info("to whom it may concern")
@@ -147,14 +147,14 @@ class ConnectionsTests(SynchronousTestCase):
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.ended: list[int] = []
-        self.wire = Wire(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
-        verbs = {"ended": lambda number: self.ended.append(number)}
-        self.parent = Wire(self.reactor, parents, "a worker", verbs, lambda: None)  # type: ignore[arg-type]
-        for wire in (self.wire, self.parent):
-            wire.start()
-            self.addCleanup(wire.close)
+        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
+        commands = {"ended": lambda number: self.ended.append(number)}
+        self.parent = IpcConnection(self.reactor, parents, "a worker", commands, lambda: None)  # type: ignore[arg-type]
+        for ipc in (self.ipc, self.parent):
+            ipc.start()
+            self.addCleanup(ipc.close)
         self.site = Bench(self.mktemp()).site
-        self.connections = Connections(self.reactor, self.site, [self.site], self.wire, 30.0)
+        self.connections = Connections(self.reactor, self.site, [self.site], self.ipc, 30.0)
         self.connections.startService()
 
     def test_gone_already(self) -> None:
@@ -186,10 +186,10 @@ class WorkerProcessTests(SynchronousTestCase):
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.process = WorkerProcess(self.reactor, ours, 1)
-        self.parent = Wire(self.reactor, parents, "a worker", {}, lambda: None)  # type: ignore[arg-type]
-        for wire in (self.process.wire, self.parent):
-            wire.start()
-            self.addCleanup(wire.close)
+        self.parent = IpcConnection(self.reactor, parents, "a worker", {}, lambda: None)  # type: ignore[arg-type]
+        for ipc in (self.process.ipc, self.parent):
+            ipc.start()
+            self.addCleanup(ipc.close)
 
     def begin(self, version: str = __version__, **changed: Any) -> str:
         """Tell it to begin; why it cannot."""

@@ -14,7 +14,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.workers import ipc
-from resticserver.workers.ipc import Failed, Wire, WireLost
+from resticserver.workers.ipc import Failed, IpcConnection, IpcConnectionLost
 
 from ..support.descriptors import no_descriptors
 from ..support.wires import StepReactor
@@ -39,7 +39,7 @@ class WireTests(SynchronousTestCase):
             self.told.append((name, os.get_inheritable(fd), os.read(fd, 100)))
             os.close(fd)
 
-        verbs = {
+        commands = {
             "note": lambda **arguments: self.told.append(arguments),
             "double": lambda number: 2 * number,
             "slowly": slowly,
@@ -48,11 +48,11 @@ class WireTests(SynchronousTestCase):
             "take": take,
         }
         self.ends = socket.socketpair()
-        self.one = Wire(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))  # type: ignore[arg-type]
-        self.other = Wire(self.reactor, self.ends[1], "the one", verbs, lambda: self.lost.append("other"))  # type: ignore[arg-type]
-        for wire in (self.one, self.other):
-            wire.start()
-            self.addCleanup(wire.close)
+        self.one = IpcConnection(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))  # type: ignore[arg-type]
+        self.other = IpcConnection(self.reactor, self.ends[1], "the one", commands, lambda: self.lost.append("other"))  # type: ignore[arg-type]
+        for end in (self.one, self.other):
+            end.start()
+            self.addCleanup(end.close)
 
     def test_tell(self) -> None:
         """What is told arrives, in order, whatever is in it."""
@@ -81,8 +81,8 @@ class WireTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """A question that cannot be answered fails with the reason, also one that nobody knows."""
-        for verb, reason in (("refuse", "not today"), ("unheard", "'unheard'")):
-            answer = self.one.ask(verb)
+        for command, reason in (("refuse", "not today"), ("unheard", "'unheard'")):
+            answer = self.one.ask(command)
             self.reactor.pump()
             self.assertEqual(reason, str(self.failureResultOf(answer, Failed).value))
         answer = self.one.ask("double", wrong=1)
@@ -155,7 +155,7 @@ class WireTests(SynchronousTestCase):
         as they were sent.
         """
         taken: list[Any] = []
-        self.other._verbs = {"take": lambda fd, name: taken.append((name, fd))}
+        self.other._commands = {"take": lambda fd, name: taken.append((name, fd))}
         with open(os.devnull, "rb") as file:
             for name in ("one", "two"):
                 self.assertTrue(self.one.hand_over(file.fileno(), "take", name=name))
@@ -203,15 +203,15 @@ class WireTests(SynchronousTestCase):
         self.reactor.pump()
         self.other.close()
         self.reactor.pump()
-        self.failureResultOf(waiting, WireLost)
-        self.failureResultOf(self.one.ask("double", number=1), WireLost)
+        self.failureResultOf(waiting, IpcConnectionLost)
+        self.failureResultOf(self.one.ask("double", number=1), IpcConnectionLost)
         self.one.tell("note", number=1)
         self.assertFalse(self.one.hand_over(0, "take", name="x"))
         self.assertEqual((["one"], set()), (self.lost, self.reactor.readers))
 
     def test_last_words(self) -> None:
         """What was said before the end is heard, also by who found out first that nobody listens any more."""
-        self.one._verbs = {"note": lambda **arguments: self.told.append(arguments)}
+        self.one._commands = {"note": lambda **arguments: self.told.append(arguments)}
         for number in range(3):
             self.other.tell("note", number=number)
         self.other.close()

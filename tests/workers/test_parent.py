@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import StartError
 from resticserver.net import listeners
 from resticserver.workers import parent
-from resticserver.workers.ipc import Wire
+from resticserver.workers.ipc import IpcConnection
 from resticserver.workers.parent import Workers
 
 from ..support.wires import StepReactor
@@ -35,16 +35,19 @@ class FakeProcess:
         self.kills: list[str] = []
         self.mute = False
         self.began: Deferred[None] | None = None
-        verbs = {
+        commands = {
             "begin": self.begin,
             "ping": lambda: Deferred() if self.mute else None,
             "serve": lambda fd, listener: (os.close(fd), self.connections.append(listener)),
             "reread": lambda value: self.told.append(f"reread {value}"),
             "fail": lambda: 1 // 0,
-            **{verb: (lambda verb=verb: self.told.append(verb)) for verb in ("stop", "abort", "retire", "reopen")},
+            **{
+                command: (lambda command=command: self.told.append(command))
+                for command in ("stop", "abort", "retire", "reopen")
+            },
         }
-        self.wire = Wire(reactor, socket.socket(fileno=os.dup(fd)), "the parent", verbs, lambda: None)  # type: ignore[arg-type]
-        self.wire.start()
+        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", commands, lambda: None)  # type: ignore[arg-type]
+        self.ipc.start()
 
     def begin(self, **known: Any) -> Deferred[None] | None:
         """Be ready, or when the test says so."""
@@ -60,7 +63,7 @@ class FakeProcess:
 
     def end(self, status: int | None = None, signal: int | None = None) -> None:
         """The process ends."""
-        self.wire.close()
+        self.ipc.close()
         self.protocol.ended_already = True
         reason = ProcessDone(0) if status == 0 else ProcessTerminated(status, signal)
         self.protocol.processEnded(Failure(reason))
@@ -111,9 +114,9 @@ class WorkersTests(SynchronousTestCase):
         self.workers._stopping = True
         self.workers._close_sockets()
         for worker in tuple(self.workers._workers):
-            worker.wire.close()
+            worker.ipc.close()
         for process in self.reactor.processes:
-            process.wire.close()
+            process.ipc.close()
 
     def connect(self, count: int = 1) -> None:
         """Clients."""
@@ -145,7 +148,7 @@ class WorkersTests(SynchronousTestCase):
     def test_verbs(self) -> None:
         """What the server takes from its workers is taken from each."""
         for process in self.reactor.processes:
-            process.wire.tell("hear", number=process.number)
+            process.ipc.tell("hear", number=process.number)
         self.reactor.pump()
         self.assertCountEqual([{"number": 1}, {"number": 2}], self.heard)
 
@@ -155,24 +158,24 @@ class WorkersTests(SynchronousTestCase):
         """In turn; and where connections have ended, there the next ones go."""
         self.connect(5)
         self.assertEqual([3, 2], self.shares())
-        self.two.wire.tell("ended", number=2)
+        self.two.ipc.tell("ended", number=2)
         self.reactor.pump()
         self.connect(3)
         self.assertEqual([3, 5], self.shares())
 
     def test_one_that_is_behind(self) -> None:
         """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
-        self.reactor.removeReader(self.one.wire)
-        while self.workers._places[1].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        self.reactor.removeReader(self.one.ipc)
+        while self.workers._places[1].ipc.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
             pass
         self.connect(4)
         self.assertEqual(4, self.shares()[1])
-        self.reactor.removeReader(self.two.wire)
-        while self.workers._places[2].wire.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        self.reactor.removeReader(self.two.ipc)
+        while self.workers._places[2].ipc.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
             pass
         self.connect(3)
         self.assertEqual(1, len(self.workers._offers))
-        self.reactor.addReader(self.two.wire)
+        self.reactor.addReader(self.two.ipc)
         self.reactor.pump()
         before = self.shares()[1]
         self.reactor.advance(parent.OFFER_AGAIN_S)
@@ -278,7 +281,7 @@ class WorkersTests(SynchronousTestCase):
 
     def test_wire_lost(self) -> None:
         """A worker to which nothing can be said must end, in its time or by force."""
-        self.one.wire.close()
+        self.one.ipc.close()
         self.reactor.pump()
         self.connect(2)
         self.assertEqual([0, 2], self.shares())
@@ -292,7 +295,7 @@ class WorkersTests(SynchronousTestCase):
     def test_log(self) -> None:
         """A line keeps its level, its name and its text, whatever that looks like."""
         with capturedLogs() as events:
-            self.one.wire.tell("log", level="warn", namespace="resticserver.x", text="a {brace}\nand a line")
+            self.one.ipc.tell("log", level="warn", namespace="resticserver.x", text="a {brace}\nand a line")
             self.reactor.pump()
         ((event),) = events
         self.assertEqual(("warn", "resticserver.x"), (event["log_level"].name, event["log_namespace"]))
@@ -303,10 +306,10 @@ class WorkersTests(SynchronousTestCase):
         with capturedLogs() as events:
             for text in ("no volume", "no volume", "back", "back", "no volume"):
                 for process in (self.one, self.two):
-                    process.wire.tell("log", level="info", namespace="resticserver.storage.volume", text=text)
+                    process.ipc.tell("log", level="info", namespace="resticserver.storage.volume", text=text)
                 self.reactor.pump()
             for process in (self.one, self.two):
-                process.wire.tell("log", level="info", namespace="resticserver.storage.local", text="both")
+                process.ipc.tell("log", level="info", namespace="resticserver.storage.local", text="both")
             self.reactor.pump()
         self.assertEqual(["no volume", "back", "no volume", "both", "both"], self.said(events))
 
@@ -437,7 +440,7 @@ class WorkersTests(SynchronousTestCase):
     def test_lines_come_before_the_end(self) -> None:
         """What a worker said last is heard."""
         with capturedLogs() as events:
-            self.one.wire.tell("log", level="error", namespace="resticserver.x", text="last words")
+            self.one.ipc.tell("log", level="error", namespace="resticserver.x", text="last words")
             self.one.end(status=3)
             self.reactor.pump()
         self.assertEqual("last words", self.said(events)[0])

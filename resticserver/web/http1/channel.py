@@ -33,10 +33,10 @@ from ...errors import BadRequest, HeaderTooLarge, ServerError, Unavailable
 from .addresses import address_text
 from .body import SILENCE_S, Body
 from .chunked import ChunkedDecoder
-from .head import Fields, RequestLine, parse_request_line
+from .head import HeaderFields, RequestLine, parse_request_line
 from .interfaces import Origin, Owner, Request, SocketHolder
 from .replies import date_now, reason_phrase
-from .socket_writer import STALL_S, Sender, sender_of
+from .socket_writer import STALL_S, SocketWriter, sender_of
 from .turns import BYTES_PER_UNIT, REQUEST_UNITS, SLICE_UNITS
 
 #: A body that comes through the reactor's thread is read in pieces of this size.
@@ -178,13 +178,13 @@ class StreamingChannel(Protocol):
         #: Whether the client takes answers more slowly than they are made.
         self._clogged = False
         self._producer: Any = None
-        self._last_fields: tuple[bytes, Fields] | None = None
+        self._last_fields: tuple[bytes, HeaderFields] | None = None
         self._closing_call: IDelayedCall | None = None
         self._origin: Origin | None = None
         #: Whether the descriptors that are left are needed for files.
         self._crowded = False
         #: Where answers go at once; C{None} where only the transport will do.
-        self.sender: Sender | None = None
+        self.writer: SocketWriter | None = None
         self._in_bulk = False
         #: Who has the socket.
         self._transfer: SocketHolder | None = None
@@ -207,7 +207,7 @@ class StreamingChannel(Protocol):
         transport = self.transport
         self.gate = ReadGate(transport)
         self.secure = ISSLTransport.providedBy(transport)
-        self.sender = sender_of(transport)
+        self.writer = sender_of(transport)
         self._deadline = Deadline(self.site.reactor, self._too_late)
         descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
         self._crowded = descriptor >= self.site.crowded_from
@@ -226,8 +226,8 @@ class StreamingChannel(Protocol):
         """
         self.site.out_of_descriptors(f"a connection from {self.origin().address} was closed")
         self._deaf = True
-        if self.sender is not None:
-            self.sender.drop_received()
+        if self.writer is not None:
+            self.writer.drop_received()
         if not self.secure:
             reason = reason_phrase(TOO_MANY_CONNECTIONS)
             self.transport.write(
@@ -281,7 +281,7 @@ class StreamingChannel(Protocol):
 
     def _unsent_bytes(self) -> int:
         """How much of what was answered is not in the kernel yet; at least 1 if any is."""
-        return int(self._clogged) if self.sender is None else self.sender.unsent_bytes()
+        return int(self._clogged) if self.writer is None else self.writer.unsent_bytes()
 
     def _still_open(self, patience_s: float, unsent_bytes: int, stalled_s: float) -> None:
         """The connection did not close in time. A client that still takes its answer gets all of it."""
@@ -293,11 +293,11 @@ class StreamingChannel(Protocol):
                 again = (patience_s, unsent_bytes, stalled_s)
                 self._closing_call = self.site.reactor.callLater(patience_s, self._still_open, *again)
                 return
-        elif self.secure and self.sender is not None and self._transfer is None:
+        elif self.secure and self.writer is not None and self._transfer is None:
             # All that TLS has to say is in the kernel, which brings it to the client, and then the end. A reset would cut
             # that off.
             self._closing_call = self.site.reactor.callLater(patience_s, self.abort)
-            self.sender.close_socket()
+            self.writer.close_socket()
             return
         self.abort()
 
@@ -465,13 +465,13 @@ class StreamingChannel(Protocol):
             if not self._crowded:
                 self._deadline.set(self.header_timeout_s)
 
-    def _fields(self, lines: bytes) -> Fields:
+    def _fields(self, lines: bytes) -> HeaderFields:
         """The header fields; most clients send the same ones with each request."""
         last = self._last_fields
         if last is not None and last[0] == lines:
             return last[1]
         self._units -= lines.count(b"\n")
-        fields = Fields(lines)
+        fields = HeaderFields(lines)
         self._last_fields = (lines, fields)
         return fields
 
@@ -519,7 +519,7 @@ class StreamingChannel(Protocol):
         Whether others may take the body from the socket now: not while bytes are being parsed (the body's next ones may be
         among them), and not a body in chunks, whose end is in its bytes.
         """
-        settled = self.sender is not None and self.sender.is_empty()
+        settled = self.writer is not None and self.writer.is_empty()
         settled = settled and not self._parsing and not self._waiting
         return settled and not self._deaf and self._decoder is None
 
@@ -557,8 +557,8 @@ class StreamingChannel(Protocol):
 
     def _read_on(self) -> None:
         """Read again after others had the socket, first what they left over in the connection."""
-        if self.sender is not None:
-            self.sender.read_on()
+        if self.writer is not None:
+            self.writer.read_on()
         self.gate.release("direct")
 
     def _read_at_once(self, size_bytes: int) -> None:
@@ -633,8 +633,8 @@ class StreamingChannel(Protocol):
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Send bytes of an answer: at once, as far as the socket takes them, where nothing waits to be written."""
-        if self.sender is not None and not self.transport.disconnecting:
-            self.sender.write(data, body)
+        if self.writer is not None and not self.transport.disconnecting:
+            self.writer.write(data, body)
         else:
             self.transport.write(data + body)
 
@@ -651,7 +651,7 @@ class StreamingChannel(Protocol):
         Whether nothing waits to be written, so that others may write to the socket without overtaking; and not while bytes
         are being parsed, for OpenSSL's connection is in use then.
         """
-        settled = self.sender is not None and self.sender.is_empty()
+        settled = self.writer is not None and self.writer.is_empty()
         return settled and not self._parsing and not self.transport.disconnecting
 
     def requestDone(self, request: Request) -> None:

@@ -47,7 +47,7 @@ def parse_request_line(line: bytes) -> RequestLine:
     return RequestLine._make(match.groups())
 
 
-class Fields:
+class HeaderFields:
     """
     The header fields of a request, and what they say of its framing.
 
@@ -90,7 +90,7 @@ class Fields:
         self.expects_continue = self.length != 0 and (self.last(b"expect") or b"").lower() == b"100-continue"
 
     @classmethod
-    def none(cls) -> Fields:
+    def none(cls) -> HeaderFields:
         """Of a request that has none, or none that can be understood."""
         return cls(b"\r\n")
 

@@ -17,8 +17,8 @@ from ...access.proxies import TrustedProxies
 from ...errors import ServerError
 from ...telemetry.record import Record
 from .body import Body, Source
-from .head import Fields, RequestLine
-from .socket_writer import Sender
+from .head import HeaderFields, RequestLine
+from .socket_writer import SocketWriter
 from .turns import Turns
 
 
@@ -72,7 +72,7 @@ class Owner(Protocol):
     full_from: int
 
     @property
-    def request_factory(self) -> Callable[[Any, RequestLine | None, Fields | None], Any]:
+    def request_factory(self) -> Callable[[Any, RequestLine | None, HeaderFields | None], Any]:
         """Makes a L{Request} of a channel, a request line and its header fields; without a line it can only be refused."""
 
     def record(self, record: Record) -> None:
@@ -103,7 +103,7 @@ class Channel(Source, Protocol):
 
     transport: Any
     site: Owner
-    sender: Sender | None
+    writer: SocketWriter | None
     secure: bool
     credentials: tuple[str, bytes] | None
 

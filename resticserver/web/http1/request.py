@@ -21,7 +21,7 @@ from ...names import Target, parse_target
 from ...telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
 from . import replies
 from .body import Body
-from .head import Fields, RequestLine
+from .head import HeaderFields, RequestLine
 from .interfaces import Channel, Owner
 from .replies import date_now
 from .socket_writer import JOINED_BYTES
@@ -61,8 +61,8 @@ class StreamingRequest(Request):
     """
     One request.
 
-    Twisted's own is made for what comes as a whole: here the headers are L{Fields}, which are shared by requests that have the
-    same, and what Twisted and Klein know them as is put together only if somebody asks for it.
+    Twisted's own request expects a whole body. Here the headers are L{HeaderFields}, shared by requests with the same header
+    block; the objects that Twisted and Klein use instead are made only on demand.
 
     @param line: C{None} where there was none that can be understood.
     @ivar fields: its header fields.
@@ -101,7 +101,7 @@ class StreamingRequest(Request):
     _running: Deferred[None] | None = None
     _recorded = False
 
-    def __init__(self, channel: Channel, line: RequestLine | None, fields: Fields | None = None) -> None:
+    def __init__(self, channel: Channel, line: RequestLine | None, fields: HeaderFields | None = None) -> None:
         # Not the parent's: most of what it makes is never asked for.
         self.channel = channel
         self.transport = channel.transport
@@ -109,7 +109,7 @@ class StreamingRequest(Request):
         self.notifications = []
         self.cookies = []
         self.queued = False
-        self.fields = fields if fields is not None else Fields.none()
+        self.fields = fields if fields is not None else HeaderFields.none()
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         origin = channel.origin()

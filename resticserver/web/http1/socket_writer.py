@@ -23,7 +23,7 @@ JOINED_BYTES = 16 << 10
 _DROPPED_BYTES = 64 << 10
 
 
-class Sender:
+class SocketWriter:
     """
     A plain socket.
 
@@ -79,10 +79,10 @@ class Sender:
         """Others had the socket, and may have taken more from it than they used: that is what comes next."""
 
 
-def sender_of(transport: Any) -> Sender | None:
+def sender_of(transport: Any) -> SocketWriter | None:
     """What sends over a transport; C{None} where its socket cannot be had (tests in memory, the PROXY protocol)."""
     if isinstance(transport, tcp.Connection):
         # A connection of Twisted's own TLS (in memory, or by an endpoint string) is one too, and has no socket for us.
-        return None if ISSLTransport.providedBy(transport) else Sender(transport)
+        return None if ISSLTransport.providedBy(transport) else SocketWriter(transport)
     make_sender = getattr(transport, "make_sender", None)
     return None if make_sender is None else make_sender()

@@ -22,8 +22,8 @@ from twisted.python.failure import Failure
 from .addresses import address_text
 from .interfaces import Owner
 from .replies import date_now
-from .socket_writer import Sender
-from .tls_writer import RECORD_BYTES, TlsSender, waiting_bytes
+from .socket_writer import SocketWriter
+from .tls_writer import RECORD_BYTES, TlsWriter, waiting_bytes
 
 #: How many records are decrypted in one slice, before other connections have their turn: a fifth of a millisecond when they
 #: are tiny. A read has 33 at most of a client that fills them.
@@ -56,7 +56,7 @@ class TlsConnection(BufferingTLSTransport):
     """
 
     transport: Any
-    _sender: Sender | None
+    _writer: SocketWriter | None
 
     #: What came first, until it is known what is spoken.
     _first = b""
@@ -86,12 +86,12 @@ class TlsConnection(BufferingTLSTransport):
 
     def makeConnection(self, transport: Any) -> None:
         """Twisted's call: the connection is there."""
-        self._sender = Sender(transport) if isinstance(transport, tcp.Connection) else None
+        self._writer = SocketWriter(transport) if isinstance(transport, tcp.Connection) else None
         super().makeConnection(transport)
 
-    def make_sender(self) -> TlsSender | None:
+    def make_sender(self) -> TlsWriter | None:
         """What sends answers over it; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
-        return TlsSender(self) if isinstance(self.transport, tcp.Connection) else None
+        return TlsWriter(self) if isinstance(self.transport, tcp.Connection) else None
 
     def _flushSendBIO(self) -> None:
         """
@@ -100,7 +100,7 @@ class TlsConnection(BufferingTLSTransport):
         """
         said = waiting_bytes(self._tlsConnection)
         if said:
-            (self._sender or self.transport).write(said)
+            (self._writer or self.transport).write(said)
 
     # --- what comes
 

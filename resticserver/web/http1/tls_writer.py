@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from OpenSSL.SSL import Connection, Error, WantReadError
 
-from .socket_writer import Sender
+from .socket_writer import SocketWriter
 
 #: A TLS record holds so much at most (RFC 8446 section 5.1).
 RECORD_BYTES = 16 << 10
@@ -53,7 +53,7 @@ class Tls(Protocol):
         """End it at once."""
 
 
-class TlsSender(Sender):
+class TlsWriter(SocketWriter):
     """
     A TLS connection over a socket. By the time that there is an answer, its handshake is done.
 

@@ -17,7 +17,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Chunks, Stored
-from ...threads.serial_jobs import Jobs, Pool
+from ...threads.serial_jobs import Pool, SerialJobs
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
 from .plain import ReceiveTransfer, SendfileTransfer
@@ -32,17 +32,17 @@ _WORTH_BYTES = 256 << 10
 
 def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
     """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
-    if DIRECT and request.channel.sender is not None:
+    if DIRECT and request.channel.writer is not None:
         return IReactorFDSet(request.site.reactor, None)
     return None
 
 
 def duplicate_of(request: StreamingRequest) -> socket.socket | None:
     """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
-    sender = request.channel.sender
-    assert sender is not None
+    writer = request.channel.writer
+    assert writer is not None
     try:
-        return socket.socket(fileno=os.dup(sender.socket_transport.fileno()))
+        return socket.socket(fileno=os.dup(writer.socket_transport.fileno()))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return None
@@ -51,7 +51,7 @@ def duplicate_of(request: StreamingRequest) -> socket.socket | None:
 
 async def receive_body(
     request: StreamingRequest,
-    jobs: Jobs,
+    jobs: SerialJobs,
     pool: Pool,
     write: Callable[[Chunks], None],
     cover: Callable[[int], Coroutine[Deferred[Any], Any, None]],
@@ -102,7 +102,7 @@ async def receive_body(
 def send_transfer(
     request: StreamingRequest,
     duplicate: socket.socket,
-    jobs: Jobs,
+    jobs: SerialJobs,
     reactor: IReactorFDSet,
     stored: Stored,
     part: Part,
@@ -115,7 +115,7 @@ def send_transfer(
     return request.channel.while_written_directly(transfer, transfer.start())
 
 
-def send_part(request: StreamingRequest, jobs: Jobs, stored: Stored, part: Part) -> Deferred[None]:
+def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part: Part) -> Deferred[None]:
     """
     Send a part of an open object as the body of an answer whose headers are set.
 

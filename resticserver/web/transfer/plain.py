@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
 from twisted.python.failure import Failure
 
 from ...storage.interface import Chunks, Stored
-from ...threads.serial_jobs import Jobs, Pool
+from ...threads.serial_jobs import Pool, SerialJobs
 from ..http1.body import SILENCE_S
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
@@ -62,7 +62,7 @@ class SocketTransfer:
         self,
         request: StreamingRequest,
         duplicate: socket.socket,
-        jobs: Jobs,
+        jobs: SerialJobs,
         pool: Pool | None,
         reactor: IReactorFDSet,
         stall_s: float,
@@ -219,7 +219,7 @@ class SendfileTransfer(SocketTransfer):
         self,
         request: StreamingRequest,
         duplicate: socket.socket,
-        jobs: Jobs,
+        jobs: SerialJobs,
         reactor: IReactorFDSet,
         head: bytes,
         stored: Stored,
@@ -289,7 +289,7 @@ class ReceiveTransfer(SocketTransfer):
         self,
         request: StreamingRequest,
         duplicate: socket.socket,
-        jobs: Jobs,
+        jobs: SerialJobs,
         pool: Pool,
         reactor: IReactorFDSet,
         first: Chunks,

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...storage.interface import Stored
-from ...threads.serial_jobs import Jobs
+from ...threads.serial_jobs import SerialJobs
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
 from ..http1.socket_writer import STALL_S
@@ -34,7 +34,7 @@ class ChunkProducer:
     @param read: called in the pool; the next chunk, empty at the end.
     """
 
-    def __init__(self, request: StreamingRequest, jobs: Jobs, read: Callable[[], bytes]) -> None:
+    def __init__(self, request: StreamingRequest, jobs: SerialJobs, read: Callable[[], bytes]) -> None:
         self._request = request
         self._jobs = jobs
         self._read = read

@@ -17,9 +17,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Stored
-from ...threads.serial_jobs import Jobs
+from ...threads.serial_jobs import SerialJobs
 from ..http1.ranges import Part
-from ..http1.tls_writer import RECORD_BYTES, TlsSender, encrypt
+from ..http1.tls_writer import RECORD_BYTES, TlsWriter, encrypt
 from .plain import ReceiveTransfer, SendfileTransfer, thread_buffer
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _PLAIN_BYTES = 1 << 20
 _MOST_RECORDS = 1024
 
 
-def _sender(request: StreamingRequest) -> TlsSender:
-    return cast(TlsSender, request.channel.sender)
+def _writer(request: StreamingRequest) -> TlsWriter:
+    return cast(TlsWriter, request.channel.writer)
 
 
 class TlsSendTransfer(SendfileTransfer):
@@ -46,14 +46,14 @@ class TlsSendTransfer(SendfileTransfer):
         self,
         request: StreamingRequest,
         duplicate: socket.socket,
-        jobs: Jobs,
+        jobs: SerialJobs,
         reactor: IReactorFDSet,
         head: bytes,
         stored: Stored,
         part: Part,
     ) -> None:
         super().__init__(request, duplicate, jobs, reactor, head, stored, part)
-        self._connection = _sender(request).connection
+        self._connection = _writer(request).connection
         self._stored = stored
         self._encrypted = memoryview(b"")
 
@@ -90,7 +90,7 @@ class TlsReceiveTransfer(ReceiveTransfer):
 
     def _take(self) -> None:
         """In the pool: decrypt and write until the socket would block, or until others should have their turn."""
-        connection = _sender(self._request).connection
+        connection = _writer(self._request).connection
         raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
         until = self.taken_bytes + self.job_bytes
         filled = 0

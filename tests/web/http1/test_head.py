@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import BadRequest
-from resticserver.web.http1.head import MOST_FIELDS, Fields, parse_request_line
+from resticserver.web.http1.head import MOST_FIELDS, HeaderFields, parse_request_line
 
 #: request line -> its parts, or C{None} where it is refused
 LINES: tuple[tuple[bytes, tuple[bytes, bytes, bytes] | None], ...] = (
@@ -105,26 +105,26 @@ class RequestLineTests(SynchronousTestCase):
 
 
 class FieldsTests(SynchronousTestCase):
-    """L{Fields}."""
+    """L{HeaderFields}."""
 
     def test_framing(self) -> None:
         """What they say of the body and of the connection."""
         for lines, length, closes in FIELDS:
-            fields = Fields(lines + b"\r\n")
+            fields = HeaderFields(lines + b"\r\n")
             self.assertEqual((length, closes), (fields.length, fields.closes), lines)
 
     def test_refused(self) -> None:
         """Whatever has no end for sure, or could be read in two ways."""
         for lines in REFUSED:
-            self.assertRaises(BadRequest, Fields, lines + b"\r\n")
+            self.assertRaises(BadRequest, HeaderFields, lines + b"\r\n")
 
     def test_no_empty_line(self) -> None:
         """A head without its end is none."""
-        self.assertRaises(BadRequest, Fields, b"A: b\r\n")
+        self.assertRaises(BadRequest, HeaderFields, b"A: b\r\n")
 
     def test_values(self) -> None:
         """Values in their order, without the white space around them, whatever the case of the name."""
-        fields = Fields(b"A: 1\r\nB:\t 2 \t\r\na: 3\r\nC:\r\n\r\n")
+        fields = HeaderFields(b"A: 1\r\nB:\t 2 \t\r\na: 3\r\nC:\r\n\r\n")
         self.assertEqual([b"1", b"3"], fields.all(b"a"))
         self.assertEqual(b"3", fields.last(b"a"))
         self.assertEqual(b"2", fields.last(b"b"))
@@ -140,12 +140,12 @@ class FieldsTests(SynchronousTestCase):
             (b"Expect: 100-continue\r\n", False),
             (b"Expect: more\r\nContent-Length: 3\r\n", False),
         ):
-            self.assertEqual(expects, Fields(lines + b"\r\n").expects_continue, lines)
+            self.assertEqual(expects, HeaderFields(lines + b"\r\n").expects_continue, lines)
 
     def test_host(self) -> None:
         """Exactly one where the version has it; its value is never looked at."""
         for lines, ok in ((b"", False), (b"Host:\r\n", True), (b"Host: a\r\nHost: a\r\n", False)):
-            fields = Fields(lines + b"\r\n")
+            fields = HeaderFields(lines + b"\r\n")
             fields.check(b"HTTP/1.0")
             if ok:
                 fields.check(b"HTTP/1.1")
@@ -154,7 +154,7 @@ class FieldsTests(SynchronousTestCase):
 
     def test_chunked_is_not_of_1_0(self) -> None:
         """A coding that the version does not have (RFC 9112 section 6.1)."""
-        fields = Fields(b"Transfer-Encoding: chunked\r\nHost: x\r\n\r\n")
+        fields = HeaderFields(b"Transfer-Encoding: chunked\r\nHost: x\r\n\r\n")
         fields.check(b"HTTP/1.1")
         self.assertRaises(BadRequest, fields.check, b"HTTP/1.0")
 
@@ -165,7 +165,7 @@ class FieldsTests(SynchronousTestCase):
         for lines in (noise + b"\r\n\r\n", b"Content-Length: 5\r\n" + noise + b"\r\n\r\n"):
             lines = lines[: lines.find(b"\r\n\r\n") + 4]
             try:
-                fields = Fields(lines)
+                fields = HeaderFields(lines)
             except BadRequest:
                 continue
             if lines.startswith(b"Content-Length: 5\r\n"):
