@@ -66,7 +66,7 @@ from .telemetry.accesslog import AccessLog, AccessLogService
 from .telemetry.events import Event, EventKind
 from .telemetry.metrics import Family, Kind, Sample
 from .threads.pools import JobPool
-from .threads.serial_jobs import ended_within
+from .threads.single_flight import ended_within
 from .workers.parent import LAST_WORDS_S, Workers
 from .workers.quota import KEEP_ACCOUNT, QuotaRequests, WorkerDirectoryLocks
 

@@ -31,7 +31,8 @@ from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind,
 from ..telemetry.process import Processes
 from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from ..telemetry.status import RepositoryStatus, ServerStatus, UserStatus
-from ..threads.serial_jobs import Fresh, Look, Pool
+from ..threads.serial_jobs import Pool
+from ..threads.single_flight import CachedFlight, TimedFlight
 from ..web.pages import Answer
 from .quota_keeper import QuotaKeeper, Quotas
 
@@ -83,10 +84,10 @@ class Monitoring:
         self._quotas = quotas
         self._quota_keeper = accounts
         self._pages = pages
-        self._disk = Look(reactor, pool, self._look_at_disk, PATIENCE_S)
-        self._history = Look(reactor, pool, accounts.history, PATIENCE_S)
-        self._status = Fresh(reactor, self._find_status)
-        self._status_text = Fresh(reactor, self._as_text)
+        self._disk = TimedFlight(reactor, pool, self._look_at_disk, PATIENCE_S)
+        self._history = TimedFlight(reactor, pool, accounts.history, PATIENCE_S)
+        self._status = CachedFlight(reactor, self._find_status)
+        self._status_text = CachedFlight(reactor, self._as_text)
         self._gather = gather
         self._exposition = Exposition()
         self._started = time.time()

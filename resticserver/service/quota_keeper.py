@@ -14,7 +14,7 @@ the repository exceeds it, so after a crash the stored amount is at most the cei
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeVar
@@ -33,7 +33,8 @@ from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
 from ..storage.layout import CELLS, Repository, cell_of
 from ..storage.state import RepositoryState, StateFile
-from ..threads.serial_jobs import Pool, ended_within
+from ..threads.serial_jobs import Pool
+from ..threads.single_flight import SingleFlight, ended_within
 
 #: Repositories are counted again this long after they were, or after so many times as long as that took.
 COUNT_AGAIN_S = 600.0
@@ -100,41 +101,6 @@ class LocalGates:
         self._directory_locks.open(keys)
 
 
-class _Together:
-    """Work that several ask for at once is done once for all of them."""
-
-    def __init__(self) -> None:
-        #: Whoever waits for the run that goes on, and for the next one.
-        self._waiting: dict[Any, tuple[list[Deferred[Any]], list[Deferred[Any]]]] = {}
-
-    def run(self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], join: bool = False) -> Deferred[T]:
-        """
-        Do it.
-
-        @param join: whether a run that goes on already will do; else it is one that begins now or later.
-        """
-        waiting: Deferred[T] = Deferred()
-        if key not in self._waiting:
-            self._begin(key, work, [waiting])
-        else:
-            self._waiting[key][0 if join else 1].append(waiting)
-        return waiting
-
-    def _begin(
-        self, key: Any, work: Callable[[], Coroutine[Deferred[Any], Any, T]], waiting: list[Deferred[T]]
-    ) -> None:
-        self._waiting[key] = (waiting, [])
-
-        def done(result: Any) -> None:
-            these, next_ones = self._waiting.pop(key)
-            if next_ones:
-                self._begin(key, work, next_ones)
-            for one in these:
-                one.callback(result)
-
-        Deferred.fromCoroutine(work()).addBoth(done)
-
-
 class QuotaKeeper(Service):
     """
     The books. All is called in the reactor's thread.
@@ -171,7 +137,7 @@ class QuotaKeeper(Service):
         #: Whether something is known of all repositories: from the state file, or because all have been counted.
         self._based = False
         self._complete = False
-        self._counts = _Together()
+        self._counts: SingleFlight[None] = SingleFlight()
         self._ceilings: dict[Repository, Amount] = {}
         #: The state file is written by one at a time, so that what is said last is what stays.
         self._writing = DeferredLock()
@@ -288,7 +254,7 @@ class QuotaKeeper(Service):
         if self._unlimited(limits):
             return reserve()  # account is kept for others, or for those who look at it
         if not self._based:
-            await self._counted(self._counts.run(ALL, self._pass, join=True))
+            await self._counted(self._once(ALL, self._pass, join=True))
         account = self.ledger.repositories.get(repository)
         counted_now = account is None or not account.known
         if counted_now:
@@ -379,7 +345,7 @@ class QuotaKeeper(Service):
             if self._reservations.pop(number, None) is not None:
                 self.ledger.release(held)
         # It may have removed something as well, and not have come to say so.
-        await self._counts.run(ALL, self._pass)
+        await self._once(ALL, self._pass)
 
     # --- room
 
@@ -413,7 +379,7 @@ class QuotaKeeper(Service):
         """
         if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
             return False
-        if await self._within(self._counts.run(("look", key), partial(self._recount_before_refusal, key))):
+        if await self._within(self._once(("look", key), partial(self._recount_before_refusal, key))):
             return True
         if self._complete:
             return False
@@ -427,7 +393,7 @@ class QuotaKeeper(Service):
                 for repository in list(self.ledger.of_user(name)):
                     await self._count(repository)
             case _:
-                await self._counts.run(ALL, self._pass)
+                await self._once(ALL, self._pass)
         if len(self._checked) > 1000:
             self._checked.clear()
         self._checked[key] = self._reactor.seconds()
@@ -452,7 +418,7 @@ class QuotaKeeper(Service):
             _log_failure(failure)
             self._again(TRY_AGAIN_S)
 
-        self._counts.run(ALL, self._pass).addCallbacks(done, failed)
+        self._once(ALL, self._pass).addCallbacks(done, failed)
 
     def _again(self, later_s: float) -> None:
         if self.running:
@@ -483,7 +449,7 @@ class QuotaKeeper(Service):
 
         @param join: whether a count that goes on already will do: nobody asks for what has changed beside the server.
         """
-        return self._counts.run(("count", repository), lambda: self._count_cells(repository), join)
+        return self._once(("count", repository), lambda: self._count_cells(repository), join)
 
     async def _count_cells(self, repository: Repository) -> None:
         account = self.ledger.repositories.get(repository)
@@ -524,6 +490,12 @@ class QuotaKeeper(Service):
             _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
         return found
 
+    def _once(
+        self, key: Hashable, work: Callable[[], Coroutine[Deferred[Any], Any, None]], join: bool = False
+    ) -> Deferred[None]:
+        """Run one of the counts, or wait for one (L{SingleFlight.run})."""
+        return self._counts.run(key, lambda: Deferred.fromCoroutine(work()), join)
+
     # --- what is kept
 
     async def _raise_ceiling(self, repository: Repository) -> None:
@@ -536,7 +508,7 @@ class QuotaKeeper(Service):
             most = account.most
             if most.size_bytes <= ceiling.size_bytes and most.objects <= ceiling.objects:
                 return
-            await self._counts.run(("ceiling", repository), lambda: self._keep((account,), STEP))
+            await self._once(("ceiling", repository), lambda: self._keep((account,), STEP))
 
     async def _keep(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
         """Let the state file know what is known of repositories, with a ceiling so far above what they have."""

@@ -12,7 +12,8 @@ from twisted.logger import Logger
 from ..errors import ServerError
 from ..storage.local import LocalStore
 from ..storage.publish import UNWRITABLE
-from ..threads.serial_jobs import Look, Pool
+from ..threads.serial_jobs import Pool
+from ..threads.single_flight import TimedFlight
 
 #: What was found is believed for so long, however many ask.
 FRESH_S = 2.0
@@ -34,7 +35,7 @@ class Readiness:
     def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
         self._reactor = reactor
         self._store = store
-        self._look = Look(reactor, pool, self._try, PATIENCE_S)
+        self._look = TimedFlight(reactor, pool, self._try, PATIENCE_S)
         self._looked_s = -FRESH_S
         self.reason = NOT_LOOKED_AT
 

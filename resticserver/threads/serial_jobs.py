@@ -4,11 +4,10 @@ Pool jobs as the web layer sees them: one at a time on each thing, and its end a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 T = TypeVar("T")
@@ -28,115 +27,6 @@ def shielded(running: Deferred[T]) -> Deferred[T]:
     waiting: Deferred[T] = Deferred()
     running.addBoth(waiting.callback)
     return waiting
-
-
-async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[Any]) -> bool:
-    """
-    Wait for something, but not for ever; whether it has ended. It goes on in any case.
-
-    What it fails with is raised.
-    """
-    waiting = shielded(running)
-    late = reactor.callLater(seconds, waiting.cancel)
-    try:
-        await waiting
-    except CancelledError:
-        if late.active():
-            raise  # not the time is up, but whoever waits has been cancelled
-        return False
-    finally:
-        if late.active():
-            late.cancel()
-    return True
-
-
-class Shared(Generic[T]):
-    """
-    Something that is found out once for all who ask while that goes on.
-
-    @param find: finds it out.
-    """
-
-    def __init__(self, find: Callable[[], Deferred[T]]) -> None:
-        self._find = find
-        self._waiting: list[Deferred[T]] = []
-        self._finding = False
-
-    def get(self) -> Deferred[T]:
-        """Fires with it. To cancel it means to wait no more, and leaves the others alone."""
-        waiting: Deferred[T] = Deferred(self._waiting.remove)
-        self._waiting.append(waiting)
-        if not self._finding:
-            self._finding = True
-            self._find().addBoth(self._found)
-        return waiting
-
-    def _found(self, result: Any) -> None:
-        self._finding = False
-        for waiting in self._waiting[:]:
-            self._waiting.remove(waiting)
-            waiting.callback(result)
-
-
-class Fresh(Generic[T]):
-    """
-    What takes a while to find out, and may be asked for again and again: those who ask while it is being found out share the
-    answer, and it is kept for some times as long as that took. So it costs a part of the processor at most, whoever asks how
-    often, and where it is quick nobody is told old news.
-
-    @cvar KEPT_TIMES: as long as it took.
-    @param find: finds it out.
-    """
-
-    KEPT_TIMES = 4
-
-    def __init__(self, reactor: IReactorTime, find: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> None:
-        self._reactor = reactor
-        self._find = find
-        self._kept: tuple[float, T] | None = None
-        self._shared: Shared[T] = Shared(lambda: Deferred.fromCoroutine(self._find_and_keep()))
-
-    async def get(self) -> T:
-        """It, as it is now or was a moment ago."""
-        if self._kept is not None and self._reactor.seconds() < self._kept[0]:
-            return self._kept[1]
-        return await self._shared.get()
-
-    async def _find_and_keep(self) -> T:
-        began_s = self._reactor.seconds()
-        found = await self._find()
-        now_s = self._reactor.seconds()
-        self._kept = (now_s + self.KEPT_TIMES * (now_s - began_s), found)
-        return found
-
-
-class Look(Generic[T]):
-    """
-    Something that is looked up on a disk that may hang. One job at a time, so that it costs one thread and not all of them,
-    and whoever asks waits for a while at most.
-
-    @param job: what looks, in the pool.
-    @param patience_s: for how long one waits.
-    """
-
-    def __init__(self, reactor: IReactorTime, pool: Pool, job: Callable[[], T], patience_s: float) -> None:
-        self._reactor = reactor
-        self._patience_s = patience_s
-        self._shared: Shared[T] = Shared(lambda: pool.run(job))
-
-    async def find(self) -> T | None:
-        """What is found now; C{None} where that takes too long."""
-        waiting = self._shared.get()
-        late = self._reactor.callLater(self._patience_s, waiting.cancel)
-        try:
-            return await waiting
-        except CancelledError:
-            if late.active():
-                raise  # not the time is up, but whoever asked has been cancelled
-            return None
-        finally:
-            if late.active():
-                late.cancel()
 
 
 class SerialJobs:

@@ -15,7 +15,8 @@ from ..errors import Unavailable
 from ..service.monitor import COUNTED, METRICS, STATUS
 from ..telemetry.metrics import CONTENT_TYPE, Tally
 from ..telemetry.status import ServerStatus
-from ..threads.serial_jobs import Fresh, Pool
+from ..threads.serial_jobs import Pool
+from ..threads.single_flight import CachedFlight
 from ..web.pages import Answer
 from .ipc import Failed, IpcConnection, IpcConnectionLost
 
@@ -36,7 +37,7 @@ class WorkerMonitoring(Service):
     ) -> None:
         self._ipc = ipc
         self._pages = pages
-        self._status = Fresh(reactor, self._ask_for_status)
+        self._status = CachedFlight(reactor, self._ask_for_status)
         self._sending = LoopingCall(self.send)
         self._sending.clock = reactor
         self.setName("monitoring")

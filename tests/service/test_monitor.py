@@ -44,7 +44,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family
-from resticserver.threads.serial_jobs import Fresh
+from resticserver.threads.single_flight import CachedFlight
 from resticserver.web.pages import Answer
 from resticserver.workers.ipc import Failed, IpcConnectionLost
 from resticserver.workers.monitoring import SEND_S, WorkerMonitoring
@@ -501,7 +501,7 @@ class HungTests(MonitoringCase):
         self.assertEqual((None, None), (status.disk_free_bytes, status.disk_size_bytes))
         self.assertEqual([1], [len(repository.history) for repository in status.repositories])
         self.disk.release()
-        self.clock.advance(PATIENCE_S * Fresh.KEPT_TIMES)
+        self.clock.advance(PATIENCE_S * CachedFlight.KEPT_TIMES)
         asked = Deferred.fromCoroutine(monitoring.status())
         self.disk.release()
         status = self.successResultOf(asked)
@@ -527,7 +527,7 @@ class StatusTests(MonitoringCase):
         self.pool.release()
         statuses = [self.successResultOf(one) for one in asked]
         self.assertEqual(1, len(set(map(id, statuses))))
-        self.clock.advance(0.5 * Fresh.KEPT_TIMES - 0.1)
+        self.clock.advance(0.5 * CachedFlight.KEPT_TIMES - 0.1)
         self.assertIs(statuses[0], self.successResultOf(Deferred.fromCoroutine(monitoring.status())))
         self.clock.advance(0.1)
         self.store(("alice", "laptop"), "data", 200)

@@ -1,0 +1,118 @@
+"""
+One run for all callers that ask for the same thing at the same time, as Go's C{singleflight}; and two users of it, one that keeps
+the result for a while and one that waits for a limited time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from .serial_jobs import Pool, shielded
+
+T = TypeVar("T")
+
+
+async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[Any]) -> bool:
+    """
+    Wait for something, but no longer than C{seconds}; it goes on in any case.
+
+    @return: whether it has ended. Its failure is raised.
+    """
+    try:
+        await shielded(running).addTimeout(seconds, reactor)
+    except defer.TimeoutError:
+        return False
+    return True
+
+
+class SingleFlight(Generic[T]):
+    """Runs the same thing only once at a time. All of it is called in the reactor's thread."""
+
+    def __init__(self) -> None:
+        #: By key: the Deferreds that wait for the current run, and those for the next one.
+        self._runs: dict[Hashable, tuple[list[Deferred[T]], list[Deferred[T]]]] = {}
+
+    def run(self, key: Hashable, start: Callable[[], Deferred[T]], join: bool = True) -> Deferred[T]:
+        """
+        Run C{start}, unless a run with this key goes on.
+
+        @param join: share the result of the current run; if false, wait for one that begins after this call.
+        @return: fires with the run's result. Cancelling it ends this wait only, and not the run.
+        """
+        runs = self._runs.get(key)
+        waiters: list[Deferred[T]] = [] if runs is None else runs[0 if join else 1]
+        waiter: Deferred[T] = Deferred(waiters.remove)
+        waiters.append(waiter)
+        if runs is None:
+            self._start(key, start, waiters)
+        return waiter
+
+    def _start(self, key: Hashable, start: Callable[[], Deferred[T]], waiters: list[Deferred[T]]) -> None:
+        self._runs[key] = (waiters, [])
+        start().addBoth(self._ended, key, start)
+
+    def _ended(self, result: Any, key: Hashable, start: Callable[[], Deferred[T]]) -> None:
+        waiters, later = self._runs.pop(key)
+        if later:
+            self._start(key, start, later)
+        while waiters:  # a callback may cancel one of the others
+            waiters.pop(0).callback(result)
+
+
+class CachedFlight(Generic[T]):
+    """
+    Something that takes a while to find out and is asked for often: callers share one run, and its result is kept for a multiple
+    of the time that it took. So it uses a bounded share of the processor, and where it is quick the result is never old.
+
+    @cvar KEPT_TIMES: that multiple.
+    @param find: finds it out.
+    """
+
+    KEPT_TIMES = 4
+
+    def __init__(self, reactor: IReactorTime, find: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> None:
+        self._reactor = reactor
+        self._find = find
+        self._kept: tuple[float, T] | None = None
+        self._flight: SingleFlight[T] = SingleFlight()
+
+    async def get(self) -> T:
+        """The result of now, or of a moment ago."""
+        if self._kept is not None and self._reactor.seconds() < self._kept[0]:
+            return self._kept[1]
+        return await self._flight.run(None, lambda: Deferred.fromCoroutine(self._find_and_keep()))
+
+    async def _find_and_keep(self) -> T:
+        began_s = self._reactor.seconds()
+        found = await self._find()
+        now_s = self._reactor.seconds()
+        self._kept = (now_s + self.KEPT_TIMES * (now_s - began_s), found)
+        return found
+
+
+class TimedFlight(Generic[T]):
+    """
+    Something that is read from a disk, which may hang. There is one job at a time, so that a hanging disk takes one thread of the
+    pool and not all of them, and a caller waits for a limited time.
+
+    @param job: reads it, in the pool.
+    @param timeout_s: how long a caller waits.
+    """
+
+    def __init__(self, reactor: IReactorTime, pool: Pool, job: Callable[[], T], timeout_s: float) -> None:
+        self._reactor = reactor
+        self._timeout_s = timeout_s
+        self._start = lambda: pool.run(job)
+        self._flight: SingleFlight[T] = SingleFlight()
+
+    async def find(self) -> T | None:
+        """What is there now; C{None} where that takes too long."""
+        try:
+            return await self._flight.run(None, self._start).addTimeout(self._timeout_s, self._reactor)
+        except defer.TimeoutError:
+            return None
