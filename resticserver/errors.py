@@ -19,6 +19,10 @@ class ServerError(Exception):
     def __init__(self, message: str = "") -> None:
         super().__init__(message or self.default)
 
+    def __str__(self) -> str:
+        """The message alone; C{args} has all that makes an equal error in another process."""
+        return self.message
+
     @property
     def message(self) -> str:
         """One line that says what was refused and why."""
@@ -107,6 +111,7 @@ class InsufficientStorage(ServerError):
 
     def __init__(self, message: str = "", cause: str = DISK, limit_of: str = "") -> None:
         super().__init__(message)
+        self.args = (self.message, cause, limit_of)
         self.cause = cause
         self.limit_of = limit_of
 

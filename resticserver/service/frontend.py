@@ -8,7 +8,8 @@ import cProfile
 import math
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
@@ -111,96 +112,106 @@ def make_certificates(settings: Settings) -> ReloadingCertificates | None:
     )
 
 
+class ShowsServer(Protocol):
+    """Makes what is shown of the whole server."""
+
+    async def metrics(self) -> Answer:
+        """For C{/metrics}."""
+
+    async def status(self) -> ServerStatus:
+        """For C{/-/status}."""
+
+
+@dataclass(frozen=True)
+class FrontendParts:
+    """
+    What a L{Frontend} works with.
+
+    @ivar password_checker: C{None} without passwords.
+    @ivar quota: admits uploads, and is told what is stored and removed.
+    @ivar directory_locks: which directories are being changed or counted.
+    @ivar pages: the pool in which pages are made.
+    @ivar tell: takes events.
+    @ivar tally: counts requests and the disk's times; C{None} where metrics are off.
+    """
+
+    store: LocalStore
+    state: StateFile
+    policy: Decides
+    password_checker: ChecksPasswords | None
+    quota: QuotaBackend
+    directory_locks: DirectoryLocks
+    pages: JobPool
+    tell: Tells
+    tally: Tally | None
+
+
 class Frontend:
     """
-    The parts of one process that serves.
+    All that stands behind the connections of one process: the whole server's, or a worker's.
 
-    @param judge: for passwords, or C{None} without.
-    @param books: who keeps account of what is stored.
-    @param fences: between those who change directories and who counts them.
-    @param pages: where pages are put together.
-    @param tell: told of events.
-    @param tally: counts requests, and what the disk takes; C{None} where nobody wants to know.
-    @param metrics: all of the server's, for C{/metrics}; C{status} likewise for C{/-/status}.
-    @ivar readiness: whether it can do its work.
-    @ivar services: to be started before the first connection, in order; stopped in the other after the last.
+    @ivar disk: the pool for files.
+    @ivar readiness: whether the data directory can be used.
+    @ivar services: to be started before the first connection, in order, and stopped in reverse order after the last.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        reactor: Any,
-        store: LocalStore,
-        state: StateFile,
-        policy: Decides,
-        password_checker: ChecksPasswords | None,
-        quota: QuotaBackend,
-        directory_locks: DirectoryLocks,
-        pages: JobPool,
-        tell: Tells,
-        tally: Tally | None,
-        metrics: Callable[[], Awaitable[Answer]],
-        status: Callable[[], Awaitable[ServerStatus]],
-    ) -> None:
+    def __init__(self, settings: Settings, reactor: Any, parts: FrontendParts) -> None:
         self._settings = settings
         self._reactor = reactor
-        self._store = store
-        self._policy = policy
-        self._password_checker = password_checker
-        self._tell = tell
-        self._tally = tally
-        self._metrics = metrics
-        self._status = status
+        self._parts = parts
         self._site: RepositorySite | None = None
-        self._quota = quota
-        self._directory_locks = directory_locks
-        self._pages = pages
         workers = settings.workers
         disk_threads = DISK_THREADS if workers == 1 else SHARED_DISK_THREADS
         self.disk = JobPool(reactor, "disk", disk_threads)
-        self.quick = QuickPool(reactor, "quick", disk_threads)
-        self.writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
+        self._quick = QuickPool(reactor, "quick", disk_threads)
+        self._writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
         self._access_log = AccessLog()
         self.services: list[IService] = []
-        self.log_file = None
+        self._log_file: AccessLogService | None = None
         if settings.log:
-            # A thread of its own: a log that hangs must hold up nothing else.
+            # A thread of its own: a log file that hangs delays nothing else.
             lines = JobPool(reactor, "log lines", 1)
-            self.log_file = AccessLogService(settings.log, self._access_log, lines.run, FORMATS[settings.log_format])
-            self.services += [lines, self.log_file]
+            self._log_file = AccessLogService(settings.log, self._access_log, lines.run, FORMATS[settings.log_format])
+            self.services += [lines, self._log_file]
         if settings.debug:
             self._access_log.add(_debug_line)
+        tally, store = parts.tally, parts.store
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
             store.publisher.synced = tally.synced
-        store.on_size_change = SizeChanges(reactor, self.disk, store, tell).take
+        store.on_size_change = SizeChanges(reactor, self.disk, store, parts.tell).take
         self.readiness = Readiness(reactor, store, self.disk)
-        idle = closes_idle(state, self.disk, reactor)
-        self.services += [self.disk, self.quick, self.writers, pages, idle]
+        idle = closes_idle(parts.state, self.disk, reactor)
+        self.services += [self.disk, self._quick, self._writers, parts.pages, idle]
+
+    def reopen_log(self) -> None:
+        """Open the access log by its name again."""
+        if self._log_file is not None:
+            self._log_file.reopen()
 
     def requests_in_flight(self) -> int:
         """How many requests are being answered."""
         return sum(channel.is_busy() for channel in self._site.channels) if self._site is not None else 0
 
-    def make_site(self) -> RepositorySite:
+    def make_site(self, shows: ShowsServer) -> RepositorySite:
         """The HTTP server factory."""
         from ..quota.admission import Admission
         from ..web.pages import Pages  # a parent of workers does without all that
         from ..web.routes import Api  # Klein installs the reactor when it is imported
         from ..web.status_pages import StatusPages
 
-        settings = self._settings
-        admission = Admission(self._quota, self._directory_locks)
-        pools = (self.disk, self.writers, self.quick)
-        authentication = make_authentication(settings, self._password_checker)
-        api = Api(self._store, *pools, authentication, self._policy, settings.auto_create, admission, self._tell)
-        metrics = self._metrics if settings.prometheus else None
+        settings, parts = self._settings, self._parts
+        admission = Admission(parts.quota, parts.directory_locks)
+        pools = (self.disk, self._writers, self._quick)
+        authentication = make_authentication(settings, parts.password_checker)
+        api = Api(parts.store, *pools, authentication, parts.policy, settings.auto_create, admission, parts.tell)
+        metrics = shows.metrics if settings.prometheus else None
         pages = make_pages(settings, self.readiness, metrics)
-        status = StatusPages(self._status, self._policy, self._pages) if settings.prometheus else None
+        status = StatusPages(shows.status, parts.policy, parts.pages) if settings.prometheus else None
         resource = Pages(pages, authentication, api.resource(), status)
         self._site = make_site(settings, self._reactor, self._access_log, resource)
-        if self._tally is not None:
-            self._site.count_handshake_failure = self._tally.handshake_failed
+        if parts.tally is not None:
+            self._site.count_handshake_failure = parts.tally.handshake_failed
         return self._site
 
 

@@ -45,8 +45,6 @@ GRACE_S = 2.0
 AGAIN_S = 3600.0
 #: Damage that several processes find: each of them may know the object's former size for a day (L{LASTS_NS}).
 DAMAGE_AGAIN_S = LASTS_NS / 1e9
-#: What a worker tells.
-EVENT = "event"
 
 _MOST_TOLD = 10_000
 _MOST_OUTPUT_BYTES = 2000
@@ -67,18 +65,16 @@ class Events(Service):
     One server's events, in the process that keeps account.
 
     @param command: the command and its arguments, or empty.
-    @ivar observers: who is told as well.
     @ivar refusals: the uploads that were refused.
-    @ivar limits: of the command's descriptors, soft and hard; C{None} for the server's own.
     """
 
     def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
         self._reactor = reactor
         self._command = command
         self._pool = JobPool(reactor, "events", 1)
-        self.observers: list[Tells] = []
+        self._observers: list[Tells] = []
         self.refusals = Refusals()
-        self.limits: tuple[int, int] | None = None
+        self._limits: tuple[int, int] | None = None
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[EventKind, str], float] = {}
         self._waiting: deque[Event] = deque()
@@ -94,6 +90,14 @@ class Events(Service):
         if self._command:
             self._pool.startService()
 
+    def observe(self, observer: Tells) -> None:
+        """Give every event to this observer, too."""
+        self._observers.append(observer)
+
+    def limit_descriptors(self, limits: tuple[int, int] | None) -> None:
+        """Give the command these limits, soft and hard; C{None} for the server's own."""
+        self._limits = limits
+
     def tell(self, event: Event) -> None:
         """Something happened."""
         if not event.in_place:
@@ -102,7 +106,7 @@ class Events(Service):
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
-        for observer in self.observers:
+        for observer in self._observers:
             observer(event)
         if event.kind in REFUSALS:
             reason, why = event.details.get("reason", CONTENT), event.details.get("why", event.message)
@@ -139,10 +143,6 @@ class Events(Service):
         self._told[kind, key] = now + again_s
         return True
 
-    def take(self, **values: Any) -> None:
-        """A worker tells of an event."""
-        self.tell(Event.from_wire(**values))
-
     def _next_soon(self) -> None:
         """Never at once: whoever tells of an event is in the middle of a request."""
         if self._soon is None and self._run is None:
@@ -155,7 +155,7 @@ class Events(Service):
             return
         event = self._waiting.popleft()
         until_s = min(time.monotonic() + TIME_LIMIT_S, self._until)
-        self._run = run = HookProcess(self._command, event.as_json(), until_s, self.limits)
+        self._run = run = HookProcess(self._command, event.as_json(), until_s, self._limits)
         self._pool.run(run).addErrback(_fault).addCallback(self._ended, event)
 
     def _ended(self, failure: str, event: Event) -> None:

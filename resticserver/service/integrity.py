@@ -16,6 +16,8 @@ from ..storage.interface import SizeChange
 from ..storage.local import LocalStore
 from ..telemetry.events import Event, EventKind, Tells
 from ..threads.serial_jobs import Pool
+from .monitor import Monitoring
+from .quota_keeper import QuotaKeeper
 
 #: So many changes wait for their turn, and so many are remembered as judged. A list finds again what was forgotten.
 MOST_WAITING = 100_000
@@ -95,3 +97,33 @@ def damage_event(change: SizeChange, wrong: str) -> Event:
         "found_bytes": change.found_bytes,
     }
     return Event(EventKind.CORRUPTION, message, repository, details=details)
+
+
+class EventEffects:
+    """
+    What an event changes beside the log: the counts of damaged files, the snapshots, and what is counted of a repository.
+
+    @param pool: for the store.
+    """
+
+    def __init__(self, monitoring: Monitoring, store: LocalStore, quota_keeper: QuotaKeeper, pool: Pool) -> None:
+        self._monitoring = monitoring
+        self._store = store
+        self._quota_keeper = quota_keeper
+        self._pool = pool
+
+    def take(self, event: Event) -> None:
+        """Something happened."""
+        if event.repository is None:
+            return
+        if event.kind is EventKind.CORRUPTION:
+            object_type, name = event.details["type"], event.details["name"]
+            self._monitoring.damage(event.repository, object_type, name, replaced=not event.in_place)
+            if event.in_place:
+                # A worker may have seen it, and this process counts with snapshots of its own.
+                repository = tuple(filter(None, event.repository.split("/")))
+                forgotten = self._pool.run(self._store.forget_directory, repository, object_type, name)
+                forgotten.addCallback(lambda _: self._quota_keeper.recount(repository))
+                forgotten.addErrback(lambda failure: _log.failure("could not forget a snapshot", failure))
+        elif event.kind is EventKind.REPOSITORY_DELETED:
+            self._monitoring.deleted(event.repository)

@@ -1,5 +1,5 @@
 """
-Checks passwords: one L{PasswordChecker} in the process that reads the htpasswd file, for all connections. Workers ask it
+Checks passwords: one L{PasswordChecker}, in the process that reads the htpasswd file, for all connections. Workers ask it
 (L{resticserver.workers.logins}).
 """
 
@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,7 +18,7 @@ from twisted.python.failure import Failure
 from ..access.htpasswd import Htpasswd
 from ..access.loginqueue import LoginQueue, Waiting
 from ..access.throttle import Login, Throttle
-from ..errors import Forbidden, ServerError, Unauthorized, Unavailable
+from ..errors import Forbidden, Unauthorized, Unavailable
 from ..names import is_user_name
 from ..storage.volume import GONE
 from ..telemetry.events import Event, EventKind
@@ -30,9 +29,6 @@ MOST_CHECKS = 32
 #: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took, and
 #: those that cannot be told from each other are guesses.
 FLOOD_CHECKS = 8
-
-#: The question of a worker, and what it says when nobody waits for the answer any more.
-ASK, WITHDRAW = "login", "login withdrawn"
 
 _log = Logger()
 
@@ -96,8 +92,6 @@ class PasswordChecker:
         self._running = [0, 0]
         #: Threads for guesses that have none to check for a while.
         self._resting = 0
-        #: What workers have asked and not been answered.
-        self._asked: dict[str, Deferred[None]] = {}
         self.failures = 0
         self.lockouts = 0
 
@@ -118,35 +112,16 @@ class PasswordChecker:
         if not await self._check(login):
             raise Unauthorized()
 
-    async def answer(
-        self, user: str, password: str, address: str, trusted: bool, known: bool, question: str = ""
-    ) -> dict[str, Any]:
+    async def believe(self, login: Login) -> tuple[float, int]:
         """
-        A worker's question, in the words of L{RemotePasswordChecker}.
+        Check a login, for another process that remembers what was right.
 
-        @param password: as C{latin-1}.
-        @param question: its name, for L{withdraw}.
+        @return: for how many seconds it may be remembered, and by which reading of the users.
+        @raise ServerError: as L{check}.
         """
-        login = Login(user, password.encode("latin-1"), address, trusted, known)
-        try:
-            if not self.is_cached(login):
-                judging = self._asked[question] = Deferred.fromCoroutine(self.check(login))
-                try:
-                    await judging
-                finally:
-                    self._asked.pop(question, None)
-        except ServerError as error:
-            return {"refused": type(error).__name__, "message": error.message}
-        except CancelledError:
-            return {"refused": Unavailable.__name__, "message": "withdrawn"}
-        left_s, reading = self._htpasswd.cached(login.user, login.password, login.place)
-        return {"left_s": left_s, "reading": reading}
-
-    def withdraw(self, question: str) -> None:
-        """The client of a worker's question is gone."""
-        asked = self._asked.get(question)
-        if asked is not None:
-            asked.cancel()
+        if not self.is_cached(login):
+            await self.check(login)
+        return self._htpasswd.cached(login.user, login.password, login.place)
 
     def _may_look_up(self, login: Login) -> bool:
         return login.known or self._throttle.may_look_up(login.user, login.address, login.address_is_trusted)

@@ -1,21 +1,19 @@
 """
-What can be seen of the server from outside: its metrics, put together where the accounts are kept.
+The metrics and the status of the server.
 
-L{Monitoring} is in the process that keeps account. With workers that is the parent: they send what they have counted
-(L{resticserver.workers.monitoring.WorkerMonitoring}), and when one of them is asked for the metrics, it asks the parent.
+One L{Monitoring} is in the process that has the ledger of the quotas. With workers that is the parent: they send what they have
+counted (L{resticserver.workers.monitoring}), and a worker that is asked for the metrics asks the parent.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import twisted
@@ -42,81 +40,100 @@ PATIENCE_S = 2.0
 MISSING_S = 900.0
 #: So many points of a curve are enough for every page.
 MOST_POINTS = 100
-#: What the parent asks its workers, and they it.
-COUNTED, METRICS, STATUS = "counted", "metrics", "status"
 
 DAY_S = 86_400
 LOCKS = cell_of("locks", "")
 
 
-class Monitoring:
-    """
-    The metrics of the whole server.
+async def _ready() -> str:
+    return ""
 
-    @param data_path: whose file system is looked at.
-    @param limit: of the whole server.
-    @param pool: for files; C{pages} for all else that takes long.
-    @param gather: waits until all other processes have sent what they counted.
-    @ivar tally: counts this process's requests, and is told of the others'.
-    @ivar in_flight: requests that are being answered, by process.
-    @ivar damaged: damaged files that were found, by repository.
-    @ivar certificate_ends: when the TLS certificate ends.
+
+async def _nothing_to_gather() -> None:
+    """All is counted in this process."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """
+    What L{Monitoring} shows, besides the quotas' ledger.
+
+    @ivar data_path: whose file system is shown.
+    @ivar limit: of the whole server.
+    @ivar quotas: the policy's limits.
+    @ivar tally: what this process counts, and adds for the others.
+    @ivar refusals: uploads that were refused.
     @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
     @ivar not_ready: why the server is not ready; empty if it is.
-    @ivar refusals: uploads that were refused.
+    @ivar certificate_ends: when the TLS certificate ends.
+    @ivar gather: waits until all other processes have sent their counts.
     @ivar worker_pids: the processes of all workers; C{None} for a server without.
-    @ivar more: families that others know of, asked for each time.
+    @ivar families: further metrics.
+    """
+
+    data_path: str
+    limit: Limit
+    quotas: Quotas
+    tally: Tally = field(default_factory=Tally)
+    refusals: Refusals = field(default_factory=Refusals)
+    check_volume: Callable[[], object] = lambda: None
+    not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
+    certificate_ends: Callable[[], datetime | None] = lambda: None
+    gather: Callable[[], Coroutine[Deferred[Any], Any, object]] = _nothing_to_gather
+    worker_pids: Callable[[], list[int]] | None = None
+    families: Sequence[Callable[[], Iterable[Family]]] = ()
+
+
+class Monitoring:
+    """
+    The metrics and the status of the whole server.
+
+    @param pool: for files; C{pages} for all else that takes long.
+    @ivar tally: what was counted of requests.
+    @ivar damaged: how many damaged files were found, by repository.
     """
 
     def __init__(
-        self,
-        reactor: IReactorTime,
-        data_path: str,
-        limit: Limit,
-        quotas: Quotas,
-        accounts: QuotaKeeper,
-        pool: Pool,
-        pages: Pool,
-        gather: Callable[[], Coroutine[Deferred[Any], Any, object]] | None = None,
+        self, reactor: IReactorTime, sources: Sources, quota_keeper: QuotaKeeper, pool: Pool, pages: Pool
     ) -> None:
-        self._data_path = data_path
-        self._limit = limit
-        self._quotas = quotas
-        self._quota_keeper = accounts
+        self._reactor = reactor
+        self._sources = sources
+        self._limit = sources.limit
+        self._quotas = sources.quotas
+        self._quota_keeper = quota_keeper
         self._pages = pages
         self._disk = TimedFlight(reactor, pool, self._look_at_disk, PATIENCE_S)
-        self._history = TimedFlight(reactor, pool, accounts.history, PATIENCE_S)
+        self._history = TimedFlight(reactor, pool, quota_keeper.history, PATIENCE_S)
         self._status = CachedFlight(reactor, self._find_status)
-        self._status_text = CachedFlight(reactor, self._as_text)
-        self._gather = gather
         self._exposition = Exposition()
         self._started = time.time()
-        self.tally = Tally()
-        self.in_flight: dict[object, int] = {}
-        self._reactor = reactor
-        #: Repositories that were in the books the last time, and since when others are not.
+        self.tally = sources.tally
+        self._in_flight: dict[object, int] = {}
+        #: Repositories that were counted the last time, and since when others are missing there.
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
-        self.check_volume: Callable[[], object] = lambda: None
         self.damaged: Counter[str] = Counter()
         #: Those of them that were not replaced yet, by repository, type and name.
         self._unrepaired: set[tuple[str, str, str]] = set()
-        self.refusals = Refusals()
-        self.worker_pids: Callable[[], list[int]] | None = None
         self._processes = Processes()
-        self.certificate_ends: Callable[[], datetime | None] = lambda: None
-        self.not_ready: Callable[[], Coroutine[Deferred[Any], Any, str]] = _ready
-        self.more: list[Callable[[], Iterator[Family]]] = []
+
+    def count_in_flight(self, process: object, requests: int) -> None:
+        """A process is answering so many requests."""
+        self._in_flight[process] = requests
+
+    def process_gone(self, process: object) -> None:
+        """A process answers no requests any more."""
+        self._in_flight.pop(process, None)
 
     async def metrics(self) -> Answer:
         """All metrics as text."""
-        if self._gather is not None:
-            await self._gather()
+        sources = self._sources
+        await sources.gather()
         if self._quota_keeper.complete:
             self._forget_gone()
         counted = self.tally.counted.copy()
         accounts = list(self._quota_keeper.ledger.repositories.values())
-        in_flight = sum(self.in_flight.values())
+        in_flight = sum(self._in_flight.values())
         counted_all = gauge(
             "counted", "Whether all repositories were counted since the start", self._quota_keeper.complete
         )
@@ -127,18 +144,18 @@ class Monitoring:
                 "rest_server_uploads_refused",
                 "Uploads that were refused, by reason",
                 ("reason",),
-                [Sample((reason,), self.refusals.totals[reason]) for reason in REASONS],
+                [Sample((reason,), self._sources.refusals.totals[reason]) for reason in REASONS],
             )
         )
-        for more in self.more:
-            known += more()
-        found, not_ready = await self._at_once(self._disk.find(), self.not_ready())
+        for families in sources.families:
+            known += families()
+        found, not_ready = await self._at_once(self._disk.find(), self._sources.not_ready())
         known.append(gauge("ready", "Whether the data directory takes what is written to it", not not_ready))
         if found is not None:
             known.append(gauge("disk_free_bytes", "Free space of the data directory's file system", found[0]))
             known.append(gauge("disk_size_bytes", "Size of the data directory's file system", found[1]))
         damaged = dict(self.damaged)
-        workers = self.worker_pids() if self.worker_pids is not None else None
+        workers = sources.worker_pids() if sources.worker_pids is not None else None
         text = await self._pages.run(self._text, counted, accounts, damaged, known, workers)
         return Answer(200, CONTENT_TYPE, text)
 
@@ -272,8 +289,8 @@ class Monitoring:
 
     async def _find_status(self) -> ServerStatus:
         """Look at everything."""
-        found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self.not_ready())
-        certificate = self.certificate_ends()
+        found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self._sources.not_ready())
+        certificate = self._sources.certificate_ends()
         free, size = disk or (None, None)
         server = ServerStatus(
             __version__,
@@ -287,7 +304,7 @@ class Monitoring:
             None if certificate is None else certificate.timestamp(),
         )
         accounts = list(self._quota_keeper.ledger.repositories.values())
-        refused = self.refusals.entries()
+        refused = self._sources.refusals.entries()
         return await self._pages.run(
             self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused
         )
@@ -350,42 +367,17 @@ class Monitoring:
     def _look_at_disk(self) -> tuple[int, int] | None:
         """In the pool: free space and size of the data directory's file system, if that is there and not another."""
         try:
-            self.check_volume()
-            status = os.statvfs(self._data_path)
+            self._sources.check_volume()
+            status = os.statvfs(self._sources.data_path)
         except (OSError, Unavailable):
             return None
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-
-    # --- workers
-
-    def commands(self, worker: object) -> dict[str, Callable[..., Any]]:
-        """What a worker may ask and tell."""
-        return {
-            COUNTED: partial(self._counted, worker),
-            METRICS: lambda: Deferred.fromCoroutine(self._answer()),
-            STATUS: lambda: Deferred.fromCoroutine(self._status_text.get()),
-        }
-
-    def _counted(self, worker: object, taken: dict[str, Any], in_flight: int) -> None:
-        self.tally.add(taken)
-        self.in_flight[worker] = in_flight
-
-    async def _as_text(self) -> str:
-        status = await self.status()
-        return await self._pages.run(lambda: json.dumps(status.as_json(), separators=(",", ":")))
-
-    async def _answer(self) -> str:
-        return (await self.metrics()).body.decode("utf-8")
 
 
 def some(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """A curve of at most L{MOST_POINTS}: its ends, and of what is between them every so many."""
     step = -(-len(days) // MOST_POINTS)
     return days if step <= 1 else [*days[:-1:step], days[-1]]
-
-
-async def _ready() -> str:
-    return ""
 
 
 def gauge(name: str, help_: str, value: float) -> Family:

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
 from ..names import Target
-from ..quota.admission import NOTHING, DirectoryLocks, Key
+from ..quota.admission import NOTHING, Key
 from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
@@ -77,28 +77,13 @@ class Quotas(Protocol):
 
 
 class ClosesDirectories(Protocol):
-    """The fences of all processes that serve."""
+    """The L{DirectoryLocks} of this process, or of all workers."""
 
     async def close(self, keys: list[Key]) -> None:
-        """Let nobody change anything there any more; all that was changed before is booked when this is done."""
+        """Let nothing be changed in these directories; when this is done all that was changed before is settled."""
 
     def open(self, keys: list[Key]) -> None:
-        """Let everyone go on."""
-
-
-class LocalGates:
-    """Those of this process alone."""
-
-    def __init__(self, directory_locks: DirectoryLocks) -> None:
-        self._directory_locks = directory_locks
-
-    async def close(self, keys: list[Key]) -> None:
-        """Let nobody enter."""
-        await self._directory_locks.close(keys)
-
-    def open(self, keys: list[Key]) -> None:
-        """Let everyone enter."""
-        self._directory_locks.open(keys)
+        """Let changes go on."""
 
 
 class QuotaKeeper(Service):

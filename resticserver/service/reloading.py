@@ -7,10 +7,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 from twisted.python import log
+
+from ..threads.serial_jobs import Pool
+
+#: How often the files with users and rules, and those with certificates, are looked at.
+RULES_INTERVAL_S = 5.0
+CERTIFICATES_INTERVAL_S = 2.0
+
+_log = Logger()
 
 
 class Reloads(Protocol):
@@ -52,3 +61,58 @@ class Repeated(Service):
         if self._call.running:
             self._call.stop()
         return self._ended
+
+
+class Reloading:
+    """
+    The files with users, rules and certificates, which are read again when they have changed.
+
+    @param read_in: the pool in which they are read.
+    @param spread: gives what was read to every process.
+    @param done: called when all is read.
+    """
+
+    def __init__(
+        self,
+        read_in: Pool,
+        rules: tuple[Reloads | None, ...],
+        certificates: Reloads | None,
+        spread: Callable[[Reloads], Awaitable[None]],
+        done: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._pool = read_in
+        self._rules = rules
+        self._certificates = certificates
+        self._spread = spread
+        self._done = done
+        self._lock = DeferredLock()
+
+    def watches(self, reactor: Any) -> list[IService]:
+        """The services that look for changes."""
+        return [
+            Repeated("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules),
+            Repeated("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates),
+        ]
+
+    def reload_rules(self, force: bool = False) -> Deferred[None]:
+        """Read the htpasswd and the policy file again if they changed, or in any case."""
+        return self._reload(self._rules, force)
+
+    def reload_certificates(self, force: bool = False) -> Deferred[None]:
+        """Read certificate, key and authorities again if they changed, or in any case."""
+        return self._reload((self._certificates,), force)
+
+    def _reload(self, files: tuple[Reloads | None, ...], force: bool) -> Deferred[None]:
+        """Read files, give them to all processes, then log it; one reload at a time."""
+
+        def read() -> list[Reloads]:
+            return [file for file in files if file is not None and file.reload_if_changed(force)]
+
+        async def reload() -> None:
+            for file in await self._pool.run(read):
+                await self._spread(file)
+                file.say_reloaded()
+            await self._done()
+
+        reloading: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(reload()))
+        return reloading.addErrback(lambda failure: _log.failure("could not read a file again", failure))

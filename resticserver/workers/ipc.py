@@ -2,20 +2,16 @@
 Messages between the server's processes: the parent and each worker share a pair of unix sockets, with an L{IpcConnection} at
 each end.
 
-A frame is four bytes of length and a JSON object, and may bring one descriptor. There are three kinds::
+A message is a L{Command} (one-way) or a L{Question}, whose answer is a value or one of its errors. What there is stands in
+L{resticserver.workers.commands}. A frame is four bytes of length and a JSON object, and may bring one descriptor::
 
-    {"tell": NAME, "with": {...}}              a one-way message
+    {"tell": NAME, "with": {...}}              a command
     {"ask": NAME, "with": {...}, "number": 7}  a question
-    {"answer": 7, "value": ...}                its answer, or {"answer": 7, "error": TEXT}
+    {"answer": 7, "value": ...}                its answer, or {"answer": 7, "error": NAME, "with": [...]}
 
-To add a message, give the L{Commands} of the side that takes it a function under its name. It is called with the arguments by
-name; the descriptor, where one came, is C{fd} and the function's own, or -1 if the process has too many already. What it
-returns is the answer, or a Deferred of it; what it raises is L{Failed} for the one who asked. Everything must be what JSON has;
-bytes go as text (C{latin-1}).
-
-Frames are taken in the order in which they were sent, and a question before whatever is sent after it; so who has an answer
-knows that the other side has taken all that was sent before. Nothing blocks: what the other side does not take waits here, and
-L{IpcConnection.waiting_bytes} says how much that is.
+Frames are handled in the order in which they were sent, and a question before anything that is sent after it. So a side that has
+an answer knows that the other one has handled all that was sent before. Nothing blocks: what the other side does not take yet
+waits here, and C{IpcConnection.waiting_bytes} says how much that is.
 """
 
 from __future__ import annotations
@@ -27,8 +23,10 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
@@ -36,7 +34,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: No frame is longer; who sends one that says it is has lost the thread, and the wire ends.
+#: A frame that says it is longer is wrong. It cannot be skipped, so the connection is closed.
 MOST_BYTES = 64 << 20
 
 _LENGTH = struct.Struct(">I")
@@ -46,8 +44,7 @@ _MOST_DESCRIPTORS = 16
 
 _log = Logger()
 
-#: What may be asked and told, by name.
-Commands = Mapping[str, Callable[..., Any]]
+A = TypeVar("A")
 
 
 class IpcConnectionLost(Exception):
@@ -55,7 +52,56 @@ class IpcConnectionLost(Exception):
 
 
 class Failed(Exception):
-    """The other side could not do what it was asked to."""
+    """The other side could not answer, and the reason is none of the question's errors."""
+
+
+class Command:
+    """
+    A one-way message: a frozen dataclass, whose fields are what JSON has, or are L{wired}. A descriptor that comes with it is the
+    handler's argument C{fd}, -1 if the process has too many already.
+    """
+
+    def to_wire(self) -> dict[str, Any]:
+        """The fields, by name."""
+        return {each.name: _encoded(each, getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_wire(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a message that came; a descriptor stays among them."""
+        for each in fields(cls):  # type: ignore[arg-type]
+            if (decode := each.metadata.get("decode")) is not None and values.get(each.name) is not None:
+                values[each.name] = decode(values[each.name])
+        return values
+
+
+class Question(Command, Generic[A]):
+    """
+    A message with an answer of type C{A}.
+
+    @cvar errors: what the answer may be instead; an error is sent as the first of these classes that it belongs to.
+    """
+
+    errors: ClassVar[tuple[type[Exception], ...]] = ()
+
+
+@dataclass(frozen=True)
+class Unknown(Question[None]):
+    """In the place of a question that this side does not take."""
+
+
+def wired(decode: Callable[[Any], Any], encode: Callable[[Any], Any] = list) -> Any:
+    """A dataclass field of a type that JSON does not have; C{None} stays as it is."""
+    return field(metadata={"decode": decode, "encode": encode})
+
+
+def _encoded(each: Field[Any], value: Any) -> Any:
+    encode = each.metadata.get("encode")
+    return value if encode is None or value is None else encode(value)
+
+
+#: What one side takes: for each class of messages a function, which is called with the fields by name. For a question it returns
+#: the answer, or a Deferred of it, or raises one of its errors.
+Handlers = Mapping[type[Command], Callable[..., Any]]
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
@@ -64,7 +110,7 @@ class IpcConnection:
     One end of a pair of sockets between two processes.
 
     @param name: what the other side is called in the log.
-    @param verbs: what this side takes.
+    @param handlers: what this side takes.
     @param lost: called once, when the other side is gone.
     """
 
@@ -73,23 +119,28 @@ class IpcConnection:
         reactor: IReactorFDSet,
         connection: socket.socket,
         name: str,
-        commands: Commands,
+        handlers: Handlers,
         lost: Callable[[], object],
     ) -> None:
         connection.setblocking(False)
         self._reactor = reactor
         self._socket = connection
         self._name = name
-        self._commands = commands
+        self._handlers: dict[str, tuple[type[Command], Callable[..., Any]]] = {}
+        self.handle(handlers)
         self._lost = lost
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
         self._unsent: deque[memoryview] = deque()
         self._numbers = count(1)
-        self._asked: dict[int, Deferred[Any]] = {}
+        self._asked: dict[int, tuple[Question[Any], Deferred[Any]]] = {}
         self._takes = True
         self.waiting_bytes = 0
         self.open = True
+
+    def handle(self, handlers: Handlers) -> None:
+        """Take these messages, too."""
+        self._handlers.update({command.__name__: (command, handler) for command, handler in handlers.items()})
 
     def start(self) -> None:
         """Take what comes from now on."""
@@ -98,19 +149,19 @@ class IpcConnection:
 
     # --- sending
 
-    def tell(self, command: str, **arguments: Any) -> None:
-        """Send a one-way message; to nobody, if the other side is gone."""
-        self._send({"tell": command, "with": arguments})
+    def tell(self, command: Command) -> None:
+        """Send a command; nothing happens if the other side is gone."""
+        self._send({"tell": type(command).__name__, "with": command.to_wire()})
 
-    def hand_over(self, fd: int, command: str, **arguments: Any) -> bool:
+    def hand_over(self, fd: int, command: Command) -> bool:
         """
-        Send a one-way message with a descriptor, if the other side takes it now. The sender's own stays the sender's.
+        Send a command with a copy of a descriptor, if the other side takes it now.
 
         @return: whether it was sent.
         """
         if not self._takes or self._unsent:
             return False
-        frame = _frame({"tell": command, "with": arguments, "descriptor": True})
+        frame = _frame({"tell": type(command).__name__, "with": command.to_wire(), "descriptor": True})
         try:
             sent = socket.send_fds(self._socket, [frame], [fd])
         except OSError as error:
@@ -121,18 +172,19 @@ class IpcConnection:
         self._queue(memoryview(frame)[sent:])
         return True
 
-    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
+    def ask(self, question: Question[A]) -> Deferred[A]:
         """
         Ask a question. The Deferred fires with the answer.
 
-        It fails with L{IpcConnectionLost} if the other side is gone before it answered, with L{Failed} if it could not answer.
+        It fails with one of the question's errors, with L{IpcConnectionLost} if the other side is gone before it answered, or
+        with L{Failed} if it could not answer.
         """
         if not self.open:
             return fail(IpcConnectionLost(f"{self._name} is gone"))
         number = next(self._numbers)
-        answer: Deferred[Any] = Deferred()
-        self._asked[number] = answer
-        self._send({"ask": command, "with": arguments, "number": number})
+        answer: Deferred[A] = Deferred()
+        self._asked[number] = (question, answer)
+        self._send({"ask": type(question).__name__, "with": question.to_wire(), "number": number})
         return answer
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -232,20 +284,23 @@ class IpcConnection:
                 _log.failure("could not take a message from {name}", name=self._name)
 
     def _take(self, message: dict[str, Any]) -> None:
-        arguments = message.get("with", {})
+        values = message.get("with", {})
         if message.get("descriptor"):
-            arguments["fd"] = self._descriptors.popleft()
+            values["fd"] = self._descriptors.popleft()
         if "tell" in message:
-            self._commands[message["tell"]](**arguments)
+            command, handler = self._handlers[message["tell"]]
+            handler(**command.from_wire(values))
         elif "ask" in message:
             number = message["number"]
-            answer = maybeDeferred(lambda: self._commands[message["ask"]](**arguments))
+            command, handler = self._handlers.get(message["ask"], (Unknown, partial(_unknown, message["ask"])))
+            answer = maybeDeferred(lambda: handler(**command.from_wire(values)))
             answer.addCallback(lambda value: self._send({"answer": number, "value": value}))
-            answer.addErrback(lambda failure: self._send({"answer": number, "error": failure.getErrorMessage()}))
+            answer.addErrback(lambda failure: self._send({"answer": number, **_error_on_the_wire(command, failure)}))
         else:
-            answered = self._asked.pop(message["answer"])
+            question, answered = self._asked.pop(message["answer"])
             if "error" in message:
-                answered.errback(Failed(message["error"]))
+                errors = {error.__name__: error for error in question.errors}
+                answered.errback(errors.get(message["error"], Failed)(*values))
             else:
                 answered.callback(message["value"])
 
@@ -267,7 +322,7 @@ class IpcConnection:
             if fd >= 0:
                 os.close(fd)
         asked, self._asked = self._asked, {}
-        for answer in asked.values():
+        for _, answer in asked.values():
             answer.errback(IpcConnectionLost(f"{self._name} is gone"))
         if tell:
             self._lost()
@@ -283,6 +338,19 @@ class IpcConnection:
     def logPrefix(self) -> str:
         """Twisted's call."""
         return self._name
+
+
+def _unknown(name: str, /, **values: Any) -> None:
+    """A question that this side does not take."""
+    raise LookupError(f"there is no question {name}")
+
+
+def _error_on_the_wire(command: type[Command], failure: Failure) -> dict[str, Any]:
+    """An error as the part of an answer."""
+    for error in command.errors if issubclass(command, Question) else ():
+        if isinstance(failure.value, error):
+            return {"error": error.__name__, "with": failure.value.args}
+    return {"error": Failed.__name__, "with": [failure.getErrorMessage()]}
 
 
 def _frame(message: dict[str, Any]) -> bytes:

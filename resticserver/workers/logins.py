@@ -1,6 +1,6 @@
 """
-A worker's side of password checks: the parent's L{resticserver.service.logins.PasswordChecker} is asked, and its word may be
-remembered for as long as it is there.
+Password checks with workers: they ask the parent's L{resticserver.service.logins.PasswordChecker}, and remember its answer for
+as long as it holds.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import os
 import secrets
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..access.htpasswd import joined
 from ..access.throttle import Login
-from ..errors import Forbidden, Unauthorized, Unavailable
-from ..service.logins import ASK, WITHDRAW
-from .ipc import Failed, IpcConnection, IpcConnectionLost
+from ..errors import Unavailable
+from ..service.logins import PasswordChecker
+from .commands import CheckLogin, WithdrawLogin
+from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
 
 #: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
 MOST_REMEMBERED = 10_000
-
-_REFUSALS = {error.__name__: error for error in (Unauthorized, Forbidden, Unavailable)}
 
 _log = Logger()
 
@@ -43,7 +44,7 @@ class RemotePasswordChecker:
         self._reading = reading
         self._clock = clock
         self._salt = secrets.token_bytes(32)
-        self._questions = (f"{os.getpid()}-{number}" for number in count(1))
+        self._numbers = (f"{os.getpid()}-{number}" for number in count(1))
         #: Until when each login is right, and by which reading; the oldest first.
         self._right: dict[bytes, tuple[float, int]] = {}
 
@@ -70,32 +71,53 @@ class RemotePasswordChecker:
         @raise Forbidden: too many failures from this address.
         @raise Unavailable: too many logins wait already, or the parent is gone.
         """
-        question = next(self._questions)
+        number = next(self._numbers)
+        question = CheckLogin(number, login.user, login.address, login.address_is_trusted, login.known, login.password)
         try:
-            answer = await self._ipc.ask(
-                ASK,
-                question=question,
-                user=login.user,
-                password=login.password.decode("latin-1"),
-                address=login.address,
-                trusted=login.address_is_trusted,
-                known=login.known,
-            )
+            left_s, reading = await self._ipc.ask(question)
         except (IpcConnectionLost, Failed) as error:
             if isinstance(error, Failed):
                 _log.error("could not check a password: {error}", error=error)
             raise Unavailable("passwords cannot be checked now, try again") from error
         except CancelledError:
-            self._ipc.tell(WITHDRAW, question=question)
+            self._ipc.tell(WithdrawLogin(number))
             raise
-        if "refused" in answer:
-            raise _REFUSALS[answer["refused"]](answer["message"])
-        if answer["left_s"] > 0:
+        if left_s > 0:
             digest = self._digest(login)
             self._right.pop(digest, None)  # it becomes the youngest
-            self._right[digest] = (self._clock() + answer["left_s"], answer["reading"])
+            self._right[digest] = (self._clock() + left_s, reading)
             if len(self._right) > MOST_REMEMBERED:
                 del self._right[next(iter(self._right))]
 
     def _digest(self, login: Login) -> bytes:
         return hmac.digest(self._salt, joined(login.user.encode(), login.password, login.place.encode()), "sha256")
+
+
+class LoginRequests:
+    """The parent's side of L{RemotePasswordChecker}."""
+
+    def __init__(self, password_checker: PasswordChecker) -> None:
+        self._password_checker = password_checker
+        #: The questions that are not answered yet.
+        self._asked: dict[str, Deferred[tuple[float, int]]] = {}
+
+    def handlers(self) -> Handlers:
+        """What it takes from a worker."""
+        return {CheckLogin: self._check, WithdrawLogin: self._withdraw}
+
+    def _check(
+        self, number: str, user: str, address: str, trusted: bool, known: bool, password: bytes
+    ) -> Deferred[tuple[float, int]]:
+        login = Login(user, password, address, trusted, known)
+        asked = self._asked[number] = Deferred.fromCoroutine(self._password_checker.believe(login))
+        return asked.addBoth(self._answered, number)
+
+    def _answered(self, result: object, number: str) -> Any:
+        self._asked.pop(number, None)
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise Unavailable("withdrawn")
+        return result
+
+    def _withdraw(self, number: str) -> None:
+        if (asked := self._asked.get(number)) is not None:
+            asked.cancel()

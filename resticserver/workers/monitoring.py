@@ -1,24 +1,28 @@
 """
-A worker's side of the metrics and the status page: it counts, sends what it has counted, and asks the parent for the whole.
+Metrics and status with workers: a worker sends what it has counted to the parent, and asks it for the whole.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ..errors import Unavailable
-from ..service.monitor import COUNTED, METRICS, STATUS
+from ..service.monitor import Monitoring
 from ..telemetry.metrics import CONTENT_TYPE, Tally
 from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import CachedFlight
 from ..web.pages import Answer
-from .ipc import Failed, IpcConnection, IpcConnectionLost
+from .commands import Counts, GetMetrics, GetStatus
+from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
 
 #: How often a worker sends what it has counted.
 SEND_S = 1.0
@@ -26,9 +30,9 @@ SEND_S = 1.0
 
 class WorkerMonitoring(Service):
     """
-    A worker's part: it counts, and asks the parent for the whole.
+    A worker's part.
 
-    @param pages: where pages are put together.
+    @param pages: the pool in which pages are made.
     @param requests_in_flight: how many requests are being answered here.
     """
 
@@ -45,35 +49,67 @@ class WorkerMonitoring(Service):
         self.tally = Tally()
 
     def startService(self) -> None:
-        """Send what was counted now and then: who is killed says nothing more."""
+        """Send the counts at intervals: a worker that is killed sends nothing more."""
         super().startService()
         self._sending.start(SEND_S, now=False)
 
     def stopService(self) -> None:
-        """Send the last of it."""
+        """Send the last counts."""
         super().stopService()
         self._sending.stop()
         self.send()
 
     def send(self) -> None:
-        """Send what was counted to the parent, which may have asked for it."""
-        self._ipc.tell(COUNTED, taken=self.tally.take(), in_flight=self._requests_in_flight())
+        """Send the counts to the parent, which may have asked for them."""
+        self._ipc.tell(Counts(self.tally.take(), self._requests_in_flight()))
 
     async def metrics(self) -> Answer:
         """All metrics of the server as text."""
         try:
-            text = await self._ipc.ask(METRICS)
+            text = await self._ipc.ask(GetMetrics())
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
 
     async def status(self) -> ServerStatus:
-        """What a status page says, as of a moment ago."""
+        """The content of a status page, as of a moment ago."""
         return await self._status.get()
 
     async def _ask_for_status(self) -> ServerStatus:
         try:
-            text = await self._ipc.ask(STATUS)
+            text = await self._ipc.ask(GetStatus())
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         return await self._pages.run(lambda: ServerStatus.from_json(json.loads(text)))
+
+
+class MonitoringRequests:
+    """
+    The parent's side of L{WorkerMonitoring}.
+
+    @param pages: the pool in which pages are made.
+    """
+
+    def __init__(self, reactor: IReactorTime, monitoring: Monitoring, pages: Pool) -> None:
+        self._monitoring = monitoring
+        self._pages = pages
+        self._status_text = CachedFlight(reactor, self._as_text)
+
+    def handlers(self, worker: object) -> Handlers:
+        """What it takes from a worker."""
+        return {
+            Counts: partial(self._counted, worker),
+            GetMetrics: lambda: Deferred.fromCoroutine(self._metrics()),
+            GetStatus: lambda: Deferred.fromCoroutine(self._status_text.get()),
+        }
+
+    def _counted(self, worker: object, taken: dict[str, Any], in_flight: int) -> None:
+        self._monitoring.tally.add(taken)
+        self._monitoring.count_in_flight(worker, in_flight)
+
+    async def _metrics(self) -> str:
+        return (await self._monitoring.metrics()).body.decode("utf-8")
+
+    async def _as_text(self) -> str:
+        status = await self._monitoring.status()
+        return await self._pages.run(lambda: json.dumps(status.as_json(), separators=(",", ":")))

@@ -33,14 +33,23 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from .. import __version__
 from ..errors import StartError
 from ..net.listeners import inherited_sockets, parse_address, process_environment
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
-from .ipc import Commands, Failed, IpcConnection, IpcConnectionLost
+from .commands import (
+    Abort,
+    Begin,
+    ConnectionsEnded,
+    LogLine,
+    Ping,
+    Retire,
+    Serve,
+    Stop,
+)
+from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
 
-#: The descriptor of the wire in a worker.
-WIRE_FD = 3
+#: The descriptor of a worker's connection to the parent.
+IPC_FD = 3
 #: What only the parent reacts to; a worker is told. A terminal's Ctrl-C and systemd's stop go to all processes.
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -118,7 +127,7 @@ class Worker(ProcessProtocol):
     def ping(self) -> None:
         """Ask whether it is there."""
         self.unanswered += 1
-        self.ipc.ask("ping").addCallbacks(self._answered, lambda failure: failure.trap(IpcConnectionLost, Failed))
+        self.ipc.ask(Ping()).addCallbacks(self._answered, lambda failure: failure.trap(IpcConnectionLost, Failed))
 
     def _answered(self, _: object) -> None:
         self.unanswered = 0
@@ -139,8 +148,8 @@ class Workers(Service):
     The sockets, and the processes that serve what comes in by them.
 
     @param addresses: the values of C{--listen}; inherited sockets take their place.
-    @param beginning: what a worker that begins must know; asked for each.
-    @param verbs: what a worker may ask and tell, besides what is about itself.
+    @param begin: the first message to a worker, by the sockets that there are.
+    @param handlers: what is taken from a worker, besides what is about itself.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
     @param gone: called when a worker's process has ended.
     """
@@ -150,15 +159,15 @@ class Workers(Service):
         reactor: Any,
         addresses: tuple[str, ...],
         number: int,
-        beginning: Callable[[], dict[str, Any]],
-        commands: Callable[[object], Commands],
+        begin: Callable[[list[str | None]], Begin],
+        handlers: Callable[[object], Handlers],
         shutdown_timeout_s: float,
         gone: Callable[[object], object] = lambda worker: None,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
-        self._beginning = beginning
-        self._commands = commands
+        self._begin = begin
+        self._handlers = handlers
         self._gone = gone
         self._shutdown_timeout_s = shutdown_timeout_s
         self._acceptors: list[Acceptor] = []
@@ -293,7 +302,7 @@ class Workers(Service):
         worker = Worker(number, self._reactor.seconds(), ended)
         ours, its = socket.socketpair()
         with its, open(os.devnull, "rb") as nothing:
-            descriptors = {0: nothing.fileno(), 1: 1, 2: 2, WIRE_FD: its.fileno()}
+            descriptors = {0: nothing.fileno(), 1: 1, 2: 2, IPC_FD: its.fileno()}
             # utf8: names of files, in every locale. -P: what lies in the current directory is no module of ours.
             command = [sys.executable, "-X", "utf8", "-P", "-m", "resticserver.workers.child", str(number)]
             # They would end it until it has said that it does not want them.
@@ -305,26 +314,28 @@ class Workers(Service):
                 raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        commands: dict[str, Callable[..., Any]] = {
-            "log": self._log_line,
-            "ended": partial(self._connections_ended, worker),
-            **self._commands(worker),
+        handlers: Handlers = {
+            LogLine: self._log_line,
+            ConnectionsEnded: partial(self._connections_ended, worker),
+            **self._handlers(worker),
         }
-        worker.ipc = IpcConnection(self._reactor, ours, str(worker), commands, partial(self._wire_lost, worker))
+        worker.ipc = IpcConnection(self._reactor, ours, str(worker), handlers, partial(self._ipc_lost, worker))
         worker.ipc.start()
         self._workers.add(worker)
-        begun = worker.ipc.ask("begin", version=__version__, listeners=self._listeners, **self._beginning())
+        begun = worker.ipc.ask(self._begin(self._listeners))
         begun.addCallbacks(lambda _: worker.begin(), partial(self._not_begun, worker))
         return worker
 
     def _not_begun(self, worker: Worker, failure: Failure) -> None:
-        failure.trap(Failed, IpcConnectionLost)
-        worker.why_not = str(failure.value) if failure.check(Failed) else f"{worker} ended before it was ready"
+        failure.trap(Failed, StartError, IpcConnectionLost)
+        worker.why_not = (
+            str(failure.value) if not failure.check(IpcConnectionLost) else f"{worker} ended before it was ready"
+        )
         if not self._starting and not self._stopping:
             _log.error("{worker} cannot start: {reason}", worker=worker, reason=worker.why_not)
         worker.begun.callback(False)
 
-    def _wire_lost(self, worker: Worker) -> None:
+    def _ipc_lost(self, worker: Worker) -> None:
         """Nothing can be said to it any more. It ends by itself then; but it must."""
         worker.ready = False
         self._adjust()
@@ -403,7 +414,7 @@ class Workers(Service):
         """Give it to the worker with the fewest, the one that has waited the longest among equals; whether one took it."""
         ready = [worker for worker in self._places.values() if worker is not None and worker.ready]
         for worker in sorted(ready, key=lambda one: (one.unanswered > 1, one.live, one.turn)):
-            if worker.ipc.hand_over(connection.fileno(), "serve", listener=listener):
+            if worker.ipc.hand_over(connection.fileno(), Serve(listener)):
                 worker.live += 1
                 worker.turn = next(self._turns)
                 connection.close()
@@ -439,14 +450,14 @@ class Workers(Service):
         """The processes of all that live, those that end only what they have begun too."""
         return [worker.pid for worker in self._workers if worker.pid]
 
-    def tell_all(self, command: str, **arguments: Any) -> None:
-        """Tell every worker something."""
+    def tell_all(self, command: Command) -> None:
+        """Send a command to every worker."""
         for worker in self._workers:
-            worker.ipc.tell(command, **arguments)
+            worker.ipc.tell(command)
 
-    async def ask_all(self, command: str, **arguments: Any) -> bool:
+    async def ask_all(self, question: Question[None]) -> bool:
         """Ask every worker to do something; whether all that are still there have done it."""
-        asked = [(worker, worker.ipc.ask(command, **arguments)) for worker in self._workers]
+        asked = [(worker, worker.ipc.ask(question)) for worker in self._workers]
         done = True
         for (worker, _), (_, result) in zip(
             asked, await DeferredList([answer for _, answer in asked], consumeErrors=True), strict=True
@@ -482,7 +493,7 @@ class Workers(Service):
             self._adjust()
             if worker is not None:
                 worker.retired = True
-                worker.ipc.tell("retire")
+                worker.ipc.tell(Retire())
         _log.info("all workers were replaced")
 
     # --- the end
@@ -496,7 +507,7 @@ class Workers(Service):
             self._pings.stop()
         for pause in self._pauses.values():
             pause.cancel()
-        self.tell_all("stop")
+        self.tell_all(Stop())
         late = self._late = self._reactor.callLater(self._shutdown_timeout_s + LAST_WORDS_S, self._kill_all)
         if not self._workers:
             self._ended.callback(None)
@@ -504,7 +515,7 @@ class Workers(Service):
 
     def abort(self) -> None:
         """End all connections now, and soon who does not end for all that."""
-        self.tell_all("abort")
+        self.tell_all(Abort())
         if self._late is not None and self._late.active():
             self._late.reset(ABORT_S)
 

@@ -1,14 +1,12 @@
 """
-The books of a server with workers: the parent keeps them (L{resticserver.service.quota_keeper.QuotaKeeper}), and workers ask.
-
-The verbs of the wire, both ends of them, and the fences of all workers.
+Quotas with workers: the parent keeps them (L{resticserver.service.quota_keeper.QuotaKeeper}), and the workers ask it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -19,53 +17,48 @@ from ..service.quota_keeper import QuotaKeeper
 from ..sizes import Amount
 from ..storage.layout import Repository
 from ..threads.serial_jobs import shielded
-from .ipc import Failed, IpcConnection, IpcConnectionLost
+from .commands import CloseDirectories, Grow, OpenDirectories, Recount, Reserve, Settle
+from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
 
-#: What a worker asks and tells.
-RESERVE, GROW, SETTLE, LOOK_AGAIN = "reserve", "grow", "settle", "look again"
-#: What the parent tells and asks.
-CLOSE, OPEN, KEEP_ACCOUNT = "close fences", "open fences", "keep account"
+T = TypeVar("T")
 
 
 class RemoteQuota:
     """
-    A worker's books: the parent keeps them.
+    A worker's L{resticserver.quota.admission.QuotaBackend}: the parent.
 
-    @ivar active: whether account is kept; the parent says so.
+    @param active: whether the parent counts what is stored.
     """
 
     def __init__(self, ipc: IpcConnection, active: bool) -> None:
         self._ipc = ipc
         self.active = active
 
+    def enable(self) -> None:
+        """The parent counts from now on."""
+        self.active = True
+
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
         """
-        Reserve room for an upload.
+        Reserve quota for an upload.
 
-        @return: the reservation's number; 0 where no account is kept.
-        @raise InsufficientStorage: a quota leaves no room.
-        @raise Unavailable: nothing is known yet, or the parent is gone.
+        @return: the reservation's number; 0 while nothing is counted.
+        @raise InsufficientStorage: a quota would be exceeded.
+        @raise Unavailable: the parent does not know yet, or is gone.
         """
         if not self.active:
             return 0
         waits = True
 
-        def answered(answer: dict[str, Any]) -> dict[str, Any]:
-            if not waits and "number" in answer:
-                # The client is gone, and the parent does not know: nobody else will give back what it has reserved.
-                self._ipc.tell(SETTLE, number=answer["number"], repository=[], cell=0, change=[0, 0])
-            return answer
+        def answered(number: int) -> int:
+            if not waits:
+                # The client is gone and the parent does not know: nothing else gives back what it has reserved.
+                self._ipc.tell(Settle(number, 0, (), Amount()))
+            return number
 
-        asked = self._ipc.ask(
-            RESERVE,
-            user=user,
-            repository=list(target.repository),
-            kind=target.type,
-            name=target.name,
-            size_bytes=size_bytes,
-        ).addCallback(answered)
+        asked = self._ipc.ask(Reserve(user, target.type, target.name, size_bytes, target.repository))
         try:
-            return _admitted(await shielded(asked))
+            return await shielded(asked.addCallback(answered))
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
         except (CancelledError, GeneratorExit):
@@ -76,108 +69,92 @@ class RemoteQuota:
         """
         Reserve more for the same upload.
 
-        @raise InsufficientStorage: a quota leaves no room.
+        @raise InsufficientStorage: a quota would be exceeded.
         @raise Unavailable: the parent is gone.
         """
         try:
-            _admitted(await shielded(self._ipc.ask(GROW, number=number, size_bytes=size_bytes)))
+            await shielded(self._ipc.ask(Grow(number, size_bytes)))
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal has ended."""
         if self.active:
-            self._ipc.tell(SETTLE, number=number, repository=list(repository), cell=cell, change=list(change))
+            self._ipc.tell(Settle(number, cell, repository, change))
 
     def recount(self, repository: Repository) -> None:
-        """So much has changed in a repository that it should be counted."""
-        self._ipc.tell(LOOK_AGAIN, repository=list(repository))
-
-
-def _admitted(answer: dict[str, Any]) -> int:
-    """
-    A reservation's number, of the parent's answer.
-
-    @raise InsufficientStorage: it says so; or C{Unavailable}.
-    """
-    if "number" in answer:
-        return int(answer["number"])
-    if answer["refused"] == InsufficientStorage.__name__:
-        raise InsufficientStorage(answer["reason"], answer["cause"], answer["limit_of"])
-    raise Unavailable(answer["reason"])
+        """Count what is stored in a repository."""
+        self._ipc.tell(Recount(repository))
 
 
 class QuotaRequests:
-    """
-    The parent's side of L{RemoteQuota}.
-
-    @ivar closed: the keys whose fences are closed now.
-    """
+    """The parent's side of L{RemoteQuota}."""
 
     def __init__(self, quota_keeper: QuotaKeeper) -> None:
         self._quota_keeper = quota_keeper
 
-    def commands(self, holder: object) -> dict[str, Callable[..., Any]]:
-        """What a worker may ask and tell."""
+    def handlers(self, worker: object) -> Handlers:
+        """What it takes from a worker."""
         return {
-            RESERVE: partial(self._reserve, holder),
-            GROW: self._grow,
-            SETTLE: self._settle,
-            LOOK_AGAIN: lambda repository: self._quota_keeper.recount(tuple(repository)),
+            Reserve: partial(self._reserve, worker),
+            Grow: self._grow,
+            Settle: self._quota_keeper.settle,
+            Recount: self._quota_keeper.recount,
         }
 
     def _reserve(
-        self, holder: object, user: str | None, repository: list[str], kind: str, name: str, size_bytes: int
-    ) -> Deferred[dict[str, Any]]:
-        target = Target(tuple(repository), Kind.CONFIG if kind == CONFIG else Kind.OBJECT, kind, name)
-        return _answered(self._quota_keeper.reserve(user, target, size_bytes, holder))
+        self, worker: object, user: str | None, repository: Repository, object_type: str, name: str, size_bytes: int
+    ) -> Deferred[int]:
+        target = Target(repository, Kind.CONFIG if object_type == CONFIG else Kind.OBJECT, object_type, name)
+        return Deferred.fromCoroutine(_refused_or(self._quota_keeper.reserve(user, target, size_bytes, worker)))
 
-    def _grow(self, number: int, size_bytes: int) -> Deferred[dict[str, Any]]:
-        return _answered(self._quota_keeper.grow(number, size_bytes))
-
-    def _settle(self, number: int, repository: list[str], cell: int, change: list[int]) -> None:
-        self._quota_keeper.settle(number, tuple(repository), cell, Amount(*change))
+    def _grow(self, number: int, size_bytes: int) -> Deferred[None]:
+        return Deferred.fromCoroutine(_refused_or(self._quota_keeper.grow(number, size_bytes)))
 
 
-def _answered(work: Coroutine[Deferred[Any], Any, int | None]) -> Deferred[dict[str, Any]]:
-    """What becomes of something, as an answer over the wire."""
+async def _refused_or(work: Awaitable[T]) -> T:
+    """What fails for another reason than a quota is not available now."""
+    try:
+        return await work
+    except InsufficientStorage:
+        raise
+    except ServerError as error:
+        raise Unavailable(error.message) from error
 
-    async def answer() -> dict[str, Any]:
-        try:
-            return {"number": await work or 0}
-        except InsufficientStorage as error:
-            name = InsufficientStorage.__name__
-            return {"refused": name, "reason": error.message, "cause": error.cause, "limit_of": error.limit_of}
-        except ServerError as error:
-            return {"refused": Unavailable.__name__, "reason": error.message}
 
-    return Deferred.fromCoroutine(answer())
+class SendsToAll(Protocol):
+    """What L{WorkerDirectoryLocks} needs of L{resticserver.workers.parent.Workers}."""
+
+    def tell_all(self, command: Command) -> None:
+        """Send a command to every worker."""
+
+    async def ask_all(self, question: Question[None]) -> bool:
+        """Ask every worker to do something; whether all that are still there have done it."""
 
 
 class WorkerDirectoryLocks:
     """
-    Those of all workers.
+    The L{resticserver.quota.admission.DirectoryLocks} of all workers.
 
-    @ivar workers: who they are.
     @ivar closed: what is closed now, for workers that begin.
     """
 
-    def __init__(self) -> None:
-        self.workers: AsksAll
+    def __init__(self, workers: SendsToAll) -> None:
+        self._workers = workers
         self.closed: list[Key] = []
 
     async def close(self, keys: list[Key]) -> None:
-        """Let nobody enter, in no worker; what they have booked before is here when all have answered."""
+        """Close directories in every worker. When this is done all that was changed there before is settled."""
         self.closed += keys
         for repository, cells in _by_repository(keys).items():
-            await self.workers.ask_all(CLOSE, repository=list(repository), cells=cells)
+            await self._workers.ask_all(CloseDirectories(cells, repository))
 
     def open(self, keys: list[Key]) -> None:
-        """Let everyone enter."""
-        gone = set(keys)
-        self.closed = [key for key in self.closed if key not in gone]
+        """Open them again."""
+        opened = set(keys)
+        self.closed = [key for key in self.closed if key not in opened]
         for repository, cells in _by_repository(keys).items():
-            self.workers.tell_all(OPEN, repository=list(repository), cells=cells)
+            self._workers.tell_all(OpenDirectories(cells, repository))
 
 
 def _by_repository(keys: list[Key]) -> dict[Repository, list[int]]:
@@ -185,13 +162,3 @@ def _by_repository(keys: list[Key]) -> dict[Repository, list[int]]:
     for repository, cell in keys:
         found.setdefault(repository, []).append(cell)
     return found
-
-
-class AsksAll(Protocol):
-    """What is needed of L{resticserver.workers.parent.Workers}."""
-
-    def tell_all(self, command: str, **arguments: Any) -> None:
-        """Tell every worker something."""
-
-    async def ask_all(self, command: str, **arguments: Any) -> bool:
-        """Ask every worker something, and wait for the answers."""

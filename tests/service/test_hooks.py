@@ -96,7 +96,7 @@ class TellingTests(SynchronousTestCase):
         observes, and the refusals, hear of all.
         """
         told, heard = Events(Clock(), ()), []
-        told.observers.append(heard.append)
+        told.observe(heard.append)
         with capturedLogs() as logged:
             for user, repository, reason in (
                 ("alice", "a", "disk"),

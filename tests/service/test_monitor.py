@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import twisted
-from twisted.internet.defer import CancelledError, Deferred, FirstError, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -29,25 +29,23 @@ from resticserver.quota.ledger import Ledger
 from resticserver.server import ResticServer
 from resticserver.service.logins import PasswordChecker
 from resticserver.service.monitor import (
-    COUNTED,
-    METRICS,
     MISSING_S,
     MOST_POINTS,
     PATIENCE_S,
     Monitoring,
+    Sources,
     gauge,
 )
-from resticserver.service.quota_keeper import LocalGates, QuotaKeeper
+from resticserver.service.quota_keeper import QuotaKeeper
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family
+from resticserver.telemetry.refusals import Refusals
 from resticserver.threads.single_flight import CachedFlight
 from resticserver.web.pages import Answer
-from resticserver.workers.ipc import Failed, IpcConnectionLost
-from resticserver.workers.monitoring import SEND_S, WorkerMonitoring
 
 from ..contract.store import save
 from ..support.certificates import make_certificate
@@ -123,10 +121,14 @@ class MonitoringCase(SynchronousTestCase):
         self.policy = PolicyFile(path, Policy())
         self.policy.load()
 
-    def monitoring(self) -> Monitoring:
+    def monitoring(self, **sources: Any) -> Monitoring:
         """What is tested."""
         books: Any = self.books
-        return Monitoring(self.clock, self.path, self.limit, self.policy, books, self.disk, self.pool, self.gather)
+        if self.gather is not None:
+            sources["gather"] = self.gather
+        return Monitoring(
+            self.clock, Sources(self.path, self.limit, self.policy, **sources), books, self.disk, self.pool
+        )
 
     def answer(self, monitoring: Monitoring) -> Answer:
         """The whole page."""
@@ -159,13 +161,12 @@ class PageTests(MonitoringCase):
 
     def test_parts(self) -> None:
         """What requests did, what others know of, and the server itself, are on one page."""
-        monitoring = self.monitoring()
-        monitoring.tally(PLAIN)
 
         def more() -> Iterator[Family]:
             yield gauge("certain_things", "Certain things", 7)
 
-        monitoring.more.append(more)
+        monitoring = self.monitoring(families=[more])
+        monitoring.tally(PLAIN)
         found = self.found(monitoring)
         key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
         self.assertEqual(1, found[key])
@@ -200,13 +201,12 @@ class PageTests(MonitoringCase):
 
     def test_ready(self) -> None:
         """Whether the server can do its work is a figure too: who scrapes need not ask a second page."""
-        monitoring = self.monitoring()
         reason = ""
 
         async def not_ready() -> str:
             return reason
 
-        monitoring.not_ready = not_ready
+        monitoring = self.monitoring(not_ready=not_ready)
         self.assertEqual(1, self.found(monitoring)[series("rest_server_ready")])
         reason = "the disk is gone"
         self.assertEqual(0, self.found(monitoring)[series("rest_server_ready")])
@@ -222,12 +222,11 @@ class PageTests(MonitoringCase):
 
     def test_volume_gone(self) -> None:
         """The space of whatever file system is in the data directory's place is not told."""
-        monitoring = self.monitoring()
 
         def gone() -> None:
             raise Unavailable("the volume is gone")
 
-        monitoring.check_volume = gone
+        monitoring = self.monitoring(check_volume=gone)
         self.assertNotIn(series("rest_server_disk_free_bytes"), self.found(monitoring))
         self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(monitoring.status())).disk_free_bytes)
 
@@ -276,11 +275,11 @@ class PageTests(MonitoringCase):
         """Requests of all processes together; those of one that has ended are none."""
         monitoring = self.monitoring()
         for worker, number in (("one", 3), ("other", 4)):
-            monitoring.commands(worker)[COUNTED](taken=monitoring.tally.take(), in_flight=number)
+            monitoring.count_in_flight(worker, number)
         self.assertEqual(7, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
-        monitoring.commands("one")[COUNTED](taken=monitoring.tally.take(), in_flight=1)
+        monitoring.count_in_flight("one", 1)
         self.assertEqual(5, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
-        monitoring.in_flight.pop("other")
+        monitoring.process_gone("other")
         self.assertEqual(1, self.found(monitoring)[series("rest_server_http_requests_in_flight")])
 
     def test_gathered_first(self) -> None:
@@ -330,9 +329,8 @@ class PageTests(MonitoringCase):
         for repository in ((), ("alice",), ("alice", "laptop"), ("bob", 'x"\\y')):
             self.store(repository, "snapshots", 10)
             self.ledger.account(repository).last_snapshot_s = 1.5e9
-        monitoring = self.monitoring()
+        monitoring = self.monitoring(families=[lambda: iter((gauge("workers", "Processes that serve", 2),))])
         monitoring.tally(PLAIN)
-        monitoring.more.append(lambda: iter((gauge("workers", "Processes that serve", 2),)))
         self.assertEqual("", complaints(self.answer(monitoring).body))
 
     test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
@@ -443,27 +441,6 @@ def _no_limits() -> Any:
     return Limits()
 
 
-class FakeWire:
-    """A worker's wire; what is told goes to the parent's verbs at once."""
-
-    def __init__(self, commands: dict[str, Callable[..., Any]]) -> None:
-        self._commands = commands
-        self.told = 0
-        self.error: Exception | None = None
-
-    def tell(self, command: str, **arguments: Any) -> None:
-        """Tell the parent."""
-        self.told += 1
-        self._commands[command](**arguments)
-
-    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
-        """Ask the parent."""
-        if self.error is not None:
-            return fail(self.error)
-        answer = self._commands[command](**arguments)
-        return answer if isinstance(answer, Deferred) else succeed(answer)
-
-
 class HungTests(MonitoringCase):
     """A disk that does not answer: what does not need it is told all the same, and it costs one thread."""
 
@@ -538,7 +515,6 @@ class StatusTests(MonitoringCase):
 
     def test_a_fault_is_not_kept(self) -> None:
         """Who asks after a fault is asked for anew."""
-        monitoring = self.monitoring()
         faults: list[Exception] = [RuntimeError("broken")]
 
         async def not_ready() -> str:
@@ -546,7 +522,7 @@ class StatusTests(MonitoringCase):
                 raise faults.pop()
             return ""
 
-        monitoring.not_ready = not_ready
+        monitoring = self.monitoring(not_ready=not_ready)
         failure = self.failureResultOf(Deferred.fromCoroutine(monitoring.status()))
         failure.trap(FirstError)
         self.assertEqual("", self.successResultOf(Deferred.fromCoroutine(monitoring.status())).not_ready)
@@ -566,88 +542,6 @@ class StatusTests(MonitoringCase):
             self.assertLessEqual(len(days), MOST_POINTS + 2)
             self.assertGreaterEqual(len(days), min(number, MOST_POINTS // 2))
             self.assertEqual(days, sorted(set(days)))
-
-
-class WorkersTests(MonitoringCase):
-    """L{WorkerMonitoring} and what the parent makes of it."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.parent = self.monitoring()
-        self.busy = 0
-        self.workers = []
-        for name in ("one", "other"):
-            ipc: Any = FakeWire(self.parent.commands(name))
-            worker = WorkerMonitoring(self.clock, ipc, InlinePool(), lambda: self.busy)
-            worker.startService()
-            self.workers.append((worker, ipc))
-
-    def written(self, text: bytes) -> float:
-        """How many objects were written."""
-        key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
-        return parsed(text).get(key, 0.0)
-
-    def test_sent_now_and_then(self) -> None:
-        """What a worker has counted is with the parent after C{SEND_S}, whether anyone asks or not: then it may be killed."""
-        for worker, _ in self.workers:
-            worker.tally(PLAIN)
-        self.assertEqual(0, self.written(self.answer(self.parent).body))
-        self.clock.advance(SEND_S)
-        self.assertEqual(2, self.written(self.answer(self.parent).body))
-        self.clock.pump([SEND_S] * 5)
-        self.assertEqual(2, self.written(self.answer(self.parent).body))
-
-    def test_sent_at_the_end(self) -> None:
-        """A worker that ends in peace loses nothing, and sends no more."""
-        worker, ipc = self.workers[0]
-        worker.tally(PLAIN)
-        worker.stopService()
-        self.assertEqual(1, self.written(self.answer(self.parent).body))
-        told = ipc.told
-        self.clock.pump([SEND_S] * 3)
-        self.assertEqual(told, ipc.told)
-
-    def test_in_flight(self) -> None:
-        """What is being answered goes with it."""
-        self.busy = 3
-        self.clock.advance(SEND_S)
-        self.assertEqual(6, self.found(self.parent)[series("rest_server_http_requests_in_flight")])
-
-    def test_the_whole_at_any_worker(self) -> None:
-        """Whoever is asked says what the parent says, in the same bytes."""
-
-        async def gather() -> None:
-            for worker, _ in self.workers:
-                worker.send()
-
-        self.parent._gather = gather
-        for worker, _ in self.workers:
-            worker.tally(PLAIN)
-        for worker, _ in self.workers:
-            answer = self.successResultOf(Deferred.fromCoroutine(worker.metrics()))
-            self.assertEqual(2, self.written(answer.body))
-            self.assertEqual(steady(self.answer(self.parent).body), steady(answer.body))
-            self.assertEqual(self.answer(self.parent).content_type, answer.content_type)
-
-    def test_odd_names_on_the_wire(self) -> None:
-        """Any name comes through."""
-        self.workers[0][0].tally(PLAIN._replace(user='al"иса\\'))
-        self.clock.advance(SEND_S)
-        answer = self.successResultOf(Deferred.fromCoroutine(self.workers[1][0].metrics()))
-        key = series("rest_server_blob_write_total", user='al"иса\\', repo="alice/laptop", type="data")
-        self.assertEqual(1, parsed(answer.body)[key])
-
-    def test_no_parent(self) -> None:
-        """Without a parent nobody knows the whole: 503."""
-        worker, ipc = self.workers[0]
-        for error in (IpcConnectionLost("gone"), Failed("broken")):
-            ipc.error = error
-            self.failureResultOf(Deferred.fromCoroutine(worker.metrics()), Unavailable)
-
-    def test_asked(self) -> None:
-        """The parent takes the question under the name that workers use."""
-        text = self.successResultOf(self.parent.commands("one")[METRICS]())
-        self.assertEqual(steady(self.answer(self.parent).body), steady(text.encode()))
 
 
 class LoginsTests(SynchronousTestCase):
@@ -691,7 +585,7 @@ class ServerTests(SynchronousTestCase):
     def found(self, **settings: Any) -> dict[Series, float]:
         """The samples of a server that was not started."""
         server = ResticServer(Settings(str(self.scratch), **settings), Clock())
-        families = [family for more in server.monitoring.more for family in more()]
+        families = [family for more in server.topology.monitoring._sources.families for family in more()]
         self.server = server
         return {
             series(family.name, **dict(zip(family.labels, sample.labels, strict=True))): sample.value
@@ -705,8 +599,8 @@ class ServerTests(SynchronousTestCase):
         tls = {"tls": True, "tls_cert": str(files.certificate), "tls_key": str(files.key)}
         found = self.found(no_auth=True, prometheus=True, **tls)
         key = series("rest_server_certificate_expiry_timestamp_seconds")
-        assert self.server.certificates is not None
-        self.assertEqual(self.server.certificates.not_after.timestamp(), found[key])
+        assert self.server.core.certificates is not None
+        self.assertEqual(self.server.core.certificates.not_after.timestamp(), found[key])
         self.assertTrue(29 * 86400 < found[key] - time.time() < 31 * 86400)
         self.assertNotIn(key, self.found(no_auth=True, prometheus=True))
 
@@ -742,7 +636,7 @@ class AccountsTests(SynchronousTestCase):
             self.store.counting,
             state,
             self.pool,  # type: ignore[arg-type]
-            LocalGates(DirectoryLocks()),
+            DirectoryLocks(),
             in_any_case=True,
         )
         self.addCleanup(state.close)
@@ -815,8 +709,7 @@ class ProcessTests(MonitoringCase):
         """A worker may end at any moment: it is not in the sum, and the CPU does not go back."""
         known = {7: process.Figures(5.0, 0.0, 1, 2, 3, 4), os.getpid(): process.Figures(1.0, 0.0, 10, 20, 30, 40)}
         self.patch(process, "figures_of", known.get)
-        monitoring = self.monitoring()
-        monitoring.worker_pids = lambda: [7]
+        monitoring = self.monitoring(worker_pids=lambda: [7])
         before = self.found(monitoring)
         self.assertEqual((33, 44), (before[series("process_open_fds")], before[series("process_max_fds")]))
         del known[7]
@@ -827,9 +720,10 @@ class ProcessTests(MonitoringCase):
 
     def test_refused_uploads(self) -> None:
         """Each reason has its number from the start, so that an alert sees the first one."""
-        monitoring = self.monitoring()
+        refusals = Refusals()
+        monitoring = self.monitoring(refusals=refusals)
         refused = "rest_server_uploads_refused_total"
         self.assertEqual(5, len([name for name, _ in self.found(monitoring) if name == refused]))
-        monitoring.refusals.add("alice", "alice", "disk", "full")
+        refusals.add("alice", "alice", "disk", "full")
         found = self.found(monitoring)
         self.assertEqual((1, 0), (found[series(refused, reason="disk")], found[series(refused, reason="quota")]))

@@ -4,10 +4,16 @@ Wires between two sides of one test, and a reactor that reads and writes when it
 
 from __future__ import annotations
 
+import json
 import select
 from typing import Any
 
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from resticserver.threads.serial_jobs import shielded
+from resticserver.workers.ipc import Command, Failed, Handlers, Question
 
 
 class StepReactor(Clock):
@@ -47,3 +53,40 @@ class StepReactor(Clock):
             for writer in writable:
                 if writer in self.writers:
                     writer.doWrite()
+
+
+class DirectIpc:
+    """
+    One end of an L{IpcConnection} whose other end is handlers in this process; every message goes through JSON.
+
+    @ivar told: how many commands were sent; C{asked}: how many questions.
+    @ivar error: what every question fails with, if set.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self.told = self.asked = 0
+        self.error: Exception | None = None
+
+    def tell(self, command: Command) -> None:
+        """Send a command."""
+        self.told += 1
+        self._call(command)
+
+    def ask(self, question: Question[Any]) -> Deferred[Any]:
+        """Ask a question; cancelling does not reach the other side."""
+        self.asked += 1
+        if self.error is not None:
+            return fail(self.error)
+        answer = shielded(maybeDeferred(self._call, question))
+        return answer.addCallback(lambda value: json.loads(json.dumps(value))).addErrback(self._failed, question)
+
+    def _call(self, command: Command) -> Any:
+        values = json.loads(json.dumps(command.to_wire()))
+        return self._handlers[type(command)](**command.from_wire(values))
+
+    @staticmethod
+    def _failed(failure: Failure, question: Question[Any]) -> Failure:
+        if failure.check(CancelledError, *question.errors):
+            return failure
+        raise Failed(failure.getErrorMessage())

@@ -18,9 +18,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import __version__
 from resticserver.config.settings import Settings
-from resticserver.workers import child
-from resticserver.workers.child import Connections, Counted, RemoteLog, WorkerProcess
-from resticserver.workers.ipc import Failed, IpcConnection
+from resticserver.errors import StartError
+from resticserver.workers import log
+from resticserver.workers.child import WorkerProcess
+from resticserver.workers.commands import Begin, ConnectionsEnded, LogLine
+from resticserver.workers.connections import Connections, CountingFactory
+from resticserver.workers.ipc import Handlers, IpcConnection
+from resticserver.workers.log import RemoteLog
 
 from ..support.memory import Bench
 from ..support.wires import StepReactor
@@ -44,7 +48,7 @@ class FullReactor(StepReactor):
         self.stopped = True
 
 
-class DistantLogTests(SynchronousTestCase):
+class RemoteLogTests(SynchronousTestCase):
     """L{RemoteLog}."""
 
     def setUp(self) -> None:
@@ -52,8 +56,8 @@ class DistantLogTests(SynchronousTestCase):
         ours, parents = socket.socketpair()
         self.lines: list[tuple[str, str, str]] = []
         self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
-        commands = {"log": lambda level, namespace, text: self.lines.append((level, namespace, text))}
-        self.parent = IpcConnection(self.reactor, parents, "a worker", commands, lambda: None)  # type: ignore[arg-type]
+        handlers: Handlers = {LogLine: lambda level, namespace, text: self.lines.append((level, namespace, text))}
+        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)  # type: ignore[arg-type]
         for ipc in (self.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)
@@ -67,7 +71,8 @@ class DistantLogTests(SynchronousTestCase):
     def test_levels(self) -> None:
         """What the parent would log itself, and no more: ours from info on, others' from warnings on."""
         for debug in (False, True):
-            self.log.debug = debug
+            if debug:
+                self.log.include_debug()
             for namespace in ("resticserver.x", "twisted.internet"):
                 for level in LogLevel.iterconstants():
                     self.logger(namespace).emit(level, "{what}", what=f"{debug} text {{}}")
@@ -102,7 +107,7 @@ class DistantLogTests(SynchronousTestCase):
 
     def test_flood(self) -> None:
         """While the parent is busy only so much waits; how many lines were lost is said later."""
-        self.patch(child, "MOST_LOG_BYTES", 10_000)
+        self.patch(log, "MOST_LOG_BYTES", 10_000)
         for _ in range(2000):
             self.logger().info("x" * 1000)
         self.assertLess(self.ipc.waiting_bytes, 20_000)
@@ -121,8 +126,8 @@ class DistantLogTests(SynchronousTestCase):
         self.assertEqual("to whom it may concern\n", err.getvalue())
 
 
-class CountedTests(SynchronousTestCase):
-    """L{Counted}."""
+class CountingFactoryTests(SynchronousTestCase):
+    """L{CountingFactory}."""
 
     def test_ends(self) -> None:
         """Each protocol's end is counted once, and is the protocol's as before."""
@@ -132,7 +137,7 @@ class CountedTests(SynchronousTestCase):
             def connectionLost(self, reason: Failure = connectionDone) -> None:
                 ends.append("lost")
 
-        counted = Counted(Factory.forProtocol(Ending), lambda: ends.append("counted"))
+        counted = CountingFactory(Factory.forProtocol(Ending), lambda: ends.append("counted"))
         for protocol in [counted.buildProtocol(None) for _ in range(2)]:
             protocol.connectionLost(Failure(ValueError()))
             self.assertEqual(["counted", "lost"], ends)
@@ -148,8 +153,8 @@ class ConnectionsTests(SynchronousTestCase):
         ours, parents = socket.socketpair()
         self.ended: list[int] = []
         self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
-        commands = {"ended": lambda number: self.ended.append(number)}
-        self.parent = IpcConnection(self.reactor, parents, "a worker", commands, lambda: None)  # type: ignore[arg-type]
+        handlers: Handlers = {ConnectionsEnded: lambda number: self.ended.append(number)}
+        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)  # type: ignore[arg-type]
         for ipc in (self.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)
@@ -194,20 +199,9 @@ class WorkerProcessTests(SynchronousTestCase):
     def begin(self, version: str = __version__, **changed: Any) -> str:
         """Tell it to begin; why it cannot."""
         settings = Settings(path=self.mktemp(), no_auth=True, **changed).as_json()
-        answer = self.parent.ask(
-            "begin",
-            version=version,
-            settings=settings,
-            listeners=[],
-            policy=None,
-            reading=0,
-            marker=None,
-            volume_gone=False,
-            keeps_account=False,
-            closed=[],
-        )
+        answer = self.parent.ask(Begin(version, settings, [], None, 0, False, False, None, []))
         self.reactor.pump()
-        return str(self.failureResultOf(answer, Failed).value)
+        return str(self.failureResultOf(answer, StartError).value)
 
     def test_another_version(self) -> None:
         """A package that was updated under a running server is no surprise later."""

@@ -7,17 +7,82 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.errors import InsufficientStorage, Unavailable
+from resticserver.quota.ledger import Account, QuotaExceeded
+from resticserver.sizes import Amount
 from resticserver.workers import ipc
-from resticserver.workers.ipc import Failed, IpcConnection, IpcConnectionLost
+from resticserver.workers.ipc import (
+    Command,
+    Failed,
+    Handlers,
+    IpcConnection,
+    IpcConnectionLost,
+    Question,
+    wired,
+)
 
 from ..support.descriptors import no_descriptors
 from ..support.wires import StepReactor
+
+
+@dataclass(frozen=True)
+class Note(Command):
+    """Something to note."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Take(Command):
+    """Take a descriptor."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Double(Question[int]):
+    """Twice a number."""
+
+    number: Any
+
+
+@dataclass(frozen=True)
+class Slowly(Question[None]):
+    """Answered by a coroutine."""
+
+
+@dataclass(frozen=True)
+class Later(Question[str]):
+    """Answered when the test says so."""
+
+
+@dataclass(frozen=True)
+class Refuse(Question[None]):
+    """Refused, in a way that the question knows or not."""
+
+    known: str = ""
+
+    errors = (InsufficientStorage, Unavailable)
+
+
+@dataclass(frozen=True)
+class Unheard(Question[None]):
+    """Not taken."""
+
+
+@dataclass(frozen=True)
+class Convert(Question[None]):
+    """Fields that JSON does not have."""
+
+    repository: tuple[str, ...] = wired(tuple)
+    change: Amount | None = wired(lambda value: Amount(*value))  # noqa: RUF009
 
 
 class WireTests(SynchronousTestCase):
@@ -32,24 +97,29 @@ class WireTests(SynchronousTestCase):
         async def slowly() -> str:
             return await self.later
 
-        def refuse() -> None:
+        def refuse(known: str) -> None:
+            if known == "quota":
+                raise QuotaExceeded(Account("alice"), "5 bytes", "7 bytes", "5 bytes")
+            if known:
+                raise Unavailable(known)
             raise ValueError("not today")
 
         def take(fd: int, name: str) -> None:
             self.told.append((name, os.get_inheritable(fd), os.read(fd, 100)))
             os.close(fd)
 
-        commands = {
-            "note": lambda **arguments: self.told.append(arguments),
-            "double": lambda number: 2 * number,
-            "slowly": slowly,
-            "later": lambda: self.later,
-            "refuse": refuse,
-            "take": take,
+        handlers: Handlers = {
+            Note: lambda values: self.told.append(values),
+            Double: lambda number: 2 * number,
+            Slowly: lambda: Deferred.fromCoroutine(slowly()),
+            Later: lambda: self.later,
+            Refuse: refuse,
+            Take: take,
+            Convert: lambda **values: self.told.append(values),
         }
         self.ends = socket.socketpair()
         self.one = IpcConnection(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))  # type: ignore[arg-type]
-        self.other = IpcConnection(self.reactor, self.ends[1], "the one", commands, lambda: self.lost.append("other"))  # type: ignore[arg-type]
+        self.other = IpcConnection(self.reactor, self.ends[1], "the one", handlers, lambda: self.lost.append("other"))  # type: ignore[arg-type]
         for end in (self.one, self.other):
             end.start()
             self.addCleanup(end.close)
@@ -57,7 +127,9 @@ class WireTests(SynchronousTestCase):
     def test_tell(self) -> None:
         """What is told arrives, in order, whatever is in it."""
         for number in range(100):
-            self.one.tell("note", number=number, text="ü\0\n" + os.fsdecode(b"\xff"), nothing=None, many=[1, [2.5]])
+            self.one.tell(
+                Note({"number": number, "text": "ü\0\n" + os.fsdecode(b"\xff"), "nothing": None, "many": [1, [2.5]]})
+            )
         self.reactor.pump()
         self.assertEqual(list(range(100)), [told["number"] for told in self.told])
         self.assertEqual(
@@ -67,11 +139,11 @@ class WireTests(SynchronousTestCase):
 
     def test_ask(self) -> None:
         """An answer is what was returned, or will be; several questions may wait for theirs."""
-        first, later, slowly = self.one.ask("double", number=21), self.one.ask("later"), self.one.ask("slowly")
+        first, later, slowly = self.one.ask(Double(number=21)), self.one.ask(Later()), self.one.ask(Slowly())
         self.reactor.pump()
         self.assertEqual(42, self.successResultOf(first))
         self.assertNoResult(later)
-        second = self.one.ask("double", number=2)
+        second = self.one.ask(Double(number=2))
         self.reactor.pump()
         self.assertEqual(4, self.successResultOf(second))
         self.later.callback("at last")
@@ -81,20 +153,39 @@ class WireTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """A question that cannot be answered fails with the reason, also one that nobody knows."""
-        for command, reason in (("refuse", "not today"), ("unheard", "'unheard'")):
-            answer = self.one.ask(command)
+        for question, reason in ((Refuse(), "not today"), (Unheard(), "there is no question Unheard")):
+            answer = self.one.ask(question)
             self.reactor.pump()
             self.assertEqual(reason, str(self.failureResultOf(answer, Failed).value))
-        answer = self.one.ask("double", wrong=1)
+        answer = self.one.ask(Double({}))
         self.reactor.pump()
         self.failureResultOf(answer, Failed)
+
+    def test_errors(self) -> None:
+        """An error of the question is raised as its own class, with all that it says."""
+        answer = self.one.ask(Refuse("quota"))
+        self.reactor.pump()
+        error = self.failureResultOf(answer, InsufficientStorage).value
+        self.assertIs(InsufficientStorage, type(error))
+        words = "quota of 5 bytes for alice exceeded: upload of 7 bytes, 5 bytes left"
+        self.assertEqual((words, "quota", "alice"), (error.message, error.cause, error.limit_of))
+        answer = self.one.ask(Refuse("not now"))
+        self.reactor.pump()
+        self.assertEqual("not now", self.failureResultOf(answer, Unavailable).value.message)
+
+    def test_fields(self) -> None:
+        """Fields of other types than JSON has arrive as they were."""
+        for change in (Amount(5, 1), None):
+            self.one.ask(Convert(("alice", "ü\udcff"), change))
+            self.reactor.pump()
+            self.assertEqual({"repository": ("alice", "ü\udcff"), "change": change}, self.told[-1])
 
     def test_unknown(self) -> None:
         """A message that nobody knows, or whose taker fails, is logged and does no harm."""
         with capturedLogs() as events:
-            self.one.tell("unheard")
-            self.one.tell("refuse")
-            self.one.tell("note", number=1)
+            self.one.tell(Unheard())
+            self.one.tell(Refuse())
+            self.one.tell(Note({"number": 1}))
             self.reactor.pump()
         self.assertEqual(2, len(events))
         self.assertEqual([{"number": 1}], self.told)
@@ -102,7 +193,7 @@ class WireTests(SynchronousTestCase):
 
     def test_who_asked_may_go(self) -> None:
         """An answer that nobody waits for any more does no harm."""
-        answer = self.one.ask("later")
+        answer = self.one.ask(Later())
         self.reactor.pump()
         answer.cancel()
         self.failureResultOf(answer, CancelledError)
@@ -114,8 +205,8 @@ class WireTests(SynchronousTestCase):
         pipes = [os.pipe() for _ in range(20)]
         for number, (reading, writing) in enumerate(pipes):
             os.write(writing, b"%d" % number)
-            self.assertTrue(self.one.hand_over(reading, "take", name=f"pipe {number}"))
-            self.one.tell("note", number=number)
+            self.assertTrue(self.one.hand_over(reading, Take(f"pipe {number}")))
+            self.one.tell(Note({"number": number}))
         self.reactor.pump()
         wanted: list[Any] = []
         for number in range(20):
@@ -129,11 +220,11 @@ class WireTests(SynchronousTestCase):
         """Nothing blocks: what the other does not take waits, in order; a descriptor is not even begun to be sent."""
         count = 0
         while not self.one.waiting_bytes:
-            self.one.tell("note", number=count, text="x" * 10_000)
+            self.one.tell(Note({"number": count, "text": "x" * 10_000}))
             count += 1
-        self.one.tell("note", number=count)
+        self.one.tell(Note({"number": count}))
         before = self.one.waiting_bytes
-        self.assertFalse(self.one.hand_over(0, "take", name="x"))
+        self.assertFalse(self.one.hand_over(0, Take("x")))
         self.assertEqual(before, self.one.waiting_bytes)
         self.reactor.pump()
         self.assertEqual(list(range(count + 1)), [told["number"] for told in self.told])
@@ -143,7 +234,7 @@ class WireTests(SynchronousTestCase):
         """As many are sent as the other may have, and the next is refused instead of waited for."""
         sent = 0
         with open(os.devnull, "rb") as file:
-            while self.one.hand_over(file.fileno(), "take", name="null"):
+            while self.one.hand_over(file.fileno(), Take("null")):
                 sent += 1
         self.assertGreater(sent, 10)
         self.reactor.pump()
@@ -155,14 +246,14 @@ class WireTests(SynchronousTestCase):
         as they were sent.
         """
         taken: list[Any] = []
-        self.other._commands = {"take": lambda fd, name: taken.append((name, fd))}
+        self.other.handle({Take: lambda fd, name: taken.append((name, fd))})
         with open(os.devnull, "rb") as file:
             for name in ("one", "two"):
-                self.assertTrue(self.one.hand_over(file.fileno(), "take", name=name))
+                self.assertTrue(self.one.hand_over(file.fileno(), Take(name)))
             with no_descriptors():
                 self.other.doRead()
                 self.other.doRead()
-            self.assertTrue(self.one.hand_over(file.fileno(), "take", name="three"))
+            self.assertTrue(self.one.hand_over(file.fileno(), Take("three")))
         self.reactor.pump()
         self.assertEqual([("one", -1), ("two", -1)], taken[:2])
         name, fd = taken[2]
@@ -173,18 +264,18 @@ class WireTests(SynchronousTestCase):
     def test_large(self) -> None:
         """A policy file of some size fits; what is longer than any message may be is refused before it is sent."""
         text = "ü" * 1_000_000
-        self.one.tell("note", text=text)
+        self.one.tell(Note({"text": text}))
         self.reactor.pump()
         self.assertEqual([{"text": text}], self.told)
         self.patch(ipc, "MOST_BYTES", 1000)
-        self.assertRaises(ValueError, self.one.tell, "note", text=text)
-        self.one.tell("note", text="short")
+        self.assertRaises(ValueError, self.one.tell, Note({"text": text}))
+        self.one.tell(Note({"text": "short"}))
         self.reactor.pump()
         self.assertEqual({"text": "short"}, self.told[1])
 
     def test_in_pieces(self) -> None:
         """Frames may come in any pieces."""
-        frames = b"".join(ipc._frame({"tell": "note", "with": {"number": number}}) for number in range(3))
+        frames = b"".join(ipc._frame({"tell": "Note", "with": {"values": {"number": number}}}) for number in range(3))
         for byte in frames:
             self.ends[0].send(bytes([byte]))
             self.reactor.pump()
@@ -199,24 +290,24 @@ class WireTests(SynchronousTestCase):
 
     def test_lost(self) -> None:
         """When the other side is gone questions fail, now and later, and messages are for nobody."""
-        waiting = self.one.ask("later")
+        waiting = self.one.ask(Later())
         self.reactor.pump()
         self.other.close()
         self.reactor.pump()
         self.failureResultOf(waiting, IpcConnectionLost)
-        self.failureResultOf(self.one.ask("double", number=1), IpcConnectionLost)
-        self.one.tell("note", number=1)
-        self.assertFalse(self.one.hand_over(0, "take", name="x"))
+        self.failureResultOf(self.one.ask(Double(number=1)), IpcConnectionLost)
+        self.one.tell(Note({"number": 1}))
+        self.assertFalse(self.one.hand_over(0, Take("x")))
         self.assertEqual((["one"], set()), (self.lost, self.reactor.readers))
 
     def test_last_words(self) -> None:
         """What was said before the end is heard, also by who found out first that nobody listens any more."""
-        self.one._commands = {"note": lambda **arguments: self.told.append(arguments)}
+        self.one.handle({Note: lambda values: self.told.append(values)})
         for number in range(3):
-            self.other.tell("note", number=number)
+            self.other.tell(Note({"number": number}))
         self.other.close()
         for number in range(3):
-            self.one.tell("note", number=number)
+            self.one.tell(Note({"number": number}))
         self.assertEqual([], self.lost)
         self.one.read_all()
         self.assertEqual([0, 1, 2], [told["number"] for told in self.told])
@@ -225,8 +316,8 @@ class WireTests(SynchronousTestCase):
     def test_flush(self) -> None:
         """Before a process ends it waits until what it had to say is taken; but not for ever."""
         while not self.one.waiting_bytes:
-            self.one.tell("note", text="x" * 10_000)
+            self.one.tell(Note({"text": "x" * 10_000}))
         self.one.flush(0.01)
         self.assertEqual(0, self.one.waiting_bytes)
-        self.one.tell("note", text="to nobody")
+        self.one.tell(Note({"text": "to nobody"}))
         self.one.flush(0.01)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -17,7 +18,21 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import StartError
 from resticserver.net import listeners
 from resticserver.workers import parent
-from resticserver.workers.ipc import IpcConnection
+from resticserver.workers.commands import (
+    Abort,
+    Begin,
+    ConnectionsEnded,
+    LogLine,
+    Ping,
+    ReadCertificates,
+    Recount,
+    ReopenLog,
+    Retire,
+    Serve,
+    Stop,
+    UsersChanged,
+)
+from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.parent import Workers
 
 from ..support.wires import StepReactor
@@ -35,18 +50,18 @@ class FakeProcess:
         self.kills: list[str] = []
         self.mute = False
         self.began: Deferred[None] | None = None
-        commands = {
-            "begin": self.begin,
-            "ping": lambda: Deferred() if self.mute else None,
-            "serve": lambda fd, listener: (os.close(fd), self.connections.append(listener)),
-            "reread": lambda value: self.told.append(f"reread {value}"),
-            "fail": lambda: 1 // 0,
+        handlers: Handlers = {
+            Begin: self.begin,
+            Ping: lambda: Deferred() if self.mute else None,
+            Serve: lambda fd, listener: (os.close(fd), self.connections.append(listener)),
+            UsersChanged: lambda reading: self.told.append(f"users {reading}"),
+            ReadCertificates: lambda: 1 // 0,
             **{
-                command: (lambda command=command: self.told.append(command))
-                for command in ("stop", "abort", "retire", "reopen")
+                command: partial(self.told.append, command.__name__.lower())
+                for command in (Stop, Abort, Retire, ReopenLog)
             },
         }
-        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", commands, lambda: None)  # type: ignore[arg-type]
+        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", handlers, lambda: None)  # type: ignore[arg-type]
         self.ipc.start()
 
     def begin(self, **known: Any) -> Deferred[None] | None:
@@ -80,7 +95,7 @@ class FakeProcesses(StepReactor):
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: dict[int, Any]) -> None:
         """Twisted's call."""
         protocol.ended_already = False
-        process = FakeProcess(self, protocol, childFDs[parent.WIRE_FD], args[-1])
+        process = FakeProcess(self, protocol, childFDs[parent.IPC_FD], args[-1])
         if self.slowly:
             process.began = Deferred()
         self.processes.append(process)
@@ -97,16 +112,18 @@ class WorkersTests(SynchronousTestCase):
         self.reactor = FakeProcesses()
         self.heard: list[Any] = []
         self.state = 1
-        self.workers = Workers(
-            self.reactor, ("127.0.0.1:0",), 2, lambda: {"state": self.state}, lambda worker: {"hear": self.hear}, 30.0
-        )
+        self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, self.begin, lambda worker: {Recount: self.hear}, 30.0)
         self.workers.startService()
         self.reactor.pump()
         self.one, self.two = self.reactor.processes
         self.addCleanup(self.clean_up)
 
+    def begin(self, listeners: list[str | None]) -> Begin:
+        """The first message; C{reading} counts the test's states."""
+        return Begin("1", {}, listeners, None, self.state, False, False, None, [])
+
     def hear(self, **arguments: Any) -> None:
-        """A verb of the server's."""
+        """A command of the server's."""
         self.heard.append(arguments)
 
     def clean_up(self) -> None:
@@ -137,20 +154,20 @@ class WorkersTests(SynchronousTestCase):
 
     def test_beginning(self) -> None:
         """Each worker is told what holds when it begins, a later one what holds then."""
-        self.assertEqual([1, 1], [process.known["state"] for process in self.reactor.processes])
+        self.assertEqual([1, 1], [process.known["reading"] for process in self.reactor.processes])
         self.assertEqual(["127.0.0.1:0"], self.one.known["listeners"])
         self.state = 2
         with capturedLogs():
             self.one.end(signal=9)
             self.reactor.pump()
-        self.assertEqual((2, 1), (self.reactor.processes[2].known["state"], self.reactor.processes[2].number))
+        self.assertEqual((2, 1), (self.reactor.processes[2].known["reading"], self.reactor.processes[2].number))
 
-    def test_verbs(self) -> None:
+    def test_commands(self) -> None:
         """What the server takes from its workers is taken from each."""
         for process in self.reactor.processes:
-            process.ipc.tell("hear", number=process.number)
+            process.ipc.tell(Recount((str(process.number),)))
         self.reactor.pump()
-        self.assertCountEqual([{"number": 1}, {"number": 2}], self.heard)
+        self.assertCountEqual([{"repository": ("1",)}, {"repository": ("2",)}], self.heard)
 
     # --- connections
 
@@ -158,7 +175,7 @@ class WorkersTests(SynchronousTestCase):
         """In turn; and where connections have ended, there the next ones go."""
         self.connect(5)
         self.assertEqual([3, 2], self.shares())
-        self.two.ipc.tell("ended", number=2)
+        self.two.ipc.tell(ConnectionsEnded(2))
         self.reactor.pump()
         self.connect(3)
         self.assertEqual([3, 5], self.shares())
@@ -166,12 +183,12 @@ class WorkersTests(SynchronousTestCase):
     def test_one_that_is_behind(self) -> None:
         """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
         self.reactor.removeReader(self.one.ipc)
-        while self.workers._places[1].ipc.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        while self.workers._places[1].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
             pass
         self.connect(4)
         self.assertEqual(4, self.shares()[1])
         self.reactor.removeReader(self.two.ipc)
-        while self.workers._places[2].ipc.hand_over(0, "serve", listener=0):  # type: ignore[union-attr]
+        while self.workers._places[2].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
             pass
         self.connect(3)
         self.assertEqual(1, len(self.workers._offers))
@@ -295,7 +312,7 @@ class WorkersTests(SynchronousTestCase):
     def test_log(self) -> None:
         """A line keeps its level, its name and its text, whatever that looks like."""
         with capturedLogs() as events:
-            self.one.ipc.tell("log", level="warn", namespace="resticserver.x", text="a {brace}\nand a line")
+            self.one.ipc.tell(LogLine("warn", "resticserver.x", "a {brace}\nand a line"))
             self.reactor.pump()
         ((event),) = events
         self.assertEqual(("warn", "resticserver.x"), (event["log_level"].name, event["log_namespace"]))
@@ -306,10 +323,10 @@ class WorkersTests(SynchronousTestCase):
         with capturedLogs() as events:
             for text in ("no volume", "no volume", "back", "back", "no volume"):
                 for process in (self.one, self.two):
-                    process.ipc.tell("log", level="info", namespace="resticserver.storage.volume", text=text)
+                    process.ipc.tell(LogLine("info", "resticserver.storage.volume", text))
                 self.reactor.pump()
             for process in (self.one, self.two):
-                process.ipc.tell("log", level="info", namespace="resticserver.storage.local", text="both")
+                process.ipc.tell(LogLine("info", "resticserver.storage.local", "both"))
             self.reactor.pump()
         self.assertEqual(["no volume", "back", "no volume", "both", "both"], self.said(events))
 
@@ -317,13 +334,13 @@ class WorkersTests(SynchronousTestCase):
 
     def test_ask_all(self) -> None:
         """Done when all have done it; who has died meanwhile need not."""
-        done = Deferred.fromCoroutine(self.workers.ask_all("reread", value=7))
+        done = Deferred.fromCoroutine(self.workers.ask_all(UsersChanged(7)))
         self.assertNoResult(done)
         self.reactor.pump()
         self.assertTrue(self.successResultOf(done))
-        self.assertEqual((["reread 7"], ["reread 7"]), (self.one.told, self.two.told))
+        self.assertEqual((["users 7"], ["users 7"]), (self.one.told, self.two.told))
         with capturedLogs():
-            done = Deferred.fromCoroutine(self.workers.ask_all("reread", value=8))
+            done = Deferred.fromCoroutine(self.workers.ask_all(UsersChanged(8)))
             self.one.end(signal=9)
             self.reactor.pump()
         self.assertTrue(self.successResultOf(done))
@@ -331,7 +348,7 @@ class WorkersTests(SynchronousTestCase):
     def test_ask_all_fails(self) -> None:
         """Who cannot do it says so, by name."""
         with capturedLogs() as events:
-            done = Deferred.fromCoroutine(self.workers.ask_all("fail"))
+            done = Deferred.fromCoroutine(self.workers.ask_all(ReadCertificates()))
             self.reactor.pump()
         self.assertFalse(self.successResultOf(done))
         self.assertEqual("worker 1 (process 1000): integer division or modulo by zero", sorted(self.said(events))[0])
@@ -440,7 +457,7 @@ class WorkersTests(SynchronousTestCase):
     def test_lines_come_before_the_end(self) -> None:
         """What a worker said last is heard."""
         with capturedLogs() as events:
-            self.one.ipc.tell("log", level="error", namespace="resticserver.x", text="last words")
+            self.one.ipc.tell(LogLine("error", "resticserver.x", "last words"))
             self.one.end(status=3)
             self.reactor.pump()
         self.assertEqual("last words", self.said(events)[0])

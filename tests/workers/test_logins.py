@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,46 +16,21 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.access.htpasswd import Htpasswd
 from resticserver.access.throttle import Login, Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
-from resticserver.service import logins
 from resticserver.service.logins import PasswordChecker
-from resticserver.threads.serial_jobs import shielded
 from resticserver.workers import logins as remembering
 from resticserver.workers.ipc import Failed, IpcConnectionLost
-from resticserver.workers.logins import RemotePasswordChecker
+from resticserver.workers.logins import LoginRequests, RemotePasswordChecker
 
 from ..support.memory import HeldPool, InlinePool
+from ..support.wires import DirectIpc
 
 ALICE = Login("alice", b"s\xe9cret", "192.0.2.1", False, False)
 KNOWN = ALICE._replace(known=True)
 WRONG = ALICE._replace(password=b"wrong")
 
 
-class AskedWire:
-    """The wire to a parent; questions are counted."""
-
-    def __init__(self, check: PasswordChecker) -> None:
-        self._judge = check
-        self.asked = 0
-        self.error: Exception | None = None
-
-    def ask(self, command: str, **arguments: Any) -> Deferred[Any]:
-        """The parent's answer."""
-        assert command == logins.ASK
-        self.asked += 1
-        if self.error is not None:
-            return fail(self.error)
-        answer = Deferred.fromCoroutine(self._judge.answer(**json.loads(json.dumps(arguments))))
-        # As on the real wire, whoever asked cannot cancel what the parent does.
-        return shielded(answer).addCallback(lambda value: json.loads(json.dumps(value)))
-
-    def tell(self, command: str, **arguments: Any) -> None:
-        """The worker's word."""
-        assert command == logins.WITHDRAW
-        self._judge.withdraw(**json.loads(json.dumps(arguments)))
-
-
-class DistantJudgeTests(SynchronousTestCase):
-    """L{RemotePasswordChecker} and L{PasswordChecker.answer}."""
+class RemotePasswordCheckerTests(SynchronousTestCase):
+    """L{RemotePasswordChecker} and L{LoginRequests}."""
 
     def setUp(self) -> None:
         """A user alice, a parent and a worker."""
@@ -73,7 +46,8 @@ class DistantJudgeTests(SynchronousTestCase):
     def start(self) -> None:
         """A parent that checks passwords in the pool, and a worker."""
         self.parents = PasswordChecker(self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock)
-        self.ipc = AskedWire(self.parents)
+        self.requests = LoginRequests(self.parents)
+        self.ipc = DirectIpc(self.requests.handlers())
         self.check = RemotePasswordChecker(self.ipc, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]
 
     @staticmethod
@@ -175,11 +149,11 @@ class DistantJudgeTests(SynchronousTestCase):
         gone.cancel()
         self.failureResultOf(gone, CancelledError)
         self.assertEqual(1, len(self.parents._queue))
-        self.parents.withdraw("no such question")
+        self.requests._withdraw("no such question")
         self.pool.release(2)
         self.successResultOf(stays)
         self.failureResultOf(busy, Unauthorized)
-        self.assertEqual((1, {}), (self.parents.failures, self.parents._asked))
+        self.assertEqual((1, {}), (self.parents.failures, self.requests._asked))
 
     def test_no_parent(self) -> None:
         """Without a parent passwords cannot be checked; what is known is known."""

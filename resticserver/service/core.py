@@ -1,0 +1,172 @@
+"""
+What a server has once, whatever number of processes serve: the state file, the store, users, rules, certificates, events.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from ..access.htpasswd import Htpasswd
+from ..access.policy import Policy
+from ..access.policyfile import PolicyFile
+from ..access.throttle import Throttle
+from ..config.settings import Settings
+from ..errors import StartError
+from ..telemetry.metrics import Family, Kind, Sample, Tally
+from ..threads.pools import JobPool
+from .frontend import PAGE_THREADS, make_certificates, make_policy, make_state, make_store
+from .hooks import Events
+from .integrity import EventEffects
+from .logins import PasswordChecker
+from .monitor import Monitoring, Sources, gauge
+from .quota_keeper import ClosesDirectories, QuotaKeeper
+from .readiness import Readiness
+
+#: Password checks at once, and as many of guesses besides. Each is a core's full work. Guesses stand back for transfers: a flood
+#: of them gets half the cores at most, and of those only what transfers leave.
+PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
+GUESSES_NICE = 19
+#: Repositories are counted one after the other; some more for the state file, and for what an upload waits for.
+COUNTING_THREADS = 4
+
+
+class Core:
+    """
+    The parts, made from settings. No file is opened for writing and no thread is started.
+
+    @param reactor: the real one.
+    @ivar policy: the rules: those of the file if there is one, else those of the flags.
+    @ivar password_checker: C{None} without passwords.
+    @ivar counting: the pool for the state file and for counting what is stored; C{pages}: the pool in which pages are made.
+    @raise StartError: a file that the settings name cannot be used.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        self.settings = settings
+        self.reactor = reactor
+        self.state = make_state(settings)
+        self.store = make_store(settings, self.state)
+        self.store.volume.known = self.state.marker()
+        self.htpasswd = self._users()
+        flags, self.policy_file = make_policy(settings)
+        if self.policy_file is not None:
+            self.policy_file.load()
+        self.policy: Policy | PolicyFile = self.policy_file or flags
+        self.certificates = make_certificates(settings)
+        self.events = Events(reactor, settings.on_event)
+        self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
+        self.guesses = JobPool(reactor, "guesses", PASSWORD_THREADS, GUESSES_NICE)
+        self.password_checker = self._password_checker()
+        self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
+        self.pages = JobPool(reactor, "pages", PAGE_THREADS)
+        self.tally = Tally()
+        _check_profile(settings.cpu_profile)
+
+    @property
+    def connection_creator(self) -> Any:
+        """For listeners with TLS; C{None} without."""
+        return self.certificates.creator if self.certificates is not None else None
+
+    def _users(self) -> Htpasswd | None:
+        if not self.settings.passwords:
+            return None
+        htpasswd = Htpasswd(self.settings.htpasswd_path, self.reactor.seconds)
+        htpasswd.load(self._users_are_missing)
+        return htpasswd
+
+    def _users_are_missing(self) -> bool:
+        """
+        Whether the htpasswd file is on a data volume that is not mounted. It is read when the volume is back; until then logins
+        are answered 503.
+        """
+        if not os.path.abspath(self.settings.htpasswd_path).startswith(f"{self.store.path}/"):
+            return False
+        try:
+            return self.store.volume.is_missing()
+        except OSError:
+            return False
+
+    def _password_checker(self) -> PasswordChecker | None:
+        if self.htpasswd is None:
+            return None
+        throttle = Throttle(self.settings.auth_failures, self.reactor.seconds)
+        tell = self.events.tell_now_and_then
+        pools = (self.passwords, self.guesses)
+        return PasswordChecker(self.htpasswd, *pools, throttle, self.reactor, tell, PASSWORD_THREADS)
+
+    def make_quota_keeper(self, directory_locks: ClosesDirectories) -> QuotaKeeper:
+        """The quotas of the whole server."""
+        settings = self.settings
+        return QuotaKeeper(
+            self.reactor,
+            settings.limit,
+            self.policy,
+            self.store.counting,
+            self.state,
+            self.counting,
+            directory_locks,
+            in_any_case=settings.metrics,
+        )
+
+    def make_monitoring(
+        self,
+        quota_keeper: QuotaKeeper,
+        readiness: Readiness,
+        disk: JobPool,
+        gather: Callable[[], Coroutine[Deferred[Any], Any, object]],
+        worker_pids: Callable[[], list[int]] | None = None,
+        families: Callable[[], Iterator[Family]] | None = None,
+    ) -> Monitoring:
+        """The metrics and the status of the whole server (L{Sources} describes the last three)."""
+        certificates = self.certificates
+        sources = Sources(
+            self.settings.path,
+            self.settings.limit,
+            quota_keeper.quotas,
+            self.tally,
+            self.events.refusals,
+            self.store.volume.check,
+            readiness.look,
+            lambda: certificates.not_after if certificates is not None else None,
+            gather,
+            worker_pids,
+            (self._families, self.events.families, *((families,) if families is not None else ())),
+        )
+        monitoring = Monitoring(self.reactor, sources, quota_keeper, self.counting, self.pages)
+        self.events.observe(EventEffects(monitoring, self.store, quota_keeper, disk).take)
+        return monitoring
+
+    def _families(self) -> Iterator[Family]:
+        if self.password_checker is not None:
+            for name, help_, value in (
+                (
+                    "rest_server_auth_failures",
+                    "Logins with a wrong password or an unknown user",
+                    self.password_checker.failures,
+                ),
+                (
+                    "rest_server_auth_lockouts",
+                    "How often an address was refused from then on",
+                    self.password_checker.lockouts,
+                ),
+            ):
+                yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+        if self.certificates is not None:
+            yield gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When the TLS certificate ends, in seconds since 1970",
+                self.certificates.not_after.timestamp(),
+            )
+
+
+def _check_profile(path: str | None) -> None:
+    if not path:
+        return
+    if os.path.isdir(path):
+        raise StartError(f"--cpu-profile: cannot write {path}: it is a directory")
+    if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        raise StartError(f"--cpu-profile: cannot write {path}: there is no such directory, or it may not be written")

@@ -1,0 +1,36 @@
+"""
+Warns when the TLS certificate ends soon.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, succeed
+
+from ..dates import date_text
+from ..telemetry.events import Event, EventKind
+from .hooks import Events
+from .reloading import Repeated
+
+if TYPE_CHECKING:
+    from ..net.tls import ReloadingCertificates
+
+#: How often the date is looked at, and what is soon.
+EXPIRY_INTERVAL_S = 86_400.0
+EXPIRY_DAYS = 14
+
+
+def expiry_watch(reactor: Any, certificates: ReloadingCertificates, events: Events) -> Repeated:
+    """A service that sends an event each day from two weeks before the end on."""
+
+    def look() -> Deferred[None]:
+        left = certificates.not_after - datetime.now(UTC)
+        if left < timedelta(days=EXPIRY_DAYS):
+            until = date_text(certificates.not_after.timestamp())
+            message = f"the TLS certificate {'ends' if left > timedelta() else 'has ended'} on {until}"
+            events.tell_now_and_then(Event(EventKind.CERTIFICATE, message, details={"not_after": until}), until)
+        return succeed(None)
+
+    return Repeated("certificate's end", reactor, EXPIRY_INTERVAL_S, look, now=True)

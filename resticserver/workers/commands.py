@@ -1,0 +1,260 @@
+"""
+All messages between the parent and its workers: name, fields, answer, and errors. How they travel: L{resticserver.workers.ipc}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Forbidden, InsufficientStorage, StartError, Unauthorized, Unavailable
+from ..quota.admission import Key
+from ..sizes import Amount
+from ..storage.layout import Repository
+from ..telemetry.events import Event
+from .ipc import Command, Question, wired
+
+
+def _repository() -> Any:
+    return wired(tuple)
+
+
+def _bytes() -> Any:
+    return wired(lambda text: text.encode("latin-1"), lambda value: value.decode("latin-1"))
+
+
+# --- both ways
+
+
+@dataclass(frozen=True)
+class MarkerFound(Command):
+    """The volume's marker was seen for the first time: from now on every process notices when it is missing."""
+
+    marker: bytes = _bytes()
+
+
+# --- from the parent
+
+
+@dataclass(frozen=True)
+class Begin(Question[None]):
+    """
+    Start to serve: the first message to a worker.
+
+    @ivar version: of the parent's code.
+    @ivar settings: L{Settings.as_json}.
+    @ivar listeners: for each of the parent's sockets its C{--listen} address, C{None} for an inherited one.
+    @ivar policy: the text of the policy file.
+    @ivar reading: which reading of the users the parent has.
+    @ivar volume_gone: whether the parent misses the volume, and has logged that.
+    @ivar quota_active: whether the parent counts what is stored.
+    @ivar marker: of the volume, if known.
+    @ivar locked: the directories in which nothing may be changed now.
+    """
+
+    version: str
+    settings: dict[str, Any]
+    listeners: list[str | None]
+    policy: str | None
+    reading: int
+    volume_gone: bool
+    quota_active: bool
+    marker: bytes | None = _bytes()
+    locked: list[Key] = wired(lambda keys: [(tuple(repository), cell) for repository, cell in keys])
+
+    errors = (StartError,)
+
+
+@dataclass(frozen=True)
+class Serve(Command):
+    """Serve a connection, whose descriptor comes with this."""
+
+    listener: int
+
+
+@dataclass(frozen=True)
+class Ping(Question[None]):
+    """Answer."""
+
+
+@dataclass(frozen=True)
+class Retire(Command):
+    """Another worker has this one's place: end when no connection is left."""
+
+
+@dataclass(frozen=True)
+class Stop(Command):
+    """Give transfers their time, then end."""
+
+
+@dataclass(frozen=True)
+class Abort(Command):
+    """End all connections now."""
+
+
+@dataclass(frozen=True)
+class ReopenLog(Command):
+    """Open the access log by its name again."""
+
+
+@dataclass(frozen=True)
+class UsersChanged(Question[None]):
+    """The parent has read the users again: what was right before is to be asked for again."""
+
+    reading: int
+
+
+@dataclass(frozen=True)
+class PolicyChanged(Question[None]):
+    """The parent has read the policy file again."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ReadCertificates(Question[None]):
+    """Read the certificates again."""
+
+    errors = (StartError,)
+
+
+@dataclass(frozen=True)
+class CloseDirectories(Question[None]):
+    """Let nothing be changed in these directories, and answer when no change is under way."""
+
+    cells: list[int]
+    repository: Repository = _repository()
+
+
+@dataclass(frozen=True)
+class OpenDirectories(Command):
+    """Let these directories be changed again."""
+
+    cells: list[int]
+    repository: Repository = _repository()
+
+
+@dataclass(frozen=True)
+class EnableQuota(Question[None]):
+    """There are limits now: report what is stored and removed from now on."""
+
+
+@dataclass(frozen=True)
+class SendCounts(Question[None]):
+    """Send L{Counts} now."""
+
+
+# --- from a worker
+
+
+@dataclass(frozen=True)
+class LogLine(Command):
+    """A line of the worker's diagnostics."""
+
+    level: str
+    namespace: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ConnectionsEnded(Command):
+    """So many connections have ended since the last such message."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class EventHappened(Command):
+    """An event, for the log, the metrics and C{--on-event}."""
+
+    event: Event = wired(lambda values: Event.from_wire(**values), Event.on_the_wire)
+
+
+@dataclass(frozen=True)
+class CheckLogin(Question[tuple[float, int]]):
+    """
+    Is this login right? The answer: for how many seconds it may be believed, and by which reading of the users.
+
+    @ivar number: for L{WithdrawLogin}.
+    @ivar trusted: whether the address is a trusted proxy's; C{known}: whether the connection was logged in so before.
+    """
+
+    number: str
+    user: str
+    address: str
+    trusted: bool
+    known: bool
+    password: bytes = _bytes()
+
+    errors = (Unauthorized, Forbidden, Unavailable)
+
+
+@dataclass(frozen=True)
+class WithdrawLogin(Command):
+    """The client of that question is gone."""
+
+    number: str
+
+
+@dataclass(frozen=True)
+class Reserve(Question[int]):
+    """
+    Reserve quota for an upload (L{resticserver.quota.admission.QuotaBackend.reserve}). The answer is the reservation's number.
+    """
+
+    user: str | None
+    object_type: str
+    name: str
+    size_bytes: int
+    repository: Repository = _repository()
+
+    errors = (InsufficientStorage, Unavailable)
+
+
+@dataclass(frozen=True)
+class Grow(Question[None]):
+    """Reserve more for the same upload."""
+
+    number: int
+    size_bytes: int
+
+    errors = (InsufficientStorage, Unavailable)
+
+
+@dataclass(frozen=True)
+class Settle(Command):
+    """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
+
+    number: int
+    cell: int
+    repository: Repository = _repository()
+    change: Amount = wired(lambda value: Amount(*value))
+
+
+@dataclass(frozen=True)
+class Recount(Command):
+    """Count what is stored in a repository."""
+
+    repository: Repository = _repository()
+
+
+@dataclass(frozen=True)
+class Counts(Command):
+    """What was counted for the metrics since the last such message (L{resticserver.telemetry.metrics.Tally.take})."""
+
+    taken: dict[str, Any]
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class GetMetrics(Question[str]):
+    """All metrics of the server, as text."""
+
+    errors = (Unavailable,)
+
+
+@dataclass(frozen=True)
+class GetStatus(Question[str]):
+    """The status of the server, as JSON."""
+
+    errors = (Unavailable,)

@@ -1,0 +1,148 @@
+"""
+The server with C{--workers}: this process is the parent, which has the sockets, the users and the quotas; its workers serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from twisted.internet.defer import Deferred
+
+from .. import __version__
+from ..service.core import Core
+from ..service.frontend import closes_idle
+from ..service.integrity import SizeChanges
+from ..service.monitor import gauge
+from ..service.readiness import Readiness
+from ..service.reloading import Reloads
+from ..telemetry.metrics import Family
+from ..threads.pools import JobPool
+from ..threads.single_flight import ended_within
+from .commands import (
+    Begin,
+    EnableQuota,
+    EventHappened,
+    MarkerFound,
+    PolicyChanged,
+    ReadCertificates,
+    ReopenLog,
+    SendCounts,
+    UsersChanged,
+)
+from .ipc import Handlers
+from .logins import LoginRequests
+from .monitoring import MonitoringRequests
+from .parent import LAST_WORDS_S, Workers
+from .quota import QuotaRequests, WorkerDirectoryLocks
+
+#: The parent reads only its own files again, one after the other, and looks after the state file.
+FILE_THREADS = 4
+#: How long workers may take to send their counts.
+COUNT_TIMEOUT_S = 2.0
+
+
+class MultiProcess:
+    """
+    L{resticserver.service.topology.Topology}: this process and its workers.
+
+    @param announcing: called before the first line that says that the server is there.
+    """
+
+    stop_s = LAST_WORDS_S
+
+    def __init__(self, core: Core, announcing: Callable[[], object]) -> None:
+        self._core = core
+        settings, reactor = core.settings, core.reactor
+        self.front = self._workers = Workers(
+            reactor,
+            settings.listen,
+            settings.workers,
+            self._begin,
+            self._handlers,
+            settings.shutdown_timeout_s,
+            self._worker_gone,
+        )
+        self.front.announcing = announcing
+        self._directory_locks = WorkerDirectoryLocks(self._workers)
+        self.quota_keeper = core.make_quota_keeper(self._directory_locks)
+        self.disk = JobPool(reactor, "files", FILE_THREADS)
+        core.store.on_size_change = SizeChanges(reactor, self.disk, core.store, core.events.tell).take
+        self.readiness = Readiness(reactor, core.store, self.disk)
+        self.monitoring = core.make_monitoring(
+            self.quota_keeper, self.readiness, self.disk, self._gather, self._workers.pids, self._families
+        )
+        self._quota_requests = QuotaRequests(self.quota_keeper)
+        self._monitoring_requests = MonitoringRequests(reactor, self.monitoring, core.pages)
+        self._login_requests = LoginRequests(core.password_checker) if core.password_checker is not None else None
+        self.services = [self.disk, core.pages, closes_idle(core.state, self.disk, reactor)]
+
+    # --- one worker
+
+    def _begin(self, listeners: list[str | None]) -> Begin:
+        core, volume = self._core, self._core.store.volume
+        return Begin(
+            __version__,
+            core.settings.as_json(),
+            listeners,
+            None if core.policy_file is None else core.policy_file.text,
+            0 if core.htpasswd is None else core.htpasswd.reading,
+            volume.gone,
+            self.quota_keeper.active,
+            volume.known,
+            self._directory_locks.closed,
+        )
+
+    def _handlers(self, worker: object) -> Handlers:
+        return {
+            MarkerFound: self._marker_found,
+            EventHappened: self._core.events.tell,
+            **(self._login_requests.handlers() if self._login_requests is not None else {}),
+            **self._quota_requests.handlers(worker),
+            **self._monitoring_requests.handlers(worker),
+        }
+
+    def _worker_gone(self, worker: object) -> None:
+        self.quota_keeper.holder_gone(worker)
+        self.monitoring.process_gone(worker)
+
+    def _marker_found(self, marker: bytes) -> None:
+        volume, state = self._core.store.volume, self._core.state
+        if volume.known is None:
+            volume.known = marker
+            self._workers.tell_all(MarkerFound(marker))
+            self.disk.run(state.remember_marker, marker)
+
+    # --- all workers
+
+    async def _gather(self) -> None:
+        # A worker that hangs must not make the metrics hang, which would show that.
+        asked = Deferred.fromCoroutine(self._workers.ask_all(SendCounts()))
+        await ended_within(COUNT_TIMEOUT_S, self._core.reactor, asked)
+
+    def _families(self) -> Iterator[Family]:
+        yield gauge("workers", "Processes that serve", self._workers.number_ready())
+
+    def reopen_log(self) -> None:
+        """Each worker opens the access log by its name again."""
+        self._workers.tell_all(ReopenLog())
+
+    def replace(self) -> bool:
+        """Replace one worker after the other."""
+        self._workers.replace_all()
+        return True
+
+    async def spread(self, file: Reloads) -> None:
+        """Give the workers what was read again."""
+        core = self._core
+        if core.htpasswd is not None and file is core.htpasswd:
+            await self._workers.ask_all(UsersChanged(core.htpasswd.reading))
+        elif core.policy_file is not None and file is core.policy_file:
+            await self._workers.ask_all(PolicyChanged(core.policy_file.text))
+        elif core.certificates is not None and not await self._workers.ask_all(ReadCertificates()):
+            core.certificates.look_again()
+
+    async def refresh_quota(self) -> None:
+        """Where there are limits now and were none before, the workers report what is stored from now on."""
+        if not self.quota_keeper.active and self.quota_keeper.wanted:
+            await self._workers.ask_all(EnableQuota())
+        self.quota_keeper.refresh()
