@@ -407,7 +407,7 @@ class DistantLog:
         self.debug = False
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (L{twisted.logger.ILogObserver})."""
+        """Take an event (C{twisted.logger.ILogObserver})."""
         level = event.get("log_level") or LogLevel.info
         namespace = str(event.get("log_namespace", ""))
         ours = namespace.startswith("resticserver.")
