@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -162,3 +163,14 @@ class OptionsTests(SynchronousTestCase):
             if default is not None:
                 self.assertEqual("none" if default == "0" else f"`{default}`", stated[str(name)], name)
         self.assertEqual({"off"}, {stated[str(flag[0])] for flag in Options.optFlags})
+
+
+class NewsTests(SynchronousTestCase):
+    """The fragments that become the changelog."""
+
+    def test_names(self) -> None:
+        """Each is called as towncrier wants it: another name would be left out of the changelog without a word."""
+        settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]
+        types = "|".join(one["directory"] for one in settings["type"])
+        names = {path.name for path in (CHECKOUT / settings["directory"]).iterdir()} - set(settings["ignore"])
+        self.assertEqual([], [name for name in names if not re.fullmatch(rf"(\d+|\+[\w-]+)\.({types})\.md", name)])
