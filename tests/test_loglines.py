@@ -2,7 +2,7 @@
 docs/operations.md has every line that the server logs, and none that it does not: the lines are read from the source.
 
 A placeholder is one word in capitals there (C{start server on ADDRESS}), and words that are in capitals anyway (C{TLS}) count as
-one, too. What to do with a line that these tests name: add it to the table under "What the server says", with what it means and
+one, too. What to do with a line that these tests name: add it to the table under "Log lines", with what it means and
 what to do; or, where it is named as one that nobody logs, take it from there.
 """
 
@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from .test_layers import CHECKOUT, MODULES, belongs_to
 
 DOCUMENT = CHECKOUT / "docs" / "operations.md"
-HEADING = "## What the server says"
+HEADING = "## Log lines"
 #: What C{twisted.logger} calls these lines; C{debug} is for who looks for a fault in the source.
 LEVELS = ("info", "warn", "error", "critical", "failure")
 #: Events that are logged only with C{--debug}.
@@ -130,9 +130,7 @@ def logged() -> dict[str, str]:
 
 def documented(path: Path = DOCUMENT) -> dict[str, str]:
     """All lines of the document's tables: as they are compared, and as they are."""
-    section = (
-        path.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[1].split("\n## ")[0].split("\nWhat the client sees")[0]
-    )
+    section = path.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[1].split("\n## ")[0]
     rows = [row for row in section.splitlines() if row.startswith("| `")]
     lines = [line for row in rows for line in re.findall(r"`([^`]+)`", row[2:].split(" | ")[0])]
     return {canonical(line): line for line in lines}

@@ -211,7 +211,7 @@ class Htpasswd:
     a changed entry forgets them) and the place that they came from: C{cache_s} seconds as right, or until the file is read
     again, and a day and a half (a daily backup may be late) as such that were right.
 
-    @param clock: seconds that never go backwards.
+    @ivar clock: seconds that never go backwards.
     """
 
     path: str

@@ -4,10 +4,10 @@ The queue of password checks: whose check is next, and whose is given up when to
 Password checks are slow on purpose, so a flood of guesses always has more of them than the server can make. Who gets the
 next one is decided when a thread is free, and fairly between addresses:
 
-1. passwords that were right lately, at the same place;
-2. addresses without failed logins in the last minutes;
-3. the networks, then the addresses, then the users at an address, that have tried least in the last minutes without being
-   right; those that tried about as much take turns.
+  1. passwords that were right lately, at the same place;
+  2. addresses without failed logins in the last minutes;
+  3. the networks, then the addresses, then the users at an address, that have tried least in the last minutes without being
+     right; those that tried about as much take turns.
 
 When the queue is full, the longest waiter of the most crowded address is given up, of an address with failures if there is
 one. No I/O, no threads: all is called in the reactor's thread.

@@ -1,5 +1,5 @@
 """
-The policy file: TOML to rules, checked whole before any of it holds, and read again when it changes.
+The policy file: TOML to rules, checked whole before any of it holds, and read again when it changes::
 
     default = "none"
 

@@ -62,21 +62,21 @@ class Options(usage.Options):
     longdesc = (
         "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
         'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
-        "(REST_SERVER_MAX_SIZE=1TiB); flags come first, then the environment. "
-        "Besides: rest-server user --help (users and passwords), rest-server policy --help (who may do what), "
-        "rest-server usage --help (how much is stored), rest-server status --help (how a running server is)."
+        "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
+        "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
+        "rest-server usage (how much is stored), rest-server status (the state of a running server)."
     )
 
     optFlags = [
         ["no-auth", None, "disable authentication"],
         ["private-repos", None, "users can only access the repositories below the folder of their name"],
-        ["append-only", None, "nothing can be removed but locks"],
-        ["read-only", None, "nothing can be made or removed but locks"],
-        ["auto-create", None, "an upload makes its repository where that is missing, as rest-server does"],
-        ["no-verify-upload", None, "do not verify the hash of uploads (it is on a name conflict). Not recommended"],
+        ["append-only", None, "nothing can be deleted except locks"],
+        ["read-only", None, "nothing can be created or deleted except locks"],
+        ["auto-create", None, "an upload creates its repository if that is missing, as in rest-server"],
+        ["no-verify-upload", None, "do not verify the hash of uploads, except for names that exist. Not recommended"],
         ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
         ["tls", None, "serve TLS"],
-        ["prometheus", None, "serve metrics at /metrics, to the user metrics"],
+        ["prometheus", None, "serve metrics at /metrics to the user metrics, and a status page"],
         ["prometheus-no-auth", None, "serve metrics to everyone"],
         ["debug", None, "log debug messages"],
     ]
@@ -85,26 +85,31 @@ class Options(usage.Options):
         ["config", None, None, "TOML file with flags as keys"],
         ["path", None, None, f"data directory (default {default_path()})"],
         ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
-        ["policy", None, None, "TOML file with rules of who may do what in which repository"],
+        ["policy", None, None, "TOML file with access rules and quotas for users and repositories"],
         ["max-depth", None, "2", "how many folders deep a repository may lie"],
-        ["proxy-prefix", None, None, "path before every repository, as a proxy passes it on (/backup)"],
-        ["proxy-auth-username", None, None, "header in which a trusted proxy names the user; no passwords then"],
-        ["auth-failures", None, "20/minute", "failed logins by user and by address before they are slowed; 0 is off"],
+        ["proxy-prefix", None, None, "path before every repository, if a proxy forwards it unchanged (/backup)"],
+        ["proxy-auth-username", None, None, "header in which a trusted proxy names the user, instead of passwords"],
+        [
+            "auth-failures",
+            None,
+            "20/minute",
+            "failed logins of a user or an address before further ones are slowed down; 0 is off",
+        ],
         ["tls-cert", None, None, "TLS certificate chain, PEM (default public_key in the data directory)"],
         ["tls-key", None, None, "TLS private key, PEM (default private_key in the data directory)"],
         ["tls-min-ver", None, "1.2", "lowest TLS version, 1.2 or 1.3"],
-        ["tls-client-ca", None, None, "ask clients for a certificate of these authorities, PEM"],
-        ["tls-client-auth", None, "required", "whether they must have one: required or optional"],
-        ["tls-client-user", None, "cn", "where the user's name stands in it: cn, email, dns, or none"],
-        ["max-size", None, "0", "how much may be stored in all, as 500GiB; 0 for no limit"],
-        ["min-free", None, "0", "how much of the disk uploads must leave free, as 20GiB or 5%"],
+        ["tls-client-ca", None, None, "authorities that sign the clients' certificates, PEM"],
+        ["tls-client-auth", None, "required", "whether clients must have a certificate: required or optional"],
+        ["tls-client-user", None, "cn", "where the certificate names the user: cn, email, dns, or none"],
+        ["max-size", None, "0", "limit for all repositories together, such as 500GiB; 0 for no limit"],
+        ["min-free", None, "0", "how much of the disk uploads must leave free, such as 20GiB or 5%"],
         [
             "state-dir",
             None,
             None,
-            "where the server keeps what it knows of sizes (default .rest-server in the data directory)",
+            "where the server keeps sizes and the volume's id (default .rest-server in the data directory)",
         ],
-        ["metrics-listen", None, None, "address for metrics and health alone, in the forms of --listen"],
+        ["metrics-listen", None, None, "address for metrics, health checks and status only, in the forms of --listen"],
         [
             "on-event",
             None,
@@ -112,9 +117,9 @@ class Options(usage.Options):
             "command that gets each event (new snapshot, quota reached, ...) as JSON on its input",
         ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
-        ["log-format", None, "combined", "what its lines look like: combined (Apache's), or json"],
+        ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
-        ["workers", None, "1", "processes that serve: a number, or auto for one a core"],
+        ["workers", None, "1", "processes that serve: a number, or auto for one for each core"],
         ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
     ]
 
@@ -148,7 +153,7 @@ class Options(usage.Options):
         self["listen"].append(address)
 
     def opt_trusted_proxy(self, network: str) -> None:
-        """proxies' network, whose X-Forwarded-For and user header are believed; repeatable (default: loopback)"""
+        """network of proxies whose X-Forwarded-For and user header are believed; repeatable (default: loopback)"""
         self["trusted-proxy"].append(network)
 
     def opt_version(self) -> None:

@@ -1,5 +1,5 @@
 """
-Flags from elsewhere than the command line: C{--config FILE.toml}, and the environment.
+Flags from elsewhere than the command line: C{--config FILE.toml}, and the environment::
 
     path = "/srv/restic"
     listen = [":8000", "unix:/run/restic-rest.sock"]

@@ -177,7 +177,7 @@ class AccessLogService(Service):
         self._run(self._reopen)
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (L{ILogObserver})."""
+        """Take an event (C{ILogObserver})."""
         if len(self._lines) >= MOST_WAITING:
             self._lost += 1
             return

@@ -1,0 +1,394 @@
+"""
+What every flag does, in full: the source of C{docs/options.md}. Nothing is imported here, and the server itself does not
+need it: C{docs/generate_options.py} makes the page of it, together with the flags that L{options} declares.
+
+The short texts of C{--help} stand with the flags. C{tests/test_documents.py} compares both lists, so a new flag needs an
+entry here, and C{make docs} afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class OptionReference(NamedTuple):
+    """
+    One flag, as its users read about it.
+
+    @ivar flag: its name, without dashes.
+    @ivar value: what stands for its value, empty for a switch.
+    @ivar default: what holds without it, in Markdown.
+    @ivar text: what it does, in Markdown; links are relative to C{docs/}. Lines are wrapped anew, empty ones kept.
+    @ivar repeatable: whether it may be given several times.
+    """
+
+    flag: str
+    value: str
+    default: str
+    text: str
+    repeatable: bool = False
+
+
+class Section(NamedTuple):
+    """Flags that belong together, in the order of the page."""
+
+    title: str
+    options: tuple[OptionReference, ...]
+
+
+REFERENCE = (
+    Section(
+        "General",
+        (
+            OptionReference(
+                "config",
+                "FILE",
+                "none",
+                """
+                A TOML file whose keys are flags without their leading dashes. It is read at the start only. An example
+                is [etc/rest-server.toml](../etc/rest-server.toml).
+                """,
+            ),
+            OptionReference(
+                "path",
+                "DIR",
+                "`restic` in the system's temporary directory",
+                """
+                The data directory, which holds all repositories. It is created if it is missing. Without this flag the
+                server logs a warning, because the system may empty its temporary directory at any time. URLs such as
+                `s3://bucket` are refused.
+                """,
+            ),
+            OptionReference(
+                "state-dir",
+                "DIR",
+                "`.rest-server` in the data directory",
+                """
+                Where the server keeps the sizes that it knows, for a fast start, and the id of the volume that it has
+                seen. It is created if it is missing. On another disk than the data it lets the server
+                [notice at the start](operations.md#when-the-disk-is-missing) that the volume is missing.
+                """,
+            ),
+            OptionReference(
+                "workers",
+                "N|auto",
+                "`1`",
+                """
+                The number of processes that serve requests, up to 128; `auto` is one for each core. See
+                [several processes](operations.md#several-processes).
+                """,
+            ),
+            OptionReference(
+                "shutdown-timeout",
+                "SECONDS",
+                "`30`",
+                """
+                How long transfers in flight may go on after the server was told to stop. See
+                [signals](operations.md#signals).
+                """,
+            ),
+            OptionReference(
+                "version", "", "", "Print the versions of the server, Python, Twisted and OpenSSL. Also `-v`."
+            ),
+            OptionReference("help", "", "", "Print the flags. Also `-h`."),
+        ),
+    ),
+    Section(
+        "Listening",
+        (
+            OptionReference(
+                "listen",
+                "ADDR",
+                "`:8000`",
+                """
+                An address to serve on. Repeatable. These forms are understood:
+
+                - `:port` and `[::]:port`: IPv4 and IPv6;
+                - `host:port` and `[::1]:port`;
+                - `unix:/path` and `unix:path`: a Unix socket with mode 0660;
+                - a Twisted endpoint string, such as `haproxy:tcp:8000`.
+
+                With `--tls` an address that ends in `:plain=yes` serves without TLS. Sockets that systemd passes to the
+                server replace all these addresses.
+                """,
+                repeatable=True,
+            ),
+            OptionReference(
+                "proxy-prefix",
+                "PATH",
+                "none",
+                """
+                A path before every repository. Use `/backup` if a proxy forwards `/backup/laptop/` unchanged.
+                """,
+            ),
+            OptionReference(
+                "trusted-proxy",
+                "NETWORK",
+                "`127.0.0.0/8` and `::1`",
+                """
+                A network whose `X-Forwarded-For`, `Forwarded` and user header are believed. Repeatable; `none` trusts no
+                network. Unix sockets are always trusted.
+                """,
+                repeatable=True,
+            ),
+        ),
+    ),
+    Section(
+        "TLS",
+        (
+            OptionReference(
+                "tls",
+                "",
+                "off",
+                """
+                Serve TLS on every listener, except on addresses that end in `:plain=yes`. See
+                [TLS](how-to.md#enable-tls).
+                """,
+            ),
+            OptionReference(
+                "tls-cert",
+                "FILE",
+                "`public_key` in the data directory",
+                """
+                The certificate and its chain, PEM. A renewed file is served within two seconds, without a restart.
+                Needs `--tls`.
+                """,
+            ),
+            OptionReference(
+                "tls-key",
+                "FILE",
+                "`private_key` in the data directory",
+                "The private key of the certificate, PEM, without a passphrase. Needs `--tls`.",
+            ),
+            OptionReference("tls-min-ver", "VERSION", "`1.2`", "The lowest TLS version to accept, `1.2` or `1.3`."),
+            OptionReference(
+                "tls-client-ca",
+                "FILE",
+                "none",
+                """
+                Ask clients for a certificate that one of these authorities has signed, PEM. See
+                [client certificates](how-to.md#require-client-certificates). Needs `--tls`.
+                """,
+            ),
+            OptionReference(
+                "tls-client-auth",
+                "required|optional",
+                "`required`",
+                "Whether a client must have a certificate. Needs `--tls-client-ca`.",
+            ),
+            OptionReference(
+                "tls-client-user",
+                "FIELD",
+                "`cn`",
+                """
+                Where the certificate names the user: `cn` is its common name; `email` and `dns` are the only alternative
+                name of that type. With `none` the certificate admits the client, and a password says which user it is.
+                Needs `--tls-client-ca`.
+                """,
+            ),
+        ),
+    ),
+    Section(
+        "Authentication",
+        (
+            OptionReference(
+                "no-auth",
+                "",
+                "off",
+                """
+                Ask for no passwords and read no htpasswd file. Without this flag the server starts only if there is an
+                htpasswd file, or another source of users. Cannot be combined with `--private-repos`, `--policy`,
+                `--proxy-auth-username` or `--tls-client-ca`.
+                """,
+            ),
+            OptionReference(
+                "htpasswd-file",
+                "FILE",
+                "`.htpasswd` in the data directory",
+                """
+                The users and the hashes of their passwords, in UTF-8. Hashes may be bcrypt, `{SHA}`, `$apr1$`, `$5$` and
+                `$6$`. If a user has several lines, the last one counts, as in rest-server. The file is read again within
+                ten seconds of a change.
+                """,
+            ),
+            OptionReference(
+                "auth-failures",
+                "N/minute",
+                "`20/minute`",
+                """
+                How many failed logins a user and an address may have before further ones are slowed down. Addresses with
+                many attempts at once are refused. Addresses of trusted proxies, and therefore loopback, are only slowed
+                down. 0 switches this off. See
+                [guessed passwords](how-to.md#slow-down-and-ban-password-guessers).
+                """,
+            ),
+            OptionReference(
+                "proxy-auth-username",
+                "HEADER",
+                "none",
+                """
+                The header in which a trusted proxy names the user. There are no passwords then, unless `--htpasswd-file`
+                is given.
+                """,
+            ),
+        ),
+    ),
+    Section(
+        "Authorization",
+        (
+            OptionReference(
+                "policy",
+                "FILE",
+                "none",
+                """
+                A TOML file with [rules and quotas](policy.md) for users and repositories. It is read again within ten
+                seconds of a change.
+                """,
+            ),
+            OptionReference(
+                "private-repos",
+                "",
+                "off",
+                "A user reaches only the repositories below the folder of their own name.",
+            ),
+            OptionReference(
+                "append-only",
+                "",
+                "off",
+                """
+                Nothing can be deleted except locks. See
+                [append-only repositories](how-to.md#keep-clients-from-deleting-backups).
+                """,
+            ),
+            OptionReference(
+                "read-only",
+                "",
+                "off",
+                """
+                Nothing can be created or deleted except locks, which restic needs for reading. The file system may be
+                read-only as well: then locks are answered 403, and clients need `--no-lock`. See
+                [read-only disks](operations.md#read-only-disks).
+                """,
+            ),
+            OptionReference(
+                "max-depth",
+                "N",
+                "`2`",
+                "How many folders deep a repository may lie, from 0 to 16.",
+            ),
+        ),
+    ),
+    Section(
+        "Storage",
+        (
+            OptionReference(
+                "max-size",
+                "SIZE",
+                "none",
+                """
+                The limit for all repositories together. A size is a number of bytes, or has a unit: `500GiB` and `2T`
+                count in 1024s, `500GB` in 1000s. See [quotas](policy.md#quotas).
+                """,
+            ),
+            OptionReference(
+                "min-free",
+                "SIZE|PERCENT",
+                "none",
+                """
+                How much of the disk uploads must leave free, such as `20GiB` or `5%`. See
+                [a full disk](policy.md#a-full-disk).
+                """,
+            ),
+            OptionReference(
+                "auto-create",
+                "",
+                "off",
+                """
+                An upload creates its repository if that is missing, as in rest-server. Without this flag the upload is
+                answered 404.
+                """,
+            ),
+            OptionReference(
+                "no-verify-upload",
+                "",
+                "off",
+                """
+                Do not compare the SHA-256 of an upload with its name. The hash is still computed if an object of that name
+                exists. Not recommended.
+                """,
+            ),
+            OptionReference(
+                "group-accessible-repos",
+                "",
+                "off",
+                "Create files with mode 0660 and directories with 0770 instead of 0600 and 0700, whatever the umask.",
+            ),
+        ),
+    ),
+    Section(
+        "Monitoring",
+        (
+            OptionReference(
+                "prometheus",
+                "",
+                "off",
+                """
+                Serve metrics at `/metrics`, for the user `metrics`, and a status page at `/-/status`. See
+                [monitoring](monitoring.md).
+                """,
+            ),
+            OptionReference(
+                "prometheus-no-auth",
+                "",
+                "off",
+                "Serve metrics to everyone. If there are users, the status page still asks for one.",
+            ),
+            OptionReference(
+                "metrics-listen",
+                "ADDR",
+                "none",
+                """
+                A separate listener for metrics, health checks and status pages, where nothing else is served. It takes the
+                forms of `--listen`. With `--tls` it serves TLS as well, unless the address ends in `:plain=yes`.
+                """,
+            ),
+            OptionReference(
+                "on-event",
+                "COMMAND",
+                "none",
+                """
+                A command that gets each [event](monitoring.md#events) as JSON on its standard input: a backup has finished,
+                an upload was refused, and so on.
+                """,
+            ),
+            OptionReference(
+                "log",
+                "FILE",
+                "none",
+                """
+                Write an [access log](monitoring.md#access-log) to this file; `-` is standard output. It is reopened on
+                SIGHUP.
+                """,
+            ),
+            OptionReference(
+                "log-format",
+                "FORMAT",
+                "`combined`",
+                """
+                `combined` is Apache's combined format; `json` is
+                [one object a line](monitoring.md#access-log-as-json). Needs `--log`.
+                """,
+            ),
+            OptionReference("debug", "", "off", "Log more, with one line for each request."),
+            OptionReference(
+                "cpu-profile",
+                "FILE",
+                "none",
+                """
+                Write a profile of the reactor's thread to this file when the server ends, for `pstats` or snakeviz. With
+                several workers the files are `FILE.1`, `FILE.2` and so on.
+                """,
+            ),
+        ),
+    ),
+)
