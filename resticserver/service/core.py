@@ -23,7 +23,7 @@ from .hooks import Events
 from .integrity import EventEffects
 from .logins import PasswordChecker
 from .monitor import Monitoring, Sources, gauge
-from .quota_keeper import ClosesDirectories, QuotaKeeper
+from .quota_keeper import ClosesDirectories, QuotaKeeper, QuotaRules
 from .readiness import Readiness
 
 #: Password checks at once, and as many of guesses besides. Each is a core's full work. Guesses stand back for transfers: a flood
@@ -101,16 +101,8 @@ class Core:
     def make_quota_keeper(self, directory_locks: ClosesDirectories) -> QuotaKeeper:
         """The quotas of the whole server."""
         settings = self.settings
-        return QuotaKeeper(
-            self.reactor,
-            settings.limit,
-            self.policy,
-            self.store.counting,
-            self.state,
-            self.counting,
-            directory_locks,
-            in_any_case=settings.metrics,
-        )
+        rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
+        return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
     def make_monitoring(
         self,

@@ -14,13 +14,14 @@ the repository exceeds it, so after a crash the stored amount is at most the cei
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,9 +33,10 @@ from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAcc
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
 from ..storage.layout import CELLS, Repository, cell_of
-from ..storage.state import RepositoryState, StateFile
+from ..storage.state import StateFile
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import SingleFlight, ended_within
+from .kept_counts import STEP, KeptCounts
 
 #: Repositories are counted again this long after they were, or after so many times as long as that took.
 COUNT_AGAIN_S = 600.0
@@ -50,8 +52,6 @@ TRY_AGAIN_S = 10.0
 #: So many directories are counted behind closed fences at first, and then as many as take so long.
 FIRST_BATCH = 16
 COUNT_S = 0.02
-#: By how much a repository's ceiling is raised above what it has.
-STEP = Amount(256 << 20, 10_000)
 
 SNAPSHOTS, LOCKS = cell_of("snapshots", ""), cell_of("locks", "")
 
@@ -86,33 +86,41 @@ class ClosesDirectories(Protocol):
         """Let changes go on."""
 
 
+@dataclass(frozen=True)
+class QuotaRules:
+    """
+    @ivar limit: of the whole server.
+    @ivar quotas: the policy's limits.
+    @ivar in_any_case: whether what is stored is counted also without limits, for the metrics.
+    """
+
+    limit: Limit
+    quotas: Quotas
+    in_any_case: bool = False
+
+
 class QuotaKeeper(Service):
     """
-    The books. All is called in the reactor's thread.
+    The quotas of the whole server. All methods are called in the reactor's thread.
 
-    @param limit: of the whole server.
-    @param quotas: the policy's limits.
     @param pool: where directories are counted and the state file is read.
-    @param in_any_case: whether account is kept also where there are no limits, because somebody looks at it.
-    @ivar active: whether account is kept.
+    @ivar active: whether what is stored is counted.
     @ivar quotas: the policy's limits.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
-        limit: Limit,
-        quotas: Quotas,
+        rules: QuotaRules,
         counting: Counting,
         state: StateFile,
         pool: Pool,
         directory_locks: ClosesDirectories,
-        in_any_case: bool = False,
     ) -> None:
-        self._in_any_case = in_any_case
         self._reactor = reactor
-        self._limit = limit
-        self.quotas = quotas
+        self._in_any_case = rules.in_any_case
+        self._limit = limit = rules.limit
+        self.quotas = rules.quotas
         self._counting = counting
         self._state = state
         self._pool = pool
@@ -123,9 +131,7 @@ class QuotaKeeper(Service):
         self._based = False
         self._complete = False
         self._counts: SingleFlight[None] = SingleFlight()
-        self._ceilings: dict[Repository, Amount] = {}
-        #: The state file is written by one at a time, so that what is said last is what stays.
-        self._writing = DeferredLock()
+        self._kept = KeptCounts(self.ledger, state, pool)
         self._checked: dict[Any, float] = {}
         #: Repositories that are counted soon.
         self._soon: dict[Repository, IDelayedCall] = {}
@@ -169,7 +175,7 @@ class QuotaKeeper(Service):
         for repository, state in (await self._pool.run(self._state.repositories)).items():
             if repository not in self.ledger.repositories:
                 self.ledger.load(repository, state.sizes, state.objects, state.at_most)
-                self._ceilings[repository] = state.at_most
+                self._kept.loaded(repository, state.at_most)
                 self._based = True
 
     async def stopService(self) -> None:  # type: ignore[override]
@@ -181,8 +187,8 @@ class QuotaKeeper(Service):
             call.cancel()
         self._soon.clear()
         if self.active and self._complete:
-            await self._keep([one for one in self.ledger.repositories.values() if one.known], NOTHING)
-            await self._forget_gone()
+            await self._kept.write([one for one in self.ledger.repositories.values() if one.known], NOTHING)
+            await self._kept.forget_gone()
         await self._pool.run(self._state.close)
 
     @property
@@ -212,7 +218,7 @@ class QuotaKeeper(Service):
         try:
             reservation = await self._reserve(user, target, size_bytes)
             try:
-                raising = self._raise_ceiling(target.repository)
+                raising = self._kept.raise_ceiling(target.repository)
                 if self._unlimited(reservation.limits):
                     # Nobody is kept waiting for the sake of limits that there may be at some later start.
                     Deferred.fromCoroutine(raising).addErrback(_log_failure)
@@ -279,7 +285,7 @@ class QuotaKeeper(Service):
 
         await self._with_room(grow)
         if number in self._reservations and not self._unlimited(reservation.limits):
-            await self._raise_ceiling(reservation.repository)
+            await self._kept.raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
@@ -417,8 +423,8 @@ class QuotaKeeper(Service):
             await self._count(repository)
         for repository in before.difference(found):
             await self._count(repository)  # it may be there by now
-        await self._keep([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
-        await self._forget_gone()
+        await self._kept.write([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
+        await self._kept.forget_gone()
         sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
         await self._pool.run(self._state.put_history, int(time.time() // 86_400), sizes)
         if not self._complete:
@@ -480,50 +486,6 @@ class QuotaKeeper(Service):
     ) -> Deferred[None]:
         """Run one of the counts, or wait for one (L{SingleFlight.run})."""
         return self._counts.run(key, lambda: Deferred.fromCoroutine(work()), join)
-
-    # --- what is kept
-
-    async def _raise_ceiling(self, repository: Repository) -> None:
-        """
-        See that the state file does not promise less than a repository may come to have.
-        """
-        account = self.ledger.account(repository)
-        while True:
-            ceiling = self._ceilings.get(repository, NOTHING)
-            most = account.most
-            if most.size_bytes <= ceiling.size_bytes and most.objects <= ceiling.objects:
-                return
-            await self._once(("ceiling", repository), lambda: self._keep((account,), STEP))
-
-    async def _keep(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
-        """Let the state file know what is known of repositories, with a ceiling so far above what they have."""
-        await self._writing.run(lambda: Deferred.fromCoroutine(self._write(accounts, above)))
-
-    async def _write(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
-        states = {}
-        for account in accounts:
-            most = Amount(account.most.size_bytes + above.size_bytes, account.most.objects + above.objects)
-            states[account.repository] = RepositoryState(most, account.sizes[:], account.objects[:])
-            account.changed = False
-            # A ceiling that comes down does so before the file says it.
-            before = self._ceilings.get(account.repository, NOTHING)
-            self._ceilings[account.repository] = Amount(
-                min(before.size_bytes, most.size_bytes), min(before.objects, most.objects)
-            )
-        if states:
-            await self._pool.run(self._state.put_repositories, states)
-            # Also where it could not be kept: uploads go on, and after a crash more is counted.
-            self._ceilings.update({repository: state.at_most for repository, state in states.items()})
-
-    async def _forget_gone(self) -> None:
-        """Let the state file forget what is no repository any more."""
-        await self._writing.run(lambda: Deferred.fromCoroutine(self._write_gone()))
-
-    async def _write_gone(self) -> None:
-        gone = [repository for repository in self._ceilings if repository not in self.ledger.repositories]
-        for repository in gone:
-            del self._ceilings[repository]
-        await self._pool.run(self._state.forget_repositories, gone)
 
 
 def _log_failure(failure: Failure) -> None:

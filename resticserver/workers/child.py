@@ -62,7 +62,8 @@ from .ipc import Command, Handlers, IpcConnection
 from .log import RemoteLog
 from .logins import RemotePasswordChecker
 from .monitoring import WorkerMonitoring
-from .parent import IPC_FD, LAST_WORDS_S, PARENTS_SIGNALS
+from .parent import LAST_WORDS_S
+from .process import IPC_FD, PARENTS_SIGNALS
 from .quota import RemoteQuota
 
 #: How long the last words may take on their way to a parent that is busy.

@@ -1,34 +1,28 @@
 """
-The server in several processes, the parent's side: C{--workers}.
+C{--workers}: the sockets, and the processes that serve what comes in through them.
 
-The parent has the sockets and accepts; each connection goes to the worker that has the fewest, as a descriptor over the wire
-(L{resticserver.workers.ipc}), and the parent never reads from it. Workers say how many connections have ended, so the counts are
-exact. One that dies is replaced, at once the first time and then with more and more patience; while none is there connections
-wait in the sockets' backlog. A worker that does not answer for a minute is ended, and so replaced.
+The parent accepts connections. Each goes to the worker with the fewest, as a descriptor (L{resticserver.workers.ipc}), and the
+parent never reads from it. Workers report how many connections have ended, so the counts are exact. A worker that dies is
+replaced, at first immediately and then after longer and longer pauses; without workers connections wait in the sockets' backlog.
+A worker that does not answer for a minute is killed, and so replaced.
 
-What a worker does is in L{resticserver.workers.child}. What they must know in common is the server's business
-(L{resticserver.server}): it gives a beginning worker what holds then, and tells all of them when that changes.
+What a worker does is in L{resticserver.workers.child}; what the workers have in common is in L{resticserver.workers.topology}.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -41,17 +35,12 @@ from .commands import (
     Begin,
     ConnectionsEnded,
     LogLine,
-    Ping,
     Retire,
     Serve,
     Stop,
 )
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
-
-#: The descriptor of a worker's connection to the parent.
-IPC_FD = 3
-#: What only the parent reacts to; a worker is told. A terminal's Ctrl-C and systemd's stop go to all processes.
-PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from .process import Worker
 
 #: How long a start may take; it takes a second.
 START_TIMEOUT_S = 60.0
@@ -74,84 +63,28 @@ _COMMON_NEWS = ("resticserver.storage.volume", "resticserver.storage.publish", "
 _log = Logger()
 
 
-class Worker(ProcessProtocol):
-    """
-    One worker process, as the parent sees it.
+class WorkersOwner(Protocol):
+    """What the workers need to know of the server, and what the server hears of them."""
 
-    @ivar number: its place among the workers; its successor has the same.
-    @ivar pid: its process.
-    @ivar ready: whether connections may be given to it.
-    @ivar live: how many connections it has.
-    @ivar turn: when it was given the last one.
-    @ivar unanswered: how many questions whether it is there it has not answered.
-    @ivar retired: whether another has its place, and it only ends what it has begun.
-    @ivar deadline: when it is killed, once nothing can be said to it any more.
-    @ivar begun: fires when it is ready, with true, or cannot be, and then C{why_not} says why.
-    """
+    def begin(self, listeners: list[str | None]) -> Begin:
+        """The first message to a worker. Each listener is its C{--listen} address, C{None} for an inherited socket."""
 
-    def __init__(self, number: int, began_s: float, ended: Callable[[Worker, str], object]) -> None:
-        self.number = number
-        self.pid = 0
-        self.ipc: IpcConnection
-        self.ready = False
-        self.live = 0
-        self.turn = 0
-        self.unanswered = 0
-        self.retired = False
-        self.begun: Deferred[bool] = Deferred()
-        self.why_not = ""
-        self.began_s = began_s
-        self.deadline: Any = None
-        self._ended = ended
+    def handlers(self, worker: object) -> Handlers:
+        """What is taken from a worker, besides what is about the worker itself."""
 
-    def __str__(self) -> str:
-        """For the log."""
-        return f"worker {self.number} (process {self.pid})"
+    def worker_gone(self, worker: object) -> None:
+        """A worker's process has ended."""
 
-    def connectionMade(self) -> None:
-        """Twisted's call: the process is there."""
-        self.pid = int(self.transport.pid)  # type: ignore[union-attr]
-
-    def begin(self) -> None:
-        """It is ready."""
-        self.ready = True
-        self.begun.callback(True)
-
-    def kill(self) -> None:
-        """End it now."""
-        try:
-            self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except Exception as error:  # it has ended
-            _log.debug("{worker} cannot be killed: {error}", worker=self, error=error)
-
-    def ping(self) -> None:
-        """Ask whether it is there."""
-        self.unanswered += 1
-        self.ipc.ask(Ping()).addCallbacks(self._answered, lambda failure: failure.trap(IpcConnectionLost, Failed))
-
-    def _answered(self, _: object) -> None:
-        self.unanswered = 0
-
-    def processEnded(self, reason: Failure) -> None:
-        """Twisted's call."""
-        how = "in an unknown way"
-        if isinstance(reason.value, ProcessDone):
-            how = "with status 0"
-        elif isinstance(reason.value, ProcessTerminated):
-            number = reason.value.signal
-            how = f"with status {reason.value.exitCode}" if number is None else f"by signal {number}"
-        self._ended(self, how)
+    def announce(self) -> None:
+        """All workers are ready; the next line of the log says where the server listens."""
 
 
 class Workers(Service):
     """
-    The sockets, and the processes that serve what comes in by them.
+    The sockets and the workers.
 
     @param addresses: the values of C{--listen}; inherited sockets take their place.
-    @param begin: the first message to a worker, by the sockets that there are.
-    @param handlers: what is taken from a worker, besides what is about itself.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
-    @param gone: called when a worker's process has ended.
     """
 
     def __init__(
@@ -159,16 +92,12 @@ class Workers(Service):
         reactor: Any,
         addresses: tuple[str, ...],
         number: int,
-        begin: Callable[[list[str | None]], Begin],
-        handlers: Callable[[object], Handlers],
         shutdown_timeout_s: float,
-        gone: Callable[[object], object] = lambda worker: None,
+        owner: WorkersOwner,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
-        self._begin = begin
-        self._handlers = handlers
-        self._gone = gone
+        self._owner = owner
         self._shutdown_timeout_s = shutdown_timeout_s
         self._acceptors: list[Acceptor] = []
         #: For each socket the address by which workers know what to put before HTTP; None for an inherited one.
@@ -189,8 +118,6 @@ class Workers(Service):
         self._pings = LoopingCall(self._ping)
         self._pings.clock = reactor
         self._activated = False
-        #: Called when the next thing is that people are told where the server is.
-        self.announcing: Callable[[], object] = lambda: None
         self.setName("workers")
 
     # --- the start
@@ -213,7 +140,7 @@ class Workers(Service):
             self.give_up()
             raise
         self._starting = False
-        self.announcing()
+        self._owner.announce()
         if self._activated:
             _log.info("systemd socket activation mode")
         else:
@@ -300,55 +227,36 @@ class Workers(Service):
             self._reactor.callLater(0, self._worker_ended, worker, how)
 
         worker = Worker(number, self._reactor.seconds(), ended)
-        ours, its = socket.socketpair()
-        with its, open(os.devnull, "rb") as nothing:
-            descriptors = {0: nothing.fileno(), 1: 1, 2: 2, IPC_FD: its.fileno()}
-            # utf8: names of files, in every locale. -P: what lies in the current directory is no module of ours.
-            command = [sys.executable, "-X", "utf8", "-P", "-m", "resticserver.workers.child", str(number)]
-            # They would end it until it has said that it does not want them.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
-            try:
-                self._reactor.spawnProcess(worker, command[0], command, env=None, childFDs=descriptors)
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        ours = worker.spawn(self._reactor)
         handlers: Handlers = {
             LogLine: self._log_line,
-            ConnectionsEnded: partial(self._connections_ended, worker),
-            **self._handlers(worker),
+            ConnectionsEnded: worker.take_connections,
+            **self._owner.handlers(worker),
         }
-        worker.ipc = IpcConnection(self._reactor, ours, str(worker), handlers, partial(self._ipc_lost, worker))
-        worker.ipc.start()
+        worker.connect(IpcConnection(self._reactor, ours, str(worker), handlers, partial(self._ipc_lost, worker)))
         self._workers.add(worker)
-        begun = worker.ipc.ask(self._begin(self._listeners))
+        begun = worker.ipc.ask(self._owner.begin(self._listeners))
         begun.addCallbacks(lambda _: worker.begin(), partial(self._not_begun, worker))
         return worker
 
     def _not_begun(self, worker: Worker, failure: Failure) -> None:
         failure.trap(Failed, StartError, IpcConnectionLost)
-        worker.why_not = (
-            str(failure.value) if not failure.check(IpcConnectionLost) else f"{worker} ended before it was ready"
-        )
+        lost = failure.check(IpcConnectionLost)
+        reason = f"{worker} ended before it was ready" if lost else str(failure.value)
         if not self._starting and not self._stopping:
-            _log.error("{worker} cannot start: {reason}", worker=worker, reason=worker.why_not)
-        worker.begun.callback(False)
+            _log.error("{worker} cannot start: {reason}", worker=worker, reason=reason)
+        worker.cannot_begin(reason)
 
     def _ipc_lost(self, worker: Worker) -> None:
-        """Nothing can be said to it any more. It ends by itself then; but it must."""
-        worker.ready = False
+        """The connection to a worker is lost. The worker ends by itself then; if it does not, it is killed."""
+        worker.lose()
         self._adjust()
-        worker.deadline = self._reactor.callLater(LAST_WORDS_S + self._shutdown_timeout_s, worker.kill)
+        worker.kill_after(self._reactor, LAST_WORDS_S + self._shutdown_timeout_s)
 
     def _worker_ended(self, worker: Worker, how: str) -> None:
-        worker.ipc.read_all()
-        worker.ipc.close()
-        if worker.deadline is not None and worker.deadline.active():
-            worker.deadline.cancel()
-        worker.ready = False
+        worker.close()
         self._workers.discard(worker)
-        self._gone(worker)
+        self._owner.worker_gone(worker)
         if self._stopping:
             if not self._workers:
                 self._ended.callback(None)
@@ -415,8 +323,7 @@ class Workers(Service):
         ready = [worker for worker in self._places.values() if worker is not None and worker.ready]
         for worker in sorted(ready, key=lambda one: (one.unanswered > 1, one.live, one.turn)):
             if worker.ipc.hand_over(connection.fileno(), Serve(listener)):
-                worker.live += 1
-                worker.turn = next(self._turns)
+                worker.give_connection(next(self._turns))
                 connection.close()
                 return True
         return False
@@ -427,9 +334,6 @@ class Workers(Service):
         if self._offers:
             self._reactor.callLater(OFFER_AGAIN_S, self._offer_again)
         self._adjust()
-
-    def _connections_ended(self, worker: Worker, number: int) -> None:
-        worker.live -= number
 
     def _adjust(self) -> None:
         """Accept while there is somebody to give connections to."""
@@ -492,7 +396,7 @@ class Workers(Service):
             worker, self._places[number] = self._places[number], successor
             self._adjust()
             if worker is not None:
-                worker.retired = True
+                worker.retire()
                 worker.ipc.tell(Retire())
         _log.info("all workers were replaced")
 

@@ -32,7 +32,7 @@ from .commands import (
 from .ipc import Handlers
 from .logins import LoginRequests
 from .monitoring import MonitoringRequests
-from .parent import LAST_WORDS_S, Workers
+from .parent import LAST_WORDS_S, Workers, WorkersOwner
 from .quota import QuotaRequests, WorkerDirectoryLocks
 
 #: The parent reads only its own files again, one after the other, and looks after the state file.
@@ -41,7 +41,7 @@ FILE_THREADS = 4
 COUNT_TIMEOUT_S = 2.0
 
 
-class MultiProcess:
+class MultiProcess(WorkersOwner):
     """
     L{resticserver.service.topology.Topology}: this process and its workers.
 
@@ -52,17 +52,15 @@ class MultiProcess:
 
     def __init__(self, core: Core, announcing: Callable[[], object]) -> None:
         self._core = core
+        self._announcing = announcing
         settings, reactor = core.settings, core.reactor
         self.front = self._workers = Workers(
             reactor,
             settings.listen,
             settings.workers,
-            self._begin,
-            self._handlers,
             settings.shutdown_timeout_s,
-            self._worker_gone,
+            owner=self,
         )
-        self.front.announcing = announcing
         self._directory_locks = WorkerDirectoryLocks(self._workers)
         self.quota_keeper = core.make_quota_keeper(self._directory_locks)
         self.disk = JobPool(reactor, "files", FILE_THREADS)
@@ -78,7 +76,8 @@ class MultiProcess:
 
     # --- one worker
 
-    def _begin(self, listeners: list[str | None]) -> Begin:
+    def begin(self, listeners: list[str | None]) -> Begin:
+        """L{WorkersOwner}: what holds now."""
         core, volume = self._core, self._core.store.volume
         return Begin(
             __version__,
@@ -92,7 +91,8 @@ class MultiProcess:
             self._directory_locks.closed,
         )
 
-    def _handlers(self, worker: object) -> Handlers:
+    def handlers(self, worker: object) -> Handlers:
+        """L{WorkersOwner}: messages about the whole server."""
         return {
             MarkerFound: self._marker_found,
             EventHappened: self._core.events.tell,
@@ -101,7 +101,8 @@ class MultiProcess:
             **self._monitoring_requests.handlers(worker),
         }
 
-    def _worker_gone(self, worker: object) -> None:
+    def worker_gone(self, worker: object) -> None:
+        """L{WorkersOwner}: what it has reserved is counted, and its requests are none."""
         self.quota_keeper.holder_gone(worker)
         self.monitoring.process_gone(worker)
 
@@ -111,6 +112,10 @@ class MultiProcess:
             volume.known = marker
             self._workers.tell_all(MarkerFound(marker))
             self.disk.run(state.remember_marker, marker)
+
+    def announce(self) -> None:
+        """L{WorkersOwner}: the server is there."""
+        self._announcing()
 
     # --- all workers
 

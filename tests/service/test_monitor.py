@@ -36,7 +36,7 @@ from resticserver.service.monitor import (
     Sources,
     gauge,
 )
-from resticserver.service.quota_keeper import QuotaKeeper
+from resticserver.service.quota_keeper import QuotaKeeper, QuotaRules
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
@@ -631,13 +631,11 @@ class AccountsTests(SynchronousTestCase):
         state = StateFile(self.path, None, 0o600)
         self.quota_keeper = QuotaKeeper(
             self.clock,
-            UNLIMITED,
-            Policy(),
+            QuotaRules(UNLIMITED, Policy(), in_any_case=True),
             self.store.counting,
             state,
             self.pool,  # type: ignore[arg-type]
             DirectoryLocks(),
-            in_any_case=True,
         )
         self.addCleanup(state.close)
         self.quota_keeper.startService()

@@ -21,13 +21,14 @@ from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Admission, Admitted, DirectoryLocks
 from resticserver.service import quota_keeper as accounts_module
+from resticserver.service.kept_counts import STEP
 from resticserver.service.quota_keeper import (
     COUNT_AGAIN_S,
     FRESH_S,
     PATIENCE_S,
-    STEP,
     TRY_AGAIN_S,
     QuotaKeeper,
+    QuotaRules,
 )
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import Repository, cell_of
@@ -170,8 +171,9 @@ class AccountsCase(SynchronousTestCase):
         """Books that have not begun yet."""
         self.quota_keeper = QuotaKeeper(
             self.clock,
-            UNLIMITED if limit is None else limit if isinstance(limit, Limit) else Limit(limit),
-            self.quotas,
+            QuotaRules(
+                UNLIMITED if limit is None else limit if isinstance(limit, Limit) else Limit(limit), self.quotas
+            ),
             self.store.counting,
             self.state,
             self.pool,
@@ -392,13 +394,11 @@ class StartTests(AccountsCase):
         pool = self.pool = StepPool()
         quota_keeper = QuotaKeeper(
             self.clock,
-            UNLIMITED,
-            self.quotas,
+            QuotaRules(UNLIMITED, self.quotas, in_any_case=True),
             self.store.counting,
             self.state,
             self.pool,
             self.directory_locks,
-            in_any_case=True,
         )
         self.quota_keeper = quota_keeper
         with capturedLogs() as events:

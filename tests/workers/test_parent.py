@@ -34,6 +34,7 @@ from resticserver.workers.commands import (
 )
 from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.parent import Workers
+from resticserver.workers.process import IPC_FD
 
 from ..support.wires import StepReactor
 
@@ -95,7 +96,7 @@ class FakeProcesses(StepReactor):
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: dict[int, Any]) -> None:
         """Twisted's call."""
         protocol.ended_already = False
-        process = FakeProcess(self, protocol, childFDs[parent.IPC_FD], args[-1])
+        process = FakeProcess(self, protocol, childFDs[IPC_FD], args[-1])
         if self.slowly:
             process.began = Deferred()
         self.processes.append(process)
@@ -112,7 +113,7 @@ class WorkersTests(SynchronousTestCase):
         self.reactor = FakeProcesses()
         self.heard: list[Any] = []
         self.state = 1
-        self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, self.begin, lambda worker: {Recount: self.hear}, 30.0)
+        self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, 30.0, self)
         self.workers.startService()
         self.reactor.pump()
         self.one, self.two = self.reactor.processes
@@ -121,6 +122,16 @@ class WorkersTests(SynchronousTestCase):
     def begin(self, listeners: list[str | None]) -> Begin:
         """The first message; C{reading} counts the test's states."""
         return Begin("1", {}, listeners, None, self.state, False, False, None, [])
+
+    def handlers(self, worker: object) -> Handlers:
+        """The server's."""
+        return {Recount: self.hear}
+
+    def worker_gone(self, worker: object) -> None:
+        """A worker has ended."""
+
+    def announce(self) -> None:
+        """All are ready."""
 
     def hear(self, **arguments: Any) -> None:
         """A command of the server's."""
