@@ -16,13 +16,13 @@ from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
 from ..errors import StartError
-from ..telemetry.metrics import Family, Kind, Sample, Tally
+from ..telemetry.metrics import Family, Kind, Sample, Tally, gauge
 from ..threads.pools import JobPool
 from .frontend import PAGE_THREADS, make_certificates, make_policy, make_state, make_store
 from .hooks import Events
 from .integrity import EventEffects
 from .logins import PasswordChecker
-from .monitor import Monitoring, Sources, gauge
+from .monitor import Monitoring, Sources
 from .quota_keeper import ClosesDirectories, QuotaKeeper, QuotaRules
 from .readiness import Readiness
 

@@ -22,27 +22,25 @@ from twisted.internet.interfaces import IReactorTime
 
 from .. import __version__
 from ..errors import Unavailable
-from ..quota.ledger import RepositoryAccount, owner_of
+from ..quota.ledger import RepositoryAccount
 from ..sizes import Amount, Limit
-from ..storage.layout import Repository, cell_of
-from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from ..storage.layout import Repository
+from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally, gauge
 from ..telemetry.process import Processes
 from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
-from ..telemetry.status import RepositoryStatus, ServerStatus, UserStatus
+from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
 from ..web.pages import Answer
 from .quota_keeper import QuotaKeeper, Quotas
+from .stored import find_stored, find_user
 
 #: For how long a page waits for a disk; what is not known then is not in it.
 PATIENCE_S = 2.0
 #: A repository that is not in the books for so long is gone; they are counted anew every ten minutes.
 MISSING_S = 900.0
-#: So many points of a curve are enough for every page.
-MOST_POINTS = 100
 
 DAY_S = 86_400
-LOCKS = cell_of("locks", "")
 
 
 async def _ready() -> str:
@@ -215,7 +213,9 @@ class Monitoring:
     ) -> bytes:
         """In the pool for pages."""
         of_processes = self._processes.families(workers)
-        return self._exposition.text(counted, (*self._own(), *self._stored(accounts, damaged), *known, *of_processes))
+        stored = find_stored(accounts, self._quotas, damaged, {}, 0, all_counted=False)
+        families = (*self._own(), *stored.families(self._limit), *known, *of_processes)
+        return self._exposition.text(counted, families)
 
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)
@@ -227,61 +227,6 @@ class Monitoring:
             [Sample(info, 1)],
         )
         yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
-
-    def _stored(self, accounts: list[RepositoryAccount], damaged: dict[str, int]) -> Iterator[Family]:
-        sizes, objects, quotas, free, snapshots, damages = [], [], [], [], [], []
-        users: dict[str, int] = {}
-        for account in sorted(accounts, key=lambda account: account.repository):
-            stored = account.stored
-            if not (stored.objects or account.counted):
-                continue  # a name that somebody asked for
-            owner = owner_of(account.repository)
-            labels = (owner or "", "/".join(account.repository))
-            sizes.append(Sample(labels, stored.size_bytes))
-            objects.append(Sample(labels, stored.objects))
-            damages.append(Sample(labels, damaged.get(labels[1], 0)))
-            limit = self._quotas.limit_of_repository(owner, account.repository).size_bytes
-            if limit is not None:
-                quotas.append(Sample(labels, limit))
-                free.append(Sample(labels, max(0, limit - stored.size_bytes)))
-            if account.last_snapshot_s is not None:
-                snapshots.append(Sample(labels, account.last_snapshot_s))
-            if owner is not None:
-                users[owner] = users.get(owner, 0) + stored.size_bytes
-        labels_ = ("user", "repo")
-        for name, help_, samples in (
-            ("size_bytes", "What is stored in a repository", sizes),
-            ("objects", "How many objects a repository has", objects),
-            ("quota_bytes", "What may be stored in a repository", quotas),
-            ("quota_free_bytes", "How much more may be stored in a repository, by its own quota", free),
-            ("last_snapshot_timestamp_seconds", "When a repository got its youngest snapshot", snapshots),
-        ):
-            yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels_, samples)
-        yield Family(
-            Kind.COUNTER,
-            "rest_server_repository_damaged",
-            "Damaged files that were found in a repository",
-            labels_,
-            damages,
-        )
-        limits = {user: self._quotas.limit_of_user(user).size_bytes for user in sorted(users)}
-        yield Family(
-            Kind.GAUGE,
-            "rest_server_user_size_bytes",
-            "What is stored below the folder of a user's name",
-            ("user",),
-            [Sample((user,), size) for user, size in sorted(users.items())],
-        )
-        yield Family(
-            Kind.GAUGE,
-            "rest_server_user_quota_bytes",
-            "What may be stored there",
-            ("user",),
-            [Sample((user,), limit) for user, limit in limits.items() if limit is not None],
-        )
-        yield gauge("size_bytes", "What is stored in all repositories", sum(sample.value for sample in sizes))
-        if self._limit.size_bytes is not None:
-            yield gauge("quota_bytes", "What may be stored in all repositories", self._limit.size_bytes)
 
     async def status(self) -> ServerStatus:
         """What a status page says, as of a moment ago."""
@@ -305,11 +250,9 @@ class Monitoring:
         )
         accounts = list(self._quota_keeper.ledger.repositories.values())
         refused = self._sources.refusals.entries()
-        return await self._pages.run(
-            self._with_repositories, server, accounts, dict(self.damaged), found or {}, refused
-        )
+        return await self._pages.run(self._with_stored, server, accounts, dict(self.damaged), found or {}, refused)
 
-    def _with_repositories(
+    def _with_stored(
         self,
         server: ServerStatus,
         accounts: list[RepositoryAccount],
@@ -319,50 +262,12 @@ class Monitoring:
     ) -> ServerStatus:
         """In the pool for pages."""
         today = int(server.time_s // DAY_S)
-        repositories: list[RepositoryStatus] = []
-        users: dict[str, Amount] = {}
-        for account in accounts:
-            stored = account.stored
-            if not (stored.objects or account.counted):
-                continue
-            owner = owner_of(account.repository)
-            name = "/".join(account.repository)
-            limit = self._quotas.limit_of_repository(owner, account.repository)
-            locks = account.objects[LOCKS]
-            days = [day for day in history.get(account.repository, ()) if day[0] < today]
-            repositories.append(
-                RepositoryStatus(
-                    name,
-                    owner,
-                    stored.size_bytes,
-                    stored.objects,
-                    limit.size_bytes,
-                    limit.objects,
-                    account.last_snapshot_s,
-                    locks,
-                    account.oldest_lock_s if locks else None,
-                    damaged.get(name, 0),
-                    (*some(days), (today, stored.size_bytes)),
-                    # One that came after all had been counted came through this server.
-                    account.counted or server.counted,
-                )
-            )
-            if owner is not None:
-                before = users.get(owner, Amount())
-                users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
+        stored = find_stored(accounts, self._quotas, damaged, history, today, server.counted)
         refusals = within_a_day(refused, server.time_s)
-        for one in refusals:
-            if one.user is not None:
-                users.setdefault(one.user, Amount())
-        return replace(
-            server,
-            repositories=tuple(repositories),
-            users=tuple(self._user(user, used) for user, used in users.items()),
-        ).with_refusals(refusals)
-
-    def _user(self, user: str, used: Amount) -> UserStatus:
-        limit = self._quotas.limit_of_user(user)
-        return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
+        named = {user.name for user in stored.users}
+        others = dict.fromkeys(one.user for one in refusals if one.user is not None and one.user not in named)
+        users = (*stored.users, *(find_user(self._quotas, user, Amount()) for user in others))
+        return replace(server, repositories=stored.repositories, users=users).with_refusals(refusals)
 
     def _look_at_disk(self) -> tuple[int, int] | None:
         """In the pool: free space and size of the data directory's file system, if that is there and not another."""
@@ -372,14 +277,3 @@ class Monitoring:
         except (OSError, Unavailable):
             return None
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-
-
-def some(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """A curve of at most L{MOST_POINTS}: its ends, and of what is between them every so many."""
-    step = -(-len(days) // MOST_POINTS)
-    return days if step <= 1 else [*days[:-1:step], days[-1]]
-
-
-def gauge(name: str, help_: str, value: float) -> Family:
-    """A value without labels."""
-    return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])

@@ -93,6 +93,11 @@ class Histogram:
         return made
 
 
+def gauge(name: str, help_: str, value: float) -> Family:
+    """A metric of this server without labels."""
+    return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
+
+
 @dataclass
 class Counted:
     """

@@ -12,10 +12,9 @@ from .. import __version__
 from ..service.core import Core
 from ..service.frontend import closes_idle
 from ..service.integrity import SizeChanges
-from ..service.monitor import gauge
 from ..service.readiness import Readiness
 from ..service.reloading import Reloads
-from ..telemetry.metrics import Family
+from ..telemetry.metrics import Family, gauge
 from ..threads.pools import JobPool
 from ..threads.single_flight import ended_within
 from .commands import (

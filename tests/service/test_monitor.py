@@ -30,19 +30,18 @@ from resticserver.server import ResticServer
 from resticserver.service.logins import PasswordChecker
 from resticserver.service.monitor import (
     MISSING_S,
-    MOST_POINTS,
     PATIENCE_S,
     Monitoring,
     Sources,
-    gauge,
 )
 from resticserver.service.quota_keeper import QuotaKeeper, QuotaRules
+from resticserver.service.stored import MOST_POINTS
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.telemetry import process
-from resticserver.telemetry.metrics import Family
+from resticserver.telemetry.metrics import Family, gauge
 from resticserver.telemetry.refusals import Refusals
 from resticserver.threads.single_flight import CachedFlight
 from resticserver.web.pages import Answer

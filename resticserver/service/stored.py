@@ -1,0 +1,135 @@
+"""
+What is stored, for the metrics and the status: the repositories and users of the quotas' ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ..quota.ledger import RepositoryAccount, owner_of
+from ..sizes import Amount, Limit
+from ..storage.layout import Repository, cell_of
+from ..telemetry.metrics import Family, Kind, Sample, gauge
+from ..telemetry.status import RepositoryStatus, UserStatus
+from .quota_keeper import Quotas
+
+#: A curve of a repository's size has so many points at most.
+MOST_POINTS = 100
+
+LOCKS = cell_of("locks", "")
+
+
+class Stored(NamedTuple):
+    """
+    @ivar users: those below whose folder something is stored.
+    """
+
+    repositories: tuple[RepositoryStatus, ...]
+    users: tuple[UserStatus, ...]
+
+    def families(self, limit: Limit) -> Iterator[Family]:
+        """
+        As metrics.
+
+        @param limit: of the whole server.
+        """
+        yield from _repository_families(sorted(self.repositories, key=lambda one: one.repository.split("/")))
+        users = sorted(self.users, key=lambda user: user.name)
+        used = [Sample((user.name,), user.size_bytes) for user in users]
+        quotas = [Sample((user.name,), user.quota_bytes) for user in users if user.quota_bytes is not None]
+        for name, help_, samples in (
+            ("size_bytes", "What is stored below the folder of a user's name", used),
+            ("quota_bytes", "What may be stored there", quotas),
+        ):
+            yield Family(Kind.GAUGE, f"rest_server_user_{name}", help_, ("user",), samples)
+        total = sum(repository.size_bytes for repository in self.repositories)
+        yield gauge("size_bytes", "What is stored in all repositories", total)
+        if limit.size_bytes is not None:
+            yield gauge("quota_bytes", "What may be stored in all repositories", limit.size_bytes)
+
+
+def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[Family]:
+    labels = ("user", "repo")
+    by_labels = [((one.owner or "", one.repository), one) for one in repositories]
+    limited = [(key, one, one.quota_bytes) for key, one in by_labels if one.quota_bytes is not None]
+    for name, help_, samples in (
+        ("size_bytes", "What is stored in a repository", [Sample(key, one.size_bytes) for key, one in by_labels]),
+        ("objects", "How many objects a repository has", [Sample(key, one.objects) for key, one in by_labels]),
+        ("quota_bytes", "What may be stored in a repository", [Sample(key, quota) for key, _, quota in limited]),
+        (
+            "quota_free_bytes",
+            "How much more may be stored in a repository, by its own quota",
+            [Sample(key, max(0, quota - one.size_bytes)) for key, one, quota in limited],
+        ),
+        (
+            "last_snapshot_timestamp_seconds",
+            "When a repository got its youngest snapshot",
+            [Sample(key, one.last_snapshot_s) for key, one in by_labels if one.last_snapshot_s is not None],
+        ),
+    ):
+        yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels, samples)
+    damaged = [Sample(key, one.damaged) for key, one in by_labels]
+    help_ = "Damaged files that were found in a repository"
+    yield Family(Kind.COUNTER, "rest_server_repository_damaged", help_, labels, damaged)
+
+
+def find_stored(
+    accounts: Iterable[RepositoryAccount],
+    quotas: Quotas,
+    damaged: Mapping[str, int],
+    history: Mapping[Repository, list[tuple[int, int]]],
+    today: int,
+    all_counted: bool,
+) -> Stored:
+    """
+    The ledger's accounts as they are shown. Takes milliseconds for a thousand, so it is called in the pool for pages.
+
+    @param damaged: damaged files by repository.
+    @param history: sizes by days since 1970; C{today} is not in it.
+    @param all_counted: whether every repository has been counted since the start.
+    """
+    repositories: list[RepositoryStatus] = []
+    users: dict[str, Amount] = {}
+    for account in accounts:
+        stored = account.stored
+        if not (stored.objects or account.counted):
+            continue  # a name in a request, and no repository
+        owner = owner_of(account.repository)
+        name = "/".join(account.repository)
+        limit = quotas.limit_of_repository(owner, account.repository)
+        locks = account.objects[LOCKS]
+        days = [day for day in history.get(account.repository, ()) if day[0] < today]
+        repositories.append(
+            RepositoryStatus(
+                name,
+                owner,
+                stored.size_bytes,
+                stored.objects,
+                limit.size_bytes,
+                limit.objects,
+                account.last_snapshot_s,
+                locks,
+                account.oldest_lock_s if locks else None,
+                damaged.get(name, 0),
+                (*_thinned(days), (today, stored.size_bytes)),
+                # A repository that was made after all had been counted was made through this server.
+                account.counted or all_counted,
+            )
+        )
+        if owner is not None:
+            before = users.get(owner, Amount())
+            users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
+    return Stored(tuple(repositories), tuple(find_user(quotas, user, used) for user, used in users.items()))
+
+
+def find_user(quotas: Quotas, user: str, used: Amount) -> UserStatus:
+    """A user, and what is stored below the folder of that name."""
+    limit = quotas.limit_of_user(user)
+    return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
+
+
+def _thinned(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """At most L{MOST_POINTS} days: the first, the last, and days at equal distances between them."""
+    step = -(-len(days) // MOST_POINTS)
+    return days if step <= 1 else [*days[:-1:step], days[-1]]
