@@ -292,6 +292,12 @@ class Options(usage.Options):
 
         @raise UsageError: flags that make no sense, alone or together.
         """
+        self._check_paths()
+        self._check_tls()
+        self._check_values()
+        return self._as_settings()
+
+    def _check_paths(self) -> None:
         for flag in _DIRECTORIES + _FILES:
             if self[flag] and _URL.match(self[flag]):
                 kind = "directory" if flag in _DIRECTORIES else "file"
@@ -302,6 +308,8 @@ class Options(usage.Options):
         for flag in ("policy", "tls-client-ca"):
             if self[flag] == "":
                 raise usage.UsageError(f"--{flag} names no file")
+
+    def _check_tls(self) -> None:
         if not self["tls"]:
             for flag in ("tls-cert", "tls-key", "tls-client-ca"):
                 if self[flag]:
@@ -311,9 +319,11 @@ class Options(usage.Options):
                 if self[flag] != self._default(flag):
                     raise usage.UsageError(f"--{flag} needs --tls-client-ca")
         self._one_of("tls-min-ver", ("1.2", "1.3"), "unknown TLS version, 1.2 and 1.3 are allowed")
-        self._one_of("log-format", ("combined", "json"), "only combined and json are allowed")
         self._one_of("tls-client-auth", ("required", "optional"), "only required and optional are allowed")
         self._one_of("tls-client-user", ("cn", "email", "dns", "none"), "only cn, email, dns and none are allowed")
+
+    def _check_values(self) -> None:
+        self._one_of("log-format", ("combined", "json"), "only combined and json are allowed")
         if self["no-auth"]:
             for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
                 if self[flag]:
@@ -328,6 +338,9 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
+
+    def _as_settings(self) -> Settings:
+        """Each flag as its setting: long, because there are so many."""
         min_free = self._parsed("min-free", parse_free_space)
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),
@@ -347,10 +360,8 @@ class Options(usage.Options):
             policy=_absolute(self["policy"]),
             auto_create=bool(self["auto-create"]),
             max_depth=int(self["max-depth"]),
-            proxy_prefix=self._parsed("proxy-prefix", lambda text: parse_prefix(as_text(text)))
-            if self["proxy-prefix"]
-            else (),
-            proxy_auth_username=header,
+            proxy_prefix=self._parsed("proxy-prefix", _prefix),
+            proxy_auth_username=self["proxy-auth-username"],
             trusted_proxies=tuple(self["trusted-proxy"]) or None,
             auth_failures=self._parsed("auth-failures", parse_rate),
             tls_client_ca=_absolute(self["tls-client-ca"]),
@@ -411,6 +422,10 @@ def _absolute_socket(address: str) -> str:
         if _UNIX.match(address)
         else address
     )
+
+
+def _prefix(text: str) -> tuple[str, ...]:
+    return parse_prefix(as_text(text)) if text else ()
 
 
 def _command(text: str) -> tuple[str, ...]:
