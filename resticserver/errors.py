@@ -65,6 +65,10 @@ class Forbidden(ServerError):
     default = "not allowed"
 
 
+class NotPermitted(Forbidden):
+    """The policy refuses it to this user."""
+
+
 class MethodNotAllowed(ServerError):
     """
     The path is there and does not take this method.

@@ -29,7 +29,7 @@ from .process.signals import end_the_start
 from .service.announcement import announce
 from .service.core import Core
 from .service.expiry import expiry_watch
-from .service.frontend import SequentialServices, make_authentication, make_pages, make_site
+from .service.frontend import SequentialServices, make_pages, make_pages_site
 from .service.lifecycle import Signals
 from .service.refusals import KeptRefusals
 from .service.reloading import Reloading
@@ -102,16 +102,10 @@ class ResticServer(SequentialServices):
         )
 
     def _metrics_site(self) -> RepositorySite:
-        """What is on C{--metrics-listen}. Its requests are not counted, nor in the access log."""
-        from .web.pages import Pages
-        from .web.status_pages import StatusPages
-
-        core, monitoring = self.core, self.topology.monitoring
-        pages = make_pages(core.settings, self.topology.readiness, monitoring.metrics)
-        status = StatusPages(monitoring.status, core.policy, core.pages)
-        resource = Pages(pages, make_authentication(core.settings, core.password_checker), None, status)
-        site = make_site(core.settings, self._reactor, lambda record: None, resource)
-        site.count_handshake_failure = monitoring.tally.handshake_failed
+        core, topology = self.core, self.topology
+        pages = make_pages(core.settings, topology.readiness, topology.monitoring, core.policy, core.pages)
+        site = make_pages_site(core.settings, self._reactor, core.password_checker, core.policy, pages)
+        site.count_handshake_failure = topology.monitoring.tally.handshake_failed
         return site
 
     # --- the start

@@ -214,6 +214,6 @@ class Admission:
         number = await self.quota.reserve(user, target, length or 0)
         return Admitted(self.quota, self.directory_locks, target, number, length or 0)
 
-    def admitted(self, target: Target) -> Admitted:
+    def admit_removal(self, target: Target) -> Admitted:
         """For a removal, which always may be."""
         return Admitted(self.quota, self.directory_locks, target)

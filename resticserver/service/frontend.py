@@ -7,7 +7,6 @@ from __future__ import annotations
 import cProfile
 import math
 import os
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +28,7 @@ from ..telemetry.events import Tells
 from ..telemetry.metrics import Tally
 from ..telemetry.record import Recorder
 from ..telemetry.status import ServerStatus
-from ..threads.pools import JobPool, QuickPool
+from ..threads.pools import JobPool, Pools, QuickPool
 from .integrity import SizeChanges
 from .readiness import Readiness
 from .reloading import Repeated
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
     from ..threads.serial_jobs import Pool
     from ..web.authentication import Authentication, ChecksPasswords
     from ..web.http1.site import RepositorySite
-    from ..web.pages import Answer, Page
+    from ..web.page import Page
+    from ..web.status_pages import ServerPages
 
 #: Jobs on the disk at once, in one process and in each of several; most of them wait for it.
 DISK_THREADS, SHARED_DISK_THREADS = 16, 8
@@ -115,7 +115,7 @@ def make_certificates(settings: Settings) -> ReloadingCertificates | None:
 class ShowsServer(Protocol):
     """Makes what is shown of the whole server."""
 
-    async def metrics(self) -> Answer:
+    async def metrics(self) -> Page:
         """For C{/metrics}."""
 
     async def status(self) -> ServerStatus:
@@ -196,35 +196,45 @@ class Frontend:
     def make_site(self, shows: ShowsServer) -> RepositorySite:
         """The HTTP server factory."""
         from ..quota.admission import Admission
-        from ..web.pages import Pages  # a parent of workers does without all that
-        from ..web.routes import Api  # Klein installs the reactor when it is imported
-        from ..web.status_pages import StatusPages
+        from ..web.routes import Api, Repositories  # Klein installs the reactor when it is imported
 
         settings, parts = self._settings, self._parts
         admission = Admission(parts.quota, parts.directory_locks)
-        pools = (self.disk, self._writers, self._quick)
+        pools = Pools(self.disk, self._writers, self._quick)
+        repositories = Repositories(parts.store, pools, admission, settings.auto_create, parts.tell)
+        pages = make_pages(settings, self.readiness, shows if settings.prometheus else None, parts.policy, parts.pages)
         authentication = make_authentication(settings, parts.password_checker)
-        api = Api(parts.store, *pools, authentication, parts.policy, settings.auto_create, admission, parts.tell)
-        metrics = shows.metrics if settings.prometheus else None
-        pages = make_pages(settings, self.readiness, metrics)
-        status = StatusPages(shows.status, parts.policy, parts.pages) if settings.prometheus else None
-        resource = Pages(pages, authentication, api.resource(), status)
-        self._site = make_site(settings, self._reactor, self._access_log, resource)
+        api = Api(authentication, parts.policy, repositories, pages)
+        self._site = make_site(settings, self._reactor, self._access_log, api.resource())
         if parts.tally is not None:
             self._site.count_handshake_failure = parts.tally.handshake_failed
         return self._site
 
 
 def make_pages(
-    settings: Settings, readiness: Readiness, metrics: Callable[[], Awaitable[Answer]] | None
-) -> dict[bytes, Page]:
-    """What a site says of the server itself."""
-    from ..web import pages
+    settings: Settings, readiness: Readiness, shows: ShowsServer | None, policy: Decides, pool: JobPool
+) -> ServerPages:
+    """
+    What a site says of the server itself.
 
-    found = {pages.HEALTH: pages.Page(pages.health), pages.READY: pages.ready_page(readiness.look)}
-    if metrics is not None:
-        found[pages.METRICS] = pages.Page(metrics, None if settings.prometheus_no_auth else pages.METRICS_USER)
-    return found
+    @param shows: for metrics and status pages; C{None} for a site without them.
+    """
+    from ..web.status_pages import ServerPages, StatusPages
+
+    if shows is None:
+        return ServerPages(readiness.look)
+    status = StatusPages(shows.status, policy, pool)
+    return ServerPages(readiness.look, shows.metrics, settings.prometheus_no_auth, status)
+
+
+def make_pages_site(
+    settings: Settings, reactor: Any, password_checker: ChecksPasswords | None, policy: Decides, pages: ServerPages
+) -> RepositorySite:
+    """The HTTP server factory of C{--metrics-listen}. Its requests are not counted, nor in the access log."""
+    from ..web.routes import Api
+
+    api = Api(make_authentication(settings, password_checker), policy, None, pages)
+    return make_site(settings, reactor, lambda record: None, api.resource())
 
 
 def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IResource) -> RepositorySite:

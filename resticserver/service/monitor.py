@@ -31,7 +31,7 @@ from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
 from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
-from ..web.pages import Answer
+from ..web.page import Page
 from .quota_keeper import QuotaKeeper, Quotas
 from .stored import find_stored, find_user
 
@@ -123,7 +123,7 @@ class Monitoring:
         """A process answers no requests any more."""
         self._in_flight.pop(process, None)
 
-    async def metrics(self) -> Answer:
+    async def metrics(self) -> Page:
         """All metrics as text."""
         sources = self._sources
         await sources.gather()
@@ -155,7 +155,7 @@ class Monitoring:
         damaged = dict(self.damaged)
         workers = sources.worker_pids() if sources.worker_pids is not None else None
         text = await self._pages.run(self._text, counted, accounts, damaged, known, workers)
-        return Answer(200, CONTENT_TYPE, text)
+        return Page(200, CONTENT_TYPE, text)
 
     def _forget_gone(self) -> None:
         """

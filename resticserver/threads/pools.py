@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -19,7 +20,25 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
+from .serial_jobs import Pool
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """
+    The pools for a store's blocking calls.
+
+    @ivar disk: for all that may wait for a disk.
+    @ivar writers: hashes and writes the bytes of large uploads.
+    @ivar quick: for what is short where the disk is quick: small uploads, removals.
+    """
+
+    disk: Pool
+    writers: Pool
+    quick: Pool
+
 
 _Job = tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]
 

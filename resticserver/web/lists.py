@@ -41,7 +41,7 @@ def wants_sizes(request: StreamingRequest) -> bool:
     return any(LIST_V2 in accept for accept in request.fields.all(b"accept"))
 
 
-class Lists:
+class ListResponses:
     """
     Sends lists.
 

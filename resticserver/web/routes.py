@@ -1,9 +1,13 @@
 """
-restic's REST protocol as Klein routes.
+All paths of the server as routes of one Klein app, and the one way of every request through it.
 
-Every request takes the same way: who (401 before anything else), what (the canonical target), whether the method is one,
-may they (one policy decision), then a verb on the store. The routes stand inside a repository: its folders have been taken
-off the path by L{resticserver.names.parse_target}, so that no rule of werkzeug's decides what a path means.
+A route is registered by L{authorized_route}, with who may use it; there is no other way to add one. A request is authenticated
+(401 comes before anything else), its path leads to a route, then the method is judged (405), then the policy decides about the
+target (403), then the handler runs. Every error becomes an answer in L{Api.answer}.
+
+Repository routes stand inside a repository: L{resticserver.names.parse_target} has taken its folders off the path, so that no
+rule of werkzeug's decides what a path means. Klein's own dispatch costs as much as the whole rest of a small request, so
+L{PreparedRoutes} looks up once where each kind of path leads.
 
 Source: restic's REST backend document.
 """
@@ -11,432 +15,414 @@ Source: restic's REST backend document.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionLost
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
-from werkzeug.routing import MapAdapter
+from werkzeug.exceptions import HTTPException
 
 from ..access.policy import ACTIONS, Action, Decides
-from ..errors import (
-    CONTENT,
-    DISK,
-    MIN_FREE,
-    QUOTA,
-    RIGHTS,
-    BadRequest,
-    Forbidden,
-    HashMismatch,
-    InsufficientStorage,
-    MethodNotAllowed,
-    NoSuchRepository,
-    NotFound,
-    ServerError,
-    short_name,
-)
-from ..names import Kind, Target, why_no_repository, why_reserved
-from ..quota.admission import NOTHING, Admission, Admitted
-from ..sizes import Amount
-from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Stored, Upload
-from ..telemetry.events import Event, EventKind, Tells, nobody
-from ..telemetry.record import Effect, Operation
-from ..threads.serial_jobs import Pool, SerialJobs, shielded
+from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, NotPermitted
+from ..names import Kind, Target, path_below, why_no_repository, why_reserved
+from ..quota.admission import Admission
+from ..storage.interface import RepositoryStore
+from ..telemetry.events import EventKind, Tells, nobody
+from ..threads.pools import Pools
+from ..threads.serial_jobs import shielded
 from .authentication import Authentication
+from .downloads import OCTETS, send_object
 from .http1 import replies
-from .http1.body import WAITING_BYTES
-from .http1.ranges import Part, choose_part
 from .http1.request import StreamingRequest
-from .lists import Lists, wants_sizes
-from .transfer.body import receive_body, send_part
+from .lists import ListResponses, wants_sizes
+from .page import METRICS_USER, TEXT, Page
+from .status_pages import ServerPages, StatusPages
+from .uploads import UploadSession, event_of, refusal_of, remove_object
 
 T = TypeVar("T")
 
-#: Those that mean something for any path.
+#: The methods that mean something for any path, in the order of C{Allow}.
 METHODS = (b"GET", b"HEAD", b"POST", b"DELETE")
+_PAGE_METHODS = (b"GET", b"HEAD")
 
-OCTETS = b"application/octet-stream"
+#: A handler answers itself, or returns the page that is the answer.
+Handler = Callable[..., Awaitable[Page | None]]
 
-_READ = Effect(Operation.READ)
 
-#: Refusals by their reasons; all others are L{EventKind.UPLOAD_REFUSED}.
-_REFUSALS = {QUOTA: EventKind.QUOTA_REACHED, MIN_FREE: EventKind.DISK_FULL, DISK: EventKind.DISK_FULL}
+class Access(Enum):
+    """Who may use a route."""
 
-#: Objects and parts up to this size are read by the job that opens them and answered in one write.
-SMALL_BYTES = 64 << 10
-#: Up to this size they are read in the reactor's thread if they are in the kernel's caches.
-NOWAIT_BYTES = 256 << 10
+    #: Everyone; no password is asked for.
+    EVERYONE = "everyone"
+    #: The user C{metrics}; everyone with C{--prometheus-no-auth}.
+    METRICS = "metrics"
+    #: Every user.
+    USERS = "users"
+    #: The policy decides, by user, method and target.
+    POLICY = "policy"
 
-Answer = Coroutine[Any, Any, None]
-Verb = Callable[[StreamingRequest, Target], Awaitable[None]]
 
-_log = Logger()
+#: Looking a member up in its class costs as much as the comparison, in each request.
+_EVERYONE, _METRICS, _POLICY = Access.EVERYONE, Access.METRICS, Access.POLICY
+
+
+def authorized_route(app: Klein, access: Access, *paths: str, methods: tuple[bytes, ...]) -> Callable[[T], T]:
+    """Register the function below as a route of C{app}."""
+
+    def register(handler: T) -> T:
+        handler.access, handler.methods = access, methods  # type: ignore[attr-defined]
+        for path in paths:
+            app.route(path, methods=[method.decode("ascii") for method in methods])(handler)  # type: ignore[type-var]
+        return handler
+
+    return register
+
+
+@dataclass(frozen=True)
+class Repositories:
+    """
+    What repositories are served from.
+
+    @ivar auto_create: whether an upload makes its repository where that is missing, if its user may.
+    @ivar tell: takes events.
+    """
+
+    store: RepositoryStore
+    pools: Pools
+    admission: Admission
+    auto_create: bool = False
+    tell: Tells = nobody
 
 
 class Api:
     """
-    The routes of one server.
+    The routes of one site.
 
-    @param pool: runs the store's blocking calls, but
-    @param writers: hashes and writes the bytes of large uploads.
-    @param quick: runs what is short where the disk is quick: small uploads, removals.
-    @param auto_create: whether an upload makes its repository where that is missing, if its user may.
-    @param space: asked for room before an upload; without it there is always room.
-    @param tell: told of events.
+    @param repositories: C{None} for a site that has the server's own pages only.
+    @param pages: C{None} for a site without them.
     """
 
     app = Klein()
 
     def __init__(
         self,
-        store: RepositoryStore,
-        pool: Pool,
-        writers: Pool,
-        quick: Pool,
         authentication: Authentication,
         policy: Decides,
-        auto_create: bool = False,
-        admission: Admission | None = None,
-        tell: Tells = nobody,
+        repositories: Repositories | None,
+        pages: ServerPages | None = None,
     ) -> None:
-        self._store = store
-        self._pool = pool
-        self._lists = Lists(pool)
-        self._writers = writers
-        self._quick = quick
         self._authentication = authentication
         self._policy = policy
-        self._auto_create = auto_create
-        self._tell = tell
-        self._admission = admission if admission is not None else Admission()
-        self._list_verbs: Mapping[bytes, Verb] = {b"GET": self._list}
-        self._object_verbs: Mapping[bytes, Verb] = {
-            b"GET": self._load,
-            b"HEAD": self._stat,
-            b"POST": self._save,
-            b"DELETE": self._remove,
-        }
+        self._repositories = repositories
+        self._pages = pages
+        if repositories is not None:
+            self._store = repositories.store
+            self._pools = repositories.pools
+            self._admission = repositories.admission
+            self._tell = repositories.tell
+            self._lists = ListResponses(repositories.pools.disk)
 
     def resource(self) -> IResource:
         """What a site serves."""
-        return RoutedResource(self, self.app)
+        return PreparedRoutes(self)
 
-    # --- routes: what there is, and which methods it takes
+    def serves(self, access: Access) -> bool:
+        """Whether this site has the routes with this access."""
+        match access:
+            case Access.POLICY:
+                return self._repositories is not None
+            case Access.EVERYONE:
+                return self._pages is not None
+            case Access.METRICS:
+                return self._pages is not None and self._pages.metrics is not None
+            case Access.USERS:
+                return self._pages is not None and self._pages.status is not None
 
-    @app.route("/")
-    def repository(self, request: StreamingRequest) -> Answer:
-        """A repository; C{POST ?create=true} makes it, C{DELETE} is there where a policy grants it to anyone."""
-        methods: dict[bytes, Verb] = {b"POST": self._create}
-        if self._policy.may_delete_repositories():
-            methods[b"DELETE"] = self._delete_repository
-        return self._answer(request, methods)
+    # --- the one way of every request
 
-    @app.route("/<kind>/")
-    def objects(self, request: StreamingRequest, kind: str) -> Answer:
-        """The list of one type."""
-        return self._answer(request, self._list_verbs)
-
-    @app.route("/config")
-    @app.route("/<kind>/<name>")
-    def object(self, request: StreamingRequest, kind: str = "", name: str = "") -> Answer:
-        """One object, or the config."""
-        return self._answer(request, self._object_verbs)
-
-    @app.route("/<path:anything>")
-    def nothing(self, request: StreamingRequest, anything: str) -> Answer:
-        """A path that names nothing: also here 401 comes first."""
-        return self._answer(request, {})
-
-    async def _answer(self, request: StreamingRequest, methods: Mapping[bytes, Verb]) -> None:
-        """The one way of every request."""
+    async def answer(self, request: StreamingRequest, route: Route) -> None:
+        """Authenticate, authorize, handle, and turn errors into answers."""
         try:
-            request.user_name = await self._authentication.authenticate(request)
-            request.authenticated = True
-            target = request.target
-            if target is None:
-                if request.method not in METHODS:
-                    raise MethodNotAllowed(METHODS)
-                raise NotFound(_why_nothing(request))
-            if request.method not in methods:
-                # What restic init asks for where the repository's path ends in a type.
-                is_list = request.method == b"POST" and target.kind is Kind.LIST
-                raise MethodNotAllowed(methods, why_reserved(target.type) if is_list else "")
-            action = ACTIONS[target.kind][request.method]
-            decision = self._policy.decide(request.user_name, action, target)
-            if not decision.allowed:
-                refusal = Forbidden(decision.reason)
-                self._tell_of_refusal(request, target, refusal, RIGHTS)
-                raise refusal
-            try:
-                await methods[request.method](request, target)
-            except InsufficientStorage as error:
-                self._tell_of_refusal(request, target, error, error.cause, error.limit_of)
-                raise
-            except (HashMismatch, Forbidden) as error:
-                self._tell_of_refusal(request, target, error, CONTENT)
-                raise
+            if route.access is not _EVERYONE:
+                request.user_name = await self._authentication.authenticate(request)
+                request.authenticated = True
+                if route.access is _METRICS and request.user_name not in (None, METRICS_USER):
+                    raise Forbidden(f"only for the user {METRICS_USER}")
+            method = request.method
+            handler = route.handlers.get(method)
+            if handler is None:
+                raise self._not_allowed(request, route)
+            if route.access is _POLICY:
+                target: Any = request.target
+                if method == b"DELETE" and target.kind is Kind.REPOSITORY:
+                    self._may_be_deleted(request, route)
+                decision = self._policy.decide(request.user_name, ACTIONS[target.kind][method], target)
+                if not decision.allowed:
+                    raise NotPermitted(decision.reason)
+                await handler(request, target)
+                return
+            page = await handler(request)
+            assert page is not None
+            fields = b"Cache-Control: no-store\r\n" + page.fields
+            replies.send(request, page.status, page.body, page.content_type, fields=fields)
         except CancelledError:
             raise
         except ConnectionLost:
             request.abort()
         except Exception as error:
+            if request.method == b"POST" and request.authenticated and request.target is not None:
+                self._tell_of_refusal(request, request.target, error)
             replies.send_error(request, error)
 
-    def _tell_of_refusal(
-        self, request: StreamingRequest, target: Target, error: ServerError, reason: str, limit_of: str = ""
-    ) -> None:
-        """An upload, or a new repository, is refused: each is told of, and who is told decides what is worth a line."""
-        if request.method != b"POST":
-            return
-        kind = _REFUSALS.get(reason, EventKind.UPLOAD_REFUSED)
-        repository = "/".join(target.repository)
-        name = ascii(short_name(repository) or "/")[1:-1]
-        why = ascii(error.message)[1:-1]
-        if target.kind is Kind.REPOSITORY:
-            message = f"refused to create repository {name}: {why}"
-        else:
-            message = f"refused an upload to repository {name}: {why}"
-        if request.user_name is not None:
-            message += f" (user {ascii(short_name(request.user_name))[1:-1]})"
-        details = {"reason": reason, "why": why, "type": target.type, "name": target.name}
-        if limit_of:
-            details["limit_of"] = limit_of
-        self._tell(Event(kind, message, repository, request.user_name, details))
+    def _may_be_deleted(self, request: StreamingRequest, route: Route) -> None:
+        """
+        Whether repositories can be deleted at all.
 
-    # --- verbs
+        @raise MethodNotAllowed: no rule of the policy grants it to anyone.
+        """
+        if not self._policy.may_delete_repositories():
+            raise self._not_allowed(request, route)
 
-    async def _create(self, request: StreamingRequest, target: Target) -> None:
+    def _not_allowed(self, request: StreamingRequest, route: Route) -> MethodNotAllowed:
+        methods = [method for method in METHODS if method in route.handlers]
+        target = request.target
+        if route.access is not Access.POLICY or target is None:
+            return MethodNotAllowed(methods)
+        if target.kind is Kind.REPOSITORY and not self._policy.may_delete_repositories():
+            methods.remove(b"DELETE")
+        # What restic init asks for where the repository's path ends in a type.
+        is_list = request.method == b"POST" and target.kind is Kind.LIST
+        return MethodNotAllowed(methods, why_reserved(target.type) if is_list else "")
+
+    def _tell_of_refusal(self, request: StreamingRequest, target: Target, error: BaseException) -> None:
+        """Every refused upload is an event; what takes events decides which of them are logged."""
+        event = refusal_of(request, target, error) if self._repositories is not None else None
+        if event is not None:
+            self._tell(event)
+
+    # --- repositories
+
+    @authorized_route(app, Access.POLICY, "/", methods=(b"POST",))
+    async def create_repository(self, request: StreamingRequest, target: Target) -> None:
+        """C{POST ?create=true} makes a repository."""
         create = request.args.get(b"create", [b""])[0]
         if create != b"true":
             given = f" and not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
             raise BadRequest(f"nothing was created: to create a repository, POST with ?create=true{given}")
-        await self._pool.run(self._store.create_repository, target.repository)
+        await self._pools.disk.run(self._store.create_repository, target.repository)
         replies.send(request)
 
-    async def _delete_repository(self, request: StreamingRequest, target: Target) -> None:
-        deleting = self._pool.run(self._store.delete_repository, target.repository)
-        deleting.addBoth(self._deleted, target)
-        await shielded(deleting)
-        self._tell(_event(EventKind.REPOSITORY_DELETED, "{repository} was deleted", request, target))
-        replies.send(request)
+    @authorized_route(app, Access.POLICY, "/", methods=(b"DELETE",))
+    async def delete_repository(self, request: StreamingRequest, target: Target) -> None:
+        """Remove all that restic stores in a repository."""
 
-    def _deleted(self, result: T, target: Target) -> T:
-        self._admission.quota.recount(target.repository)
-        return result
-
-    async def _stat(self, request: StreamingRequest, target: Target) -> None:
-        size = self._store.size_nowait(target.repository, target.type, target.name)
-        if size is None:
-            size = await self._pool.run(self._store.size_of, target.repository, target.type, target.name)
-        replies.begin(request, 200, size, OCTETS)
-
-    async def _load(self, request: StreamingRequest, target: Target) -> None:
-        stored = self._store.stored(target.repository, target.type, target.name)
-        # The config is always sent whole, as rest-server does.
-        # If-Range: objects have no validator here, so none that a client has can be right (RFC 9110 section 13.1.5).
-        whole = target.type == "config" or request.fields.last(b"if-range") is not None
-        wanted = None if whole else request.fields.last(b"range")
-        if stored.open_nowait():
-            try:
-                part = choose_part(wanted, stored.size_bytes)
-                content = stored.read_nowait(part.start, part.length) if part.length <= NOWAIT_BYTES else None
-            finally:
-                stored.close()
-            if content is not None:
-                _begin_load(request, target, part, stored.size_bytes)
-                request.write(content)
-                return
-        jobs = SerialJobs(self._pool)
-        try:
-            part, content = await jobs.run(_open_part, stored, wanted)
-            _begin_load(request, target, part, stored.size_bytes)
-            if content is not None:
-                request.write(content)
-                return
-            await send_part(request, jobs, stored, part)
-        except BaseException:
-            jobs.close(stored.close)
-            raise
-        jobs.close(stored.close)
-
-    async def _save(self, request: StreamingRequest, target: Target) -> None:
-        body = request.body
-        length = body.whole_bytes
-        admitted = await self._admission.admit(request.user_name, target, length)
-        upload = self._store.upload(target.repository, target.type, target.name, length)
-        # By its whole length: of more than that reading may have paused already, with the rest still to come.
-        small = length is not None and length <= WAITING_BYTES and not request.awaits_continue
-        jobs = SerialJobs(self._quick if small else self._pool)
-        request.hold_record()
-        try:
-            # A small body comes in one piece, or a moment later: one job does it all then.
-            content = body.take_waiting() if body.ended else await body.whole() if small else None
-            if content is not None:
-                # It may have come to its end while room was asked for, and then nobody knew how long it would be.
-                await admitted.cover(body.received_bytes)
-                await admitted.enter()
-            try:
-                outcome = await jobs.run(_open_upload, upload, content)
-            except NoSuchRepository:
-                if not self._may_auto_create(request, target):
-                    raise
-                await jobs.run(self._store.create_repository, target.repository, pool=self._pool)
-                outcome = await jobs.run(_open_upload, upload, content)
-            if outcome is None:
-                request.send_continue()
-                await receive_body(request, jobs, self._writers, upload.write, admitted.cover)
-                await admitted.enter()
-                outcome = await jobs.run(upload.commit)
-        except BaseException:
-            # A commit that runs now may still succeed.
-            jobs.close(upload.abort, lambda: self._upload_ended(request, target, upload, admitted))
-            raise
-        self._upload_ended(request, target, upload, admitted, outcome)
-        if outcome is Outcome.HEALED:
-            words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
-            self._tell(_event(EventKind.CORRUPTION, words, request, target))
-        elif outcome is Outcome.STORED and target.type == "snapshots":
-            self._tell(_event(EventKind.SNAPSHOT, f"new snapshot {target.name[:8]} in {{repository}}", request, target))
-        elif outcome is Outcome.STORED and target.kind is Kind.CONFIG:
-            self._tell(_event(EventKind.REPOSITORY_CREATED, "{repository} was created", request, target))
-        replies.send(request)
-
-    def _upload_ended(
-        self,
-        request: StreamingRequest,
-        target: Target,
-        upload: Upload,
-        admitted: Admitted,
-        outcome: Outcome | None = None,
-    ) -> None:
-        """An upload has come to its end, whoever still waits for that."""
-        change = upload.change
-        healed = outcome is Outcome.HEALED or (change != NOTHING and not change.objects)
-        if healed and change.size_bytes < 0:
-            # The damage was not booked, so neither can its end be: what is there is counted.
-            admitted.end(NOTHING)
-        else:
-            admitted.end(change)
-        if healed:
+        def recount(result: T) -> T:
             self._admission.quota.recount(target.repository)
-        written = healed or change != NOTHING
-        request.release_record(Effect(Operation.WRITE, upload.size_bytes) if written else None)
+            return result
 
-    def _may_auto_create(self, request: StreamingRequest, target: Target) -> bool:
-        create = Target(target.repository, Kind.REPOSITORY)
-        return self._auto_create and self._policy.decide(request.user_name, Action.CREATE, create).allowed
-
-    async def _remove(self, request: StreamingRequest, target: Target) -> None:
-        # One that is missing counts as removed: it is what a client that asks again after a lost answer needs.
-        admitted = self._admission.admitted(target)
-        await admitted.enter()
-        request.hold_record()
-        removing = self._quick.run(self._store.remove_object, target.repository, target.type, target.name)
-        removing.addBoth(_removed, request, admitted)
-        await shielded(removing)
+        deleting = self._pools.disk.run(self._store.delete_repository, target.repository)
+        await shielded(deleting.addBoth(recount))
+        self._tell(event_of(EventKind.REPOSITORY_DELETED, "{repository} was deleted", request, target))
         replies.send(request)
 
-    async def _list(self, request: StreamingRequest, target: Target) -> None:
+    @authorized_route(app, Access.POLICY, "/<object_type>/", methods=(b"GET",))
+    async def list_objects(self, request: StreamingRequest, target: Target) -> None:
+        """The objects of one type."""
         with_sizes = wants_sizes(request)
         listing = self._store.list_objects(target.repository, target.type, with_sizes)
         await self._lists.send(request, listing, with_sizes)
 
+    @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"HEAD",))
+    async def stat(self, request: StreamingRequest, target: Target) -> None:
+        """An object's size."""
+        size = self._store.size_nowait(target.repository, target.type, target.name)
+        if size is None:
+            size = await self._pools.disk.run(self._store.size_of, target.repository, target.type, target.name)
+        replies.begin(request, 200, size, OCTETS)
 
-class RoutedResource(Resource):
-    """
-    Klein's routes by a shorter way: where a kind of target leads is looked up once, and not for every request.
+    @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"GET",))
+    async def load(self, request: StreamingRequest, target: Target) -> None:
+        """An object, or a part of it."""
+        stored = self._store.stored(target.repository, target.type, target.name)
+        await send_object(request, target, stored, self._pools.disk)
 
-    (Klein puts a path together from the request, has werkzeug take it apart, and guards each call by four Deferreds.)
+    @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"POST",))
+    async def save(self, request: StreamingRequest, target: Target) -> None:
+        """Store an object."""
+        length = request.body.whole_bytes
+        admitted = await self._admission.admit(request.user_name, target, length)
+        upload = self._store.upload(target.repository, target.type, target.name, length)
+        session = UploadSession(request, target, upload, admitted, self._pools, self._admission)
+        create = partial(self._store.create_repository, target.repository)
+        await session.run(create if self._may_auto_create(request, target) else None)
+        if (event := session.event()) is not None:
+            self._tell(event)
+        replies.send(request)
 
-    @param api: what the routes are bound to.
-    """
+    def _may_auto_create(self, request: StreamingRequest, target: Target) -> bool:
+        assert self._repositories is not None
+        if not self._repositories.auto_create:
+            return False
+        return self._policy.decide(request.user_name, Action.CREATE, Target(target.repository, Kind.REPOSITORY)).allowed
+
+    @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"DELETE",))
+    async def remove(self, request: StreamingRequest, target: Target) -> None:
+        """Remove an object."""
+        await remove_object(request, target, self._store, self._pools, self._admission)
+        replies.send(request)
+
+    # --- the server's own pages; no repository can have such a path
+
+    @authorized_route(app, Access.METRICS, "/metrics", methods=_PAGE_METHODS)
+    async def metrics(self, request: StreamingRequest) -> Page:
+        """The metrics, for Prometheus."""
+        assert self._pages is not None and self._pages.metrics is not None
+        return await self._pages.metrics()
+
+    @authorized_route(app, Access.EVERYONE, "/-/health", methods=_PAGE_METHODS)
+    async def health(self, request: StreamingRequest) -> Page:
+        """The process lives and its reactor turns."""
+        return Page(200, TEXT, b"ok\n")
+
+    @authorized_route(app, Access.EVERYONE, "/-/ready", methods=_PAGE_METHODS)
+    async def ready(self, request: StreamingRequest) -> Page:
+        """Whether the server can do its work now."""
+        assert self._pages is not None
+        why_not = await self._pages.not_ready()
+        return Page(503, TEXT, why_not.encode("utf-8") + b"\n") if why_not else Page(200, TEXT, b"ready\n")
+
+    @property
+    def _status(self) -> StatusPages:
+        assert self._pages is not None and self._pages.status is not None
+        return self._pages.status
+
+    @authorized_route(app, Access.USERS, "/-/status", methods=_PAGE_METHODS)
+    async def status(self, request: StreamingRequest) -> Page:
+        """The status page of the server."""
+        return await self._status.server(request.user_name)
+
+    @authorized_route(app, Access.USERS, "/-/status.json", methods=_PAGE_METHODS)
+    async def status_json(self, request: StreamingRequest) -> Page:
+        """The same for programs."""
+        return await self._status.json(request.user_name)
+
+    @authorized_route(app, Access.USERS, "/-/status.css", methods=_PAGE_METHODS)
+    async def status_css(self, request: StreamingRequest) -> Page:
+        """The pages' style sheet."""
+        return self._status.style()
+
+    @authorized_route(app, Access.USERS, "/-/status/<path:repository>", methods=_PAGE_METHODS)
+    async def repository_status(self, request: StreamingRequest, repository: bytes) -> Page:
+        """The status page of one repository."""
+        return await self._status.repository(repository, request.user_name)
+
+    async def nothing(self, request: StreamingRequest) -> Page:
+        """A path that names nothing."""
+        if self._repositories is None:
+            raise NotFound()
+        site = request.site
+        if request.method == b"POST" and b"create" in request.args:
+            # The client wants to make a repository there, and learns what is wrong with its name.
+            raise NotFound(why_no_repository(request.path, site.max_depth, site.prefix))
+        raise NotFound(request.why_nothing)
+
+    def nowhere(self) -> Route:
+        """Where every other path leads: also there 401 comes first, except on a site without repositories."""
+        access = Access.EVERYONE if self._repositories is None else Access.USERS
+        return Route(access, dict.fromkeys(METHODS, self.nothing))
+
+    def route(self, handlers: Mapping[bytes, Handler], access: Access) -> Route:
+        """Where a path leads on this site."""
+        if access is Access.METRICS and self._pages is not None and self._pages.metrics_for_everyone:
+            access = Access.EVERYONE
+        return Route(access, {method: handler.__get__(self) for method, handler in handlers.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a path leads: who may use it, and its handlers by method."""
+
+    access: Access
+    handlers: Mapping[bytes, Handler]
+
+
+#: One target of each kind.
+_EXAMPLES = (
+    Target((), Kind.REPOSITORY),
+    Target((), Kind.CONFIG),
+    Target((), Kind.LIST, "data"),
+    Target((), Kind.OBJECT, "data", "0" * 64),
+)
+
+
+def _handler_of(endpoint: str) -> Any:
+    """A handler as it was written, without Klein's wrapper, which makes a Deferred of its result."""
+    return inspect.unwrap(Api.app.endpoints[endpoint])
+
+
+def _handlers_of(target: Target) -> dict[bytes, Handler]:
+    """Where the app's rules lead for a kind of target, by method."""
+    rules = Api.app.url_map.bind("localhost")
+    found: dict[bytes, Handler] = {}
+    for method in METHODS:
+        with suppress(HTTPException):
+            handler = _handler_of(rules.match(f"/{target.route}", method.decode("ascii"))[0])
+            if method in handler.methods:  # werkzeug adds HEAD to GET
+                found[method] = handler
+    return found
+
+
+class PreparedRoutes(Resource):
+    """The routes of an L{Api}, each looked up once in the Klein app."""
 
     isLeaf = True
 
-    def __init__(self, api: Api, app: Klein) -> None:
+    def __init__(self, api: Api) -> None:
         super().__init__()
         self._api = api
-        routes = app.url_map.bind("localhost")
-        some_id = "0" * 64
-        self._ways = {
-            None: self._way(app, routes, "*/*/*"),
-            Kind.REPOSITORY: self._way(app, routes, Target((), Kind.REPOSITORY).route),
-            Kind.CONFIG: self._way(app, routes, Target((), Kind.CONFIG).route),
-            Kind.LIST: self._way(app, routes, Target((), Kind.LIST, "data").route),
-            Kind.OBJECT: self._way(app, routes, Target((), Kind.OBJECT, "data", some_id).route),
-        }
-
-    @staticmethod
-    def _way(app: Klein, routes: MapAdapter, path: str) -> Callable[..., Answer]:
-        endpoint, arguments = routes.match(f"/{path}")
-        # As it was written, without Klein's wrapper, which makes a Deferred of it.
-        return partial(inspect.unwrap(app.endpoints[endpoint]), **arguments)
+        self._nowhere = api.nowhere()
+        #: By kind of target.
+        self._repository = dict.fromkeys(Kind, self._nowhere)
+        if api.serves(Access.POLICY):
+            for target in _EXAMPLES:
+                self._repository[target.kind] = api.route(_handlers_of(target), Access.POLICY)
+        #: By path; those that end in a variable, by the part before it.
+        self._pages: dict[bytes, Route] = {}
+        self._below: dict[bytes, Route] = {}
+        for rule in Api.app.url_map.iter_rules():
+            handler = _handler_of(rule.endpoint)
+            if handler.access is not Access.POLICY and api.serves(handler.access):
+                fixed, variable, _ = rule.rule.partition("<")
+                route = api.route(dict.fromkeys(handler.methods, handler), handler.access)
+                (self._below if variable else self._pages)[fixed.encode("ascii")] = route
 
     def render(self, request: Any) -> int:
         """Twisted's call: begin to answer."""
         target = request.target
-        request.run(self._ways[target.kind if target is not None else None](self._api, request))
+        route = self._repository[target.kind] if target is not None else self._page(request)
+        request.run(self._api.answer(request, route))
         return NOT_DONE_YET
 
-
-def _removed(change: Amount | Failure, request: StreamingRequest, admitted: Admitted) -> Amount | Failure:
-    """A removal has come to its end, whoever still waits for that."""
-    if isinstance(change, Amount):
-        done = change
-    else:
-        done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
-    admitted.end(done)
-    request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
-    return change
-
-
-def _why_nothing(request: StreamingRequest) -> str:
-    """Why a path names nothing; whoever wants to make a repository there learns what is wrong with it."""
-    if request.method == b"POST" and b"create" in request.args:
-        site = request.site
-        return why_no_repository(request.path, site.max_depth, site.prefix)
-    return request.why_nothing
+    def _page(self, request: StreamingRequest) -> Route:
+        """The page that a path names, with and without C{--proxy-prefix}."""
+        for prefix in ((), request.site.prefix):
+            path = path_below(request.path, prefix)
+            if (route := self._pages.get(path)) is not None:
+                return route
+            for fixed, route in self._below.items():
+                if path.startswith(fixed):
+                    argument = path[len(fixed) :]
+                    handlers = {method: partial(_with, handler, argument) for method, handler in route.handlers.items()}
+                    return Route(route.access, handlers)
+        return self._nowhere
 
 
-def _event(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:
-    repository = "/".join(target.repository)
-    message = words.format(repository=f"repository {ascii(repository or '/')[1:-1]}")
-    details = {"type": target.type, "name": target.name} if target.name else {}
-    return Event(kind, message, repository, request.user_name, details)
-
-
-def _begin_load(request: StreamingRequest, target: Target, part: Part, size_bytes: int) -> None:
-    """Say how the answer begins that sends a part of an object."""
-    request.effect = _READ
-    fields = b"Accept-Ranges: bytes\r\n" if target.type != "config" else b""
-    if not part.whole:
-        fields += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.start + part.length - 1, size_bytes)
-    replies.begin(request, 200 if part.whole else 206, part.length, OCTETS, fields=fields)
-
-
-def _open_upload(upload: Upload, content: Chunks | None) -> Outcome | None:
-    """In the pool: begin an upload; with its content, all of it."""
-    upload.open()
-    if content is None:
-        return None
-    upload.write(content)
-    return upload.commit()
-
-
-def _open_part(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None]:
-    """In the pool: open an object and see what is wanted of it; if that is little, read it and close."""
-    stored.open()
-    part = choose_part(wanted, stored.size_bytes)
-    if part.length > SMALL_BYTES:
-        return part, None
-    content = stored.read(part.start, part.length)
-    stored.close()
-    if len(content) != part.length:
-        raise OSError("the file became shorter while it was read")
-    return part, content
+async def _with(handler: Handler, argument: bytes, request: StreamingRequest) -> Page | None:
+    return await handler(request, argument)

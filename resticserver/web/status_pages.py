@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -27,11 +27,7 @@ from ..names import Kind, Target, is_folder_name, parse_target
 from ..sizes import format_size
 from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age
 from ..threads.serial_jobs import Pool
-from .pages import METRICS_USER, Answer, UserPage
-
-STATUS = b"/-/status"
-_STYLE = b"/-/status.css"
-_JSON = b"/-/status.json"
+from .page import METRICS_USER, Page
 
 _HTML = b"text/html; charset=utf-8"
 #: Nothing but our own style sheet; the page may not be framed, and links from it tell nobody where they come from.
@@ -59,18 +55,6 @@ class StatusPages:
         # Once, while the server starts.
         self._style = read_file(os.path.join(os.path.dirname(__file__), "status.css"))[0]
 
-    def find(self, path: bytes) -> UserPage | None:
-        """The page of a path, if that is one of these."""
-        if path == STATUS:
-            return UserPage(self._server)
-        if path == _JSON:
-            return UserPage(self._json)
-        if path == _STYLE:
-            return UserPage(self._sheet)
-        if path.startswith(STATUS + b"/"):
-            return UserPage(partial(self._repository, path[len(STATUS) :]))
-        return None
-
     async def _for(self, user: str | None) -> ServerStatus:
         """What a user may see: the repositories that they may read, and whoever may see the metrics all."""
         status = await self._status()
@@ -89,30 +73,59 @@ class StatusPages:
                 may_read.append(repository)
         return status.only(user, may_read)
 
-    async def _server(self, user: str | None) -> Answer:
-        status = await self._for(user)
-        return Answer(200, _HTML, await self._pool.run(_html, server_page(status)), HEADERS)
+    async def server(self, user: str | None) -> Page:
+        """
+        The page of the server.
 
-    async def _repository(self, path: bytes, user: str | None) -> Answer:
+        @param user: the repositories that this user may read; all for the user C{metrics}, and for C{None}, without users.
+        """
         status = await self._for(user)
-        if path != b"/" and path.endswith(b"/"):
-            raise NotFound()  # the page's own links would lead astray
-        # Deeper than any repository may be: what is there decides.
-        target = parse_target(path.removesuffix(b"/") + b"/", 64)
+        return Page(200, _HTML, await self._pool.run(_html, server_page(status)), HEADERS)
+
+    async def repository(self, path: bytes, user: str | None) -> Page:
+        """
+        The page of one repository.
+
+        @param path: of the repository, as in a request; empty for the one at the root.
+        @raise NotFound: there is none that the user may read.
+        """
+        status = await self._for(user)
+        if path.endswith(b"/"):
+            raise NotFound()  # the page's relative links would be wrong
+        # Deeper than any repository may be: what is stored decides.
+        target = parse_target(b"/" + path + b"/" if path else b"/", 64)
         name = "/".join(target.repository)
         for repository in status.repositories:
             if repository.repository == name and target.kind is Kind.REPOSITORY:
                 page = repository_page(status, repository)
-                return Answer(200, _HTML, await self._pool.run(_html, page), HEADERS)
+                return Page(200, _HTML, await self._pool.run(_html, page), HEADERS)
         raise NotFound()
 
-    async def _json(self, user: str | None) -> Answer:
+    async def json(self, user: str | None) -> Page:
+        """The status as JSON."""
         status = await self._for(user)
         text = await self._pool.run(lambda: json.dumps(status.as_json(), separators=(",", ":")).encode("ascii"))
-        return Answer(200, b"application/json", text, HEADERS)
+        return Page(200, b"application/json", text, HEADERS)
 
-    async def _sheet(self, user: str | None) -> Answer:
-        return Answer(200, b"text/css; charset=utf-8", self._style, HEADERS)
+    def style(self) -> Page:
+        """The style sheet."""
+        return Page(200, b"text/css; charset=utf-8", self._style, HEADERS)
+
+
+@dataclass(frozen=True)
+class ServerPages:
+    """
+    What the server says of itself.
+
+    @ivar not_ready: why the server cannot do its work now; empty if it can.
+    @ivar metrics: makes C{/metrics}; C{None} where that is off. C{metrics_for_everyone}: without a password.
+    @ivar status: makes the status pages; C{None} where they are off.
+    """
+
+    not_ready: Callable[[], Awaitable[str]]
+    metrics: Callable[[], Awaitable[Page]] | None = None
+    metrics_for_everyone: bool = False
+    status: StatusPages | None = None
 
 
 def _html(page: Tag) -> bytes:

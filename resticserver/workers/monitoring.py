@@ -20,7 +20,7 @@ from ..telemetry.metrics import CONTENT_TYPE, Tally
 from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import CachedFlight
-from ..web.pages import Answer
+from ..web.page import Page
 from .commands import Counts, GetMetrics, GetStatus
 from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
 
@@ -63,13 +63,13 @@ class WorkerMonitoring(Service):
         """Send the counts to the parent, which may have asked for them."""
         self._ipc.tell(Counts(self.tally.take(), self._requests_in_flight()))
 
-    async def metrics(self) -> Answer:
+    async def metrics(self) -> Page:
         """All metrics of the server as text."""
         try:
             text = await self._ipc.ask(GetMetrics())
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable() from error
-        return Answer(200, CONTENT_TYPE, text.encode("utf-8"))
+        return Page(200, CONTENT_TYPE, text.encode("utf-8"))
 
     async def status(self) -> ServerStatus:
         """The content of a status page, as of a moment ago."""

@@ -44,7 +44,7 @@ from resticserver.telemetry import process
 from resticserver.telemetry.metrics import Family, gauge
 from resticserver.telemetry.refusals import Refusals
 from resticserver.threads.single_flight import CachedFlight
-from resticserver.web.pages import Answer
+from resticserver.web.page import Page
 
 from ..contract.store import save
 from ..support.certificates import make_certificate
@@ -129,7 +129,7 @@ class MonitoringCase(SynchronousTestCase):
             self.clock, Sources(self.path, self.limit, self.policy, **sources), books, self.disk, self.pool
         )
 
-    def answer(self, monitoring: Monitoring) -> Answer:
+    def answer(self, monitoring: Monitoring) -> Page:
         """The whole page."""
         return self.successResultOf(Deferred.fromCoroutine(monitoring.metrics()))
 

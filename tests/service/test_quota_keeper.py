@@ -1240,7 +1240,7 @@ class BesideTests(AccountsCase):
         """A removal as the routes make it."""
 
         async def remove() -> None:
-            admitted = self.admission.admitted(target_of(repository, content))
+            admitted = self.admission.admit_removal(target_of(repository, content))
             await admitted.enter()
             removing = self.disk.run(self.store.remove_object, repository, "data", id_of(content))
             removing.addCallbacks(admitted.end, lambda _: admitted.end())

@@ -17,12 +17,14 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from resticserver.access.policy import Policy
+from resticserver.quota.admission import Admission
 from resticserver.storage.local import LocalStore
 from resticserver.telemetry.record import Record
+from resticserver.threads.pools import Pools
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.channel import StreamingChannel
 from resticserver.web.http1.site import RepositorySite
-from resticserver.web.routes import Api
+from resticserver.web.routes import Api, Repositories
 
 
 class InlinePool:
@@ -137,9 +139,8 @@ class Bench:
         self.store = LocalStore(path, **store_options)
         self.store.prepare()
         self.pool = pool if pool is not None else InlinePool()
-        self.api = Api(
-            self.store, self.pool, self.pool, self.pool, authentication or NoAuthentication(), policy or Policy()
-        )
+        self.repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission())
+        self.api = Api(authentication or NoAuthentication(), policy or Policy(), self.repositories)
         self.site = RepositorySite(self.api.resource(), self.clock, self.records.append)
 
     def connect(self) -> Connection:

@@ -20,7 +20,7 @@ from resticserver.storage import listing as listing_module
 from resticserver.storage.interface import Objects
 from resticserver.storage.snapshots import Snapshots
 from resticserver.web import lists
-from resticserver.web.lists import CHUNK_BYTES, FIRST_CHUNK_BYTES, Lists, ListText
+from resticserver.web.lists import CHUNK_BYTES, FIRST_CHUNK_BYTES, ListResponses, ListText
 from tests.contract.store import id_of
 from tests.support.memory import Bench, HeldPool, request
 from tests.web.test_routes import unchunked
@@ -266,7 +266,7 @@ class SendTests(SynchronousTestCase):
     def test_bound(self) -> None:
         """How much JSON is kept can be said; none is a bound as well."""
         bench = self.bench()
-        bench.api._lists = Lists(bench.pool, 0)
+        bench.api._lists = ListResponses(bench.pool, 0)
         names = self.fill(bench, 500)
         for _ in range(2):
             self.assertEqual(names, set(json.loads(self.ask(bench))))

@@ -5,17 +5,19 @@ C{/metrics}, C{/-/health} and C{/-/ready} on the real channel, byte for byte.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.access.policy import Policy
 from resticserver.errors import Unauthorized, Unavailable
 from resticserver.telemetry.record import Ending
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
 from resticserver.web.http1.site import RepositorySite
-from resticserver.web.pages import HEALTH, METRICS, METRICS_USER, READY, Answer, Page, Pages, health, ready_page
+from resticserver.web.page import Page
+from resticserver.web.routes import Api
+from resticserver.web.status_pages import ServerPages
 
 from ..support.memory import Bench, Connection, HeldPool, request
 
@@ -49,21 +51,21 @@ class PagesCase(SynchronousTestCase):
         self.made = 0
         self.authentication: Any = PasswordAuthentication(ChecksPasswords())  # type: ignore[arg-type]
 
-    async def metrics(self) -> Answer:
+    async def metrics(self) -> Page:
         """The page."""
         self.made += 1
-        return Answer(200, b"text/plain; version=0.0.4; charset=utf-8", TEXT)
+        return Page(200, b"text/plain; version=0.0.4; charset=utf-8", TEXT)
 
     async def reason(self) -> str:
         """Why it is not ready."""
         return self.why_not
 
-    def pages(self, user: str | None = METRICS_USER) -> dict[bytes, Page]:
-        """All three."""
-        return {METRICS: Page(self.metrics, user), HEALTH: Page(health), READY: ready_page(self.reason)}
+    def pages(self, **changed: Any) -> ServerPages:
+        """Metrics, health and readiness."""
+        return ServerPages(**{"not_ready": self.reason, "metrics": self.metrics, **changed})
 
     def site(
-        self, pages: Mapping[bytes, Page] | None = None, prefix: tuple[str, ...] = (), alone: bool = False
+        self, pages: ServerPages | None = None, prefix: tuple[str, ...] = (), alone: bool = False
     ) -> RepositorySite:
         """
         One that has them.
@@ -71,9 +73,9 @@ class PagesCase(SynchronousTestCase):
         @param alone: whether nothing else is there.
         """
         bench = self.bench = Bench(self.mktemp(), authentication=self.authentication)
-        rest = None if alone else bench.api.resource()
-        resource = Pages(self.pages() if pages is None else pages, self.authentication, rest)
-        return RepositorySite(resource, bench.clock, bench.records.append, prefix=prefix)
+        repositories = None if alone else bench.repositories
+        api = Api(self.authentication, Policy(), repositories, pages or self.pages())
+        return RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=prefix)
 
     def ask(
         self, site: RepositorySite, method: str, path: str, body: bytes | None = None, **headers: str
@@ -144,7 +146,7 @@ class AnswerTests(PagesCase):
 
     def test_metrics_for_everyone(self) -> None:
         """A page that is for everyone asks for no password, and looks at none."""
-        site = self.site(self.pages(user=None))
+        site = self.site(self.pages(metrics_for_everyone=True))
         self.assertTrue(self.ask(site, "GET", "/metrics").received.endswith(TEXT))
         self.assertEqual(200, self.status(site, "GET", "/metrics", None, **login("alice", "wrong")))
 
@@ -214,7 +216,9 @@ class AnswerTests(PagesCase):
         pool = HeldPool()
         bench = Bench(self.mktemp(), pool=pool)
         site = RepositorySite(
-            Pages(self.pages(), NoAuthentication(), bench.api.resource()), bench.clock, bench.records.append
+            Api(NoAuthentication(), Policy(), bench.repositories, self.pages()).resource(),
+            bench.clock,
+            bench.records.append,
         )
         connection = Connection(site)
         whole = request("POST", f"/nobody/data/{'ab' * 32}", b"x" * 100_000)
@@ -228,15 +232,19 @@ class AnswerTests(PagesCase):
     def test_failure(self) -> None:
         """What cannot be made is an error as any other: 503 and its reason, or a 500 that says no more."""
 
-        async def unavailable() -> Answer:
+        async def unavailable() -> Page:
             raise Unavailable("not now")
 
-        async def broken() -> Answer:
+        async def broken() -> Page:
             raise RuntimeError("secret")
 
-        received = self.ask(self.site({METRICS: Page(unavailable)}), "GET", "/metrics").received
+        received = self.ask(
+            self.site(self.pages(metrics=unavailable, metrics_for_everyone=True)), "GET", "/metrics"
+        ).received
         self.assertTrue(received.startswith(b"HTTP/1.1 503 not now\r\n"), received)
-        received = self.ask(self.site({METRICS: Page(broken)}), "GET", "/metrics").received
+        received = self.ask(
+            self.site(self.pages(metrics=broken, metrics_for_everyone=True)), "GET", "/metrics"
+        ).received
         self.assertTrue(received.startswith(b"HTTP/1.1 500 "), received)
         self.assertNotIn(b"secret", received)
         self.assertEqual(1, len(self.flushLoggedErrors(RuntimeError)))
@@ -248,7 +256,7 @@ class AnswerTests(PagesCase):
         async def reason() -> str:
             return await waiting
 
-        site = self.site({READY: ready_page(reason)})
+        site = self.site(self.pages(not_ready=reason))
         connection = self.ask(site, "GET", "/-/ready")
         self.assertEqual([], connection.statuses())
         connection.lose()
@@ -310,11 +318,11 @@ class PlaceTests(PagesCase):
 
     def test_not_there(self) -> None:
         """Without the page its path is one that names nothing: 404, for strangers 401."""
-        site = self.site({HEALTH: Page(health)})
+        site = self.site(self.pages(metrics=None))
         self.assertEqual(404, self.status(site, "GET", "/metrics", None, **login("metrics")))
         self.assertEqual(401, self.status(site, "GET", "/metrics"))
         self.authentication = NoAuthentication()
-        self.assertEqual(404, self.status(self.site({HEALTH: Page(health)}), "GET", "/metrics"))
+        self.assertEqual(404, self.status(self.site(self.pages(metrics=None)), "GET", "/metrics"))
 
     def test_site_of_their_own(self) -> None:
         """Where nothing else is served all else is 404, for everyone and every method, whoever it is."""

@@ -21,8 +21,8 @@ from resticserver.access.policyfile import parse_policy
 from resticserver.telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
 from resticserver.web.http1.site import RepositorySite
-from resticserver.web.pages import Pages
-from resticserver.web.status_pages import StatusPages
+from resticserver.web.routes import Api
+from resticserver.web.status_pages import ServerPages, StatusPages
 
 from ..support.client import Reply
 from ..support.memory import Bench, Connection, HeldPool, InlinePool, request
@@ -115,6 +115,11 @@ def text_of(element: ElementTree.Element | None) -> str:
     return "".join(element.itertext())
 
 
+async def is_ready() -> str:
+    """The server is ready."""
+    return ""
+
+
 class StatusCase(SynchronousTestCase):
     """A site with status pages."""
 
@@ -135,8 +140,8 @@ class StatusCase(SynchronousTestCase):
         """A connection to a new site."""
         bench = Bench(self.mktemp(), authentication=self.authentication)
         pages = StatusPages(self.now, self.policy, self.pool)
-        resource = Pages({}, self.authentication, bench.api.resource(), pages)
-        return Connection(RepositorySite(resource, bench.clock, bench.records.append, prefix=self.prefix))
+        api = Api(self.authentication, Policy(), bench.repositories, ServerPages(is_ready, status=pages))
+        return Connection(RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=self.prefix))
 
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, user: str | None = None, **headers: str

@@ -48,6 +48,11 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (errors.HeaderTooLarge(), 431, b"request header too large"),
     (errors.Unauthorized(), 401, b"authentication required"),
     (errors.Forbidden(), 403, b"not allowed"),
+    (
+        errors.NotPermitted("append-only: you may only add to this repository"),
+        403,
+        b"append-only: you may only add to this repository",
+    ),
     (errors.Forbidden("append-only: only locks may be removed"), 403, b"append-only: only locks may be removed"),
     (errors.MethodNotAllowed([b"GET", b"HEAD"]), 405, b"method not allowed"),
     (errors.MethodNotAllowed([b"GET"], "a list"), 405, b"a list"),

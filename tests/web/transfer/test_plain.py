@@ -28,14 +28,15 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from resticserver.access.policy import Policy
 from resticserver.errors import InsufficientStorage
 from resticserver.net.tls import ConnectionCreator, server_context
+from resticserver.quota.admission import Admission
 from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore, LocalUpload
 from resticserver.telemetry.record import Ending, Record
-from resticserver.threads.pools import JobPool
+from resticserver.threads.pools import JobPool, Pools
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.http1.tls_connection import behind_tls
-from resticserver.web.routes import Api
+from resticserver.web.routes import Api, Repositories
 from resticserver.web.transfer import body as bodies
 from resticserver.web.transfer import plain
 
@@ -110,7 +111,8 @@ class DirectCase(TestCase):
         self.pool.startService()
         self.addCleanup(self.pool.stopService)
         self.records: list[Record] = []
-        api = Api(self.store, self.pool, self.pool, self.pool, NoAuthentication(), Policy())
+        repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission())
+        api = Api(NoAuthentication(), Policy(), repositories)
         self.site = RepositorySite(api.resource(), real, self.records.append)
         port = real.listenTCP(0, self.factory(), interface="127.0.0.1")
         self.address = ("127.0.0.1", port.getHost().port)
