@@ -109,8 +109,8 @@ class Settings:
     @property
     def passwords(self) -> bool:
         """
-        Whether users have passwords. False if proxies or certificates identify the users and no htpasswd file is
-        given.
+        Whether users have passwords. False without authentication, and if a proxy or certificates identify the users
+        and no htpasswd file is given.
         """
         if self.no_auth:
             return False

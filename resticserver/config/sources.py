@@ -8,8 +8,8 @@ Flags from other sources than the command line: C{--config FILE.toml}, and the e
     workers = 2
 
 Every flag is a key in the file under its own name, and an environment variable such as C{REST_SERVER_MAX_SIZE}. The
-command line wins over the environment, the environment over the file. A flag that is set in one source is ignored in
-the others, even if it is repeatable.
+command line wins over the environment, the environment over the file. The values of sources are never combined, not
+even for a repeatable flag.
 """
 
 from __future__ import annotations
