@@ -257,7 +257,7 @@ def _locked(target: str, opened: ExitStack) -> int:
         except OSError as error:
             if error.errno not in _IN_PLACE:
                 raise
-            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # not writable, so it can only be replaced
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # can only be replaced
         opened.callback(os.close, fd)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.path.samestat(os.fstat(fd), os.stat(target)):

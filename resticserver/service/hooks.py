@@ -87,7 +87,7 @@ class Events(Service):
         self.setName("events")
 
     def startService(self) -> None:
-        """Be ready for the first event."""
+        """Start the thread for the command, if there is one."""
         super().startService()
         if self._command:
             self._pool.startService()
@@ -330,7 +330,7 @@ class HookProcess:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process group."""
+    """End a process group, by SIGTERM and after L{GRACE_S} by SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -270,7 +270,7 @@ class QuotaKeeper(Service):
         """
         Wait for a count.
 
-        @raise Unavailable: it takes too long.
+        @raise Unavailable: the count takes too long.
         """
         if not await self._within(count):
             raise Unavailable("the server still counts what is stored")

@@ -3,7 +3,7 @@ Counters of requests, and their text format for Prometheus.
 
 A L{Tally} counts in the process that serves the requests. With several processes, one of them adds up the results of
 their L{Tally.take}. L{Exposition} makes the text. It uses the client library's metric families with a registry of its
-own: nothing is global, and there are no C{_created} series, which nobody uses.
+own: nothing is global, and there are no unused C{_created} series.
 
 The C{rest_server_blob_*} families and their labels are those of rest-server, so that its dashboards work.
 """

@@ -238,8 +238,10 @@ class ServerStatus:
 
     def only(self, name: str, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
         """
-        Return what a user may see who may access only these repositories. The state of the server and of other users
-        is hidden.
+        Return the part of the status that a user may see.
+
+        @param name: the user. The state of the server and of other users is hidden.
+        @param repositories: the repositories that the user may access.
         """
         shown = tuple(repositories)
         return replace(
