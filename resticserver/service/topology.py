@@ -32,7 +32,7 @@ class Front(Protocol):
         """
 
     def setServiceParent(self, parent: Any) -> Any:
-        """See L{twisted.application.service.IService}."""
+        """See C{twisted.application.service.IService}."""
 
     def give_up(self) -> None:
         """Close the sockets after a failed start."""

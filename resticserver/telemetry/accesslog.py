@@ -178,7 +178,7 @@ class AccessLogService(Service):
         self._run(self._reopen)
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (L{twisted.logger.ILogObserver})."""
+        """Take an event (C{twisted.logger.ILogObserver})."""
         if len(self._lines) >= MOST_WAITING:
             self._lost += 1
             return

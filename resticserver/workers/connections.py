@@ -101,16 +101,16 @@ class CountingFactory:
         self._ended = ended
 
     def doStart(self) -> None:
-        """See L{twisted.internet.interfaces.IProtocolFactory}."""
+        """See C{twisted.internet.interfaces.IProtocolFactory}."""
         self._factory.doStart()
 
     def doStop(self) -> None:
-        """See L{twisted.internet.interfaces.IProtocolFactory}."""
+        """See C{twisted.internet.interfaces.IProtocolFactory}."""
         self._factory.doStop()
 
     def buildProtocol(self, address: Any) -> Any:
         """
-        See L{twisted.internet.interfaces.IProtocolFactory}. The protocol may be of any class, so its C{connectionLost}
+        See C{twisted.internet.interfaces.IProtocolFactory}. The protocol may be of any class, so its C{connectionLost}
         is replaced on the object.
         """
         protocol: Any = self._factory.buildProtocol(address)

@@ -205,7 +205,7 @@ class IpcConnection:
                 self._reactor.addWriter(self)
 
     def doWrite(self) -> None:
-        """See L{twisted.internet.interfaces.IWriteDescriptor}."""
+        """See C{twisted.internet.interfaces.IWriteDescriptor}."""
         while self._unsent:
             try:
                 sent = self._socket.send(self._unsent[0])
@@ -236,7 +236,7 @@ class IpcConnection:
     # --- receiving
 
     def doRead(self) -> None:
-        """See L{twisted.internet.interfaces.IReadDescriptor}."""
+        """See C{twisted.internet.interfaces.IReadDescriptor}."""
         self._read()
 
     def read_all(self) -> None:
@@ -339,11 +339,11 @@ class IpcConnection:
         self._end()
 
     def fileno(self) -> int:
-        """See L{twisted.internet.interfaces.IFileDescriptor}."""
+        """See C{twisted.internet.interfaces.IFileDescriptor}."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """See L{twisted.internet.interfaces.ILoggingContext}."""
+        """See C{twisted.internet.interfaces.ILoggingContext}."""
         return self._name
 
 

@@ -37,7 +37,7 @@ class RemoteLog:
         self._least = LogLevel.debug
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (L{twisted.logger.ILogObserver})."""
+        """Take an event (C{twisted.logger.ILogObserver})."""
         level = event.get("log_level") or LogLevel.info
         namespace = str(event.get("log_namespace", ""))
         if level < (self._least if namespace.startswith("resticserver.") else LogLevel.warn):

@@ -96,7 +96,7 @@ class Worker(ProcessProtocol):
         ipc.start()
 
     def connectionMade(self) -> None:
-        """See L{twisted.internet.protocol.ProcessProtocol}."""
+        """See C{twisted.internet.protocol.ProcessProtocol}."""
         self.pid = int(self.transport.pid)  # type: ignore[union-attr]
 
     def begin(self) -> None:
@@ -154,7 +154,7 @@ class Worker(ProcessProtocol):
         self.unanswered = 0
 
     def processEnded(self, reason: Failure) -> None:
-        """See L{twisted.internet.protocol.ProcessProtocol}."""
+        """See C{twisted.internet.protocol.ProcessProtocol}."""
         how = "in an unknown way"
         if isinstance(reason.value, ProcessDone):
             how = "with status 0"
