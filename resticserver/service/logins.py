@@ -59,8 +59,8 @@ class PasswordChecker:
 
     Guessing is first slowed down and then refused (L{Throttle}). A login that was right within the last minute is not
     checked again, and a client that recently logged in from the same place is not treated as guessing. But such
-    look-ups can be used for guessing as well, so they are limited, too. The exception are credentials that were right
-    on the same connection.
+    look-ups can be used for guessing as well, so they are limited, too. Credentials that were right on the same
+    connection are exempt.
 
     Checks wait here and not in a pool, so that the next one is chosen when a thread becomes free (L{LoginQueue}).
 
