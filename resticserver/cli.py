@@ -1,6 +1,6 @@
 """
-The C{rest-server} command: the drop-in daemon (in the foreground, its lines on stderr, no pid file, status 0 after SIGTERM)
-and its subcommands.
+The C{rest-server} command: the drop-in daemon (in the foreground, logging to stderr, no pid file, exit status 0 after
+SIGTERM) and its subcommands.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from .process.utf8 import use_utf8
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
     """
-    An observer that writes one bare line an event to stderr: our own diagnostics, and from others what went wrong.
+    Return a log observer that writes each event to stderr as one line without a prefix: this package's messages, and
+    warnings and errors of other packages.
 
-    @param debug: also what is only of use for finding faults.
+    @param debug: include this package's debug messages.
     """
     lowest = LogLevel.debug if debug else LogLevel.info
 
@@ -39,7 +40,7 @@ def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Run the server, or the subcommand that stands first.
+    Run the server, or the subcommand named by the first argument.
 
     @param arguments: the command line without the program's name.
     @return: the exit status.
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in ("user", "policy", "usage", "status"):
         return _subcommand(arguments[0], arguments[1:])
     end_the_start()
-    # If the end comes soon, Python's last collection has little to look at: a tenth of the time of a start that fails.
+    # If the start fails, this spares Python's final garbage collection most of its work: a tenth of the time of a
+    # failed start.
     allocator.leave_out_what_stays()
     options = Options()
     options.parseOptions(arguments)
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         service.startService()
     except StartError:
         allocator.leave_out_what_stays()
-        return 0 if told_to_end() else 1  # the reason has been logged
+        return 0 if told_to_end() else 1  # the reason was logged
     if told_to_end():
         reactor.callWhenRunning(reactor.stop)  # type: ignore[attr-defined]
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)  # type: ignore[attr-defined]
@@ -73,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
-    # Imported late: the server does not need them to start.
+    # The server does not need these modules, so they are imported only here.
     if name == "user":
         from .commands import user
 
         return user.main(arguments)
     if name != "policy":
-        # What they print are names of files, or was made of them.
+        # Their output contains file names, or text derived from file names.
         try:
             use_utf8()
         except StartError as error:

@@ -1,6 +1,6 @@
 """
-Points in time as people and programs read them: ISO 8601, in UTC, as C{2026-11-24T23:10:05Z}. There is no other format but that
-of the access log, which is Apache's.
+Timestamps in the only format the server uses: ISO 8601 in UTC, such as C{2026-11-24T23:10:05Z}. The access log is the
+exception and uses Apache's format.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 
 def date_text(seconds: float, timespec: str = "seconds") -> str:
     """
-    A point in time.
+    Format a timestamp.
 
-    @param seconds: since 1970; the times of files may be any, also such that no calendar has.
-    @param timespec: how exact, as for C{datetime.isoformat}.
+    @param seconds: since 1970. File times can hold any value, including ones that no calendar can represent.
+    @param timespec: the precision, as for C{datetime.isoformat}.
     """
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

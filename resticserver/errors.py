@@ -1,9 +1,8 @@
 """
-What can go wrong, in words of the domain.
+Domain errors.
 
-Every layer raises these; only L{resticserver.web.http1.replies} knows which HTTP status each one is.
-A message is one line for the person who runs the client: what was refused and why, no paths of
-the server and no secrets.
+Every layer raises these. Only L{resticserver.web.http1.replies} maps them to HTTP statuses. A message is one line for
+the user of the client: it says what was refused and why, and contains no server paths and no secrets.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 
 
 class ServerError(Exception):
-    """Base of everything that is an answer to the client and not a fault of the server."""
+    """Base class of all errors that are an answer to the client and not a fault of the server."""
 
     default = "request failed"
 
@@ -20,7 +19,7 @@ class ServerError(Exception):
         super().__init__(message or self.default)
 
     def __str__(self) -> str:
-        """The message alone; C{args} has all that makes an equal error in another process."""
+        """Return the message only. C{args} holds everything needed to build an equal error in another process."""
         return self.message
 
     @property
@@ -30,37 +29,37 @@ class ServerError(Exception):
 
 
 class NotFound(ServerError):
-    """No such object, list or repository, or a path that names none."""
+    """The object, list or repository does not exist, or the path names none."""
 
     default = "not found"
 
 
 class NoSuchRepository(NotFound):
-    """The repository was never made."""
+    """The repository was never created."""
 
     default = "no such repository"
 
 
 class BadRequest(ServerError):
-    """The request cannot be understood or its body is not what it says."""
+    """The request is malformed, or its body does not match its header."""
 
     default = "bad request"
 
 
 class HashMismatch(BadRequest):
-    """The body's SHA-256 is not the name it was sent under."""
+    """The SHA-256 of the body does not match the object's name."""
 
     default = "the hash of the content does not match the name"
 
 
 class Unauthorized(ServerError):
-    """No credentials, or credentials that are not known."""
+    """The credentials are missing or wrong."""
 
     default = "authentication required"
 
 
 class Forbidden(ServerError):
-    """Known, but not allowed."""
+    """The user is authenticated but not allowed to do this."""
 
     default = "not allowed"
 
@@ -71,11 +70,11 @@ class NotPermitted(Forbidden):
 
 class MethodNotAllowed(ServerError):
     """
-    The path is there and does not take this method.
+    The path exists but does not support the method.
 
-    @param message: why not, where that is not plain.
+    @param message: the reason, if it is not obvious.
 
-    @ivar allowed: the methods that it takes, in the order for the C{Allow} header.
+    @ivar allowed: the supported methods, in the order for the C{Allow} header.
     """
 
     default = "method not allowed"
@@ -99,7 +98,8 @@ class RangeNotSatisfiable(ServerError):
         self.size_bytes = size_bytes
 
 
-#: Why an upload is refused: there is no room, its bytes are not what their name says, or its user may not.
+#: Reasons for refusing an upload: no space is left (the first three), its bytes do not match its name, or its user may
+#: not upload.
 QUOTA, MIN_FREE, DISK, CONTENT, RIGHTS = "quota", "min-free", "disk", "content", "rights"
 
 
@@ -108,7 +108,7 @@ class InsufficientStorage(ServerError):
     The disk or a quota is full.
 
     @ivar cause: L{QUOTA}, L{MIN_FREE} or L{DISK}.
-    @ivar limit_of: whose quota, in words; empty where it is none.
+    @ivar limit_of: the name of the quota's owner; empty if no quota is involved.
     """
 
     default = "no space left on the server's disk"
@@ -121,7 +121,7 @@ class InsufficientStorage(ServerError):
 
 
 class Unavailable(ServerError):
-    """Not now: the volume is gone, or too many wait already. Clients try again."""
+    """The request cannot be served now: the volume is missing, or too many requests are waiting. Clients retry."""
 
     default = "not available now"
 
@@ -132,12 +132,12 @@ class HeaderTooLarge(BadRequest):
     default = "request header too large"
 
 
-#: The longest name in a message that has figures behind it: a reason phrase has 200 bytes for all of it.
+#: The longest name in a message that continues with numbers. A reason phrase is limited to 200 bytes.
 _LONGEST_NAME = 80
 
 
 def short_name(name: str) -> str:
-    """A name for a message, cut off where it would leave no room for what stands behind it in a reason phrase."""
+    """Shorten a name so that the rest of the message still fits into a reason phrase."""
     if len(ascii(name)) - 2 <= _LONGEST_NAME:
         return name
     kept = ""
@@ -150,8 +150,8 @@ def short_name(name: str) -> str:
 
 class StartError(Exception):
     """
-    The server cannot start: a bad setting, a file it cannot read, an address it cannot have.
+    The server cannot start: a setting is invalid, a file cannot be read, or an address cannot be bound.
 
-    The message is the one line that the person at the terminal sees. It begins with the flag that it is about, as C{--path:};
-    where the value was set elsewhere that is put in the flag's place.
+    The message is the one line that the operator sees in the terminal. It begins with the flag at fault, such as
+    C{--path:}. If the value was set in the environment or the configuration file, that source replaces the flag.
     """

@@ -1,5 +1,5 @@
 """
-A cache with a bound in bytes: what was used least recently goes first.
+A cache with a limit in bytes. It evicts the least recently used values first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class _Kept(Generic[V]):
 
 class BoundedCache(Generic[K, V]):
     """
-    Values by key, as many as fit. Safe from several threads.
+    Values by key, as many as fit. Thread-safe.
 
-    Whoever is going to ask for many values in a row takes a turn first. What is put in a turn never drives out what was
-    used since that turn began: someone who goes round in more than fits would otherwise always find gone what comes
-    next, and keep nothing of any use.
+    Call L{begin} before reading many values in a row, and pass its result to L{put}. A value that is put with that
+    number never evicts a value that was used since the call. Without this rule, a cyclic scan over more values than
+    fit would always evict the value that it needs next, and the cache would be useless.
 
-    @ivar bound_bytes: never more than this is kept.
-    @ivar used_bytes: how much is kept, by the sizes that C{put} was told.
+    @ivar bound_bytes: the limit.
+    @ivar used_bytes: the sum of the sizes that were passed to C{put}.
     """
 
     def __init__(self, bound_bytes: int) -> None:
@@ -41,17 +41,17 @@ class BoundedCache(Generic[K, V]):
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return len(self._kept)
 
     def begin(self) -> int:
-        """A new turn, for C{put}."""
+        """Begin a scan. The result is the C{turn} for L{put}."""
         with self._lock:
             self._turn += 1
             return self._turn
 
     def get(self, key: K) -> V | None:
-        """The value, which has been used now; C{None} where there is none."""
+        """Return a value and mark it as used, or C{None}."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
@@ -61,12 +61,16 @@ class BoundedCache(Generic[K, V]):
             return kept.value
 
     def peek(self, key: K) -> V | None:
-        """The value without counting that as a use; waits for no lock, so it may be asked for each request."""
+        """Return a value without marking it as used. Takes no lock, so it is cheap enough for every request."""
         kept = self._kept.get(key)
         return None if kept is None else kept.value
 
     def put(self, key: K, value: V, size_bytes: int, turn: int) -> None:
-        """Keep a value in place of the key's former one, if there is or can be made room."""
+        """
+        Replace the key's value. If the new value does not fit, the key has none afterwards.
+
+        @param turn: the result of L{begin}; values used since then are not evicted.
+        """
         with self._lock:
             self._drop(key)
             if size_bytes > self.bound_bytes:
@@ -80,7 +84,7 @@ class BoundedCache(Generic[K, V]):
             self.used_bytes += size_bytes
 
     def discard(self, key: K) -> None:
-        """Forget a value, if there is one."""
+        """Remove a value, if it exists."""
         with self._lock:
             self._drop(key)
 

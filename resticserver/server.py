@@ -1,9 +1,9 @@
 """
-The composition root: from settings to a tree of services.
+The composition root: builds a tree of services from the settings.
 
-L{ResticServer} opens nothing when it is made, since twistd forks after that; what can be checked without opening is checked
-then, so that the error is printed on the terminal. The services start in order (access log, pools, listeners) and stop one after
-the other in reverse order: listeners and their transfers, pools, access log.
+L{ResticServer} opens nothing when it is created, because twistd forks afterwards. It does check what can be checked
+without opening anything, so that such errors reach the terminal. The services start in order (access log, pools,
+listeners). They stop one after the other in reverse order: listeners and their transfers, pools, access log.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from .workers.topology import MultiProcess
 if TYPE_CHECKING:
     from .web.http1.site import RepositorySite
 
-#: How long the rest may take when all transfers have ended or were given up; the same after a second signal.
+#: How long everything else may take to stop after all transfers have ended or were given up. ABORT_S is the same after
+#: a second signal.
 REST_S = 10.0
 ABORT_S = 4.0
 
@@ -50,11 +51,12 @@ _log = Logger()
 
 class ResticServer(SequentialServices):
     """
-    One server.
+    The whole server.
 
-    @param reactor: the real one.
-    @param where_it_stands: replaces the flag that an error begins with by the place where its value was set.
-    @raise StartError: a file that the settings name cannot be used.
+    @param reactor: the real reactor.
+    @param where_it_stands: replaces the flag at the beginning of an error message by the place where its value was
+        set.
+    @raise StartError: a file named in the settings cannot be used.
     """
 
     def __init__(self, settings: Settings, reactor: Any, where_it_stands: Callable[[str], str] = str) -> None:
@@ -102,6 +104,7 @@ class ResticServer(SequentialServices):
         )
 
     def _metrics_site(self) -> RepositorySite:
+        """The site of C{--metrics-listen}. Its requests are neither counted nor logged in the access log."""
         core, topology = self.core, self.topology
         pages = make_pages(core.settings, topology.readiness, topology.monitoring, core.policy, core.pages)
         site = make_pages_site(core.settings, self._reactor, core.password_checker, core.policy, pages)
@@ -112,14 +115,15 @@ class ResticServer(SequentialServices):
 
     def startService(self) -> None:
         """
-        Twisted's call: open everything.
+        Open files and sockets and start all services.
 
         @raise StartError: something cannot be opened. Under twistd this ends the process with one line on stderr.
         """
         allocator.keep_large_blocks()
         end_the_start()
         self.core.events.limit_descriptors(raise_limit())
-        # Before the first line that says that the server is there: the default of these signals ends the process.
+        # Installed before the first log line that announces the server: the default action of these signals ends the
+        # process.
         self._signals.on(signal.SIGHUP, self.reload)
         self._signals.on(signal.SIGUSR2, self._replace)
         try:
@@ -131,19 +135,22 @@ class ResticServer(SequentialServices):
                 line = f"cannot open {error.filename}: {error.strerror}" if error.filename else f"cannot start: {error}"
             line = f"rest-server: {self._where_it_stands(line)}"
             _log.error("{line}", line=line)
-            # twistd lets the exception through to the interpreter, which would print a traceback (and has put its log
-            # where sys.stderr was).
+            # twistd lets the exception reach the interpreter, which would print a traceback. By now twistd has also
+            # replaced sys.stderr by its log.
             sys.excepthook = lambda *_: print(line, file=sys.__stderr__)
             self._give_up()
             raise StartError(line) from None
         except BaseException:
-            self._give_up()  # a signal
+            self._give_up()  # SystemExit from a signal
             raise
-        # Not now: it takes a tenth of a second, and until the reactor runs a signal just ends the process.
+        # Deferred, because it takes a tenth of a second, and until the reactor runs a signal just ends the process.
         self._reactor.callWhenRunning(allocator.leave_out_what_stays)
 
     def _open(self) -> None:
-        """Do first all that can fail, so that an error is the first line of the log and not the sixth."""
+        """
+        Do everything that can fail before anything is logged, so that an error is the first line of the log and not
+        the sixth.
+        """
         core = self.core
         volume = core.store.volume
         core.store.prepare()
@@ -164,22 +171,22 @@ class ResticServer(SequentialServices):
     # --- signals
 
     def reload(self) -> None:
-        """SIGHUP: read users, rules and certificates again, and open the access log by its name again."""
+        """Handle SIGHUP: read users, rules and certificates again, and reopen the access log by its name."""
         self._manager.reloading()
         reloaded = [self._reloading.reload_rules(True), self._reloading.reload_certificates(True)]
         DeferredList(reloaded).addCallback(lambda _: self._manager.reloaded())
         self.topology.reopen_log()
 
     def _replace(self) -> None:
-        """SIGUSR2."""
+        """Handle SIGUSR2."""
         if not self.topology.replace():
             _log.warn("SIGUSR2 replaces the processes of --workers, and there are none")
 
     # --- the end
 
     def stopService(self) -> Deferred[None]:
-        """Twisted's call: stop the services one after the other, the last started first."""
-        # A second signal aborts the transfers.
+        """Stop the services one after the other, the last started first."""
+        # From now on, a second signal aborts the transfers.
         self._signals.asked_to_stop = True
         stopped: Deferred[Any] = Deferred()
         limit_s = self.core.settings.shutdown_timeout_s + REST_S + self.topology.stop_s
@@ -194,13 +201,13 @@ class ResticServer(SequentialServices):
             stopped.callback(result)
 
     def _stop_waiting(self, stopped: Deferred[Any]) -> None:
-        """Something hangs: a disk, or the reader of the log. Its thread ends with the process."""
+        """A service does not stop: a disk hangs, or the reader of the log. Its thread ends with the process."""
         name = getattr(self.stopping, "name", None) or "something"
         _log.error("shutdown: {name} does not end, which is not waited for any longer", name=name)
         stopped.callback(None)
 
     def _abort(self) -> None:
-        """End all connections now, and the command of C{--on-event}."""
+        """Close all connections now, and end the command of C{--on-event}."""
         for front in self._fronts:
             front.abort()
         self.core.events.abort()

@@ -1,6 +1,6 @@
 """
-Sizes as people write them: plain bytes, C{KB MB GB TB} in thousands, C{K KiB M MiB G GiB T TiB} in 1024s. And amounts and
-limits of what is stored.
+Sizes as people write them: plain bytes, C{KB MB GB TB} in powers of 1000, C{K KiB M MiB G GiB T TiB} in powers of
+1024. Also amounts and limits of stored data.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[A-Za-z]*)\Z", re
 
 def parse_size(text: str) -> int:
     """
-    Bytes.
+    Parse a size into bytes.
 
-    @raise ValueError: it is no size.
+    @raise ValueError: the text is not a size.
     """
     match = _SIZE.match(text.strip())
     factor = _UNITS.get(match["unit"].upper()) if match else None
@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size for people to read, as C{9.98 GiB}: three digits, and never more than there is."""
+    """Format a size for people, such as C{9.98 GiB}: three digits, rounded down."""
     if size_bytes < 1024:
         return f"{size_bytes} bytes" if size_bytes != 1 else "1 byte"
     power = min((size_bytes.bit_length() - 1) // 10, 5)
@@ -51,7 +51,7 @@ def format_size(size_bytes: int) -> str:
 
 
 class Amount(NamedTuple):
-    """How much is stored, or by how much that changes: bytes and objects."""
+    """An amount of stored data, or a change of it: bytes and objects."""
 
     size_bytes: int = 0
     objects: int = 0
@@ -60,10 +60,10 @@ class Amount(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Limit:
     """
-    How much may be stored; C{None} where nothing was said.
+    A limit for stored data; C{None} means no limit.
 
-    @ivar size_bytes: of all objects together.
-    @ivar objects: how many.
+    @ivar size_bytes: for all objects together.
+    @ivar objects: for the number of objects.
     """
 
     size_bytes: int | None = None
@@ -78,15 +78,15 @@ class FreeSpace:
     """
     How much of a file system must stay free.
 
-    @ivar size_bytes: so much, and
-    @ivar percent: so much of all of it.
+    @ivar size_bytes: this many bytes, and
+    @ivar percent: this percentage of the file system's size.
     """
 
     size_bytes: int = 0
     percent: float = 0.0
 
     def of(self, total_bytes: int) -> int:
-        """How many bytes that is of a file system of this size."""
+        """The bytes that must stay free in a file system of this size."""
         return max(self.size_bytes, int(total_bytes * self.percent / 100))
 
     def __str__(self) -> str:
@@ -95,9 +95,9 @@ class FreeSpace:
 
 def parse_free_space(text: str) -> FreeSpace:
     """
-    A size, or per cent of the file system.
+    Parse a size or a percentage of the file system.
 
-    @raise ValueError: it is neither.
+    @raise ValueError: the text is neither.
     """
     number = text.strip().removesuffix("%").strip()
     if number == text.strip():
@@ -107,12 +107,13 @@ def parse_free_space(text: str) -> FreeSpace:
     return FreeSpace(percent=float(number))
 
 
-#: What locks and indexes may take above a limit: a part of it, and at most so much; of objects at least a few.
+#: Locks and indexes may exceed a limit by 1/RESERVE_PART of it, but at most by MOST_RESERVE_BYTES. The reserve for the
+#: number of objects is never below LEAST_RESERVE_OBJECTS.
 RESERVE_PART = 100
 MOST_RESERVE_BYTES = 1 << 30
 LEAST_RESERVE_OBJECTS = 32
 
 
 def reserve_bytes(limit_bytes: int) -> int:
-    """How far locks and index may go above a limit."""
+    """By how many bytes locks and indexes may exceed a limit."""
     return min(limit_bytes // RESERVE_PART, MOST_RESERVE_BYTES)

@@ -1,19 +1,19 @@
 """
-twistd's front door: the flags, and the whole server as one service.
+The twistd plugin: the flags, and the whole server as one service.
 """
 
 from __future__ import annotations
 
 from twisted.application.service import IService
 
-from .config.options import Options as Options  # twistd looks for it here
+from .config.options import Options as Options  # twistd looks it up here
 from .errors import StartError
 from .process.clock import use_monotonic_clock
 from .server import ResticServer
 
 
 def makeService(options: Options) -> IService:
-    """twistd's call: the whole server as one service."""
+    """Build the server as one service, for twistd."""
     from twisted.internet import reactor
 
     use_monotonic_clock(reactor)

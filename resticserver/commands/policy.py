@@ -1,5 +1,5 @@
 """
-C{rest-server policy check}: what a policy decides of one request, and which of its rules.
+C{rest-server policy check}: what a policy decides about one request, and by which rule.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     Run the command.
 
-    @param arguments: what stands behind C{policy}.
-    @return: 0 if it is allowed, 1 if not, 2 if the question makes no sense.
+    @param arguments: the arguments after C{policy}.
+    @return: 0 if the request is allowed, 1 if not, 2 for invalid arguments.
     """
     parser = OneLineParser("rest-server policy", description="Look at a policy file.")
     check = parser.add_subparsers(required=True, metavar="check").add_parser(
@@ -58,12 +58,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _NoQuestion(Exception):
-    """The arguments name nothing that could be decided."""
+    """The arguments do not describe a request that a policy can decide about."""
 
 
 def _text(path: str) -> str:
     """
-    What is in a file.
+    Read a text file.
 
     @raise _NoQuestion: it cannot be read.
     """
@@ -74,7 +74,7 @@ def _text(path: str) -> str:
     except UnicodeDecodeError:
         raise _NoQuestion(f"{path}: it is not UTF-8") from None
     except ValueError as error:
-        raise _NoQuestion(f"{path}: {error}") from None  # a NUL in the name
+        raise _NoQuestion(f"{path}: {error}") from None  # a NUL in the path
 
 
 def _decide(asked: argparse.Namespace) -> Decision:
@@ -115,9 +115,9 @@ def _decide(asked: argparse.Namespace) -> Decision:
 
 def _see_that_there_is(user: str, path: str) -> None:
     """
-    Whether a user can log in with an htpasswd file.
+    Check that the htpasswd file has a user of this name.
 
-    @raise _NoQuestion: not by that name.
+    @raise _NoQuestion: it has none.
     """
     users, warnings = parse_htpasswd(_text(path))
     if user not in users:
@@ -128,7 +128,7 @@ def _see_that_there_is(user: str, path: str) -> None:
 
 
 def _why_no_method(target: Target, method: bytes) -> str:
-    """Which methods there are instead, and what hides behind the usual mistakes."""
+    """Explain which methods the path supports, and name the usual mistakes."""
     takes = ", ".join(known.decode("ascii") for known in ACTIONS[target.kind])
     if method.upper() in ACTIONS[target.kind]:
         return ", where methods are written in capitals"

@@ -1,5 +1,5 @@
 """
-C{rest-server status}: what the status page says, for a terminal, asked of a running server.
+C{rest-server status}: shows the status page of a running server in a terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..sizes import format_size
 from ..telemetry.status import SCHEMA, Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
 
 _TIMEOUT_S = 30.0
-#: No page is longer.
+#: The longest response that is read.
 _MOST_BYTES = 64 << 20
 
 
@@ -30,8 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     Run the command.
 
-    @param arguments: what stands behind C{status}.
-    @return: 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or not yet.
+    @param arguments: the arguments after C{status}.
+    @return: 0 if all is well, 1 if something needs attention, 2 if the status is unknown, or incomplete because the
+        server still counts.
     """
     parser = OneLineParser(
         "rest-server status",
@@ -75,20 +76,20 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     if worst >= Level.WARNING:
         return 1
-    # What was not counted yet may be in any state.
+    # Repositories that were not counted yet may be in any state.
     return 0 if status.counted else 2
 
 
 class _NotAsked(Exception):
-    """The server cannot be asked; the message is one line that says why."""
+    """The server cannot be asked; the message says why in one line."""
 
 
 def _fetch(asked: argparse.Namespace) -> Any:
     """
-    The server's JSON.
+    Fetch the server's JSON.
 
-    @raise _NotAsked: what was given is of no use.
-    @raise OSError: it does not answer, or not with that.
+    @raise _NotAsked: the arguments are unusable.
+    @raise OSError: the server does not respond, or responds with an error.
     """
     if not asked.url.startswith(("http://", "https://")):
         raise _NotAsked("a URL is needed, as http://127.0.0.1:8000")
@@ -97,13 +98,13 @@ def _fetch(asked: argparse.Namespace) -> Any:
     request = urllib.request.Request(asked.url.rstrip("/") + "/-/status.json")
     if asked.user is not None:
         both = f"{asked.user}:{_password(asked.password_file)}".encode()
-        # Not to where a redirect may lead.
+        # Unredirected: the password must not follow a redirect.
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(both).decode("ascii"))
     try:
         context = ssl.create_default_context(cafile=asked.cacert) if asked.url.startswith("https:") else None
     except OSError as error:
         raise _NotAsked(f"{asked.cacert}: {error.strerror or error}") from None
-    # No proxy of the environment's: it would get the password, and knows nothing of this machine's own addresses.
+    # Ignore proxies of the environment: a proxy would get the password, and cannot reach this machine's own addresses.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     until_s = time.monotonic() + _TIMEOUT_S
     content = b""
@@ -117,7 +118,7 @@ def _fetch(asked: argparse.Namespace) -> Any:
 
 def _password(path: str | None) -> str:
     """
-    The password, which is never on a command line.
+    Read the password, which is never on a command line.
 
     @raise _NotAsked: there is none.
     """
@@ -150,7 +151,7 @@ def _reason(error: Exception, url: str) -> str:
 
 
 def text(status: ServerStatus) -> str:
-    """The status as a table; what needs attention comes first."""
+    """Format the status as a table; what needs attention comes first."""
     lines = [printable(concern.words) for concern in status.concerns()]
     number = len(status.repositories)
     stored = f"{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
@@ -169,9 +170,9 @@ def text(status: ServerStatus) -> str:
 
 def _table(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
     """
-    Rows as lines.
+    Format rows as lines.
 
-    @param numbers: the columns whose values stand at the right.
+    @param numbers: the columns to align to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -1,8 +1,7 @@
 """
-C{rest-server usage}: how much each repository holds, of what it may hold, and when it was last backed up to.
+C{rest-server usage}: the size, the quota and the last snapshot of each repository.
 
-Counted on disk, beside a server that runs or without one. What the server knows already (its state file) makes it quick, and
-is not changed.
+Counts on disk, whether a server runs or not. The server's state file speeds this up, and is not changed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ..storage.snapshots import Snapshots
 from ..storage.state import RepositoryState, StateFile
 from ..telemetry.status import printable
 
-#: How often a terminal is told how far it is.
+#: The interval between updates of the progress line.
 _PROGRESS_S = 0.2
 
 
@@ -42,7 +41,7 @@ class Line:
     """
     One repository.
 
-    @ivar last_snapshot_s: when the youngest snapshot was stored, in seconds since 1970; C{None} without one.
+    @ivar last_snapshot_s: when the newest snapshot was stored, in seconds since 1970; C{None} without snapshots.
     @ivar complete: whether all of it could be read.
     """
 
@@ -54,7 +53,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        """Its path."""
+        """The path of the repository."""
         return "/".join(self.repository) or "/"
 
 
@@ -62,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     Run the command.
 
-    @param arguments: what stands behind C{usage}.
-    @return: 0, 1 if it cannot be counted, or not all of some repository, 2 if the question makes no sense.
+    @param arguments: the arguments after C{usage}.
+    @return: 0; 1 if nothing could be counted, or a repository only in part; 2 for invalid arguments.
     """
     parser = OneLineParser(
         "rest-server usage",
@@ -123,8 +122,9 @@ def _policy(path: str | None) -> Policy:
 
 def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None) -> tuple[list[Line], dict[str, str]]:
     """
-    All repositories, and the directories that were skipped, each with the reason.
+    Count all repositories.
 
+    @return: the repositories, and the skipped directories with the reasons.
     @raise OSError: the data directory cannot be read.
     """
     path = os.path.abspath(asked.path)
@@ -138,7 +138,7 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
     lines = []
     found = set(counting.repositories())
     last_known = state.repositories()
-    # Also those that the server has seen and whose folders cannot be read now.
+    # Include repositories that the server has seen, but whose folders cannot be read now.
     repositories = sorted(found.union(one for one in last_known if _is_skipped(counting, path, one)))
     for number, repository in enumerate(repositories):
         say = partial(progress.say, number, len(repositories)) if progress is not None else None
@@ -157,7 +157,7 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
 
 
 def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
-    """Whether the folder of a repository, or one above it, cannot be read."""
+    """Whether a repository's folder, or one above it, cannot be read."""
     folders = ("/".join((path, *repository[:length])) for length in range(1, len(repository) + 1))
     return any(folder in counting.skipped.reasons for folder in folders)
 
@@ -166,9 +166,10 @@ def _count(
     counting: Counting, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
 ) -> tuple[Amount, bool]:
     """
-    What is in a repository, and whether all of it could be read.
+    Count a repository.
 
-    @param last: what the server has last known of it, which stands for what cannot be read.
+    @param last: the server's last known counts, used for directories that cannot be read.
+    @return: the amount, and whether everything could be read.
     """
     size_bytes = objects = 0
     complete = True
@@ -186,14 +187,14 @@ def _count(
 
 
 class _Progress:
-    """A line on a terminal that says how far it is."""
+    """A progress line on a terminal."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + _PROGRESS_S
         self._shown = False
 
     def say(self, done: int, of: int, objects: int) -> None:
-        """So many repositories are counted, and so many objects of the next."""
+        """Show the progress: the number of counted repositories, and the objects counted so far in the current one."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_S
             self._shown = True
@@ -202,7 +203,7 @@ class _Progress:
             )
 
     def clear(self) -> None:
-        """The line is not needed any more."""
+        """Remove the line."""
         if self._shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -213,7 +214,7 @@ def _sum(lines: Iterable[Line]) -> Amount:
 
 
 def _owners(lines: Sequence[Line], policy: Policy) -> list[tuple[str, Amount, Limit]]:
-    """Users with a quota: what they have, and may have."""
+    """The users with a quota, their amounts and limits."""
     owners = sorted({owner for line in lines if (owner := owner_of(line.repository)) is not None})
     found = [
         (owner, _sum(line for line in lines if owner_of(line.repository) == owner), policy.limit_of_user(owner))

@@ -1,8 +1,9 @@
 """
 C{rest-server user}: adds, changes, removes and lists the users of an htpasswd file.
 
-Only the lines of the one user change; all others stay byte for byte, be they comments, entries that the server does not
-take, or no text at all. The server sees the new file by itself, so nothing here speaks with one.
+Only the lines of the given user change. All others stay the same, byte for byte: comments, entries that the server
+rejects, even bytes that are not text. A running server notices the new file by itself, so this command does not
+contact it.
 """
 
 from __future__ import annotations
@@ -29,29 +30,30 @@ from ..files import read_file
 from ..names import is_user_name
 from ..process.utf8 import as_text
 
-#: bcrypt looks at no more of a password than this.
+#: bcrypt ignores the bytes of a password after these.
 _BCRYPT_BYTES = 72
 
-#: What htpasswd(1) takes; 17 is already some ten seconds a login.
+#: The range of htpasswd(1). 17 already takes some ten seconds per login.
 _COSTS = range(4, 18)
 
-#: Why a file cannot be replaced, although it may be one that can be written: it is a mount, or its directory is another's.
+#: Errors when replacing a file that may still be writable in place: it is a mount point, or its directory belongs to
+#: another user.
 _IN_PLACE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS)
 
-#: What becomes of a file's lines: lines, user, hash -> lines.
+#: Changes the lines of a file: lines, user, hash -> lines.
 _Change = Callable[[list[bytes], str, bytes], list[bytes]]
 
 
 class _Refused(Exception):
-    """What was asked for cannot be done; the message is the line that the person at the terminal sees."""
+    """The request cannot be carried out; the message is the line that the operator sees in the terminal."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """
     Run C{rest-server user}.
 
-    @param arguments: the command line behind C{user}.
-    @return: the exit status: 0, 1 if it could not be done, 2 if it was not understood.
+    @param arguments: the arguments after C{user}.
+    @return: the exit status: 0; 1 if the command failed; 2 for invalid arguments.
     """
     try:
         given = _parser().parse_args(list(arguments))
@@ -77,7 +79,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(line: str, after_prompt: bool = False) -> int:
-    """Say what is wrong in a line of its own; the status that goes with it."""
+    """
+    Print a message on a line of its own.
+
+    @return: the exit status for an error.
+    """
     begin = "\n" if after_prompt and sys.stderr.isatty() else ""
     print(f"{begin}rest-server user: {line}", file=sys.stderr, flush=True)
     return 1
@@ -94,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     user = OneLineParser(add_help=False)
     user.add_argument("user", metavar="USER")
-    # There is no option for the password itself: every user of the machine can read a command line.
+    # There is no option for the password itself, because every user of the machine can read command lines.
     password = OneLineParser(add_help=False)
     password.add_argument(
         "--password-stdin",
@@ -133,7 +139,7 @@ def _cost(text: str) -> int:
 
 
 def _new_hash(given: argparse.Namespace) -> bytes:
-    """The entry for a password that is asked for, in the form that Apache's htpasswd writes."""
+    """Read a password and hash it, in the form that Apache's htpasswd writes."""
     password = _password(given.user, given.password_stdin)
     if not password:
         raise _Refused("the password is empty")
@@ -146,8 +152,8 @@ def _new_hash(given: argparse.Namespace) -> bytes:
 
 
 def _password(user: str, from_stdin: bool) -> bytes:
-    """A password: one line of standard input, or what was typed twice at a terminal."""
-    if sys.stdin is None:  # closed before we began
+    """Read a password: one line of standard input, or typed twice at a terminal."""
+    if sys.stdin is None:  # closed before the start
         raise _Refused("no password was given: standard input is closed")
     try:
         if from_stdin or not sys.stdin.isatty():
@@ -171,22 +177,23 @@ def _list(path: str) -> None:
     for warning in warnings:
         _complain("warning: " + ascii(warning)[1:-1])
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not be able to display every name
     if users and not write_line("\n".join(users)):
         raise SystemExit(1)
 
 
 def _change(path: str, given: argparse.Namespace) -> None:
     """
-    Do what is asked for with one user: first only in thought, so that nobody types a password in vain, then under a lock.
+    Change one user. A dry run comes first, so that the operator does not type a password in vain. The change itself is
+    made under a lock.
 
-    @raise _Refused: the file does not have what that needs.
+    @raise _Refused: the change is not possible.
     """
     if not is_user_name(given.user):
         raise _Refused(f"{given.user!a} cannot be a user's name")
     change = _CHANGES[given.command]
     missing_is_empty = given.command == "add"
-    target = os.path.realpath(path)  # who made a symlink wants it to stay one
+    target = os.path.realpath(path)  # keep a symlink and replace its target
     with ExitStack() as opened:
         directory = _open_directory(target, opened)
         lines, status = _read(target, missing_is_empty)
@@ -194,11 +201,11 @@ def _change(path: str, given: argparse.Namespace) -> None:
             raise _Refused(f"cannot open the directory {os.path.dirname(target)}: {os.strerror(errno.EACCES)}")
         others = status is not None and os.geteuid() not in (0, status.st_uid)
         if others and not os.access(target, os.W_OK, effective_ids=True):
-            # A new file would be ours, and the server may well be the other user.
+            # A new file would belong to this user, while the server may run as the other one.
             raise _Refused(f"{path} belongs to another user: run this as that user, or as root")
         change(lines, given.user, b"")
         hashed = b"" if given.command == "delete" else _new_hash(given)
-        # The directory is locked, because the file is replaced and a file for the lock alone would be litter.
+        # The directory is locked, because the file is replaced, and a separate lock file would be left behind.
         if directory is not None:
             fcntl.flock(directory, fcntl.LOCK_EX)
         file = None if status is None else _locked(target, opened)
@@ -221,9 +228,10 @@ def _change(path: str, given: argparse.Namespace) -> None:
 
 def _open_directory(target: str, opened: ExitStack) -> int | None:
     """
-    A descriptor of a file's directory; C{None} for one that may not be read.
+    Open the directory of a file.
 
-    @raise _Refused: there is none.
+    @return: the descriptor; C{None} if the directory may not be read.
+    @raise _Refused: it does not exist.
     """
     folder = os.path.dirname(target)
     try:
@@ -238,9 +246,10 @@ def _open_directory(target: str, opened: ExitStack) -> int | None:
 
 def _locked(target: str, opened: ExitStack) -> int:
     """
-    A descriptor of a file that is locked for a change: the server reads it before or after, but not meanwhile.
+    Open a file and lock it for a change. The server reads it before or after the change, but not during it.
 
-    @raise OSError: there is no such file, or it may not be read.
+    @return: the descriptor.
+    @raise OSError: the file does not exist, or may not be read.
     """
     while True:
         try:
@@ -248,24 +257,29 @@ def _locked(target: str, opened: ExitStack) -> int:
         except OSError as error:
             if error.errno not in _IN_PLACE:
                 raise
-            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it can only be replaced
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # can only be replaced
         opened.callback(os.close, fd)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.path.samestat(os.fstat(fd), os.stat(target)):
             return fd
-        # Somebody has replaced it while we waited, and has locked one that is no more.
+        # Another process replaced the file in the meantime, so the lock is on the old one: try again.
 
 
 def _mode_like(status: os.stat_result | None) -> int:
     """
-    0600; but root's file that a group reads stays 0640: the server is in that group then, and is not root.
+    The mode of the new file: 0600. If the old file belongs to root and its group may read it, 0640: then the server
+    runs in that group, and not as root.
     """
     of_a_group = status is not None and status.st_uid == 0 != status.st_gid and status.st_mode & stat.S_IRGRP
     return 0o640 if of_a_group else 0o600
 
 
 def _read(path: str, missing_is_empty: bool = False) -> tuple[list[bytes], os.stat_result | None]:
-    """The lines of a file with their ends, and its status; that is C{None} for a missing one."""
+    """
+    Read a file.
+
+    @return: its lines with their ends, and its status, C{None} if the file is missing.
+    """
     try:
         data, status = read_file(path)
         return io.BytesIO(data).readlines(), status
@@ -277,11 +291,11 @@ def _read(path: str, missing_is_empty: bool = False) -> tuple[list[bytes], os.st
 
 def _replace(target: str, directory: int, data: bytes, like: os.stat_result, mode: int) -> None:
     """
-    Put a new file in a file's place, whole or not at all.
+    Replace a file atomically.
 
     @param directory: the descriptor of the target's directory.
-    @param like: whose owner and group the new file gets, where we may give files away: those of the old file, or of the
-        directory, so that a file made by root is one that the server can read.
+    @param like: supplies the owner and the group of the new file, if this process may set them: the old file's, or the
+        directory's, so that the server can read a file created by root.
     """
     fd, temporary = tempfile.mkstemp(prefix=".htpasswd-", dir=os.path.dirname(target))
     try:
@@ -301,13 +315,13 @@ def _replace(target: str, directory: int, data: bytes, like: os.stat_result, mod
 
 def _rewrite(target: str, file: int | None, data: bytes) -> None:
     """
-    Write a file anew where it is: it keeps its owner and its mode. The old content is safe in a copy until that is done, and
-    is put back if it cannot be done.
+    Overwrite a file in place, which keeps its owner and mode. A copy of the old content exists until this is done, and
+    is restored if it fails.
 
     @param file: its descriptor, locked.
-    @raise OSError: it cannot be written; it is as it was.
+    @raise OSError: the file cannot be written and is unchanged.
     """
-    # Not that of the lock, which may be for reading only; it says why the file cannot be written.
+    # The descriptor of the lock may be read-only. Opening the file again reports why it cannot be written.
     fd = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         assert file is not None and os.path.samestat(os.fstat(fd), os.fstat(file))
@@ -332,9 +346,10 @@ def _rewrite(target: str, file: int | None, data: bytes) -> None:
 
 def _copy(target: str, content: bytes) -> str:
     """
-    Put the content of a file away, beside it or in the temporary directory; where.
+    Save the content of a file, in its directory or a temporary one.
 
-    @raise _Refused: that is not possible.
+    @return: the path of the copy.
+    @raise _Refused: it cannot be saved.
     """
     problem: OSError | None = None
     for folder in (os.path.dirname(target), os.environ.get("TMPDIR") or "/tmp", "/var/tmp", "/dev/shm"):
@@ -365,7 +380,7 @@ def _all_of(fd: int) -> bytes:
 
 
 def _overwrite(fd: int, content: bytes) -> None:
-    """Give an open file this content, without a moment in which it is empty."""
+    """Overwrite an open file, without ever truncating it to zero."""
     written = 0
     while written < len(content):
         written += os.pwrite(fd, content[written:], written)

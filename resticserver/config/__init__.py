@@ -1,3 +1,3 @@
 """
-Flags, environment and TOML file, and the settings that come of them.
+Flags, environment and TOML file, and the settings made of them.
 """

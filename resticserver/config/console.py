@@ -1,5 +1,5 @@
 """
-The command lines of the subcommands.
+Command line parsing and output of the subcommands.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without its usage, and takes no abbreviation for what it is not."""
+    """An argument parser that reports an error in one line, without the usage, and accepts no abbreviated flags."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **named})
 
     def error(self, message: str) -> NoReturn:
-        """argparse's call for a bad command line."""
+        """See C{argparse.ArgumentParser.error}."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def write_line(line: str) -> bool:
-    """Print a line to standard output; whether that worked. It is said on standard error if not."""
+    """
+    Print a line to standard output. A failure is reported on standard error.
+
+    @return: whether it was written.
+    """
     try:
         print(line, flush=True)
     except (OSError, UnicodeError, ValueError) as error:
         print(f"rest-server: cannot write to standard output: {error}", file=sys.stderr)
         if sys.stdout is not None:
-            # The interpreter flushes once more when it ends, and would say so if that failed.
+            # The interpreter flushes stdout again at exit, and would report that failure, too.
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False

@@ -1,5 +1,6 @@
 """
-The flags of both front doors, in the forms that Go's flags take: C{--flag value}, C{--flag=value}, C{--switch=true|false}.
+The flags of the C{rest-server} command and of the twistd plugin, in the syntax of Go's flags: C{--flag value},
+C{--flag=value}, C{--switch=true|false}.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from . import sources
 from .console import write_line
 from .settings import DEFAULT_LISTEN, Settings, default_path
 
-#: More processes than this are a slip of the finger.
+#: A larger number is taken for a typing error.
 MOST_WORKERS = 128
 
-#: Flags that may be given several times.
+#: Repeatable flags.
 _LISTS = frozenset(("listen", "trusted-proxy"))
 
-#: Flags that name something of this machine.
+#: Flags whose values are paths on this machine.
 _DIRECTORIES = ("path", "state-dir")
 _FILES = ("htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
 
@@ -49,14 +50,14 @@ _T = TypeVar("_T")
 
 class Options(usage.Options):
     """
-    Flags to settings.
+    Parses flags into settings.
 
-    A bad flag ends the program with one line on stderr and status 1, also under twistd, which else would print its whole
-    help to stdout.
+    An invalid flag ends the program with one line on stderr and status 1. This is also so under twistd, which would
+    otherwise print its whole help to stdout.
     """
 
     def getSynopsis(self) -> str:
-        """Twisted's call: the first line of the help."""
+        """The first line of the help; see C{usage.Options.getSynopsis}."""
         return "Usage: rest-server [options]" if self.parent is None else str(super().getSynopsis())
 
     longdesc = (
@@ -171,7 +172,7 @@ class Options(usage.Options):
         """
         Parse an argument list.
 
-        @raise SystemExit: with a line that says what is wrong.
+        @raise SystemExit: an argument is invalid; the exit message says which one and why.
         """
         try:
             use_utf8()
@@ -184,14 +185,12 @@ class Options(usage.Options):
             raise SystemExit(f"rest-server: {self.where_it_stands(str(error))}") from None
 
     def parseArgs(self, *rest: str) -> None:
-        """Twisted's call with what is no flag."""
+        """Reject arguments that are not flags; see C{usage.Options.parseArgs}."""
         if rest:
             raise usage.UsageError(f"unexpected argument: {rest[0]}")
 
     def _in_getopt_form(self, arguments: list[str]) -> list[str]:
-        """
-        Go's forms of switches, rewritten for getopt, which refuses C{--switch=value} and takes abbreviations.
-        """
+        """Rewrite Go's switch syntax for getopt, which rejects C{--switch=value} and accepts abbreviations."""
         flags = self._flags()
         switches = flags.switches | {"help", "version"}
         known = switches | flags.all | {"config"}
@@ -216,15 +215,15 @@ class Options(usage.Options):
         return [f"--{name}" for name, on in switched.items() if on] + rewritten
 
     def _flags(self) -> sources.FlagNames:
-        """Those that can be given elsewhere, too."""
+        """The flags that can also be set in the environment and the file."""
         others = frozenset(str(parameter[0]) for parameter in self.optParameters) - {"config"}
         return sources.FlagNames(frozenset(str(flag[0]) for flag in self.optFlags), _LISTS, others)
 
     def _with_others(self, arguments: list[str]) -> list[str]:
         """
-        The command line, and before it what the environment and the file say of flags that do not stand in it.
+        Return the command line, preceded by the flags from the environment and the file that it does not contain.
 
-        @raise UsageError: something there makes no sense.
+        @raise UsageError: a value in the environment or the file is invalid.
         """
         if {"help", "version"} & self._sources.keys() or {"-h", "-v"} & set(arguments):
             return arguments
@@ -251,9 +250,9 @@ class Options(usage.Options):
 
     def _config_file(self, arguments: list[str]) -> str | None:
         """
-        The file that holds more flags.
+        The path of the file with more flags, or C{None}.
 
-        @raise UsageError: it has no name.
+        @raise UsageError: the path is empty.
         """
         path = os.environ.get(sources.variable("config"))
         if path is not None and "config" not in self._sources:
@@ -268,7 +267,10 @@ class Options(usage.Options):
         return path
 
     def where_it_stands(self, message: str) -> str:
-        """A complaint that begins with a flag, which names it as it was given: a flag, a variable, or a file and its key."""
+        """
+        If a message begins with a flag, replace the flag by the place where it was set: a flag, an environment
+        variable, or a file and its key.
+        """
         flag = re.match(r"--([a-z-]+)", message)
         source = self._sources.get(flag[1]) if flag is not None else None
         return message if flag is None or source is None else source + message[flag.end() :]
@@ -288,9 +290,9 @@ class Options(usage.Options):
 
     def _checked(self) -> Settings:
         """
-        The flags as settings.
+        Check the flags and convert them to settings.
 
-        @raise UsageError: flags that make no sense, alone or together.
+        @raise UsageError: a flag is invalid, alone or combined with others.
         """
         self._check_paths()
         self._check_tls()
@@ -340,7 +342,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
 
     def _as_settings(self) -> Settings:
-        """Each flag as its setting: long, because there are so many."""
+        """Convert each flag to its setting. Long only because there are many flags."""
         min_free = self._parsed("min-free", parse_free_space)
         return Settings(
             path=os.path.abspath(self["path"] or default_path()),
@@ -385,7 +387,7 @@ class Options(usage.Options):
 
 
 def version_line() -> str:
-    """This server's version and those that matter for a report."""
+    """The versions of this server and of the software that matters for bug reports."""
     import twisted
     from OpenSSL import SSL
 
@@ -411,7 +413,7 @@ def _next_value(name: str, left: Any) -> list[str]:
 
 
 def _absolute(path: str | None) -> str | None:
-    """Flags name files from where the user stands; twistd may change the directory later."""
+    """Make a path absolute. Relative paths refer to the current directory, which twistd may change later."""
     return os.path.abspath(path) if path else None
 
 
@@ -430,9 +432,9 @@ def _prefix(text: str) -> tuple[str, ...]:
 
 def _command(text: str) -> tuple[str, ...]:
     """
-    A command line, as a shell would take it apart; there is no shell.
+    Split a command line as a shell would. No shell runs.
 
-    @raise ValueError: it is none, or there is no such program.
+    @raise ValueError: it is empty or malformed, or the program does not exist.
     """
     try:
         command = tuple(shlex.split(text))

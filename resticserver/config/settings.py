@@ -1,5 +1,5 @@
 """
-The frozen settings of a server: what the flags say, checked and typed, and nothing that was opened yet.
+The frozen settings of a server: the values of the flags, checked and typed. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from ..sizes import FreeSpace, Limit
 
-#: rest-server's default port, on every address of the machine.
+#: rest-server's default port, on all addresses of the machine.
 DEFAULT_LISTEN = ":8000"
 
 
 def default_path() -> str:
     """
-    The data directory when no C{--path} is given, as rest-server has it: C{restic} below the temporary directory. Nothing is
-    looked up (C{tempfile} would try to write there), because this is also a part of the help.
+    The data directory without C{--path}, as in rest-server: C{restic} in the temporary directory. This does not use
+    C{tempfile}, which would try to write there, because the path is also shown in the help.
     """
     return os.path.join(os.environ.get("TMPDIR") or "/tmp", "restic")
 
@@ -26,33 +26,35 @@ def default_path() -> str:
 @dataclass(frozen=True)
 class Settings:
     """
-    One server's settings; the names are those of the flags.
+    The settings of one server, named after the flags.
 
     @ivar listen: addresses as given, at least one.
     @ivar htpasswd_file: C{None} means C{.htpasswd} in the data directory.
-    @ivar log: a file's path, C{"-"} for stdout, or C{None} for no access log.
+    @ivar log: the path of the access log, C{"-"} for stdout, or C{None} for no access log.
     @ivar log_format: C{"combined"} or C{"json"}.
     @ivar tls_cert: PEM certificate chain; C{None} means C{public_key} in the data directory.
     @ivar tls_key: PEM key; C{None} means C{private_key} in the data directory.
     @ivar tls_min_ver: C{"1.2"} or C{"1.3"}.
-    @ivar policy: TOML file with the rules of who may do what, or C{None}.
-    @ivar auto_create: whether an upload makes its repository where that is missing.
-    @ivar max_depth: how many folders deep a repository may lie.
-    @ivar proxy_prefix: folders before every repository, as a proxy passes them on.
+    @ivar policy: TOML file with access rules, or C{None}.
+    @ivar auto_create: whether an upload creates a missing repository.
+    @ivar max_depth: how many folders deep a repository may be.
+    @ivar proxy_prefix: the folders before every repository in the paths that a proxy forwards.
     @ivar proxy_auth_username: the header in which a trusted proxy names the user, or C{None}.
     @ivar trusted_proxies: networks; C{None} means the loopback ones.
-    @ivar auth_failures: failed logins a minute, for a user and for an address, before they are slowed; 0 for no limit.
-    @ivar tls_client_ca: PEM file of the authorities that sign clients' certificates, or C{None}.
-    @ivar tls_client_required: whether a client must show a certificate.
-    @ivar tls_client_user: where the user's name stands in it: C{"cn"}, C{"email"}, C{"dns"}, C{"none"}.
-    @ivar max_size_bytes: how much may be stored in all repositories together; 0 for no limit.
-    @ivar min_free_bytes: how much of the disk must stay free, C{min_free_percent} likewise.
-    @ivar state_dir: where the state file lies; C{None} means C{.rest-server} in the data directory.
-    @ivar prometheus: whether C{/metrics} is there; C{prometheus_no_auth}: for everyone.
-    @ivar metrics_listen: an address of its own for metrics and health, or C{None}.
-    @ivar on_event: a command and its arguments that is told of events, or nothing.
-    @ivar workers: how many processes serve; 1 is one process for everything.
-    @ivar shutdown_timeout_s: how long transfers in flight may go on after the stop began.
+    @ivar auth_failures: failed logins per minute, of a user and of an address, before further ones are slowed down; 0
+        for no limit.
+    @ivar tls_client_ca: PEM file of the CAs that sign client certificates, or C{None}.
+    @ivar tls_client_required: whether a client must present a certificate.
+    @ivar tls_client_user: which part of the certificate is the user's name: C{"cn"}, C{"email"}, C{"dns"}, C{"none"}.
+    @ivar max_size_bytes: the limit for all repositories together; 0 for no limit.
+    @ivar min_free_bytes: how much of the disk must stay free; C{min_free_percent} likewise.
+    @ivar state_dir: the directory of the state file; C{None} means C{.rest-server} in the data directory.
+    @ivar prometheus: whether C{/metrics} is served.
+    @ivar prometheus_no_auth: whether C{/metrics} needs no authentication.
+    @ivar metrics_listen: a separate address for metrics and health, or C{None}.
+    @ivar on_event: the command for events and its arguments, or empty.
+    @ivar workers: the number of serving processes; 1 means a single process for everything.
+    @ivar shutdown_timeout_s: how long transfers in flight may continue after the stop began.
     """
 
     path: str
@@ -95,18 +97,21 @@ class Settings:
     path_is_default: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """The settings for another process, in what JSON has."""
+        """The settings as JSON types, for another process."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
-        """What L{as_json} made, after its way through JSON, which has no tuples."""
+        """The inverse of L{as_json}. Lists become tuples again, which JSON does not have."""
         typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**typed)
 
     @property
     def passwords(self) -> bool:
-        """Whether there are users with passwords: unless something else says who a user is, and nobody asked for them."""
+        """
+        Whether users have passwords. False without authentication, and if a proxy or certificates identify the users
+        and no htpasswd file is given.
+        """
         if self.no_auth:
             return False
         certificates = self.tls_client_ca is not None and self.tls_client_user != "none"
@@ -114,31 +119,31 @@ class Settings:
 
     @property
     def limit(self) -> Limit:
-        """That of the whole server."""
+        """The limit of the whole server."""
         return Limit(self.max_size_bytes or None)
 
     @property
     def min_free(self) -> FreeSpace | None:
-        """What must stay free, if that was said."""
+        """The space that must stay free; C{None} without C{--min-free}."""
         wanted = self.min_free_bytes or self.min_free_percent
         return FreeSpace(self.min_free_bytes, self.min_free_percent) if wanted else None
 
     @property
     def metrics(self) -> bool:
-        """Whether anyone can ask for metrics."""
+        """Whether metrics are served."""
         return self.prometheus or self.metrics_listen is not None
 
     @property
     def htpasswd_path(self) -> str:
-        """The htpasswd file to read."""
+        """The path of the htpasswd file."""
         return self.htpasswd_file or os.path.join(self.path, ".htpasswd")
 
     @property
     def certificate_path(self) -> str:
-        """The TLS certificate chain to serve."""
+        """The path of the TLS certificate chain."""
         return self.tls_cert or os.path.join(self.path, "public_key")
 
     @property
     def key_path(self) -> str:
-        """The private key of that certificate."""
+        """The path of the TLS private key."""
         return self.tls_key or os.path.join(self.path, "private_key")

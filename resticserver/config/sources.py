@@ -1,5 +1,5 @@
 """
-Flags from elsewhere than the command line: C{--config FILE.toml}, and the environment::
+Flags from other sources than the command line: C{--config FILE.toml}, and the environment::
 
     path = "/srv/restic"
     listen = [":8000", "unix:/run/restic-rest.sock"]
@@ -7,9 +7,9 @@ Flags from elsewhere than the command line: C{--config FILE.toml}, and the envir
     max-size = "2TiB"
     workers = 2
 
-Every flag is a key of the file by its own name, and a variable as C{REST_SERVER_MAX_SIZE}. The command line comes before the
-environment, that before the file; a flag that is given in one is not looked for in the next, also one that may be given
-several times.
+Every flag is a key in the file under its own name, and an environment variable such as C{REST_SERVER_MAX_SIZE}. The
+command line wins over the environment, the environment over the file. The values of sources are never combined, not
+even for a repeatable flag.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ PREFIX = "REST_SERVER_"
 
 class Given(NamedTuple):
     """
-    What was given for a flag.
+    The value of a flag.
 
-    @ivar values: as on the command line, one for each time that the flag would stand there; of a switch C{"true"} or C{"false"}.
-    @ivar source: the words for where it was given.
+    @ivar values: as on the command line, one for each time that the flag would appear there; C{"true"} or C{"false"}
+        for a switch.
+    @ivar source: where the value was set, for messages.
     """
 
     values: tuple[str, ...]
@@ -38,11 +39,11 @@ class Given(NamedTuple):
 
 class FlagNames(NamedTuple):
     """
-    Which flags there are.
+    The names of all flags.
 
-    @ivar switches: that are on or off.
-    @ivar lists: that may be given several times.
-    @ivar others: that have one value.
+    @ivar switches: flags that are on or off.
+    @ivar lists: repeatable flags.
+    @ivar others: flags with one value.
     """
 
     switches: frozenset[str]
@@ -51,16 +52,17 @@ class FlagNames(NamedTuple):
 
     @property
     def all(self) -> frozenset[str]:
-        """All of them."""
+        """The names of all flags, of any kind."""
         return self.switches | self.lists | self.others
 
 
 def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[str, Given]:
     """
-    What the environment says, by flag. Names of no flag are left alone: where a service is called C{rest-server}, Kubernetes
-    sets C{REST_SERVER_PORT} and more in every container.
+    Read flags from the environment. Variables that name no flag are ignored: for a service called C{rest-server},
+    Kubernetes sets C{REST_SERVER_PORT} and others in every container.
 
-    @raise ValueError: a value makes no sense.
+    @return: the values by flag.
+    @raise ValueError: a value is invalid.
     """
     found = {}
     for flag in sorted(flags.all):
@@ -69,7 +71,7 @@ def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[s
         if value is None:
             continue
         if not value.strip():
-            # Not as if it were unset: an empty name of a policy file must not mean that there is no policy.
+            # Not treated as unset: an empty policy file name must not mean that there is no policy.
             raise ValueError(f"{name} is empty: give it a value, or do not set it")
         try:
             values = tuple(shlex.split(value)) if flag in flags.lists else (value,)
@@ -80,16 +82,17 @@ def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[s
 
 
 def variable(flag: str) -> str:
-    """A flag's name in the environment."""
+    """The environment variable for a flag."""
     return PREFIX + flag.upper().replace("-", "_")
 
 
 def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
     """
-    What a file says, by flag.
+    Read flags from a file.
 
-    @raise OSError: it cannot be read.
-    @raise ValueError: it is no TOML, has a key that is no flag or a value of the wrong type.
+    @return: the values by flag.
+    @raise OSError: the file cannot be read.
+    @raise ValueError: the file is not TOML, or has an unknown key or a value of the wrong type.
     """
     try:
         document = tomllib.loads(read_file(path)[0].decode("utf-8"))
@@ -114,9 +117,9 @@ def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
 
 def _values(key: str, value: Any, flags: FlagNames) -> Iterable[str]:
     """
-    A value of the file as it would stand on the command line.
+    Convert a value of the file to the form of the command line.
 
-    @raise TypeError: it is of a type that makes no sense.
+    @raise TypeError: it is of an unsuitable type.
     """
     if key in flags.switches:
         if not isinstance(value, bool):

@@ -1,3 +1,3 @@
 """
-What the server sets for its own process: encoding, signals, memory, descriptors, clock, children.
+What the server configures in its own process: encoding, signals, memory, descriptors, clock, children.
 """

@@ -1,10 +1,12 @@
 """
-Memory, told what this process is like.
+Tuning of the memory allocator and the garbage collector.
 
-glibc's allocator keeps large blocks: without this every receive buffer of an upload is mapped and unmapped anew, and the
-kernel zeroes its pages each time (some 20 % of an upload's time). Source: mallopt(3); elsewhere than on glibc nothing
-happens. Python's collector of garbage leaves out what stays for good: modules and their functions are a quarter of a
-million objects, and to look through them all stops the reactor for 30 ms.
+By default glibc maps and unmaps every receive buffer of an upload, and the kernel zeroes its pages each time (some 20
+% of an upload's time). L{keep_large_blocks} makes glibc keep large blocks. Source: mallopt(3); without glibc it does
+nothing.
+
+Modules and their functions are a quarter of a million objects that live as long as the process. A garbage collection
+that traverses them stops the reactor for 30 ms, so L{leave_out_what_stays} excludes them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-#: Blocks up to this size come from the heap; glibc allows 32 MiB at most on 64 bit.
+#: Blocks up to this size come from the heap; glibc allows 32 MiB at most on 64-bit systems.
 _KEPT_BLOCK_BYTES = 4 << 20
-#: This much free memory at the heap's end stays with the process.
+#: The process keeps up to this much free memory at the end of the heap.
 _KEPT_FREE_BYTES = 32 << 20
 
 
 def keep_large_blocks() -> bool:
-    """Set the thresholds for this process; whether that worked."""
+    """
+    Set the thresholds for this process.
+
+    @return: whether that worked.
+    """
     if sys.platform != "linux":
         return False
     try:
@@ -42,7 +48,11 @@ def keep_large_blocks() -> bool:
 
 
 def leave_out_what_stays() -> None:
-    """Called when all is imported and made, or before the end: no later collection looks at what is there now."""
-    # What became garbage during the start is young. To look through the old ones takes 30 ms, and finds twenty.
+    """
+    Exclude all existing objects from later garbage collections. Called after everything was imported and created, or
+    before the process exits.
+    """
+    # Garbage from the start is in the young generations. Collecting the old one takes 30 ms and finds about twenty
+    # objects.
     gc.collect(1)
     gc.freeze()

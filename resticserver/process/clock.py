@@ -1,7 +1,9 @@
 """
-The reactor's clock. Twisted's reactors measure time by the wall clock (C{twisted.python.runtime.seconds} is C{time.time}), so a
-step of the system's time (NTP, a virtual machine that was suspended, an administrator) fires every time-out at once or holds
-all of them up. Here durations are measured by a clock that knows no steps; wall-clock time is for log lines and pages alone.
+A monotonic clock for the reactor.
+
+Twisted's reactors use wall-clock time (C{twisted.python.runtime.seconds} is C{time.time}). A step of the system time
+(NTP, a suspended virtual machine, an administrator) therefore fires all timeouts early or delays them. With this
+module, durations are measured by a clock without steps. Wall-clock time is used only for log lines and pages.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ from typing import Any
 
 def use_monotonic_clock(reactor: Any) -> None:
     """
-    Let a reactor, and all that asks it for the time, measure by C{time.monotonic}. Called where a process is put together.
+    Make a reactor, and all code that asks it for the time, use C{time.monotonic}. Called once per process, by its
+    entry point.
 
-    @param reactor: a reactor whose C{seconds} may be replaced, as that of C{ReactorBase} may.
+    @param reactor: a reactor whose C{seconds} can be replaced, like that of C{ReactorBase}.
     """
     if reactor.seconds is time.monotonic:
         return
     shift_s = time.monotonic() - reactor.seconds()
     reactor.seconds = time.monotonic
-    # twistd, or another of its services, may have scheduled something. All are shifted alike, so their order stays.
+    # twistd or another of its services may have scheduled calls. All are shifted by the same amount, so their order
+    # stays.
     for call in reactor.getDelayedCalls():
         call.time += shift_s
         call.seconds = time.monotonic

@@ -1,15 +1,15 @@
 """
-How many descriptors the process may have: the limit is raised at the start, and some of them are kept for files.
+The limit on open file descriptors: raised at the start, with a part reserved for files.
 """
 
 from __future__ import annotations
 
 import resource
 
-#: The limit is not raised beyond this, which is the kernel's own default for what it allows (fs.nr_open). Some containers
-#: have a hard limit of a thousand million, and there are programs that try to close each of them.
+#: The limit is never raised above this value, the kernel's default maximum (fs.nr_open). Some containers have a hard
+#: limit of a thousand million, and some programs try to close every possible descriptor.
 MOST = 1 << 20
-#: Of the limit, a quarter is kept from connections, but no more than this.
+#: A quarter of the limit is reserved for files, but at most this many.
 MOST_KEPT = 1024
 
 
@@ -17,8 +17,8 @@ def raise_limit() -> tuple[int, int]:
     """
     Raise the soft limit to the hard one, or to L{MOST}.
 
-    @return: the limits as they were, soft and hard. A command that the server runs should have them: one that uses
-        C{select} cannot bear descriptors above 1023, and may take the soft limit for a promise.
+    @return: the former limits, soft and hard. Commands started by the server should get these: a program that uses
+        C{select} cannot handle descriptors above 1023, and may rely on the soft limit to prevent them.
     """
     soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
@@ -26,14 +26,15 @@ def raise_limit() -> tuple[int, int]:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         except (OSError, ValueError):
-            pass  # a sandbox: it goes on with what there is
+            pass  # in a sandbox: continue with the current limit
     return before
 
 
 def bounds() -> tuple[int, int]:
     """
-    From which descriptor on a connection is one too many: its first request is answered with 503; and from which on there is
-    not even room for that. A process gets the lowest number that is free, so the number says how many there are.
+    Two descriptor numbers. A connection at or above the first one is too many, and its first request is answered with
+    503. At or above the second one, there are not even enough descriptors left for that answer. A process always gets
+    the lowest free number, so the number tells how many descriptors are in use.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MOST if soft == resource.RLIM_INFINITY else soft

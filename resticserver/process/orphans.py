@@ -1,9 +1,9 @@
 """
-The duty of process 1: to take note of the end of processes that others have started and left behind.
+Reaps orphaned processes when the server is process 1.
 
-In a container the server is often process 1. Whatever a command of C{--on-event} leaves running becomes its child then, and
-stays in the system's table when it has ended, until somebody asks how (waitpid(2)). The server's own children are left to
-those who have started them, for only one can be told how they ended.
+In a container the server often is process 1. Processes that an C{--on-event} command leaves running then become its
+children. When they end, they remain in the process table until their parent waits for them (waitpid(2)). The server's
+own children are left to the code that started them, because the exit status can be read only once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from twisted.application.service import Service
 from twisted.internet import process
 from twisted.internet.task import LoopingCall
 
-#: How often it is looked whether there are any.
+#: The interval between checks.
 LOOK_S = 0.5
-#: So many at a time.
+#: The most orphans reaped in one check.
 _MOST = 1000
 
-#: Held while a process is started: until it is among ours it could be taken for an orphan.
+#: Held while a process is started: until its pid is in _ours, it could be mistaken for an orphan.
 _starting = threading.Lock()
 _ours: set[int] = set()
 
@@ -32,9 +32,9 @@ _ours: set[int] = set()
 @contextmanager
 def child_of_ours(*arguments: Any, **named: Any) -> Iterator[subprocess.Popen[bytes]]:
     """
-    Start a process, which is ours until the end of this context. Any thread's to call.
+    Start a process that L{reap} ignores until the end of this context. May be called in any thread.
 
-    @raise OSError: it cannot be started.
+    @raise OSError: the process cannot be started.
     """
     with _starting:
         child: subprocess.Popen[bytes] = subprocess.Popen(*arguments, **named)
@@ -46,7 +46,7 @@ def child_of_ours(*arguments: Any, **named: Any) -> Iterator[subprocess.Popen[by
 
 
 class Orphans(Service):
-    """Looks for orphans that have ended, while it runs."""
+    """Reaps orphans at intervals while the service runs."""
 
     def __init__(self, reactor: Any) -> None:
         self._looking = LoopingCall(reap)
@@ -54,29 +54,29 @@ class Orphans(Service):
         self.setName("orphans")
 
     def startService(self) -> None:
-        """Begin to look."""
+        """Begin to reap."""
         super().startService()
         self._looking.start(LOOK_S, now=False)
 
     def stopService(self) -> None:
-        """Look no more."""
+        """Stop reaping."""
         super().stopService()
         self._looking.stop()
 
 
 def reap() -> None:
-    """Take note of the end of all children that are not ours."""
+    """Reap all ended children that the server did not start."""
     if not _starting.acquire(blocking=False):
-        return  # next time
+        return  # retried at the next check
     try:
         for _ in range(_MOST):
             try:
-                # Only a look: it stays until it is waited for.
+                # WNOWAIT: the child remains until it is waited for.
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
             if ended is None or ended.si_pid in _ours or ended.si_pid in process.reapProcessHandlers:
-                return  # whose it is takes it in a moment, and then others are seen that stand behind it
+                return  # its owner reaps it in a moment, and then the children behind it become visible
             os.waitpid(ended.si_pid, os.WNOHANG)
     finally:
         _starting.release()

@@ -1,5 +1,5 @@
 """
-Signals before the server is there. From then on they are the server's and Twisted's.
+Signal handling until the server runs. Afterwards the server and Twisted handle signals.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import threading
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
-#: Whether the start was told to end. The exception may have come where exceptions are swallowed.
+#: The signals received so far. The SystemExit itself may have been swallowed where it was raised.
 _told: list[int] = []
 
 
 def end_the_start() -> None:
     """
-    From now on SIGTERM and SIGINT end the start with status 0. (Not by the signals' defaults: SIGINT's is a traceback, and
-    process 1, which the server is in a container, has none.) SIGHUP and SIGUSR2 do nothing: all is read soon anyway.
+    From now on, SIGTERM and SIGINT end the start with exit status 0. Their default actions are unsuitable: SIGINT's
+    prints a traceback, and process 1, which the server is in a container, has no default actions. SIGHUP and SIGUSR2
+    are ignored, since the server is about to read all files anyway.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -31,7 +32,7 @@ def end_the_start() -> None:
 
 
 def told_to_end() -> bool:
-    """Whether one of them came."""
+    """Whether SIGTERM or SIGINT was received."""
     return bool(_told)
 
 
@@ -41,4 +42,4 @@ def _end(number: int, frame: object) -> None:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Not SIG_IGN, which programs that are started from here would inherit."""
+    """Do nothing. SIG_IGN is not used, because child processes would inherit it."""

@@ -1,8 +1,8 @@
 """
-Names of files are UTF-8 in every locale: a repository's folder has the bytes that the request's path has.
+Makes file names UTF-8 in every locale, so that a repository's folder has the same bytes as the path of the request.
 
-Python fixes the encoding of file names when it starts, by the locale. Where that is another one the program is run once more
-in Python's UTF-8 mode (PEP 540), by C{exec}: the same process, with the same arguments to the byte.
+Python chooses the encoding of file names by the locale when it starts. If that is not UTF-8, the program is run again
+in Python's UTF-8 mode (PEP 540), by C{exec}: the same process, with the same arguments, byte for byte.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _MODE = ["-X", "utf8"]
 
 def use_utf8() -> None:
     """
-    See that names of files are UTF-8; where they are not the program begins anew and this does not return.
+    Make sure that file names are UTF-8. If they are not, the program starts again and this call does not return.
 
-    @raise StartError: that is not possible.
+    @raise StartError: the program cannot be started again.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return
@@ -40,8 +40,8 @@ def use_utf8() -> None:
 
 def _environment() -> dict[str, str]:
     """
-    The environment, with the sockets that systemd handed over: Twisted's endpoints module has taken them out by now where
-    twistd has imported it.
+    The environment, including the variables for sockets passed by systemd. Twisted's endpoints module, which twistd
+    may have imported by now, removes them from C{os.environ}.
     """
     environment = dict(os.environ)
     try:
@@ -56,8 +56,8 @@ def _environment() -> dict[str, str]:
 
 def as_text(argument: str) -> str:
     """
-    An argument of the command line that is no name of a file, as text: UTF-8, whatever the locale says, or else what the locale
-    says. Bytes that are neither stay what Python makes of them.
+    Decode a command line argument that is not a file name: as UTF-8 whatever the locale, or else in the locale's
+    encoding. Bytes that are valid in neither remain as Python decoded them.
     """
     if argument.isascii():
         return argument

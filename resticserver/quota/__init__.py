@@ -1,3 +1,3 @@
 """
-The arithmetic of quotas, and the admission of uploads.
+Quota arithmetic, and the admission of uploads.
 """

@@ -1,7 +1,8 @@
 """
-Admission of uploads, as the routes use it: each upload and each removal gets an L{Admitted}, which ends with the change.
+Admission of uploads, as the routes use it. Each upload and each removal gets an L{Admitted}, which ends with the
+change.
 
-The quotas are kept by a L{QuotaBackend}: in this process, or in the parent of several workers. L{DirectoryLocks} records
+A L{QuotaBackend} keeps the quotas: in this process, or in the parent of several workers. L{DirectoryLocks} records
 which directories have a commit or a removal under way, because a directory must not change while it is counted.
 """
 
@@ -18,65 +19,69 @@ from ..names import Target
 from ..sizes import Amount
 from ..storage.layout import Repository, cell_of
 
-#: An upload of unknown length takes room in steps of this size, as long as there is so much.
+#: An upload of unknown length reserves quota in steps of this size, as long as the quota allows.
 STEP_BYTES = 4 << 20
 
-#: A repository and one of its cells.
+#: A repository and the number of one of its cells.
 Key = tuple[Repository, int]
 
-#: No change.
+#: An empty change.
 NOTHING = Amount()
 
 
 class QuotaBackend(Protocol):
-    """Who keeps account of what is stored."""
+    """Keeps track of what is stored."""
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
         """
-        Reserve room for an upload.
+        Reserve quota for an upload.
 
-        @param size_bytes: what is known of its length.
-        @return: the reservation's number; 0 where no account is kept.
-        @raise InsufficientStorage: a quota leaves no room.
-        @raise Unavailable: it is not known yet whether there is any.
+        @param size_bytes: the part of its length that is known.
+        @return: the reservation's number; 0 if quotas are not tracked.
+        @raise InsufficientStorage: a quota would be exceeded.
+        @raise Unavailable: the stored amount is not known yet.
         """
 
     async def grow(self, number: int, size_bytes: int) -> None:
         """
         Reserve more for the same upload.
 
-        @raise InsufficientStorage: a quota leaves no room; what was reserved stays so.
+        @raise InsufficientStorage: a quota would be exceeded; the existing reservation remains.
         """
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
-        """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
+        """
+        An upload or a removal (whose number is 0) has ended.
+
+        @param change: by how much it changed what is stored.
+        """
 
     def recount(self, repository: Repository) -> None:
-        """So much has changed in a repository that it should be counted."""
+        """Ask for a recount of a repository, because much of it has changed."""
 
 
 class NoQuota:
-    """Where nobody wants to know."""
+    """A L{QuotaBackend} that tracks nothing."""
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
-        """There is always room."""
+        """Always succeeds."""
         return 0
 
     async def grow(self, number: int, size_bytes: int) -> None:
-        """There is always room."""
+        """Always succeeds."""
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
-        """Nobody wants to know."""
+        """Does nothing."""
 
     def recount(self, repository: Repository) -> None:
-        """Nobody wants to know."""
+        """Does nothing."""
 
 
 class DirectoryLocks:
     """
-    Which directories are being changed now, and which must not be.
+    Tracks which directories are being changed, and which ones are locked against changes.
 
-    @param closed: those that are closed from the start.
+    @param closed: the directories that are locked from the start.
     """
 
     def __init__(self, closed: Iterable[Key] = ()) -> None:
@@ -86,19 +91,19 @@ class DirectoryLocks:
         self._refusal: str | None = None
 
     def refuse(self, reason: str) -> None:
-        """Nobody enters any more, because what is done there would be in nobody's books."""
+        """Refuse all further changes, because the quota ledger would not learn of them."""
         self._refusal = reason
         self.open_all()
 
     def open_all(self) -> None:
-        """Let everyone enter who waits."""
+        """Unlock all directories."""
         self.open(list(self._closed))
 
     async def enter(self, key: Key) -> None:
         """
-        Wait until the fence is open; from then on until L{leave} it cannot be closed.
+        Wait until a directory is unlocked. From then until L{leave}, it cannot be locked.
 
-        @raise Unavailable: it never will be.
+        @raise Unavailable: changes are refused (L{refuse}).
         """
         while (waiting := self._closed.get(key)) is not None:
             opened: Deferred[None] = Deferred()
@@ -109,7 +114,7 @@ class DirectoryLocks:
         self._inside[key] += 1
 
     def leave(self, key: Key) -> None:
-        """What was done there is done."""
+        """The change in the directory is done."""
         self._inside[key] -= 1
         if not self._inside[key]:
             del self._inside[key]
@@ -117,7 +122,7 @@ class DirectoryLocks:
                 left.callback(None)
 
     async def close(self, keys: Iterable[Key]) -> None:
-        """Let nobody enter any more, and wait until nobody is inside."""
+        """Lock directories against new changes, and wait until the changes under way are done."""
         keys = list(keys)
         for key in keys:
             self._closed.setdefault(key, [])
@@ -128,7 +133,7 @@ class DirectoryLocks:
                 await left
 
     def open(self, keys: Iterable[Key]) -> None:
-        """Let those enter who wait."""
+        """Unlock directories, and let waiting changes proceed."""
         for key in keys:
             for opened in self._closed.pop(key, ()):
                 opened.callback(None)
@@ -136,10 +141,11 @@ class DirectoryLocks:
 
 class Admitted:
     """
-    Room for one upload, or the leave to remove one object: C{end} it in any case, once what was done is done.
+    A quota reservation for one upload, or the permission to remove one object. Call C{end} in any case, after the
+    change is done.
 
     @param number: of the reservation; 0 for none.
-    @param size_bytes: how much is reserved.
+    @param size_bytes: the reserved size.
     """
 
     __slots__ = ("_directory_locks", "_ended", "_inside", "_number", "_quota", "_size_bytes", "_target")
@@ -157,9 +163,9 @@ class Admitted:
 
     async def cover(self, size_bytes: int) -> None:
         """
-        See that there is room for so many bytes in all.
+        Make sure that the reservation covers this many bytes in total.
 
-        @raise InsufficientStorage: a quota leaves none.
+        @raise InsufficientStorage: a quota would be exceeded.
         """
         more = size_bytes - self._size_bytes
         if more <= 0 or not self._number:
@@ -179,13 +185,17 @@ class Admitted:
         return self._target.repository, cell_of(self._target.type, self._target.name)
 
     async def enter(self) -> None:
-        """Wait until the directory may be changed, which it must be no more after C{end}."""
+        """Wait until the directory may be changed. It must not be changed after C{end}."""
         if not self._inside:
             await self._directory_locks.enter(self._key)
             self._inside = True
 
     def end(self, change: Amount = NOTHING) -> None:
-        """All is done, and has changed what is stored by so much; idempotent."""
+        """
+        End the upload or removal; idempotent.
+
+        @param change: by how much it changed what is stored.
+        """
         if self._ended:
             return
         self._ended = True
@@ -197,7 +207,7 @@ class Admitted:
 
 
 class Admission:
-    """What the routes ask for room."""
+    """Admits uploads and removals for the routes."""
 
     def __init__(self, quota: QuotaBackend | None = None, directory_locks: DirectoryLocks | None = None) -> None:
         self.quota: QuotaBackend = quota if quota is not None else NoQuota()
@@ -205,15 +215,15 @@ class Admission:
 
     async def admit(self, user: str | None, target: Target, length: int | None) -> Admitted:
         """
-        Room for an upload.
+        Reserve quota for an upload.
 
-        @param length: of the body; C{None} where it is not known.
-        @raise InsufficientStorage: a quota leaves none.
-        @raise Unavailable: it is not known yet whether there is any.
+        @param length: of the body, in bytes; C{None} if unknown.
+        @raise InsufficientStorage: a quota would be exceeded.
+        @raise Unavailable: the stored amount is not known yet.
         """
         number = await self.quota.reserve(user, target, length or 0)
         return Admitted(self.quota, self.directory_locks, target, number, length or 0)
 
     def admit_removal(self, target: Target) -> Admitted:
-        """For a removal, which always may be."""
+        """Admit a removal, which never needs quota."""
         return Admitted(self.quota, self.directory_locks, target)

@@ -1,12 +1,13 @@
 """
-The quotas' arithmetic: how much each repository, each user and the whole server has, what is reserved for uploads on their
-way, and whether more fits. No I/O, no clock, no threads: whoever has it calls it from one thread.
+The quota ledger: how much each repository, each user and the whole server stores, how much is reserved for uploads in
+progress, and whether more fits. No I/O, no clock, no threads: all calls must come from one thread.
 
-What is stored is kept by cells, one for each directory that holds objects (256 of C{data}), because that is how it is
-counted: what an upload or a removal changes goes to its cell, and a count replaces what a cell says. All else are sums.
+The ledger records stored amounts per cell. A cell is one directory that holds objects (C{data} has 256), because
+directories are the unit of counting. An upload or a removal changes the amount of its cell; a count replaces it. All
+other amounts are sums over cells.
 
-A repository that was not counted since the start counts with what was last known of it and a margin on top (L{Ledger.load}),
-so that whatever happened before, what is taken for stored is never less than what is.
+A repository that was not counted since the start is entered with its last known amount plus a margin (L{Ledger.load}).
+So whatever happened before the start, the ledger never records less than is stored.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from ..storage.layout import CELLS, PRUNE_NEEDS, Repository, cell_of
 
 
 def owner_of(repository: Repository) -> str | None:
-    """Whose quota a repository counts for: the user with the name of its first folder, whether there is one or not."""
+    """
+    The user whose quota a repository counts against: the name of its first folder, whether or not such a user exists.
+    """
     return repository[0] if repository and is_user_name(repository[0]) else None
 
 
 class QuotaExceeded(InsufficientStorage):
     """
-    A limit leaves no room.
+    A quota would be exceeded.
 
-    @param limit: how much may be stored, in words, and C{upload} how much somebody wanted to store.
-    @param left: how much of the limit is left for that upload.
-    @ivar account: whose.
+    @param limit: the limit, as text.
+    @param upload: the size of the upload, as text.
+    @param left: how much of the limit is left for this upload, as text.
+    @ivar account: the account whose limit would be exceeded.
     """
 
     def __init__(self, account: Account, limit: str, upload: str, left: str) -> None:
@@ -43,7 +47,7 @@ class QuotaExceeded(InsufficientStorage):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What holds for an upload, besides the server's own limit."""
+    """The limits for one upload, besides the server's own."""
 
     user: Limit = UNLIMITED
     repository: Limit = UNLIMITED
@@ -52,11 +56,11 @@ class Limits:
 @dataclass(slots=True, eq=False)
 class Account:
     """
-    Something that has a limit.
+    The amounts of one entity with a limit: the server, a user or a repository.
 
-    @ivar words: what it is called in a refusal.
-    @ivar used_bytes: what is stored, with margins; C{used_objects} likewise.
-    @ivar reserved_bytes: what uploads on their way may become; C{reserved_objects} likewise.
+    @ivar words: its name in a refusal.
+    @ivar used_bytes: what is stored, including margins; C{used_objects} likewise.
+    @ivar reserved_bytes: the most that uploads in progress may add; C{reserved_objects} likewise.
     """
 
     words: str
@@ -67,12 +71,12 @@ class Account:
 
     def admit(self, limit: Limit, size_bytes: int, objects: int, above: bool, own_bytes: int = 0) -> None:
         """
-        See whether more fits.
+        Check whether more fits.
 
-        @param size_bytes: how much more; nothing as long as an upload's length is not known.
-        @param above: whether it may use the reserve above the limit.
+        @param size_bytes: how much more; 0 as long as the length of the upload is unknown.
+        @param above: whether the upload may use the reserve above the limit.
         @param own_bytes: what the same upload has reserved already.
-        @raise QuotaExceeded: it does not.
+        @raise QuotaExceeded: it does not fit.
         """
         if limit.size_bytes is not None:
             most = limit.size_bytes + (reserve_bytes(limit.size_bytes) if above else 0)
@@ -95,14 +99,14 @@ def _objects(number: int) -> str:
 
 class RepositoryAccount(Account):
     """
-    A repository.
+    The account of a repository.
 
-    @ivar margin: how much more there may be than the cells say, as long as it was not counted.
-    @ivar counted: whether every cell was counted since the start.
-    @ivar known: whether there is not more than this says: it was counted or loaded, and is not just what was booked.
-    @ivar last_snapshot_s: when its youngest snapshot was stored, in seconds since 1970, as far as is known.
-    @ivar oldest_lock_s: when its oldest lock was made, as of the last count.
-    @ivar changed: whether a cell has changed since somebody has set this back.
+    @ivar margin: by how much the true amount may exceed the cells, as long as the repository was not counted.
+    @ivar counted: True once every cell was counted since the start.
+    @ivar known: True once this account was counted, or loaded from the state file. Bookings alone leave it False.
+    @ivar last_snapshot_s: when the newest snapshot was stored, in seconds since 1970, as far as is known.
+    @ivar oldest_lock_s: when the oldest lock was created, as of the last count.
+    @ivar changed: True if a cell has changed since this was last reset.
     """
 
     __slots__ = (
@@ -130,18 +134,18 @@ class RepositoryAccount(Account):
 
     @property
     def stored(self) -> Amount:
-        """What is stored, as far as is known."""
+        """What is stored, as far as is known, without the margin."""
         return Amount(self.used_bytes - self.margin.size_bytes, self.used_objects - self.margin.objects)
 
     @property
     def most(self) -> Amount:
-        """What it may come to have when all uploads on their way have ended."""
+        """The most that may be stored once all uploads in progress have ended."""
         return Amount(self.used_bytes + self.reserved_bytes, self.used_objects + self.reserved_objects)
 
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """Room for an upload on its way, which may grow; L{Ledger.release} gives it back."""
+    """Quota reserved for an upload in progress. It may grow; L{Ledger.release} gives it back."""
 
     repository: Repository
     kind: str
@@ -157,7 +161,7 @@ class Ledger:
     All accounts.
 
     @param limit: of the whole server.
-    @ivar repositories: the accounts of all repositories that are known.
+    @ivar repositories: the accounts of all known repositories.
     """
 
     def __init__(self, limit: Limit = UNLIMITED) -> None:
@@ -167,36 +171,36 @@ class Ledger:
         self._users: dict[str, Account] = {}
 
     def account(self, repository: Repository) -> RepositoryAccount:
-        """A repository's account; a new one where there was none."""
+        """Return a repository's account, creating it if necessary."""
         account = self.repositories.get(repository)
         if account is None:
             account = self.repositories[repository] = RepositoryAccount(repository)
         return account
 
     def user(self, name: str) -> Account:
-        """A user's account."""
+        """Return a user's account, creating it if necessary."""
         account = self._users.get(name)
         if account is None:
             account = self._users[name] = Account(name)
         return account
 
     def of_user(self, name: str) -> Iterator[Repository]:
-        """The repositories that count for a user."""
+        """The repositories that count against a user's quota."""
         return (repository for repository in self.repositories if owner_of(repository) == name)
 
     def _accounts(self, repository: Repository) -> tuple[Account, ...]:
-        """All that a repository counts for: the server, its owner if there is one, itself."""
+        """The accounts that a repository counts against: the server's, its owner's if it has one, and its own."""
         owner = owner_of(repository)
         return (self.server, *(() if owner is None else (self.user(owner),)), self.account(repository))
 
-    # --- uploads on their way
+    # --- uploads in progress
 
     def reserve(self, repository: Repository, kind: str, name: str, size_bytes: int, limits: Limits) -> Reservation:
         """
-        Room for an upload.
+        Reserve quota for an upload.
 
-        @param size_bytes: what it will have; for one of unknown length what is sure by now.
-        @raise QuotaExceeded: some limit leaves no room; nothing is reserved.
+        @param size_bytes: its length; if that is unknown, the part received so far.
+        @raise QuotaExceeded: a limit would be exceeded; nothing is reserved.
         """
         reservation = Reservation(repository, kind, cell_of(kind, name), limits, 0, 0)
         reservation.accounts = self._accounts(repository)
@@ -209,9 +213,9 @@ class Ledger:
 
     def grow(self, reservation: Reservation, size_bytes: int) -> None:
         """
-        More room for the same upload.
+        Reserve more for the same upload.
 
-        @raise QuotaExceeded: some limit leaves no room; what it had it keeps.
+        @raise QuotaExceeded: a limit would be exceeded; the reservation remains as it was.
         """
         self._add(reservation, size_bytes, 0)
 
@@ -219,7 +223,7 @@ class Ledger:
         above = reservation.kind in PRUNE_NEEDS
         limits = reservation.limits
         server, *users, repository = reservation.accounts
-        # The widest last: who is told should learn of the limit that is nearest to them.
+        # The widest limit comes last, so that the error names the limit closest to the user.
         own_bytes = reservation.size_bytes
         repository.admit(limits.repository, size_bytes, objects, above, own_bytes)
         for user in users:
@@ -232,7 +236,7 @@ class Ledger:
         reservation.objects += objects
 
     def release(self, reservation: Reservation) -> None:
-        """Give room back; idempotent."""
+        """Release a reservation; idempotent."""
         for account in reservation.accounts:
             account.reserved_bytes -= reservation.size_bytes
             account.reserved_objects -= reservation.objects
@@ -243,9 +247,9 @@ class Ledger:
     # --- what is stored
 
     def change(self, repository: Repository, cell: int, change: Amount) -> None:
-        """An upload or a removal has changed what is stored."""
+        """Book a change by an upload or a removal."""
         account = self.account(repository)
-        # Not below nothing: what was removed may have been put there by others, and never been booked.
+        # Never below zero: the removed object may have been put there by another program, and never been booked.
         change = Amount(max(change.size_bytes, -account.sizes[cell]), max(change.objects, -account.objects[cell]))
         account.sizes[cell] += change.size_bytes
         account.objects[cell] += change.objects
@@ -253,7 +257,11 @@ class Ledger:
         self._sum(repository, change)
 
     def count(self, repository: Repository, cells: Mapping[int, Amount]) -> Amount:
-        """These cells have been counted; by how much that differs from what was known."""
+        """
+        Enter the counted amounts of some cells.
+
+        @return: the difference from the amounts recorded before.
+        """
         account = self.account(repository)
         size_bytes = objects = 0
         for cell, counted in cells.items():
@@ -263,7 +271,8 @@ class Ledger:
             account.sizes[cell], account.objects[cell] = counted
         drift = Amount(size_bytes, objects)
         if account.known and not account.counted:
-            # What is less here may be more in a cell that was not counted yet.
+            # What is missing from these cells may be in a cell that was not counted yet, so the difference goes to the
+            # margin.
             less = Amount(-min(0, size_bytes), -min(0, objects))
             margin = account.margin
             account.margin = Amount(margin.size_bytes + less.size_bytes, margin.objects + less.objects)
@@ -272,7 +281,7 @@ class Ledger:
         return drift
 
     def all_counted(self, repository: Repository) -> None:
-        """Every cell of a repository has been counted: nothing is uncertain any more."""
+        """Every cell of a repository was counted: drop its margin."""
         account = self.account(repository)
         margin, account.margin = account.margin, Amount()
         self._sum(repository, Amount(-margin.size_bytes, -margin.objects))
@@ -280,7 +289,11 @@ class Ledger:
         self._drop_if_empty(repository)
 
     def load(self, repository: Repository, sizes: Iterable[int], objects: Iterable[int], at_most: Amount) -> None:
-        """What was last known of a repository, and how much it can have at most."""
+        """
+        Enter the last known amounts of a repository.
+
+        @param at_most: the most that may be stored in it.
+        """
         self.count(repository, {cell: Amount(*both) for cell, both in enumerate(zip(sizes, objects, strict=True))})
         account = self.account(repository)
         account.margin = Amount(
@@ -290,7 +303,7 @@ class Ledger:
         account.known = True
 
     def forget(self, repository: Repository) -> None:
-        """A repository is not there any more."""
+        """Remove a repository that no longer exists."""
         account = self.repositories.get(repository)
         if account is not None:
             self.count(repository, dict.fromkeys(range(CELLS), Amount()))
@@ -302,7 +315,7 @@ class Ledger:
             account.used_objects += change.objects
 
     def _drop_if_empty(self, repository: Repository) -> None:
-        """Names that are asked for and are no repositories leave nothing behind."""
+        """Remove empty accounts, so that requests for repositories that do not exist leave nothing behind."""
         account = self.repositories.get(repository)
         if account is None or account.used_objects or account.used_bytes or account.reserved_objects:
             return

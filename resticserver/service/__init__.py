@@ -1,3 +1,3 @@
 """
-What runs behind the routes as long as the server does: logins, quotas, metrics, readiness, hooks.
+Services that run behind the routes: logins, quotas, metrics, readiness, hooks.
 """

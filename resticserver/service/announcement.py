@@ -1,5 +1,5 @@
 """
-The lines that the server logs when it starts: what is on and what is off.
+The lines that the server logs when it starts: which features are on and off.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _log = Logger()
 
 def announce(settings: Settings, users_loaded: bool) -> None:
     """
-    Log what is on and what is off, in rest-server's words: people and scripts look for them.
+    Log which features are on and off, in rest-server's wording, because people and scripts look for it.
 
-    @param users_loaded: whether the users' file was read.
+    @param users_loaded: whether the htpasswd file was read.
     """
     if settings.path_is_default:
         _log.warn(
@@ -40,7 +40,7 @@ def announce(settings: Settings, users_loaded: bool) -> None:
     if settings.policy:
         _log.info("Loaded policy {path}", path=settings.policy)
     if settings.prometheus_no_auth and not settings.metrics:
-        # rest-server takes it alone, too, so it is no error.
+        # rest-server accepts this flag alone, so it is not an error.
         _log.warn("--prometheus-no-auth does nothing without --prometheus or --metrics-listen")
     if settings.read_only:
         _log.info("Read only mode enabled")

@@ -1,5 +1,6 @@
 """
-What a server has once, whatever number of processes serve: the state file, the store, users, rules, certificates, events.
+The parts that a server has once, however many processes serve: the state file, the store, users, rules, certificates,
+events.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ from .monitor import Monitoring, Sources
 from .quota_keeper import ClosesDirectories, QuotaKeeper, QuotaRules
 from .readiness import Readiness
 
-#: Password checks at once, and as many of guesses besides. Each is a core's full work. Guesses stand back for transfers: a flood
-#: of them gets half the cores at most, and of those only what transfers leave.
+#: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
+#: Checks of guesses have the lowest priority: a flood of guesses gets at most half the cores, and of these only what
+#: transfers leave.
 PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
 GUESSES_NICE = 19
-#: Repositories are counted one after the other; some more for the state file, and for what an upload waits for.
+#: Repositories are counted one at a time. The other threads are for the state file, and for counts that an upload
+#: waits for.
 COUNTING_THREADS = 4
 
 
 class Core:
     """
-    The parts, made from settings. No file is opened for writing and no thread is started.
+    The parts, built from the settings. Opens no file for writing and starts no thread.
 
-    @param reactor: the real one.
-    @ivar policy: the rules: those of the file if there is one, else those of the flags.
+    @param reactor: the real reactor.
+    @ivar policy: the rules: those of the policy file if there is one, else those of the flags.
     @ivar password_checker: C{None} without passwords.
-    @ivar counting: the pool for the state file and for counting what is stored; C{pages}: the pool in which pages are made.
-    @raise StartError: a file that the settings name cannot be used.
+    @ivar counting: the pool for the state file and for counting.
+    @ivar pages: the pool in which pages are made.
+    @raise StartError: a file named in the settings cannot be used.
     """
 
     def __init__(self, settings: Settings, reactor: Any) -> None:
@@ -68,7 +72,7 @@ class Core:
 
     @property
     def connection_creator(self) -> Any:
-        """For listeners with TLS; C{None} without."""
+        """The connection creator for TLS listeners; C{None} without TLS."""
         return self.certificates.creator if self.certificates is not None else None
 
     def _users(self) -> Htpasswd | None:
@@ -80,8 +84,8 @@ class Core:
 
     def _users_are_missing(self) -> bool:
         """
-        Whether the htpasswd file is on a data volume that is not mounted. It is read when the volume is back; until then logins
-        are answered 503.
+        Whether the htpasswd file is on a data volume that is not mounted. The file is read once the volume is back;
+        until then logins are answered with 503.
         """
         if not os.path.abspath(self.settings.htpasswd_path).startswith(f"{self.store.path}/"):
             return False
@@ -99,7 +103,7 @@ class Core:
         return PasswordChecker(self.htpasswd, *pools, throttle, self.reactor, tell, PASSWORD_THREADS)
 
     def make_quota_keeper(self, directory_locks: ClosesDirectories) -> QuotaKeeper:
-        """The quotas of the whole server."""
+        """Make the quotas of the whole server."""
         settings = self.settings
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
@@ -113,7 +117,7 @@ class Core:
         worker_pids: Callable[[], list[int]] | None = None,
         families: Callable[[], Iterator[Family]] | None = None,
     ) -> Monitoring:
-        """The metrics and the status of the whole server (L{Sources} describes the last three)."""
+        """Make the metrics and the status of the whole server. L{Sources} describes the last three arguments."""
         certificates = self.certificates
         sources = Sources(
             self.settings.path,

@@ -1,5 +1,5 @@
 """
-Warns when the TLS certificate ends soon.
+Warns when the TLS certificate is about to expire.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .reloading import Repeated
 if TYPE_CHECKING:
     from ..net.tls import ReloadingCertificates
 
-#: How often the date is looked at, and what is soon.
+#: How often the date is checked, and how many days before expiry the warnings begin.
 EXPIRY_INTERVAL_S = 86_400.0
 EXPIRY_DAYS = 14
 
 
 def expiry_watch(reactor: Any, certificates: ReloadingCertificates, events: Events) -> Repeated:
-    """A service that sends an event each day from two weeks before the end on."""
+    """A service that sends an event each day, beginning two weeks before the certificate expires."""
 
     def look() -> Deferred[None]:
         left = certificates.not_after - datetime.now(UTC)

@@ -1,5 +1,5 @@
 """
-What serves requests: everything behind the connections of one process, which is the whole server's or a worker's.
+Everything behind the connections of one process, be it a single-process server or a worker.
 """
 
 from __future__ import annotations
@@ -44,36 +44,35 @@ if TYPE_CHECKING:
     from ..web.page import Page
     from ..web.status_pages import ServerPages
 
-#: Jobs on the disk at once, in one process and in each of several; most of them wait for it.
+#: Concurrent disk jobs in a single process, and in each of several processes. Most of them wait for the disk.
 DISK_THREADS, SHARED_DISK_THREADS = 16, 8
-#: Uploads that are hashed and written at once. Each is a core's full work: with more of them than cores the reactor waits
-#: longer for the interpreter's lock, and the whole is slower by a tenth. Workers share the cores; with one thread each
-#: they gain nothing on two cores, and lose where the large uploads are all at one worker.
+#: Uploads that are hashed and written concurrently. Each keeps a core busy: with more uploads than cores, the reactor
+#: waits longer for the interpreter's lock, and total throughput drops by a tenth. Workers share the cores. One thread
+#: per worker gains nothing on two cores, and is slower if all large uploads are at one worker.
 WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
 
-#: Pages that are put together at once: metrics and status pages. No file is touched there, so that they are there also
-#: when a disk hangs.
+#: Metrics and status pages that are made concurrently. This touches no files, so pages work even if a disk hangs.
 PAGE_THREADS = 1
 
-#: How often it is looked whether the state file was used.
+#: How often to check whether the state file is idle.
 STATE_INTERVAL_S = 10.0
 
 _log = Logger()
 
 
 def make_state(settings: Settings) -> StateFile:
-    """The state file; nothing is opened."""
+    """Make the state file object; nothing is opened."""
     file_mode = 0o660 if settings.group_accessible_repos else 0o600
     return StateFile(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
 
 
 def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
-    """A service that closes the state file when nobody uses it: a volume with an open file cannot be unmounted."""
+    """A service that closes the state file when it is idle: a volume with an open file cannot be unmounted."""
     return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
 
 
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
-    """The store of the data directory; nothing is opened."""
+    """Make the store of the data directory; nothing is opened."""
     kind = ReadOnlyStore if settings.read_only else LocalStore
     store = kind(
         settings.path,
@@ -88,20 +87,20 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
 
 
 def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:
-    """What the flags say of who may do what, and the file that says more, not read yet."""
+    """Make the rules of the flags, and the policy file, which is not read yet."""
     flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
     return flags, None if settings.policy is None else PolicyFile(settings.policy, flags)
 
 
 def make_certificates(settings: Settings) -> ReloadingCertificates | None:
     """
-    The server's certificates, where it speaks TLS.
+    Make the server's certificates; C{None} without TLS.
 
     @raise StartError: a file cannot be used.
     """
     if not settings.tls:
         return None
-    from ..net.tls import ReloadingCertificates  # OpenSSL takes its time to import
+    from ..net.tls import ReloadingCertificates  # importing OpenSSL takes a while
 
     return ReloadingCertificates(
         settings.certificate_path,
@@ -113,26 +112,26 @@ def make_certificates(settings: Settings) -> ReloadingCertificates | None:
 
 
 class ShowsServer(Protocol):
-    """Makes what is shown of the whole server."""
+    """Provides the metrics and the status of the whole server."""
 
     async def metrics(self) -> Page:
-        """For C{/metrics}."""
+        """The response for C{/metrics}."""
 
     async def status(self) -> ServerStatus:
-        """For C{/-/status}."""
+        """The status for C{/-/status}."""
 
 
 @dataclass(frozen=True)
 class FrontendParts:
     """
-    What a L{Frontend} works with.
+    The parts that a L{Frontend} works with.
 
     @ivar password_checker: C{None} without passwords.
-    @ivar quota: admits uploads, and is told what is stored and removed.
-    @ivar directory_locks: which directories are being changed or counted.
+    @ivar quota: admits uploads, and learns what is stored and removed.
+    @ivar directory_locks: the directories that are being changed or counted.
     @ivar pages: the pool in which pages are made.
-    @ivar tell: takes events.
-    @ivar tally: counts requests and the disk's times; C{None} where metrics are off.
+    @ivar tell: receives events.
+    @ivar tally: counts requests and measures the disk; C{None} without metrics.
     """
 
     store: LocalStore
@@ -148,11 +147,12 @@ class FrontendParts:
 
 class Frontend:
     """
-    All that stands behind the connections of one process: the whole server's, or a worker's.
+    Everything behind the connections of one process, be it a single-process server or a worker.
 
     @ivar disk: the pool for files.
     @ivar readiness: whether the data directory can be used.
-    @ivar services: to be started before the first connection, in order, and stopped in reverse order after the last.
+    @ivar services: to be started in order before the first connection, and stopped in reverse order after the last
+        one.
     """
 
     def __init__(self, settings: Settings, reactor: Any, parts: FrontendParts) -> None:
@@ -169,7 +169,7 @@ class Frontend:
         self.services: list[IService] = []
         self._log_file: AccessLogService | None = None
         if settings.log:
-            # A thread of its own: a log file that hangs delays nothing else.
+            # A separate thread, so that a hanging log file delays nothing else.
             lines = JobPool(reactor, "log lines", 1)
             self._log_file = AccessLogService(settings.log, self._access_log, lines.run, FORMATS[settings.log_format])
             self.services += [lines, self._log_file]
@@ -185,16 +185,16 @@ class Frontend:
         self.services += [self.disk, self._quick, self._writers, parts.pages, idle]
 
     def reopen_log(self) -> None:
-        """Open the access log by its name again."""
+        """Reopen the access log by its name."""
         if self._log_file is not None:
             self._log_file.reopen()
 
     def requests_in_flight(self) -> int:
-        """How many requests are being answered."""
+        """The number of requests being served."""
         return sum(channel.is_busy() for channel in self._site.channels) if self._site is not None else 0
 
     def make_site(self, shows: ShowsServer) -> RepositorySite:
-        """The HTTP server factory."""
+        """Make the HTTP server factory."""
         from ..quota.admission import Admission
         from ..web.routes import Api, Repositories  # Klein installs the reactor when it is imported
 
@@ -215,7 +215,7 @@ def make_pages(
     settings: Settings, readiness: Readiness, shows: ShowsServer | None, policy: Decides, pool: JobPool
 ) -> ServerPages:
     """
-    What a site says of the server itself.
+    Make the pages about the server itself.
 
     @param shows: for metrics and status pages; C{None} for a site without them.
     """
@@ -238,7 +238,7 @@ def make_pages_site(
 
 
 def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IResource) -> RepositorySite:
-    """The HTTP server factory for a resource."""
+    """Make the HTTP server factory for a resource."""
     from ..web.http1.site import RepositorySite
 
     proxies = TrustedProxies.parse(settings.trusted_proxies or ())
@@ -248,7 +248,7 @@ def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IR
 
 
 def make_authentication(settings: Settings, password_checker: ChecksPasswords | None) -> Authentication:
-    """Who says who a user is."""
+    """Make the authentication that the settings ask for."""
     from ..web.authentication import (
         CertificateAuthentication,
         NoAuthentication,
@@ -272,13 +272,13 @@ class SequentialServices(MultiService):
     """
     Services that start in order and stop one after the other, the last started first.
 
-    @ivar stopping: the one that is being stopped.
+    @ivar stopping: the service that is being stopped.
     """
 
     stopping: IService | None = None
 
     def stopService(self) -> Deferred[None]:
-        """Twisted's call; the parent's stops all of them at once."""
+        """Stop the services one after the other. (C{MultiService} stops them concurrently.)"""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -292,9 +292,9 @@ class SequentialServices(MultiService):
 
 class CpuProfile(Service):
     """
-    A profile of the reactor's thread, from this service's start to its stop.
+    Profiles the reactor's thread from the start to the stop of this service.
 
-    @param path: where it is written.
+    @param path: the file for the profile.
     """
 
     def __init__(self, path: str) -> None:
@@ -303,19 +303,19 @@ class CpuProfile(Service):
         self.setName("profile")
 
     def startService(self) -> None:
-        """Begin."""
+        """Begin to profile."""
         super().startService()
         self._profile.enable()
 
     def stopService(self) -> None:
-        """Write it."""
+        """Write the profile."""
         super().stopService()
         self._profile.disable()
         self._profile.dump_stats(self._path)
 
 
 def _debug_line(event: LogEvent) -> None:
-    """Under C{--debug}: a line for each request among the diagnostics."""
+    """Log a line for each request (C{--debug})."""
     record = event["record"]
     _log.debug(
         "{method} {uri} from {address}: {status} {ending}, {received} bytes in, {sent} bytes out, {ms:.1f} ms",

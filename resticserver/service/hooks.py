@@ -1,8 +1,8 @@
 """
-Tells of events: to the log, to the metrics, and to the command of C{--on-event}.
+Reports events: to the log, to the metrics, and to the command of C{--on-event}.
 
-No request ever waits for that: the command is started and looked after in a thread of its own, one at a time, with a time
-limit, and what comes too quickly for it waits in a bounded queue.
+No request ever waits for this. The command runs in a thread of its own, for one event at a time and with a time limit.
+Further events wait in a bounded queue.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ from ..telemetry.metrics import Family, Kind, Sample
 from ..telemetry.refusals import Refusals
 from ..threads.pools import JobPool
 
-#: So many events wait for the command; the oldest is given up for one more.
+#: The most events that wait for the command. The oldest one is dropped for a new one.
 MOST_WAITING = 1000
-#: How long the command may run for one event.
+#: The time limit of the command for one event.
 TIME_LIMIT_S = 60.0
-#: When the server stops: how long all that waits has together, before it is given up.
+#: When the server stops, the time for all waiting events together. The rest is dropped.
 STOP_S = 3.0
-#: What is to end gets SIGTERM, and SIGKILL so much later.
+#: The time between SIGTERM and SIGKILL.
 GRACE_S = 2.0
-#: The same again (a quota that is reached, an address) is told of once in so long.
+#: The same event (a quota is reached, an address is locked out) is reported again after this time.
 AGAIN_S = 3600.0
-#: Damage that several processes find: each of them may know the object's former size for a day (L{LASTS_NS}).
+#: The same for damage, which several processes may find: each of them may know the object's former size for a day
+#: (L{LASTS_NS}).
 DAMAGE_AGAIN_S = LASTS_NS / 1e9
 
 _MOST_TOLD = 10_000
 _MOST_OUTPUT_BYTES = 2000
 _LONGEST_WORDS = 200
-#: How often it is looked whether the command has ended, where its output does not say so.
+#: How often to check whether the command has ended, if its output does not tell.
 _LOOK_S = 0.05
 
-#: Corruption is none of them unless it is still there: of what was replaced the store has said which file it was.
+#: Corruption is logged as a warning only while the damaged file is still there: the store has already logged which
+#: file was replaced.
 _BAD = REFUSALS | {EventKind.CERTIFICATE}
-#: Variables that are between the server and whoever started it.
+#: Variables meant for the server only. The command does not get them.
 _OUR_VARIABLES = ("REST_SERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 
 _log = Logger()
@@ -62,7 +64,7 @@ _log = Logger()
 
 class Events(Service):
     """
-    One server's events, in the process that keeps account.
+    The events of one server, in the process that has the quota ledger.
 
     @param command: the command and its arguments, or empty.
     @ivar refusals: the uploads that were refused.
@@ -85,21 +87,21 @@ class Events(Service):
         self.setName("events")
 
     def startService(self) -> None:
-        """Be ready for the first event."""
+        """Start the thread for the command, if there is one."""
         super().startService()
         if self._command:
             self._pool.startService()
 
     def observe(self, observer: Tells) -> None:
-        """Give every event to this observer, too."""
+        """Add an observer of all events."""
         self._observers.append(observer)
 
     def limit_descriptors(self, limits: tuple[int, int] | None) -> None:
-        """Give the command these limits, soft and hard; C{None} for the server's own."""
+        """Set the command's limits of open descriptors, soft and hard; C{None} for the server's own."""
         self._limits = limits
 
     def tell(self, event: Event) -> None:
-        """Something happened."""
+        """Report an event."""
         if not event.in_place:
             self._tell(event)
         elif self._is_news(event.kind, event.message, DAMAGE_AGAIN_S):
@@ -127,12 +129,12 @@ class Events(Service):
             self._next_soon()
 
     def tell_now_and_then(self, event: Event, key: str) -> None:
-        """Something happened that may happen again and again: it is told of once an hour, for each C{key}."""
+        """Report an event that may happen often, at most once an hour for each C{key}."""
         if self._is_news(event.kind, key, AGAIN_S):
             self._tell(event)
 
     def _is_news(self, kind: EventKind, key: str, again_s: float) -> bool:
-        """Whether something was not told of lately; it counts as told for so many seconds from now on."""
+        """Whether an event was not reported recently. If so, it counts as reported for C{again_s} seconds from now."""
         now = self._reactor.seconds()
         if now < self._told.get((kind, key), 0.0):
             return False
@@ -144,7 +146,7 @@ class Events(Service):
         return True
 
     def _next_soon(self) -> None:
-        """Never at once: whoever tells of an event is in the middle of a request."""
+        """Start the next command in a later reactor iteration: the caller is in the middle of a request."""
         if self._soon is None and self._run is None:
             self._soon = self._reactor.callLater(0, self._next)
 
@@ -177,7 +179,7 @@ class Events(Service):
         stopped.callback(None)
 
     def stopService(self) -> Deferred[None]:
-        """Tell what is left, for a few seconds at most."""
+        """Report the remaining events, for a few seconds at most."""
         super().stopService()
         if not self._command:
             return succeed(None)
@@ -187,7 +189,7 @@ class Events(Service):
         return stopped.addCallback(lambda _: self._pool.stopService())
 
     def abort(self) -> None:
-        """End the command that runs, and begin no more."""
+        """End the running command, and start no more."""
         self._end_by(0.0)
 
     def _end_by(self, when_s: float) -> None:
@@ -196,7 +198,7 @@ class Events(Service):
             self._run.end_by(self._until)
 
     def families(self) -> Iterator[Family]:
-        """What was counted."""
+        """The counters of events."""
         samples = [Sample(labels, number) for labels, number in sorted(self._counts.items())]
         yield Family(
             Kind.COUNTER,
@@ -209,11 +211,11 @@ class Events(Service):
 
 class HookProcess:
     """
-    The command, for one event; called in a thread. It is the head of a process group, so that what it starts ends with it
-    when its time is up.
+    One run of the command for one event. It is called in a thread. The command leads a process group, so that
+    processes it has started end with it when it exceeds the time limit.
 
-    @param event: what it gets on its standard input.
-    @param until_s: when it must have ended, on the monotonic clock.
+    @param event: the command's standard input.
+    @param until_s: the deadline, on the monotonic clock.
     @param limits: of its descriptors, soft and hard; C{None} for the server's own.
     """
 
@@ -228,11 +230,15 @@ class HookProcess:
         self._output = b""
 
     def end_by(self, when_s: float) -> None:
-        """It must have ended then, if not earlier. Any thread's to call."""
+        """Set an earlier deadline; a later one is ignored. May be called in any thread."""
         self._until_s = min(self._until_s, when_s)
 
     def __call__(self) -> str:
-        """Run it; why it failed, or nothing."""
+        """
+        Run the command.
+
+        @return: why it failed; empty if it succeeded.
+        """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_VARIABLES)}
         with ExitStack() as stack:
             try:
@@ -244,8 +250,8 @@ class HookProcess:
                         stderr=subprocess.STDOUT,
                         env=environment,
                         start_new_session=True,
-                        # Between fork and exec, where other threads' locks are held for ever: it is one call of the system,
-                        # and no code of Python's runs.
+                        # This runs between fork and exec, where locks of other threads are held forever. It is safe
+                        # because it is one system call and runs no Python code.
                         preexec_fn=self._limits and partial(resource.setrlimit, resource.RLIMIT_NOFILE, self._limits),
                     )
                 )
@@ -255,7 +261,7 @@ class HookProcess:
             try:
                 in_time = self._look_after(process, process.stdin.fileno(), process.stdout.fileno())
             finally:
-                # What it has started may hold the other ends for ever.
+                # Processes that it has started may hold the other ends open forever.
                 process.stdout.close()
                 with suppress(BrokenPipeError):
                     process.stdin.close()
@@ -270,7 +276,11 @@ class HookProcess:
         return f"failed ({how}){last}"
 
     def _look_after(self, process: subprocess.Popen[bytes], event_fd: int, output_fd: int) -> bool:
-        """Give it the event, take what it says, and wait for its end; whether that came in time."""
+        """
+        Write the event, read the output, and wait for the end of the command.
+
+        @return: whether it ended before the deadline.
+        """
         os.set_blocking(event_fd, False)
         os.set_blocking(output_fd, False)
         poll = select.poll()
@@ -285,24 +295,32 @@ class HookProcess:
                 if not (self._give(event_fd) if fd == event_fd else self._take(output_fd)):
                     poll.unregister(fd)
                     if fd == event_fd:
-                        # It sees the end of its input.
+                        # The command sees the end of its input.
                         assert process.stdin is not None
                         process.stdin.close()
         self._take(output_fd)
         return True
 
     def _give(self, fd: int) -> bool:
-        """Write more of the event; whether there is still more."""
+        """
+        Write more of the event.
+
+        @return: whether more is left.
+        """
         try:
             self._event = self._event[os.write(fd, self._event) :]
         except BlockingIOError:
             return True
         except OSError:
-            return False  # it does not want to know
+            return False  # the command has closed its input
         return bool(self._event)
 
     def _take(self, fd: int) -> bool:
-        """Read what it says; whether it may say more."""
+        """
+        Read more of the output.
+
+        @return: whether there may be more.
+        """
         try:
             said = os.read(fd, 65536)
         except BlockingIOError:
@@ -312,15 +330,15 @@ class HookProcess:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process group."""
+    """End a process group, by SIGTERM and after L{GRACE_S} by SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_S)
-    # Also when it has ended: what it has started may not have.
+    # Also if the command has ended: processes that it has started may still run.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Where a disk hangs not even that ends it.
+    # If a disk hangs, not even SIGKILL ends it.
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_S)
 

@@ -1,8 +1,9 @@
 """
-Objects whose size has changed: whether they are damaged, and who is told.
+Objects whose size has changed: whether they are damaged, and what is reported.
 
-An object is immutable, so another size is damage, unless the size that was known was one that the file had on its way: a copy
-beside the server that came to its end, a file that was restored. The hash decides, once for each change.
+Objects are immutable, so a changed size means damage. The exception is a file that another program was still writing
+when its size was first seen: a copy in progress, or a restored file. So the object's hash decides, once for each
+change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..threads.serial_jobs import Pool
 from .monitor import Monitoring
 from .quota_keeper import QuotaKeeper
 
-#: So many changes wait for their turn, and so many are remembered as judged. A list finds again what was forgotten.
+#: The most changes that wait, and the most that are remembered as checked. A later listing finds a forgotten change
+#: again.
 MOST_WAITING = 100_000
 MOST_REMEMBERED = 10_000
 
@@ -28,10 +30,10 @@ _log = Logger()
 
 class SizeChanges:
     """
-    Judges the changed sizes that one process sees, one at a time.
+    Checks the size changes that one process sees, one at a time.
 
     @param pool: reads the objects.
-    @param tell: told of each damaged object once, as a C{corruption} event.
+    @param tell: receives a C{corruption} event, once for each damaged object.
     """
 
     def __init__(self, reactor: Any, pool: Pool, store: LocalStore, tell: Tells) -> None:
@@ -44,11 +46,11 @@ class SizeChanges:
         self._running = False
 
     def take(self, change: SizeChange) -> None:
-        """A change was seen; called from any thread."""
+        """Add a change to check. May be called in any thread."""
         self._reactor.callFromThread(self._add, change)
 
     def _add(self, change: SizeChange) -> None:
-        # Every list finds it until the snapshot that knows the other size is forgotten.
+        # Every listing reports the change until the snapshot with the former size is dropped.
         if change in self._judged or len(self._waiting) >= MOST_WAITING:
             return
         self._judged[change] = None
@@ -70,7 +72,11 @@ class SizeChanges:
         judging.addBoth(lambda _: self._next())
 
     def _judge(self, change: SizeChange) -> str:
-        """In the pool: what is wrong with an object; empty if nothing is."""
+        """
+        Check an object. Called in the pool.
+
+        @return: what is wrong with it; empty if nothing is.
+        """
         try:
             return "its content is not what its name says" if self._store.is_damaged(change) else ""
         except OSError as error:
@@ -84,7 +90,7 @@ class SizeChanges:
 
 
 def damage_event(change: SizeChange, wrong: str) -> Event:
-    """The event of a damaged object."""
+    """Make the event for a damaged object."""
     repository = "/".join(change.repository)
     message = (
         f"a file of repository {ascii(repository or '/')[1:-1]} is damaged: {change.kind} {change.name} "
@@ -101,7 +107,7 @@ def damage_event(change: SizeChange, wrong: str) -> Event:
 
 class EventEffects:
     """
-    What an event changes beside the log: the counts of damaged files, the snapshots, and what is counted of a repository.
+    Applies the effects of an event on the counts of damaged files, the snapshots, and the quota ledger.
 
     @param pool: for the store.
     """
@@ -113,14 +119,14 @@ class EventEffects:
         self._pool = pool
 
     def take(self, event: Event) -> None:
-        """Something happened."""
+        """Apply the effects of an event."""
         if event.repository is None:
             return
         if event.kind is EventKind.CORRUPTION:
             object_type, name = event.details["type"], event.details["name"]
             self._monitoring.damage(event.repository, object_type, name, replaced=not event.in_place)
             if event.in_place:
-                # A worker may have seen it, and this process counts with snapshots of its own.
+                # A worker may have found the damage, and this process counts with its own snapshots.
                 repository = tuple(filter(None, event.repository.split("/")))
                 forgotten = self._pool.run(self._store.forget_directory, repository, object_type, name)
                 forgotten.addCallback(lambda _: self._quota_keeper.recount(repository))

@@ -1,8 +1,8 @@
 """
-What the state file keeps of the quotas' ledger, for the next start.
+The part of the quota ledger that the state file keeps for the next start.
 
-For each repository that is its counts, and a ceiling that it does not exceed without the file being changed first. So after a
-crash what is stored is at most the ceiling, until it has been counted again.
+For each repository, the file has its counts and a ceiling. The ceiling is raised in the file before the repository
+exceeds it. So after a crash, the stored amount is at most the ceiling until the repository is counted again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..storage.state import RepositoryState, StateFile
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import SingleFlight
 
-#: By how much a ceiling is raised above what a repository has.
+#: How far above the current amount a ceiling is set.
 STEP = Amount(256 << 20, 10_000)
 
 
@@ -35,16 +35,16 @@ class KeptCounts:
         self._state = state
         self._pool = pool
         self._ceilings: dict[Repository, Amount] = {}
-        #: One write at a time, so that the last one is what stays.
+        #: Serializes writes, so that the last one wins.
         self._writing = DeferredLock()
         self._raising: SingleFlight[None] = SingleFlight()
 
     def loaded(self, repository: Repository, ceiling: Amount) -> None:
-        """The state file has this ceiling."""
+        """Note a ceiling that was read from the state file."""
         self._ceilings[repository] = ceiling
 
     async def raise_ceiling(self, repository: Repository) -> None:
-        """See that the ceiling in the state file is not below what a repository may come to have."""
+        """Make sure that the ceiling in the state file is not below the most that a repository may reach."""
         account = self._ledger.account(repository)
         while True:
             ceiling = self._ceilings.get(repository, NOTHING)
@@ -57,7 +57,11 @@ class KeptCounts:
             await raising
 
     async def write(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
-        """Write what is known of repositories, with ceilings so far above what they have."""
+        """
+        Write the counts of repositories.
+
+        @param above: how far above the current amount their ceilings are set.
+        """
         await self._writing.run(lambda: Deferred.fromCoroutine(self._write(accounts, above)))
 
     async def _write(self, accounts: Iterable[RepositoryAccount], above: Amount) -> None:
@@ -66,14 +70,14 @@ class KeptCounts:
             most = Amount(account.most.size_bytes + above.size_bytes, account.most.objects + above.objects)
             states[account.repository] = RepositoryState(most, account.sizes[:], account.objects[:])
             account.changed = False
-            # A lower ceiling holds before it is written, a higher one afterwards.
+            # A lower ceiling takes effect before it is written, a higher one afterwards.
             before = self._ceilings.get(account.repository, NOTHING)
             self._ceilings[account.repository] = Amount(
                 min(before.size_bytes, most.size_bytes), min(before.objects, most.objects)
             )
         if states:
             await self._pool.run(self._state.put_repositories, states)
-            # Also if the write failed: uploads go on, and after a crash more is counted.
+            # Update the ceilings even if the write failed: uploads continue, and after a crash more must be counted.
             self._ceilings.update({repository: state.at_most for repository, state in states.items()})
 
     async def forget_gone(self) -> None:

@@ -1,5 +1,5 @@
 """
-What signals mean for a server that has begun to listen.
+Signal handling of a server that has begun to listen.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 class Signals:
     """
-    The process's signals. In another thread than the main one (tests) there are none.
+    The signal handlers of the process. Outside the main thread (in tests) none are installed.
 
-    @param abort: called for the second signal to stop: end now.
-    @ivar asked_to_stop: whether a stop has begun; a signal then aborts it.
+    @param abort: called when a stop is requested a second time: end now.
+    @ivar asked_to_stop: True once a stop has begun; a further signal aborts it.
     """
 
     def __init__(self, reactor: Any, abort: Callable[[], object]) -> None:
@@ -24,22 +24,23 @@ class Signals:
         self.asked_to_stop = False
 
     def on(self, number: int, call: Callable[[], object]) -> None:
-        """Call something in the reactor's thread for a signal."""
+        """Call a function in the reactor's thread when a signal arrives."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, lambda *_: self._reactor.callFromThread(call))
 
     def keep_stop(self) -> None:
         """
-        From the first line that says that the server is there SIGTERM and SIGINT stop it as they should, though the reactor,
-        which takes care of them, does not run yet. (Later as well: a second signal, which to Twisted is a fault.)
+        From the first log line that announces the server, SIGTERM and SIGINT must stop it cleanly. Twisted handles
+        them only once the reactor runs. The handlers stay afterwards, too, because Twisted treats a second signal as
+        an error.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # a shell's background job
+                continue  # a background job of a shell
             signal.signal(number, self._stop)
-            # When it begins to run Twisted puts its own there.
+            # Twisted installs its own handlers when the reactor starts, so install ours again afterwards.
             self._reactor.callWhenRunning(signal.signal, number, self._stop)
 
     def _stop(self, number: int, frame: object) -> None:
@@ -47,7 +48,7 @@ class Signals:
             self._reactor.callFromThread(self._abort)
             return
         self.asked_to_stop = True
-        # Twisted's own, which notes the signal: twistd ends by it.
+        # Call Twisted's handler, which records the signal: twistd ends itself by that signal.
         stop = self._reactor.sigInt if number == signal.SIGINT else self._reactor.sigTerm
         if self._reactor.running:
             stop(number)

@@ -1,6 +1,6 @@
 """
-Checks passwords: one L{PasswordChecker}, in the process that reads the htpasswd file, for all connections. Workers ask it
-(L{resticserver.workers.logins}).
+Password checks. One L{PasswordChecker}, in the process that reads the htpasswd file, serves all connections. Workers
+ask it (L{resticserver.workers.logins}).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ..storage.volume import GONE
 from ..telemetry.events import Event, EventKind
 from ..threads.serial_jobs import Pool
 
-#: More password checks than this do not wait for a thread: a flood of logins must not make others wait for minutes.
+#: The most password checks that wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
-#: When more than so many wait, that is a flood: after a wrong password no guess is checked for twice as long as that took, and
-#: those that cannot be told from each other are guesses.
+#: More waiting checks than this are a flood. During a flood, a thread for guesses pauses after a wrong password for
+#: twice as long as the check took, and logins that cannot be told from guesses are treated as guesses.
 FLOOD_CHECKS = 8
 
 _log = Logger()
@@ -36,13 +36,13 @@ _log = Logger()
 @dataclass(eq=False)
 class _Check:
     """
-    The check of one login, and who waits for it.
+    The check of one login, and the callers that wait for it.
 
-    @ivar verified: it was right lately, at the same place.
-    @ivar answers: those that wait.
-    @ivar later: while it is delayed.
-    @ivar waiting: its place in the queue, since it came there.
-    @ivar begun: a thread has it; nothing ends it any more.
+    @ivar verified: the same login was right recently, at the same place.
+    @ivar answers: the waiting callers.
+    @ivar later: the delayed call, while the check is delayed.
+    @ivar waiting: its place in the queue, once it is there.
+    @ivar begun: a thread runs it; it can no longer be cancelled.
     """
 
     login: Login
@@ -55,19 +55,21 @@ class _Check:
 
 class PasswordChecker:
     """
-    Checks passwords in a pool of their own; several logins with the same credentials wait for one check.
+    Checks passwords in their own pools. Several logins with the same credentials wait for one check.
 
-    Guessing is slowed down and then refused (L{Throttle}). What was right within the last minute is not checked again, and
-    whoever was right lately from the same place is no guesser; but looking for that is guessing too, and bounded, except for
-    credentials that were right on the same connection.
+    Guessing is first slowed down and then refused (L{Throttle}). A login that was right within the last minute is not
+    checked again, and a client that recently logged in from the same place is not treated as guessing. But such
+    look-ups can be used for guessing as well, so they are limited, too. Credentials that were right on the same
+    connection are exempt.
 
-    Checks wait here and not in a pool: whose is next is decided when a thread is free (L{LoginQueue}).
+    Checks wait here and not in a pool, so that the next one is chosen when a thread becomes free (L{LoginQueue}).
 
-    @param pool: checks the passwords of those who were right lately or have tried little.
-    @param guesses: checks all others', and may take its time: a flood of guesses can keep all cores busy with its connections
-        alone, and nobody else should wait for a thread that stands back for those.
-    @param threads: of each of the pools; so many checks are given to it at once.
-    @ivar failures: how many passwords were wrong; C{lockouts}: how often an address was refused from then on.
+    @param pool: checks passwords of clients that were right recently or have made few attempts.
+    @param guesses: checks all other passwords, and may be slow. A flood of guesses can keep all cores busy with its
+        connections alone, and other logins should not wait for a thread of low priority.
+    @param threads: the size of each pool; at most this many checks are given to it at a time.
+    @ivar failures: the number of wrong passwords.
+    @ivar lockouts: how often an address was locked out.
     """
 
     def __init__(
@@ -88,15 +90,15 @@ class PasswordChecker:
         self._threads = threads
         self._checks: dict[tuple[str, bytes, str], _Check] = {}
         self._queue: LoginQueue[_Check] = LoginQueue(MOST_CHECKS, reactor.seconds)
-        #: Checks that were begun: of logins, and of guesses.
+        #: The numbers of running checks: of logins, and of guesses.
         self._running = [0, 0]
-        #: Threads for guesses that have none to check for a while.
+        #: The number of threads for guesses that pause.
         self._resting = 0
         self.failures = 0
         self.lockouts = 0
 
     def is_cached(self, login: Login) -> bool:
-        """Whether a login is right without a check; quick."""
+        """Whether a login is known to be right without a check; fast."""
         return self._may_look_up(login) and self._htpasswd.is_cached(login.user, login.password, login.place)
 
     async def check(self, login: Login) -> None:
@@ -105,7 +107,7 @@ class PasswordChecker:
 
         @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
-        @raise Unavailable: too many logins wait already, or the file with the users is on the volume that is missing.
+        @raise Unavailable: too many logins are waiting, or the htpasswd file is on the missing volume.
         """
         if self._htpasswd.is_missing:
             raise Unavailable(GONE)
@@ -114,9 +116,9 @@ class PasswordChecker:
 
     async def believe(self, login: Login) -> tuple[float, int]:
         """
-        Check a login, for another process that remembers what was right.
+        Check a login for another process that caches the result.
 
-        @return: for how many seconds it may be remembered, and by which reading of the users.
+        @return: for how many seconds the result may be cached, and which reading of the htpasswd file it is based on.
         @raise ServerError: as L{check}.
         """
         if not self.is_cached(login):
@@ -127,7 +129,7 @@ class PasswordChecker:
         return login.known or self._throttle.may_look_up(login.user, login.address, login.address_is_trusted)
 
     def _check(self, login: Login) -> Deferred[bool]:
-        """Whether a login is right. To cancel it means that the client is gone."""
+        """Return whether a login is right. Cancelling the Deferred means that the client disconnected."""
         key = (login.user, login.password, login.place)
         check = self._checks.get(key)
         begins = check is None
@@ -144,8 +146,9 @@ class PasswordChecker:
 
     def _admitted(self, login: Login) -> tuple[_Check, float]:
         """
-        A new check, and how much later it may begin.
+        Make a new check.
 
+        @return: the check, and the delay before it may begin, in seconds.
         @raise Forbidden: too many failures from this address.
         """
         user, address, exempt = login.user, login.address, login.address_is_trusted
@@ -164,7 +167,7 @@ class PasswordChecker:
         return _Check(login, verified=False), verdict.delay_s
 
     def _wait(self, check: _Check) -> None:
-        """Let a check wait for a thread."""
+        """Queue a check until a thread is free."""
         check.later = None
         check.waiting, given_up = self._queue.add(check.login, check.verified, check)
         if given_up is not None:
@@ -173,7 +176,7 @@ class PasswordChecker:
         self._begin()
 
     def _gone(self, check: _Check, answer: Deferred[bool]) -> None:
-        """Whoever waited for this answer waits no longer; a check that nobody waits for is not made."""
+        """A caller no longer waits. Cancel the check if it was the last one."""
         check.answers.remove(answer)
         if not check.answers and not check.begun:
             if check.later is not None:
@@ -183,14 +186,14 @@ class PasswordChecker:
             self._drop(check)
 
     def _drop(self, check: _Check) -> None:
-        """A check is not made, so it was no failure."""
+        """Remove a check that was not made, so that it does not count as a failure."""
         login = check.login
         del self._checks[login.user, login.password, login.place]
         if not check.verified:
             self._throttle.give_back(login.user, login.address)
 
     def _begin(self) -> None:
-        """Let as many checks begin as there are threads for."""
+        """Begin as many checks as there are free threads."""
         while (waiting := self._queue.first()) is not None:
             guess = not self._queue.is_quiet(waiting, FLOOD_CHECKS)
             if self._running[guess] + (self._resting if guess else 0) >= self._threads:
@@ -203,7 +206,11 @@ class PasswordChecker:
             running.addBoth(self._checked, check, waiting, guess)
 
     def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:
-        """In the pool: whether it is right, and how long that took."""
+        """
+        Check a password. Called in the pool.
+
+        @return: whether it is right, and how long the check took, in seconds.
+        """
         started = time.perf_counter()
         return self._htpasswd.check(user, password, place), time.perf_counter() - started
 
@@ -224,7 +231,7 @@ class PasswordChecker:
             else:
                 self._queue.was_wrong(waiting)
                 self._was_wrong(check)
-                # Those who guess wait for each other, and not transfers for them.
+                # Guesses wait for each other, so that they do not slow down transfers.
                 if guess and len(self._queue) > FLOOD_CHECKS:
                     self._resting += 1
                     self._reactor.callLater(2 * took_s, self._rested)
@@ -246,6 +253,6 @@ class PasswordChecker:
 
     @staticmethod
     def _end(check: _Check, right: Failure | bool) -> None:
-        """Answer all who wait; an answer may take others with it."""
+        """Answer all waiting callers. A callback may cancel others."""
         while check.answers:
             check.answers.pop(0).callback(right)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """
 The metrics and the status of the server.
 
-One L{Monitoring} is in the process that has the ledger of the quotas. With workers that is the parent: they send what they have
-counted (L{resticserver.workers.monitoring}), and a worker that is asked for the metrics asks the parent.
+One L{Monitoring} runs in the process that has the quota ledger. With workers this is the parent: workers send it their
+counts (L{resticserver.workers.monitoring}), and a worker that is asked for the metrics asks the parent.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from ..web.page import Page
 from .quota_keeper import QuotaKeeper, Quotas
 from .stored import find_stored, find_user
 
-#: For how long a page waits for a disk; what is not known then is not in it.
+#: How long a page waits for a disk. Values that are not known by then are left out.
 PATIENCE_S = 2.0
-#: A repository that is not in the books for so long is gone; they are counted anew every ten minutes.
+#: A repository that is missing from the ledger for this long is gone. The ledger is recounted every ten minutes.
 MISSING_S = 900.0
 
 DAY_S = 86_400
@@ -48,24 +48,24 @@ async def _ready() -> str:
 
 
 async def _nothing_to_gather() -> None:
-    """All is counted in this process."""
+    """With a single process, there is nothing to gather."""
 
 
 @dataclass(frozen=True)
 class Sources:
     """
-    What L{Monitoring} shows, besides the quotas' ledger.
+    What L{Monitoring} shows besides the quota ledger.
 
-    @ivar data_path: whose file system is shown.
+    @ivar data_path: the data directory, whose file system is shown.
     @ivar limit: of the whole server.
     @ivar quotas: the policy's limits.
-    @ivar tally: what this process counts, and adds for the others.
-    @ivar refusals: uploads that were refused.
-    @ivar check_volume: raises L{Unavailable} where the data directory's volume is gone.
+    @ivar tally: the counters of this process, to which the counts of other processes are added.
+    @ivar refusals: of uploads.
+    @ivar check_volume: raises L{Unavailable} if the data directory's volume is missing.
     @ivar not_ready: why the server is not ready; empty if it is.
-    @ivar certificate_ends: when the TLS certificate ends.
+    @ivar certificate_ends: when the TLS certificate expires.
     @ivar gather: waits until all other processes have sent their counts.
-    @ivar worker_pids: the processes of all workers; C{None} for a server without.
+    @ivar worker_pids: the process ids of the workers; C{None} for a server without workers.
     @ivar families: further metrics.
     """
 
@@ -86,9 +86,10 @@ class Monitoring:
     """
     The metrics and the status of the whole server.
 
-    @param pool: for files; C{pages} for all else that takes long.
-    @ivar tally: what was counted of requests.
-    @ivar damaged: how many damaged files were found, by repository.
+    @param pool: for files.
+    @param pages: the pool for all other slow work.
+    @ivar tally: the counters of requests.
+    @ivar damaged: the number of damaged files found, by repository.
     """
 
     def __init__(
@@ -107,20 +108,21 @@ class Monitoring:
         self._started = time.time()
         self.tally = sources.tally
         self._in_flight: dict[object, int] = {}
-        #: Repositories that were counted the last time, and since when others are missing there.
+        #: The repositories in the ledger at the last call of metrics(), and since when other counted repositories are
+        #: missing from it.
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
         self.damaged: Counter[str] = Counter()
-        #: Those of them that were not replaced yet, by repository, type and name.
+        #: Damaged objects that were not replaced yet, by repository, type and name.
         self._unrepaired: set[tuple[str, str, str]] = set()
         self._processes = Processes()
 
     def count_in_flight(self, process: object, requests: int) -> None:
-        """A process is answering so many requests."""
+        """Set the number of requests that a process is serving."""
         self._in_flight[process] = requests
 
     def process_gone(self, process: object) -> None:
-        """A process answers no requests any more."""
+        """A process has ended and serves no requests."""
         self._in_flight.pop(process, None)
 
     async def metrics(self) -> Page:
@@ -159,8 +161,11 @@ class Monitoring:
 
     def _forget_gone(self) -> None:
         """
-        Repositories that are not there any more have no series, or whoever makes and deletes them makes more and more. One
-        that was made beside the server the books do not know yet; it has the time until the next count.
+        Drop the series of repositories that no longer exist. Otherwise a client that creates and deletes repositories
+        would create more and more series.
+
+        The ledger does not yet know a repository that another program has created, so a missing one is kept until the
+        next count.
         """
         now_s = self._reactor.seconds()
         known = {"/".join(repository) for repository in self._quota_keeper.ledger.repositories}
@@ -173,11 +178,13 @@ class Monitoring:
                 if repository in self._known or now_s - since_s >= MISSING_S
             }
         )
-        # Its series may come once more from a worker that has not said all.
+        # A worker may still send counts for a dropped repository.
         self._known = known | (self._known & self._missing.keys())
 
     def damage(self, repository: str, object_type: str, name: str, replaced: bool) -> None:
-        """A damaged object was found, or was replaced; one that is found and then replaced is one."""
+        """
+        Count an object that was found damaged, or was replaced. An object that is found and then replaced counts once.
+        """
         key = (repository, object_type, name)
         if key not in self._unrepaired:
             self.damaged[repository] += 1
@@ -200,7 +207,7 @@ class Monitoring:
 
     @staticmethod
     async def _at_once(*asked: Coroutine[Deferred[Any], Any, Any]) -> Any:
-        """What several that wait for a disk find: where it hangs each takes its time."""
+        """Run several disk checks concurrently: if the disk hangs, each of them takes its full timeout."""
         return await gatherResults([Deferred.fromCoroutine(each) for each in asked], consumeErrors=True)
 
     def _text(
@@ -211,7 +218,7 @@ class Monitoring:
         known: list[Family],
         workers: list[int] | None,
     ) -> bytes:
-        """In the pool for pages."""
+        """Make the text. Called in the pool for pages."""
         of_processes = self._processes.families(workers)
         stored = find_stored(accounts, self._quotas, damaged, {}, 0, all_counted=False)
         families = (*self._own(), *stored.families(self._limit), *known, *of_processes)
@@ -229,11 +236,11 @@ class Monitoring:
         yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
 
     async def status(self) -> ServerStatus:
-        """What a status page says, as of a moment ago."""
+        """The content of the status page, which may be a moment old."""
         return await self._status.get()
 
     async def _find_status(self) -> ServerStatus:
-        """Look at everything."""
+        """Determine the status."""
         found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self._sources.not_ready())
         certificate = self._sources.certificate_ends()
         free, size = disk or (None, None)
@@ -260,7 +267,7 @@ class Monitoring:
         history: dict[Repository, list[tuple[int, int]]],
         refused: tuple[float, list[tuple[Key, Entry]]],
     ) -> ServerStatus:
-        """In the pool for pages."""
+        """Add repositories, users and refusals. Called in the pool for pages."""
         today = int(server.time_s // DAY_S)
         stored = find_stored(accounts, self._quotas, damaged, history, today, server.counted)
         refusals = within_a_day(refused, server.time_s)
@@ -270,7 +277,10 @@ class Monitoring:
         return replace(server, repositories=stored.repositories, users=users).with_refusals(refusals)
 
     def _look_at_disk(self) -> tuple[int, int] | None:
-        """In the pool: free space and size of the data directory's file system, if that is there and not another."""
+        """
+        The free space and the size of the data directory's file system; C{None} if it is missing or another one.
+        Called in the pool for files.
+        """
         try:
             self._sources.check_volume()
             status = os.statvfs(self._sources.data_path)

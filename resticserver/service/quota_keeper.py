@@ -1,14 +1,15 @@
 """
-Quotas: how much is stored in each repository and below each user's folder, and whether an upload fits.
+Quotas: how much is stored in each repository and in each user's folder, and whether an upload fits.
 
 One L{QuotaKeeper} has the ledger of the whole server. A worker process asks it through a L{RemoteQuota}.
 
-What is stored is counted in the background: at start-up, at intervals, and before an upload is refused, since files may have been
-removed beside the server. While a directory is counted the server changes nothing in it (L{ClosesDirectories}), so the count plus
-the bookings made afterwards equal what is on disk, to the byte.
+Stored data is counted in the background: at start-up, at intervals, and before an upload is refused, since other
+programs may have removed files. While a directory is counted, the server changes nothing in it (L{ClosesDirectories}).
+So the count plus the bookings made afterwards equal what is on disk, to the byte.
 
-The state file keeps the counts for the next start, and a ceiling for each repository. The ceiling is raised in the file before
-the repository exceeds it, so after a crash the stored amount is at most the ceiling until the repository is counted again.
+The state file keeps the counts for the next start, and a ceiling for each repository. The ceiling is raised in the
+file before the repository exceeds it. So after a crash, the stored amount is at most the ceiling until the repository
+is counted again.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ from ..threads.serial_jobs import Pool
 from ..threads.single_flight import SingleFlight, ended_within
 from .kept_counts import STEP, KeptCounts
 
-#: Repositories are counted again this long after they were, or after so many times as long as that took.
+#: The pause between counts: this many seconds, or this many times the duration of the last count, whichever is longer.
 COUNT_AGAIN_S = 600.0
 COUNT_AGAIN_TIMES = 50
-#: What an upload waits for a count, at most.
+#: How long an upload waits for a count.
 PATIENCE_S = 20.0
-#: Before a refusal what it is about is counted again, unless it was as lately as this.
+#: Before a refusal, the affected repositories are recounted, unless they were counted within this time.
 FRESH_S = 3.0
-#: So long after something was removed its repository is counted.
+#: A repository is recounted this long after something was removed from it.
 SOON_S = 15.0
-#: After a count that failed.
+#: The pause after a failed count.
 TRY_AGAIN_S = 10.0
-#: So many directories are counted behind closed fences at first, and then as many as take so long.
+#: How many directories are locked and counted together at first. Later batches are sized to take COUNT_S seconds.
 FIRST_BATCH = 16
 COUNT_S = 0.02
 
@@ -64,34 +65,36 @@ _log = Logger()
 
 
 class Quotas(Protocol):
-    """What the rules say of limits."""
+    """The limits in the rules."""
 
     def has_limits(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any limits."""
 
     def limit_of_user(self, name: str) -> Limit:
-        """That of all repositories below the folder of that name."""
+        """The limit for all repositories in the folder of that name."""
 
     def limit_of_repository(self, user: str | None, repository: Repository) -> Limit:
-        """That of a repository, for what this user adds to it."""
+        """The limit of a repository, for uploads by this user."""
 
 
 class ClosesDirectories(Protocol):
     """The L{DirectoryLocks} of this process, or of all workers."""
 
     async def close(self, keys: list[Key]) -> None:
-        """Let nothing be changed in these directories; when this is done all that was changed before is settled."""
+        """Lock directories against changes. When this returns, all earlier changes were settled."""
 
     def open(self, keys: list[Key]) -> None:
-        """Let changes go on."""
+        """Unlock directories."""
 
 
 @dataclass(frozen=True)
 class QuotaRules:
     """
+    The limits, and whether to count without them.
+
     @ivar limit: of the whole server.
     @ivar quotas: the policy's limits.
-    @ivar in_any_case: whether what is stored is counted also without limits, for the metrics.
+    @ivar in_any_case: whether stored data is counted even without limits, for the metrics.
     """
 
     limit: Limit
@@ -101,10 +104,10 @@ class QuotaRules:
 
 class QuotaKeeper(Service):
     """
-    The quotas of the whole server. All methods are called in the reactor's thread.
+    The quotas of the whole server. All methods must be called in the reactor's thread.
 
     @param pool: where directories are counted and the state file is read.
-    @ivar active: whether what is stored is counted.
+    @ivar active: whether stored data is counted.
     @ivar quotas: the policy's limits.
     """
 
@@ -127,31 +130,31 @@ class QuotaKeeper(Service):
         self._directory_locks = directory_locks
         self.ledger = Ledger(limit)
         self.active = False
-        #: Whether something is known of all repositories: from the state file, or because all have been counted.
+        #: True once all repositories are known: from the state file, or because all were counted.
         self._based = False
         self._complete = False
         self._counts: SingleFlight[None] = SingleFlight()
         self._kept = KeptCounts(self.ledger, state, pool)
         self._checked: dict[Any, float] = {}
-        #: Repositories that are counted soon.
+        #: Repositories with a scheduled count.
         self._soon: dict[Repository, IDelayedCall] = {}
         self._numbers = count(1)
         self._reservations: dict[int, tuple[Reservation, object]] = {}
-        #: Whose reservations are on their way, by number.
+        #: The holders of reservations that are being made, by number.
         self._asking: dict[int, object] = {}
         self._next_count: IDelayedCall | None = None
         self.setName("accounts")
 
-    # --- its life
+    # --- start and stop
 
     def startService(self) -> None:
-        """Begin to count, where there are limits."""
+        """Begin to count, if there are limits."""
         super().startService()
         self.refresh()
 
     @property
     def wanted(self) -> bool:
-        """Whether account should be kept."""
+        """Whether stored data should be counted."""
         return self._in_any_case or self._limited
 
     @property
@@ -159,7 +162,11 @@ class QuotaKeeper(Service):
         return self._limit != UNLIMITED or self.quotas.has_limits()
 
     def refresh(self) -> bool:
-        """The limits may have changed; whether account is kept now."""
+        """
+        The limits may have changed.
+
+        @return: whether stored data is counted now.
+        """
         if self.wanted and not self.active and self.running:
             self.active = True
             if self._limited:
@@ -171,7 +178,7 @@ class QuotaKeeper(Service):
         Deferred.fromCoroutine(self._load()).addErrback(_log_failure).addCallback(lambda _: self._count_all())
 
     async def _load(self) -> None:
-        """Take over what was known at the end of the last run."""
+        """Load what was known at the end of the last run."""
         for repository, state in (await self._pool.run(self._state.repositories)).items():
             if repository not in self.ledger.repositories:
                 self.ledger.load(repository, state.sizes, state.objects, state.at_most)
@@ -179,7 +186,7 @@ class QuotaKeeper(Service):
                 self._based = True
 
     async def stopService(self) -> None:  # type: ignore[override]
-        """Keep what is known for the next start."""
+        """Save what is known for the next start."""
         super().stopService()
         if self._next_count is not None and self._next_count.active():
             self._next_count.cancel()
@@ -193,23 +200,23 @@ class QuotaKeeper(Service):
 
     @property
     def complete(self) -> bool:
-        """Whether every repository has been counted since the start."""
+        """Whether every repository was counted since the start."""
         return self._complete
 
     def history(self) -> dict[Repository, list[tuple[int, int]]]:
-        """How large each repository was, by days since 1970. Blocks."""
+        """The size of each repository by days since 1970. Blocks."""
         return self._state.history()
 
     # --- uploads and removals
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int, holder: object = None) -> int:
         """
-        Reserve room for an upload.
+        Reserve quota for an upload.
 
-        @param holder: whose reservation it is, for L{holder_gone}.
-        @return: the reservation's number; 0 where no account is kept.
-        @raise InsufficientStorage: a quota leaves no room.
-        @raise Unavailable: nothing is known yet.
+        @param holder: the owner of the reservation, for L{holder_gone}.
+        @return: the reservation's number; 0 while nothing is counted.
+        @raise InsufficientStorage: a quota would be exceeded.
+        @raise Unavailable: the stored amount is not known yet.
         """
         if not self.active:
             return 0
@@ -220,7 +227,7 @@ class QuotaKeeper(Service):
             try:
                 raising = self._kept.raise_ceiling(target.repository)
                 if self._unlimited(reservation.limits):
-                    # Nobody is kept waiting for the sake of limits that there may be at some later start.
+                    # The ceiling matters only if a later start has limits, so the upload does not wait for it.
                     Deferred.fromCoroutine(raising).addErrback(_log_failure)
                 else:
                     await raising
@@ -243,7 +250,7 @@ class QuotaKeeper(Service):
         )
         reserve = partial(self.ledger.reserve, repository, target.type, target.name, size_bytes, limits)
         if self._unlimited(limits):
-            return reserve()  # account is kept for others, or for those who look at it
+            return reserve()  # only for the limits of others, or for the metrics
         if not self._based:
             await self._counted(self._once(ALL, self._pass, join=True))
         account = self.ledger.repositories.get(repository)
@@ -252,7 +259,7 @@ class QuotaKeeper(Service):
             await self._counted(self._count(repository, join=True))
         reservation = await self._with_room(reserve)
         if counted_now:
-            # Also where nothing was found, so that nothing of it was kept.
+            # Even if nothing was found, and so no account was kept.
             self.ledger.account(repository).known = True
         return reservation
 
@@ -263,7 +270,7 @@ class QuotaKeeper(Service):
         """
         Wait for a count.
 
-        @raise Unavailable: it takes too long.
+        @raise Unavailable: the count takes too long.
         """
         if not await self._within(count):
             raise Unavailable("the server still counts what is stored")
@@ -272,11 +279,11 @@ class QuotaKeeper(Service):
         """
         Reserve more for the same upload.
 
-        @raise InsufficientStorage: a quota leaves no room.
+        @raise InsufficientStorage: a quota would be exceeded.
         """
         held = self._reservations.get(number)
         if held is None:
-            return  # it has ended meanwhile
+            return  # the upload has ended meanwhile
         reservation, _ = held
 
         def grow() -> None:
@@ -288,7 +295,11 @@ class QuotaKeeper(Service):
             await self._kept.raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
-        """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
+        """
+        An upload or a removal (whose number is 0) has ended.
+
+        @param change: by how much it changed what is stored.
+        """
         if not self.active:
             return
         if change != NOTHING:
@@ -303,8 +314,8 @@ class QuotaKeeper(Service):
 
     def _count_soon(self, repository: Repository) -> None:
         """
-        Something was removed, as C{prune} does. What was removed may have been put there beside the server and not be in the
-        books, so its end is none either.
+        Schedule a recount after a removal, such as by C{prune}. Another program may have put the removed object there,
+        unknown to the ledger, so its removal cannot be booked correctly.
         """
         if repository not in self._soon:
 
@@ -315,13 +326,14 @@ class QuotaKeeper(Service):
             self._soon[repository] = self._reactor.callLater(SOON_S, now)
 
     def recount(self, repository: Repository) -> None:
-        """So much has changed in a repository that it should be counted."""
+        """Recount a repository, because much of it has changed."""
         if self.active and self.running:
             self._count(repository).addErrback(_log_failure)
 
     def holder_gone(self, holder: object) -> None:
         """
-        Nobody will settle these reservations: what has become of them is counted, and until then they count as stored.
+        A holder will not settle its reservations. Recount the repositories to find out what became of the uploads.
+        Until then the reservations count as stored.
         """
         for number in [number for number, whose in self._asking.items() if whose is holder]:
             del self._asking[number]
@@ -335,17 +347,18 @@ class QuotaKeeper(Service):
         for number, held in left.items():
             if self._reservations.pop(number, None) is not None:
                 self.ledger.release(held)
-        # It may have removed something as well, and not have come to say so.
+        # The holder may also have removed something without reporting it.
         await self._once(ALL, self._pass)
 
-    # --- room
+    # --- recount before a refusal
 
     async def _with_room(self, take: Callable[[], T]) -> T:
         """
-        Take room. Before it is refused, what the refusal is about is counted, for each limit that is in the way.
+        Make a reservation. If a limit would be exceeded, recount what it covers and try again, once for each such
+        limit.
 
-        @raise QuotaExceeded: there is none.
-        @raise Unavailable: that is not known for sure, and finding out takes too long.
+        @raise QuotaExceeded: a limit would be exceeded even after the recount.
+        @raise Unavailable: the stored amount is not known for sure, and the recount takes too long.
         """
         looked: set[Any] = set()
         while True:
@@ -364,9 +377,10 @@ class QuotaKeeper(Service):
 
     async def _recounted(self, key: tuple[Any, ...]) -> bool:
         """
-        Somebody may have removed something beside the server: count what a refusal is about; whether that was done.
+        Recount what a refusal is about, because another program may have removed something.
 
-        @raise Unavailable: it takes too long, and what is there is not known for sure.
+        @return: whether that was done.
+        @raise Unavailable: the recount takes too long, and the stored amount is not known for sure.
         """
         if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
             return False
@@ -390,13 +404,17 @@ class QuotaKeeper(Service):
         self._checked[key] = self._reactor.seconds()
 
     async def _within(self, work: Deferred[Any]) -> bool:
-        """Wait for something for as long as an upload may wait; whether it came to its end."""
+        """
+        Wait for an operation, but no longer than an upload may wait.
+
+        @return: whether it has ended.
+        """
         return await ended_within(PATIENCE_S, self._reactor, work)
 
     # --- counting
 
     def _count_all(self) -> None:
-        """Count every repository, say so the first time, and do so again after a while."""
+        """Count every repository, log the first time, and schedule the next count."""
         if not self.running:
             return
         began = self._reactor.seconds()
@@ -422,7 +440,7 @@ class QuotaKeeper(Service):
         for repository in found:
             await self._count(repository)
         for repository in before.difference(found):
-            await self._count(repository)  # it may be there by now
+            await self._count(repository)  # it may exist by now
         await self._kept.write([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
         await self._kept.forget_gone()
         sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
@@ -438,7 +456,8 @@ class QuotaKeeper(Service):
         """
         Count a repository.
 
-        @param join: whether a count that goes on already will do: nobody asks for what has changed beside the server.
+        @param join: whether the result of a count in progress is good enough. It may miss recent changes by other
+            programs.
         """
         return self._once(("count", repository), lambda: self._count_cells(repository), join)
 
@@ -460,14 +479,14 @@ class QuotaKeeper(Service):
         if repository in self.ledger.repositories:
             account = self.ledger.account(repository)
             account.oldest_lock_s = oldest_lock_s
-            if account.last_snapshot_s == snapshot_before_s:  # else one was stored meanwhile
+            if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
                 account.last_snapshot_s = last_snapshot_s
         self.ledger.all_counted(repository)
 
     async def _closed(
         self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]]
     ) -> dict[int, Amount]:
-        """Look at cells while nobody changes anything there, and book what is found."""
+        """Lock cells, count them, and enter the result in the ledger."""
         if not self.running:
             raise Unavailable("the server stops")
         keys = [(repository, cell) for cell in cells]
@@ -484,11 +503,11 @@ class QuotaKeeper(Service):
     def _once(
         self, key: Hashable, work: Callable[[], Coroutine[Deferred[Any], Any, None]], join: bool = False
     ) -> Deferred[None]:
-        """Run one of the counts, or wait for one (L{SingleFlight.run})."""
+        """Run a count, or wait for one in progress (L{SingleFlight.run})."""
         return self._counts.run(key, lambda: Deferred.fromCoroutine(work()), join)
 
 
 def _log_failure(failure: Failure) -> None:
     if failure.check(ServerError):
-        return  # the volume is gone, which has been said, or the server stops
+        return  # the volume is missing, which was logged, or the server stops
     _log.failure("could not count what is stored", failure)

@@ -1,5 +1,5 @@
 """
-Whether the server can do its work: its data directory is there and takes what is written.
+Readiness: whether the data directory exists and is writable.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ..storage.publish import UNWRITABLE
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import TimedFlight
 
-#: What was found is believed for so long, however many ask.
+#: How long a result is cached, however many clients ask.
 FRESH_S = 2.0
-#: A disk that does not answer for so long is not ready.
+#: A disk that does not respond within this time is not ready.
 PATIENCE_S = 3.0
 
 NOT_LOOKED_AT = "not looked at yet"
@@ -27,9 +27,9 @@ _log = Logger()
 
 class Readiness:
     """
-    Tries the data directory by writing to it, when somebody asks.
+    Checks the data directory on request, by writing to it.
 
-    @ivar reason: why the server is not ready, as of the last look; empty if it is.
+    @ivar reason: why the server is not ready, as of the last check; empty if it is.
     """
 
     def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
@@ -40,7 +40,7 @@ class Readiness:
         self.reason = NOT_LOOKED_AT
 
     async def look(self) -> str:
-        """Why the server is not ready; empty if it is."""
+        """Return why the server is not ready; empty if it is."""
         if self._reactor.seconds() - self._looked_s < FRESH_S:
             return self.reason
         found = await self._look.find()
@@ -57,7 +57,7 @@ class Readiness:
         self.reason = reason
 
     def _try(self) -> str:
-        """In the pool."""
+        """Check the data directory. Called in the pool."""
         store = self._store
         try:
             store.volume.check()
@@ -85,7 +85,7 @@ class Readiness:
         return ""
 
     def _try_to_read(self) -> str:
-        """What a server with C{--read-only} needs of a data directory that cannot be written."""
+        """Check that the data directory is readable. This is enough with C{--read-only}, if it cannot be written."""
         try:
             with os.scandir(self._store.path) as entries:
                 next(entries, None)

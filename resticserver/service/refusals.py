@@ -1,5 +1,5 @@
 """
-Keeps what was refused for the next start: a server that is restarted has not lost the reason why somebody's backups fail.
+Saves refused uploads for the next start, so that a restart does not lose the reason why backups fail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..storage.state import StateFile
 from ..telemetry.refusals import Refusals, Refused, within_a_day
 from ..threads.serial_jobs import Pool
 
-#: What was refused is written down so often at most; a crash loses no more.
+#: Refusals are saved at most this often. A crash loses no more than this time.
 KEEP_S = 60.0
 
 _log = Logger()
@@ -25,10 +25,10 @@ _log = Logger()
 
 class KeptRefusals(Service):
     """
-    Reads what was refused before the start, and writes down what is refused.
+    Loads the refusals from before the start, and saves new ones.
 
-    @param refusals: what is kept.
-    @param state: where.
+    @param refusals: the refusals to save.
+    @param state: the file to save them in.
     @param pool: for the state file.
     """
 
@@ -43,13 +43,13 @@ class KeptRefusals(Service):
         self.setName("refusals")
 
     def startService(self) -> None:
-        """Read what is there, then write now and then."""
+        """Load the saved refusals, then save at intervals."""
         super().startService()
         self._pool.run(self._state.refusals).addCallback(self._load).addErrback(_log_failure)
         self._call.start(KEEP_S, now=False)
 
     def stopService(self) -> Deferred[None]:
-        """Write down what is not written yet."""
+        """Save what was not saved yet."""
         super().stopService()
         self._call.stop()
         return self._keep()
@@ -59,7 +59,7 @@ class KeptRefusals(Service):
         self._loaded = True
 
     def _keep(self) -> Deferred[None]:
-        """What was refused before the start is not overwritten before it was read."""
+        """Save, but never before the refusals from before the start were loaded: that would overwrite them."""
         return Deferred.fromCoroutine(self._write()).addErrback(_log_failure)
 
     async def _write(self) -> None:

@@ -1,5 +1,5 @@
 """
-Files that are read again when they have changed, and other things that are done every few seconds.
+Reloads files that have changed, and repeats other actions every few seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.python import log
 
 from ..threads.serial_jobs import Pool
 
-#: How often the files with users and rules, and those with certificates, are looked at.
+#: How often the files with users and rules are checked, and how often those with certificates.
 RULES_INTERVAL_S = 5.0
 CERTIFICATES_INTERVAL_S = 2.0
 
@@ -23,21 +23,26 @@ _log = Logger()
 
 
 class Reloads(Protocol):
-    """A file that holds, and is read again when it changed."""
+    """A file that is loaded, and reloaded when it changes."""
 
     def reload_if_changed(self, force: bool = False) -> bool:
-        """Read it again if it changed, or in any case; whether that was done. Blocks."""
+        """
+        Read the file again if it has changed, or in any case with C{force}. Blocks.
+
+        @return: whether the file was read.
+        """
 
     def say_reloaded(self) -> None:
-        """Log that what was read holds."""
+        """Log that the new content is in effect."""
 
 
 class Repeated(Service):
     """
-    Calls something every few seconds. It is Twisted's TimerService, whose module takes 30 ms to import in every process.
+    Calls a function every few seconds. Replaces Twisted's TimerService, whose module takes 30 ms to import in every
+    process.
 
-    @param call: the next call comes when this one has ended.
-    @param now: whether the first is at the start.
+    @param call: the next interval begins after its Deferred has fired.
+    @param now: whether to call it at the start, too.
     """
 
     def __init__(
@@ -51,12 +56,12 @@ class Repeated(Service):
         self.setName(name)
 
     def startService(self) -> None:
-        """Begin."""
+        """Begin to call."""
         super().startService()
         self._ended = self._call.start(self._interval_s, now=self._now).addErrback(lambda why: log.err(why))
 
     def stopService(self) -> Deferred[Any] | None:
-        """Call no more; fires when a call that goes on has ended."""
+        """Stop calling. The Deferred fires when the current call has ended."""
         super().stopService()
         if self._call.running:
             self._call.stop()
@@ -65,11 +70,11 @@ class Repeated(Service):
 
 class Reloading:
     """
-    The files with users, rules and certificates, which are read again when they have changed.
+    Reloads the files with users, rules and certificates when they change.
 
     @param read_in: the pool in which they are read.
-    @param spread: gives what was read to every process.
-    @param done: called when all is read.
+    @param spread: passes a reloaded file to all processes.
+    @param done: called after all files were read.
     """
 
     def __init__(
@@ -88,22 +93,24 @@ class Reloading:
         self._lock = DeferredLock()
 
     def watches(self, reactor: Any) -> list[IService]:
-        """The services that look for changes."""
+        """The services that check for changes."""
         return [
             Repeated("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules),
             Repeated("certificates watch", reactor, CERTIFICATES_INTERVAL_S, self.reload_certificates),
         ]
 
     def reload_rules(self, force: bool = False) -> Deferred[None]:
-        """Read the htpasswd and the policy file again if they changed, or in any case."""
+        """Read the htpasswd and the policy file again if they have changed, or in any case with C{force}."""
         return self._reload(self._rules, force)
 
     def reload_certificates(self, force: bool = False) -> Deferred[None]:
-        """Read certificate, key and authorities again if they changed, or in any case."""
+        """
+        Read the certificate, the key and the CA certificates again if they have changed, or in any case with C{force}.
+        """
         return self._reload((self._certificates,), force)
 
     def _reload(self, files: tuple[Reloads | None, ...], force: bool) -> Deferred[None]:
-        """Read files, give them to all processes, then log it; one reload at a time."""
+        """Read files, pass them to all processes, then log it. Only one reload runs at a time."""
 
         def read() -> list[Reloads]:
             return [file for file in files if file is not None and file.reload_if_changed(force)]

@@ -1,5 +1,5 @@
 """
-What is stored, for the metrics and the status: the repositories and users of the quotas' ledger.
+Stored data for the metrics and the status: the repositories and users in the quota ledger.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..telemetry.metrics import Family, Kind, Sample, gauge
 from ..telemetry.status import RepositoryStatus, UserStatus
 from .quota_keeper import Quotas
 
-#: A curve of a repository's size has so many points at most.
+#: The most points in the history of a repository's size.
 MOST_POINTS = 100
 
 LOCKS = cell_of("locks", "")
@@ -22,7 +22,9 @@ LOCKS = cell_of("locks", "")
 
 class Stored(NamedTuple):
     """
-    @ivar users: those below whose folder something is stored.
+    The repositories and users with stored data.
+
+    @ivar users: those with stored data in their folder.
     """
 
     repositories: tuple[RepositoryStatus, ...]
@@ -30,7 +32,7 @@ class Stored(NamedTuple):
 
     def families(self, limit: Limit) -> Iterator[Family]:
         """
-        As metrics.
+        Make metrics of it.
 
         @param limit: of the whole server.
         """
@@ -83,18 +85,19 @@ def find_stored(
     all_counted: bool,
 ) -> Stored:
     """
-    The ledger's accounts as they are shown. Takes milliseconds for a thousand, so it is called in the pool for pages.
+    Make the status of repositories and users from the ledger's accounts. This takes milliseconds for a thousand
+    repositories, so it is called in the pool for pages.
 
     @param damaged: damaged files by repository.
-    @param history: sizes by days since 1970; C{today} is not in it.
-    @param all_counted: whether every repository has been counted since the start.
+    @param history: sizes by days since 1970, without C{today}.
+    @param all_counted: whether every repository was counted since the start.
     """
     repositories: list[RepositoryStatus] = []
     users: dict[str, Amount] = {}
     for account in accounts:
         stored = account.stored
         if not (stored.objects or account.counted):
-            continue  # a name in a request, and no repository
+            continue  # a name from a request, not a repository
         owner = owner_of(account.repository)
         name = "/".join(account.repository)
         limit = quotas.limit_of_repository(owner, account.repository)
@@ -113,7 +116,7 @@ def find_stored(
                 account.oldest_lock_s if locks else None,
                 damaged.get(name, 0),
                 (*_thinned(days), (today, stored.size_bytes)),
-                # A repository that was made after all had been counted was made through this server.
+                # A repository created after the count of all was created through this server.
                 account.counted or all_counted,
             )
         )
@@ -124,12 +127,12 @@ def find_stored(
 
 
 def find_user(quotas: Quotas, user: str, used: Amount) -> UserStatus:
-    """A user, and what is stored below the folder of that name."""
+    """Make the status of a user, with what is stored in the folder of that name."""
     limit = quotas.limit_of_user(user)
     return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
 
 
 def _thinned(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """At most L{MOST_POINTS} days: the first, the last, and days at equal distances between them."""
+    """Reduce a history to at most L{MOST_POINTS} days: the first, the last, and evenly spaced days between them."""
     step = -(-len(days) // MOST_POINTS)
     return days if step <= 1 else [*days[:-1:step], days[-1]]

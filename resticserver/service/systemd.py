@@ -1,8 +1,8 @@
 """
-What a service manager is told: that the server is ready, reads its files again, stops, and still turns.
+Notifies a service manager: the server is ready, reloads its files, stops, or is alive (watchdog).
 
-systemd's way, which others have as well: datagrams to the socket that C{NOTIFY_SOCKET} names.
-Source: sd_notify(3) and sd_watchdog_enabled(3).
+This is systemd's protocol, which other service managers support as well: datagrams to the socket named by
+C{NOTIFY_SOCKET}. Source: sd_notify(3) and sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _log = Logger()
 
 class ServiceManager(Service):
     """
-    Tells the service manager, if there is one. It is to be started last and stopped first.
+    Notifies the service manager, if there is one. Must be started last and stopped first.
 
-    @param environment: where it says that it wants to be told.
+    @param environment: the environment variables, which say whether the manager wants notifications.
     """
 
     def __init__(self, reactor: Any, environment: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ class ServiceManager(Service):
         self.setName("service manager")
 
     def startService(self) -> None:
-        """Say that the server is ready, as soon as the reactor turns."""
+        """Report that the server is ready, once the reactor runs."""
         super().startService()
         self._reactor.callWhenRunning(self._ready)
 
@@ -49,18 +49,18 @@ class ServiceManager(Service):
             self._watchdog.start(self._interval_s)
 
     def stopService(self) -> None:
-        """Say that the server stops."""
+        """Report that the server stops."""
         super().stopService()
         self._tell("STOPPING=1")
-        # The watchdog goes on: a stop that hangs is for the manager's own time limit, and not for this one.
+        # The watchdog continues: a stop that hangs is covered by the manager's own stop timeout, not by the watchdog.
 
     def reloading(self) -> None:
-        """The server begins to read its files again."""
+        """Report that the server begins to reload its files."""
         self._reloads += 1
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def reloaded(self) -> None:
-        """It has, as often as it was to."""
+        """A reload has ended. The last of concurrent reloads is reported."""
         self._reloads -= 1
         if not self._reloads and self.running:
             self._tell("READY=1")
@@ -68,7 +68,7 @@ class ServiceManager(Service):
     def _tell(self, words: str) -> None:
         if not self._address:
             return
-        # An address of Linux's that is no file is written with an @ in front.
+        # A leading @ stands for the NUL byte of an abstract socket address (Linux).
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
@@ -79,7 +79,7 @@ class ServiceManager(Service):
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:
-    """How often at least the manager wants to hear; 0 where it does not, or wants another process to."""
+    """The watchdog timeout in seconds; 0 if the manager has none, or has one for another process."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = environment.get("WATCHDOG_USEC", "")

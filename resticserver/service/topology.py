@@ -1,5 +1,5 @@
 """
-Which processes serve: one interface, and the server that is a single process. The one with workers is
+Which processes serve: the interface, and its single-process implementation. The one with workers is
 L{resticserver.workers.topology.MultiProcess}.
 """
 
@@ -22,41 +22,41 @@ from .reloading import Reloads
 
 
 class Front(Protocol):
-    """The service that has the addresses of C{--listen}."""
+    """The service that listens on the addresses of C{--listen}."""
 
     def open(self) -> None:
         """
-        Open them.
+        Open the sockets.
 
-        @raise StartError: one cannot be had.
+        @raise StartError: an address cannot be used.
         """
 
     def setServiceParent(self, parent: Any) -> Any:
-        """Twisted's call."""
+        """See C{twisted.application.service.IService}."""
 
     def give_up(self) -> None:
-        """Close them after a start that failed."""
+        """Close the sockets after a failed start."""
 
     def abort(self) -> None:
-        """End all connections now."""
+        """Close all connections now."""
 
 
 class Topology(Protocol):
     """
-    The processes of a server, as the composition root needs them.
+    The processes of a server, as the composition root sees them.
 
-    @ivar stop_s: how long it takes at most to stop, besides transfers in flight.
+    @ivar stop_s: how long a stop takes at most, besides transfers in flight.
     """
 
     stop_s: float
 
     @property
     def front(self) -> Front:
-        """Accepts connections."""
+        """The service that accepts connections."""
 
     @property
     def services(self) -> Sequence[IService]:
-        """To be started before the front, in order."""
+        """The services to start before the front, in order."""
 
     @property
     def disk(self) -> JobPool:
@@ -75,13 +75,17 @@ class Topology(Protocol):
         """The metrics and the status of the whole server."""
 
     def reopen_log(self) -> None:
-        """Open the access log by its name again."""
+        """Reopen the access log by its name."""
 
     def replace(self) -> bool:
-        """Replace the processes that serve; false where this process serves itself."""
+        """
+        Replace the worker processes.
+
+        @return: false if there are none.
+        """
 
     async def spread(self, file: Reloads) -> None:
-        """Give every process what was read again; when this is done it holds everywhere."""
+        """Pass a reloaded file to every process. When this returns, the new content is in effect everywhere."""
 
     async def refresh_quota(self) -> None:
         """The limits may have changed."""
@@ -91,7 +95,7 @@ class SingleProcess:
     """
     L{Topology}: this process serves.
 
-    @param announcing: called before the first line that says that the server is there.
+    @param announcing: called before the first log line that announces the server.
     """
 
     stop_s = 0.0
@@ -130,15 +134,15 @@ class SingleProcess:
         self.monitoring.count_in_flight(self, self._frontend.requests_in_flight())
 
     def reopen_log(self) -> None:
-        """Open the access log by its name again."""
+        """Reopen the access log by its name."""
         self._frontend.reopen_log()
 
     def replace(self) -> bool:
-        """There is nothing to replace."""
+        """There are no workers to replace."""
         return False
 
     async def spread(self, file: Reloads) -> None:
-        """This process has read it."""
+        """There are no other processes."""
 
     async def refresh_quota(self) -> None:
         """The limits may have changed."""

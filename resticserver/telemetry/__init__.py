@@ -1,3 +1,4 @@
 """
-What is told about requests: everything here reads one L{resticserver.telemetry.record.Record} per request.
+Metrics, logs and status. Everything here that concerns requests reads one L{resticserver.telemetry.record.Record} per
+request.
 """

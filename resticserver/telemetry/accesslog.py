@@ -1,7 +1,7 @@
 """
-The access log, in Apache's combined format or as JSON: a log observer, and the file that it writes.
+The access log, in Apache's combined format or as JSON: a log observer and the file that it writes.
 
-Source: the C{LogFormat} "combined" of Apache's mod_log_config documentation.
+Source: the C{LogFormat} "combined" in Apache's mod_log_config documentation.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 _log = Logger()
 
-#: So many lines wait while nothing can be written; what comes then is lost, and counted.
+#: The most lines that wait while the log cannot be written. Further lines are lost, and counted.
 MOST_WAITING = 100_000
-#: The descriptor of C{--log -}.
+#: The file descriptor for C{--log -}.
 STDOUT = 1
 
-#: What may not stand in a quoted field as it is.
+#: Characters that are escaped in a quoted field.
 _ESCAPES = {byte: f"\\x{byte:02x}" for byte in (*range(32), *range(127, 256))} | {0x22: '\\"', 0x5C: "\\\\"}
 
 
@@ -42,12 +42,12 @@ def _quoted(value: bytes | None) -> str:
 
 
 def _user(name: str | None) -> str:
-    # Names hold no white space or quotes (names.is_user_name), so letters of any script may stand as they are.
+    # User names contain no white space and no quotes (names.is_user_name), so letters of any script need no escaping.
     return name or "-"
 
 
 def combined_line(record: Record) -> str:
-    """One line of the combined format, without its end."""
+    """One line of the combined format, without the line end."""
     at = time.localtime(record.started)
     offset = at.tm_gmtoff
     sign = "-" if offset < 0 else "+"
@@ -63,7 +63,7 @@ def combined_line(record: Record) -> str:
 
 
 def json_line(record: Record) -> str:
-    """One line of JSON, without its end; its keys are in docs/operations.md."""
+    """One line of JSON, without the line end. The keys are documented in docs/operations.md."""
     target = record.target
     document = {
         "time": date_text(record.started, "milliseconds"),
@@ -85,18 +85,18 @@ def json_line(record: Record) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
-#: What a line may look like, by the values of C{--log-format}.
+#: The line formats, by the values of C{--log-format}.
 FORMATS = {"combined": combined_line, "json": json_line}
 
-#: What ILogObserver is for a type checker.
+#: ILogObserver as a type for type checkers.
 Observer = Callable[[LogEvent], None]
 
 
 class AccessLog:
     """
-    Publishes every record as an event with the key C{record}, for observers that want it.
+    Publishes every record as an event with the key C{record}.
 
-    Kept apart from Twisted's global log so that a request costs nothing where nobody looks.
+    This is separate from Twisted's global log, so that a request costs nothing when there are no observers.
     """
 
     def __init__(self) -> None:
@@ -105,17 +105,17 @@ class AccessLog:
         self._observers: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
-        """From now on tell this observer."""
+        """Add an observer."""
         self._observers.append(observer)
         self.publisher.addObserver(observer)  # type: ignore[arg-type]
 
     def remove(self, observer: Observer) -> None:
-        """Tell this observer no more."""
+        """Remove an observer."""
         self._observers.remove(observer)
         self.publisher.removeObserver(observer)  # type: ignore[arg-type]
 
     def __call__(self, record: Record) -> None:
-        """Take a record (a L{resticserver.telemetry.record.Recorder})."""
+        """Publish a record (a L{resticserver.telemetry.record.Recorder})."""
         if self._observers:
             self._log.info("{record}", record=record)
 
@@ -123,14 +123,15 @@ class AccessLog:
 @implementer(ILogObserver)
 class AccessLogService(Service):
     """
-    A log observer that writes a line for each request to a file, as a service: the file is open while it runs.
+    A log observer that writes a line for each request to a file. As a service, it keeps the file open while it runs.
 
-    Lines are gathered and written elsewhere, in order, so that a slow disk or a stalled pipe stops no request. Several
-    processes may have the same file: lines stay whole, for what is written at a time is written by one call.
+    Lines are collected, and written in order in another thread, so that a slow disk or a stalled pipe delays no
+    request. Several processes may write to the same file: each batch of lines is written by one system call, so lines
+    stay whole.
 
     @param path: the file, or C{"-"} for stdout.
-    @param run: runs a callable in a thread of the log's own, one after the other; its result is not looked at.
-    @param line: makes the line, without its end.
+    @param run: runs a callable in the log's own thread, one call after the other; its result is ignored.
+    @param line: formats a record, without the line end.
     """
 
     def __init__(
@@ -147,18 +148,18 @@ class AccessLogService(Service):
         self._lines: deque[str] = deque()
         self._scheduled = False
         self._file: RawIOBase | None = None
-        #: Whether the file is to be opened by its name again.
+        #: True if the file must be reopened by its name.
         self._renew = False
         self._renewing_failed = False
         self._failed = False
         self._lost = 0
-        #: Whether the last line was not written to its end.
+        #: True if the last line was written only in part.
         self._torn = False
         self.setName("access log")
 
     def startService(self) -> None:
         """
-        Open the file and listen.
+        Open the file and begin to observe.
 
         @raise StartError: the file cannot be opened.
         """
@@ -167,17 +168,17 @@ class AccessLogService(Service):
         self._access_log.add(self)
 
     def stopService(self) -> None:
-        """Have written what is left, and the file closed."""
+        """Schedule the last lines to be written and the file to be closed."""
         super().stopService()
         self._access_log.remove(self)
         self._run(self._finish)
 
     def reopen(self) -> None:
-        """Open the file anew by its name, after it was rotated."""
+        """Reopen the file by its name, after it was rotated."""
         self._run(self._reopen)
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (C{ILogObserver})."""
+        """Take an event (C{twisted.logger.ILogObserver})."""
         if len(self._lines) >= MOST_WAITING:
             self._lost += 1
             return
@@ -197,13 +198,14 @@ class AccessLogService(Service):
         self._close()
 
     def _write(self) -> None:
-        """Write all that has been gathered."""
-        # Before the lines are taken: one that comes after asks for a job of its own.
+        """Write all collected lines."""
+        # Reset before the lines are taken, so that a line added later schedules another call.
         self._scheduled = False
         lines = [(self._lines.popleft() + "\n").encode("utf-8") for _ in range(len(self._lines))]
         if self._renew:
             self._open_anew()
-        # A file takes all at once. A pipe takes no more than this without others' lines in between.
+        # A file takes everything in one call. For a pipe, only PIPE_BUF bytes are guaranteed not to be interleaved
+        # with other processes' lines.
         pieces = [*batches(lines, select.PIPE_BUF)] if self._path == "-" else [b"".join(lines)] if lines else []
         written = 0
         try:
@@ -223,14 +225,15 @@ class AccessLogService(Service):
                 self._failed = False
 
     def _put(self, piece: bytes) -> None:
-        """Write some lines; on a line of their own, should one before them have been torn."""
+        """Write some lines. If the previous line was torn, they begin on a new line."""
         if self._file is None:
             return
         data = b"\n" + piece if self._torn else piece
         written = 0
         try:
             while written < len(data):
-                # An unbuffered file may take less at a time, and one that somebody has made non-blocking nothing.
+                # An unbuffered file may take only a part, and nothing at all if another process has made it
+                # non-blocking.
                 taken = self._file.write(data[written:])
                 if taken is None:
                     select.select((), (self._file,), ())
@@ -240,7 +243,7 @@ class AccessLogService(Service):
                 self._torn = data[written - 1 : written] != b"\n"
 
     def _open_anew(self) -> None:
-        """Open the file by its name; where that fails the one before is better than none, and it is tried again."""
+        """Reopen the file by its name. If that fails, keep the old file and try again with the next lines."""
         try:
             opened = self._open()
         except OSError as error:
@@ -264,19 +267,19 @@ class AccessLogService(Service):
 
     def try_to_open(self) -> None:
         """
-        See whether the file can be opened.
+        Check that the file can be opened.
 
-        @raise StartError: it cannot.
+        @raise StartError: it cannot be opened.
         """
         with self._first_open():
             pass
 
     def _open(self) -> RawIOBase:
-        # Unbuffered: what could not be written is not tried again behind what comes later. And no lock on stdout's buffer,
-        # for which the interpreter would wait at its end, if a pipe has stalled.
+        # Unbuffered, so that data that could not be written is not written again after later lines. This also avoids
+        # the lock of stdout's buffer, for which the interpreter would wait at exit if a pipe has stalled.
         if self._path == "-":
             return cast(RawIOBase, open(STDOUT, "wb", buffering=0, closefd=False))
-        # O_NONBLOCK: a FIFO that nobody reads is an error, and nothing to wait for.
+        # O_NONBLOCK: opening a FIFO without a reader is an error, instead of blocking.
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
         os.set_blocking(fd, True)
         return cast(RawIOBase, open(fd, "ab", buffering=0))
@@ -289,7 +292,10 @@ class AccessLogService(Service):
 
 
 def batches(lines: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
-    """Lines in as few pieces as there may be; one that is longer than a piece may be is a piece of its own."""
+    """
+    Join lines into as few pieces of at most C{most_bytes} bytes as possible. A line that is longer becomes a piece of
+    its own.
+    """
     batch = b""
     for line in lines:
         if batch and len(batch) + len(line) > most_bytes:

@@ -1,5 +1,5 @@
 """
-What an administrator wants to be told of: the kinds of events, and what an event is.
+Events that an administrator should learn of: their kinds and their content.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from ..dates import date_text
 
 
 class EventKind(Enum):
-    """What can happen."""
+    """The kinds of events."""
 
-    #: A snapshot was stored: a backup has finished.
+    #: A snapshot was stored, so a backup has finished.
     SNAPSHOT = "snapshot"
     REPOSITORY_CREATED = "repository-created"
     REPOSITORY_DELETED = "repository-deleted"
     #: An upload was refused because of a quota.
     QUOTA_REACHED = "quota-reached"
-    #: An upload was refused because the disk is full, or because so much of it must stay free.
+    #: An upload was refused because the disk is full, or because C{--min-free} would be violated.
     DISK_FULL = "disk-full"
-    #: An upload was refused for another reason: its bytes are not what their name says, or its user may not.
+    #: An upload was refused for another reason: its bytes do not match its name, or its user may not upload.
     UPLOAD_REFUSED = "upload-refused"
-    #: A stored object had other bytes than its name says.
+    #: The content of a stored object did not match its name.
     CORRUPTION = "corruption"
-    #: An address is refused after too many failed logins.
+    #: An address is locked out after too many failed logins.
     LOCKOUT = "lockout"
-    #: The TLS certificate ends soon.
+    #: The TLS certificate expires soon.
     CERTIFICATE = "certificate-expiring"
 
 
-#: Refused uploads: told of once in a while for each user, repository and reason (the detail C{reason}).
+#: Refused uploads, reported at intervals for each user, repository and reason (the detail C{reason}).
 REFUSALS = frozenset((EventKind.QUOTA_REACHED, EventKind.DISK_FULL, EventKind.UPLOAD_REFUSED))
 
 
@@ -45,9 +45,9 @@ class Event:
     One event.
 
     @ivar message: what happened, for people; names in it are escaped.
-    @ivar repository: as C{alice/laptop}, where it is about one.
-    @ivar user: who did it, where that is known.
-    @ivar details: more, by kind (docs/operations.md).
+    @ivar repository: such as C{alice/laptop}, if the event concerns one.
+    @ivar user: the user who caused it, if known.
+    @ivar details: further values, depending on the kind (docs/operations.md).
     @ivar time_s: when, in seconds since 1970.
     """
 
@@ -60,11 +60,11 @@ class Event:
 
     @property
     def in_place(self) -> bool:
-        """Whether it is about a stored object that has another size than before, and still has it."""
+        """Whether the event is about a stored object whose size has changed, and that was not replaced."""
         return self.kind is EventKind.CORRUPTION and "found_bytes" in self.details
 
     def as_json(self) -> bytes:
-        """One line, as a command gets it."""
+        """One line, as passed to the C{--on-event} command."""
         document = {
             "event": self.kind.value,
             "time": date_text(self.time_s),
@@ -76,18 +76,18 @@ class Event:
         return json.dumps(document, separators=(",", ":")).encode("ascii") + b"\n"
 
     def on_the_wire(self) -> dict[str, Any]:
-        """In what JSON has, for another process."""
+        """The event as JSON types, for another process."""
         return {**asdict(self), "kind": self.kind.value}
 
     @classmethod
     def from_wire(cls, kind: str, **values: Any) -> Event:
-        """What L{on_the_wire} made."""
+        """The inverse of L{on_the_wire}."""
         return cls(EventKind(kind), **values)
 
 
-#: Whoever wants to know of every event.
+#: A callable that receives every event.
 Tells = Callable[[Event], object]
 
 
 def nobody(event: Event) -> None:
-    """Where nobody wants to know."""
+    """Ignore an event."""

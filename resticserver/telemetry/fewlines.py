@@ -1,5 +1,5 @@
 """
-Log lines whose number is up to strangers: a scanner must not fill the disk with them.
+Rate-limited log lines, for events that unauthenticated clients can cause: a scanner must not fill the disk.
 """
 
 from __future__ import annotations
@@ -7,18 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-#: So many lines are logged in each period, and then one that says how many more there were.
+#: The most lines logged per period. One more line then tells how many were suppressed.
 MOST_LINES = 10
 PERIOD_S = 60.0
 
 
 class FewLines:
     """
-    Logs the first lines of each period, and counts the others.
+    Logs the first lines of each period and counts the others.
 
-    @param clock: has Twisted's C{callLater}.
-    @param log: takes a line.
-    @param more: what the others are called, as C{"more TLS handshakes failed"}.
+    @param clock: provides Twisted's C{callLater}.
+    @param log: called with each line.
+    @param more: what the suppressed lines are called, such as C{"more TLS handshakes failed"}.
     """
 
     def __init__(self, clock: Any, log: Callable[[str], object], more: str) -> None:

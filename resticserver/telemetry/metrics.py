@@ -1,11 +1,11 @@
 """
-What is counted of requests, and how it is written for Prometheus.
+Counters of requests, and their text format for Prometheus.
 
-A L{Tally} counts, in the process that serves; those of several processes are added up in one of them by what L{Tally.take}
-gives. L{Exposition} makes the text of it, with the client library's families and registries of its own: nothing global, and
-none of the C{_created} series that nobody asks for.
+A L{Tally} counts in the process that serves the requests. With several processes, one of them adds up the results of
+their L{Tally.take}. L{Exposition} makes the text. It uses the client library's metric families with a registry of its
+own: nothing is global, and there are no unused C{_created} series.
 
-The C{rest_server_blob_*} families are those of rest-server, with its labels, so that its dashboards work.
+The C{rest_server_blob_*} families and their labels are those of rest-server, so that its dashboards work.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 from .record import Operation, Record
 
-#: The upper ends of the duration histogram, in seconds: from an answer out of a cache to a pack over a slow line.
+#: Upper bounds of the buckets for request durations, in seconds: from a cached response to a pack over a slow
+#: connection.
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: Those of the fsync histogram: from memory and good flash to a disk that is ill.
+#: Upper bounds of the buckets for fsync, in seconds: from memory and good flash to a failing disk.
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-#: Methods that have a label of their own; the label's values must not be the clients' to choose.
+#: Methods with a label of their own. Clients must not be able to choose values of this label.
 _METHODS = {name: name.decode("ascii") for name in (b"GET", b"HEAD", b"POST", b"DELETE")}
 
 _DONE = {Operation.WRITE: "written", Operation.READ: "read", Operation.DELETE: "deleted"}
@@ -34,7 +35,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Kind(Enum):
-    """What a family is for Prometheus."""
+    """The Prometheus type of a family."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -49,9 +50,9 @@ class Sample(NamedTuple):
 
 class Family(NamedTuple):
     """
-    Values that belong together.
+    A Prometheus metric family.
 
-    @ivar name: without the C{_total} that counters get.
+    @ivar name: without the suffix C{_total} of counters.
     @ivar labels: the names of its labels.
     """
 
@@ -64,11 +65,11 @@ class Family(NamedTuple):
 
 class Histogram:
     """
-    Durations by how long they were.
+    A histogram of durations.
 
-    @param ends_s: the upper ends of its buckets; one more is beyond all.
-    @ivar counts: in each bucket.
-    @ivar sum_s: of all together.
+    @param ends_s: the upper bounds of its buckets; a last bucket without a bound is added.
+    @ivar counts: the number of durations in each bucket.
+    @ivar sum_s: the sum of all durations.
     """
 
     def __init__(self, ends_s: tuple[float, ...]) -> None:
@@ -77,36 +78,36 @@ class Histogram:
         self.sum_s = 0.0
 
     def observe(self, duration_s: float) -> None:
-        """One more."""
+        """Add a duration."""
         self.counts[bisect_left(self.ends_s, duration_s)] += 1
         self.sum_s += duration_s
 
     def add(self, counts: list[int], sum_s: float) -> None:
-        """What another has observed."""
+        """Add the observations of another histogram."""
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.sum_s += sum_s
 
     def copy(self) -> Histogram:
-        """The same, for another thread."""
+        """Return a copy for another thread."""
         made = Histogram(self.ends_s)
         made.counts, made.sum_s = self.counts.copy(), self.sum_s
         return made
 
 
 def gauge(name: str, help_: str, value: float) -> Family:
-    """A metric of this server without labels."""
+    """A gauge of this server without labels."""
     return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
 
 
 @dataclass
 class Counted:
     """
-    What was counted of requests.
+    Counters of requests.
 
     @ivar blobs: objects and bytes by operation, user, repository and type.
     @ivar requests: by method and status.
     @ivar durations: of requests.
-    @ivar syncs: how long C{fsync} took.
+    @ivar syncs: the durations of C{fsync}.
     """
 
     blobs: dict[tuple[str, str, str, str], tuple[int, int]] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Counted:
     handshake_failures: int = 0
 
     def copy(self) -> Counted:
-        """What was counted so far, for another thread."""
+        """Return a copy for another thread."""
         return replace(
             self,
             blobs=self.blobs.copy(),
@@ -128,7 +129,7 @@ class Counted:
         )
 
     def families(self) -> Iterator[Family]:
-        """All but the histograms."""
+        """All families except the histograms."""
         labels = ("user", "repo", "type")
         done_to: dict[str, list[tuple[tuple[str, ...], tuple[int, int]]]] = {each.value: [] for each in _DONE}
         for key, both in sorted(self.blobs.items()):
@@ -154,9 +155,9 @@ class Counted:
 
 class Tally:
     """
-    Counts requests, and how long the disk takes. For one thread, but for L{synced}.
+    Counts requests, and measures the disk. All methods except L{synced} must be called in the same thread.
 
-    @ivar counted: since the start, or since it was taken.
+    @ivar counted: the counters since the start, or since the last L{take}.
     """
 
     def __init__(self) -> None:
@@ -164,7 +165,7 @@ class Tally:
         self._syncing = threading.Lock()
 
     def __call__(self, record: Record) -> None:
-        """A request has ended (L{resticserver.telemetry.record.Recorder})."""
+        """Count a request that has ended (a L{resticserver.telemetry.record.Recorder})."""
         counted = self.counted
         counted.requests[_METHODS.get(record.method, "other"), record.status] += 1
         counted.durations.observe(record.duration_s)
@@ -173,17 +174,17 @@ class Tally:
         effect, target = record.effect, record.target
         if effect is not None and target is not None:
             size_bytes = record.sent_bytes if effect.operation is Operation.READ else effect.size_bytes
-            # Only what is there has an effect, so a client cannot invent labels.
+            # Only existing objects have an effect, so a client cannot invent label values.
             self._add(
                 (effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes
             )
 
     def handshake_failed(self) -> None:
-        """A TLS handshake has failed."""
+        """Count a failed TLS handshake."""
         self.counted.handshake_failures += 1
 
     def synced(self, duration_s: float) -> None:
-        """An C{fsync} has ended. Any thread's to call."""
+        """Record the duration of an C{fsync}. May be called in any thread."""
         with self._syncing:
             self.counted.syncs.observe(duration_s)
 
@@ -192,7 +193,7 @@ class Tally:
         self.counted.blobs[key] = (before[0] + number, before[1] + size_bytes)
 
     def take(self) -> dict[str, Any]:
-        """What was counted since the last time, in what JSON has; it is not here any more."""
+        """Return the counters as JSON types, and reset them."""
         with self._syncing:
             taken, self.counted = self.counted, Counted()
         return {
@@ -204,7 +205,7 @@ class Tally:
         }
 
     def add(self, taken: dict[str, Any]) -> None:
-        """What another has counted."""
+        """Add the result of another process's L{take}."""
         for operation, user, repository, kind, number, size_bytes in taken["blobs"]:
             self._add((operation, user, repository, kind), number, size_bytes)
         counted = self.counted
@@ -219,24 +220,24 @@ class Tally:
         counted.handshake_failures += handshake_failures
 
     def forget(self, repositories: set[str]) -> None:
-        """These repositories are not there any more, nor are their series."""
+        """Drop the series of repositories that no longer exist."""
         blobs = self.counted.blobs
         self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] not in repositories}
 
 
 class Exposition:
     """
-    Writes text for Prometheus. A line whose value has not changed since the last time is not written again: with a thousand
-    repositories these are nearly all, and to write them takes most of the time. Safe from several threads.
+    Formats metrics as text for Prometheus. Lines are cached until their values change: with a thousand repositories
+    nearly all lines stay the same, and formatting them takes most of the time. Thread-safe.
     """
 
     def __init__(self) -> None:
-        #: By family what comes before its lines, and each line by its labels, with the value that it has.
+        #: For each family: the text before its samples, and for each sample, by its labels, its value and its line.
         self._written: dict[str, tuple[bytes, dict[tuple[str, ...], tuple[float, bytes]]]] = {}
         self._lock = threading.Lock()
 
     def text(self, counted: Counted, families: Iterable[Family]) -> bytes:
-        """All of it. Takes its time where there is much; nothing of it may change meanwhile."""
+        """Format all metrics. This may take a while, and the arguments must not change meanwhile."""
         with self._lock:
             pieces = [self._piece(family) for family in (*counted.families(), *families)]
             pieces.append(
@@ -260,7 +261,8 @@ class Exposition:
         samples = family.samples
         fresh = [sample for sample in samples if (line := known.get(sample.labels)) is None or line[0] != sample.value]
         if fresh or not before:
-            # No label's value breaks a line; the comments before the first are there in any case.
+            # Label values contain no line breaks. The comments before the first sample are present even without
+            # samples.
             before, *lines = _family(family._replace(samples=fresh)).rsplit(b"\n", len(fresh) + 1)[:-1]
             known.update((labels, (value, line)) for (labels, value), line in zip(fresh, lines, strict=True))
         if len(known) != len(samples):
@@ -297,10 +299,10 @@ def _text(metric: Any) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Collector:
-        """Gives what it has when it is asked."""
+        """A collector of this one metric."""
 
         def collect(self) -> Iterator[Any]:
-            """The client library's call."""
+            """Called by the client library."""
             yield metric
 
     registry = CollectorRegistry(auto_describe=False)

@@ -1,10 +1,10 @@
 """
-What the server's processes take of the machine, under the names that every Prometheus client uses: C{process_*}, C{python_info}
-and C{python_gc_*}. Other programs' dashboards and alerts look for them, rest-server's own among them.
+Resource usage of the server's processes, under the names that every Prometheus client uses: C{process_*},
+C{python_info} and C{python_gc_*}. Existing dashboards and alerts use these names, including those for rest-server.
 
-Where the server has workers, CPU, memory and descriptors are those of the parent and all workers together; the start is the
-parent's, and so is the collection of garbage. Reads C{/proc}, which waits for no disk, but takes too long for the reactor's
-thread. Where there is no C{/proc} only the start and the CPU are known.
+With workers, CPU, memory and descriptors are the sums over the parent and all workers. The start time and the garbage
+collection figures are the parent's. The figures come from C{/proc}. Reading it never waits for a disk, but takes too
+long for the reactor's thread. Without C{/proc}, only the start time and the CPU time are known.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import NamedTuple
 
 from .metrics import Family, Kind, Sample
 
-#: Positions in C{/proc/PID/stat} behind the name, which may hold anything (proc(5)).
+#: Positions in C{/proc/PID/stat} after the name, which may contain any characters (proc(5)).
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 11, 12, 19, 20, 21
 
 
 class Figures(NamedTuple):
     """
-    One process.
+    The figures of one process.
 
-    @ivar started_s: when it was started, on the clock that begins with the machine.
-    @ivar max_fds: how many descriptors it may have open.
+    @ivar started_s: when it was started, in seconds since the machine booted.
+    @ivar max_fds: the limit on its open descriptors.
     """
 
     cpu_s: float
@@ -40,7 +40,7 @@ class Figures(NamedTuple):
 
 
 def figures_of(pid: int) -> Figures | None:
-    """Those of a process; C{None} if it has ended, or where there is no C{/proc}."""
+    """The figures of a process; C{None} if it has ended, or without C{/proc}."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
@@ -60,7 +60,7 @@ def figures_of(pid: int) -> Figures | None:
 
 
 class Processes:
-    """The figures of a server. For one thread at a time."""
+    """The figures of a server. Not thread-safe."""
 
     def __init__(self) -> None:
         self._started_s: float | None = None
@@ -68,23 +68,25 @@ class Processes:
 
     def families(self, workers: Sequence[int] | None) -> Iterator[Family]:
         """
-        All of them.
+        All families.
 
-        @param workers: their processes; C{None} for a server without.
+        @param workers: the process ids of the workers; C{None} for a server without workers.
         """
         own = figures_of(os.getpid())
         if self._started_s is None:
-            # Once: the clock may be set, and the start would move with it. Not before: twistd forks.
+            # Computed once, because the start time would change whenever the clock is set. Not computed earlier,
+            # because twistd forks.
             age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - own.started_s if own is not None else 0.0
             self._started_s = time.time() - age_s
         all_of_them = [own, *map(figures_of, workers or ())]
         found = [figures for figures in all_of_them if figures is not None]
         cpu_s = sum(figures.cpu_s for figures in found) if own is not None else time.process_time()
         if workers is not None:
-            # Workers that have ended: else the counter would go back with each, which Prometheus takes for a restart.
+            # Include ended workers. Otherwise the counter would decrease whenever one ends, which Prometheus takes for
+            # a restart.
             ended = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu_s += ended.ru_utime + ended.ru_stime
-        # One that ends at this moment is in neither.
+        # A worker that ends at this moment is counted in neither figure, so never go below the last value.
         self._cpu_s = max(self._cpu_s, cpu_s)
         yield _counter("process_cpu_seconds", "User and system CPU time in seconds", self._cpu_s)
         yield _gauge(
@@ -113,7 +115,7 @@ def _python_info() -> Family:
 
 
 def _garbage() -> Iterator[Family]:
-    """What was collected, in this process."""
+    """The garbage collector's figures for this process."""
     generations = gc.get_stats()
     for name, help_, key in (
         ("python_gc_objects_collected", "Objects that were collected", "collected"),

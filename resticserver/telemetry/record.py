@@ -1,5 +1,5 @@
 """
-The one record that every request leaves, whatever its end.
+The one record that is made of every request, however it ended.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from ..names import Target
 
 
 class Ending(Enum):
-    """How a request ended; each ends in exactly one of these."""
+    """How a request ended. Each request ends in exactly one of these ways."""
 
-    #: Answered with success.
+    #: A success response was sent.
     DONE = "done"
-    #: Answered with an error that the client caused (4xx, 507).
+    #: An error response was sent, and the client caused the error (4xx, 507).
     REFUSED = "refused"
-    #: Answered with a fault of the server (5xx).
+    #: An error response was sent for a fault of the server (5xx).
     FAILED = "failed"
-    #: The client went away before an answer began.
+    #: The client disconnected before the response began.
     LOST = "lost"
-    #: The answer began and did not come to its end.
+    #: The response began but was not completed.
     TRUNCATED = "truncated"
 
 
 class Operation(Enum):
-    """What a request did to an object, in the words of the metrics."""
+    """What a request did to an object, as named in the metrics."""
 
     WRITE = "write"
     READ = "read"
@@ -36,16 +36,16 @@ class Operation(Enum):
 
 class Effect(NamedTuple):
     """
-    What a request did to what it named.
+    The effect of a request on its target.
 
-    @ivar size_bytes: of the object that came or went; of a read only the record tells how much was sent.
+    @ivar size_bytes: of the object that was written or deleted. For a read, only the record tells how much was sent.
     """
 
     operation: Operation
     size_bytes: int = 0
 
 
-#: What the log shows for a client that went away before its answer; there is no HTTP status for it (nginx's custom).
+#: The status logged for a client that disconnected before the response. HTTP defines none; nginx uses this one.
 STATUS_CLIENT_CLOSED = 499
 
 
@@ -53,16 +53,16 @@ class Record(NamedTuple):
     """
     One request.
 
-    @ivar started: seconds since the epoch when its header was complete.
-    @ivar duration_s: from then to its end.
-    @ivar address: the client's address, C{"-"} for a unix socket.
+    @ivar started: when its header was complete, in seconds since the epoch.
+    @ivar duration_s: the time from then to its end.
+    @ivar address: the client's address; C{"-"} for a unix socket.
     @ivar user: the authenticated user, or C{None}.
     @ivar method: as sent; C{uri} and C{version} likewise.
-    @ivar target: what it named, or C{None} where it named nothing.
-    @ivar status: of the answer; L{STATUS_CLIENT_CLOSED} where there was none.
-    @ivar sent_bytes: of the answer's body.
-    @ivar received_bytes: of the request's body.
-    @ivar effect: what it did to the object that it named; C{None} where nothing was done or there was none.
+    @ivar target: the object, list or repository of the path; C{None} if the path names none.
+    @ivar status: of the response; L{STATUS_CLIENT_CLOSED} if there was none.
+    @ivar sent_bytes: the size of the response body, as far as it was sent.
+    @ivar received_bytes: the size of the request body, as far as it was received.
+    @ivar effect: the effect on the target; C{None} if there was none.
     """
 
     started: float
@@ -82,5 +82,5 @@ class Record(NamedTuple):
     effect: Effect | None = None
 
 
-#: Whoever wants to know of every request.
+#: A callable that receives the record of every request.
 Recorder = Callable[[Record], None]

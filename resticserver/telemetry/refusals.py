@@ -1,8 +1,9 @@
 """
-Uploads that were refused within the last day: who, where, why and how often, and which of them are worth a line in the log.
+Uploads that were refused within the last day: who, where, why and how often, and which of them to log.
 
-A client that is refused tries again and again, so a refusal is told of once an hour for each user, repository and reason; all are
-counted. Pure rules: whoever has it calls it from one thread, and what L{Refusals.entries} gives may be read in another.
+A refused client retries again and again. So for each user, repository and reason, a refusal is reported once an hour,
+but all refusals are counted. Pure rules without I/O: all calls must come from one thread, but the result of
+L{Refusals.entries} may be read in another.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import NamedTuple
 
 from ..errors import CONTENT, DISK, MIN_FREE, QUOTA, RIGHTS
 
-#: Every reason for which an upload is refused, the ones for which there is no room first.
+#: All reasons for refusing an upload; those for lack of space come first.
 REASONS = (QUOTA, MIN_FREE, DISK, CONTENT, RIGHTS)
-#: How long a refusal is remembered.
+#: How long a refusal is remembered, in seconds.
 DAY_S = 86_400.0
-#: The same again is told of once in so long.
+#: The same refusal is reported again after this time.
 AGAIN_S = 3600.0
-#: Refusals of one hour are counted together.
+#: Refusals within this time are counted together.
 _HOUR_S = 3600.0
-#: So many different ones are remembered; the oldest is forgotten for one more.
+#: The most keys that are remembered. The oldest one is dropped for a new one.
 MOST_KEPT = 10_000
-#: So many different ones of one user are told of in an hour: who invents repositories must not fill the log.
+#: The most keys of one user that are reported per hour: a client that invents repository names must not fill the log.
 MOST_TOLD = 100
 
 #: User, repository and reason.
@@ -33,14 +34,14 @@ Key = tuple[str | None, str, str]
 
 class Refused(NamedTuple):
     """
-    What one user was refused in one repository for one reason, within the last day.
+    The refusals of one user in one repository for one reason, within the last day.
 
     @ivar user: C{None} without authentication.
-    @ivar repository: its path; empty for the one at the root. It need not be there.
+    @ivar repository: its path; empty for the one at the root. It need not exist.
     @ivar reason: one of L{REASONS}.
-    @ivar number: how often.
-    @ivar last_s: when the last time, in seconds since 1970.
-    @ivar message: what the client was told then.
+    @ivar number: how many there were.
+    @ivar last_s: the time of the last one, in seconds since 1970.
+    @ivar message: the message that the client got with the last one.
     """
 
     user: str | None
@@ -53,10 +54,10 @@ class Refused(NamedTuple):
 
 class Entry(NamedTuple):
     """
-    What is remembered for one key; times are the monotonic clock's.
+    What is remembered for one key. All times are from the monotonic clock.
 
-    @ivar hours: when the first and the last one of an hour was, and how many; the oldest first.
-    @ivar told_s: when it was told of.
+    @ivar hours: for each hour, the oldest first, the times of the first and the last refusal, and their number.
+    @ivar told_s: when it was last reported.
     """
 
     hours: tuple[tuple[float, float, int], ...]
@@ -65,11 +66,11 @@ class Entry(NamedTuple):
 
     @property
     def last_s(self) -> float:
-        """When the last one was."""
+        """The time of the last refusal."""
         return self.hours[-1][1]
 
     def within_a_day(self, now_s: float) -> tuple[tuple[float, float, int], ...]:
-        """Those hours that are not over for more than a day."""
+        """The hours whose last refusal is less than a day old."""
         return tuple(hour for hour in self.hours if hour[1] > now_s - DAY_S)
 
 
@@ -77,22 +78,26 @@ class Refusals:
     """
     The refusals of one server.
 
-    @param clock: seconds that never go backwards.
-    @ivar totals: how many there were since the start, by reason.
-    @ivar changes: how often something was added.
+    @param clock: seconds of a monotonic clock.
+    @ivar totals: the number of refusals since the start, by reason.
+    @ivar changes: how many refusals were added.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: By key, the one that was added to last at the end.
+        #: By key; the key that was updated last is at the end.
         self._entries: dict[Key, Entry] = {}
-        #: When each user's hour began, and how much of it was told of.
+        #: For each user, when the current hour began, and how many keys were reported in it.
         self._told: dict[str | None, tuple[float, int]] = {}
         self.totals: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self.changes = 0
 
     def add(self, user: str | None, repository: str, reason: str, message: str) -> bool:
-        """An upload was refused; whether that should be told of."""
+        """
+        Add a refused upload.
+
+        @return: whether to report it.
+        """
         now_s = self._clock()
         self.totals[reason] += 1
         self.changes += 1
@@ -125,14 +130,15 @@ class Refusals:
             del self._entries[next(iter(self._entries))]
 
     def entries(self) -> tuple[float, list[tuple[Key, Entry]]]:
-        """The time on the monotonic clock, and all that is remembered; what is found in it is for L{within_a_day}."""
+        """The current time of the monotonic clock, and all entries, as input for L{within_a_day}."""
         return self._clock(), list(self._entries.items())
 
     def load(self, known: Iterable[Refused], time_s: float) -> None:
         """
-        Take over what was known at the end of the last run. It counts for none of the totals.
+        Load what was saved at the end of the last run. It does not count in the totals.
 
-        @param time_s: the time, in seconds since 1970. One that was set back since makes old refusals new ones and no worse.
+        @param time_s: the current time, in seconds since 1970. If the clock was set back since, old refusals count as
+            recent ones, which is harmless.
         """
         now_s = self._clock()
         entries: dict[Key, Entry] = {}
@@ -152,10 +158,10 @@ class Refusals:
 
 def within_a_day(found: tuple[float, list[tuple[Key, Entry]]], time_s: float) -> tuple[Refused, ...]:
     """
-    What was refused within the last day, the youngest first.
+    The refusals of the last day, the newest first.
 
-    @param found: by L{Refusals.entries}.
-    @param time_s: the time then, in seconds since 1970.
+    @param found: the result of L{Refusals.entries}.
+    @param time_s: the time of that call, in seconds since 1970.
     """
     now_s, entries = found
     refused = []

@@ -1,7 +1,8 @@
 """
-What a status page says: the state of the server and of its repositories, and what of it needs somebody's attention.
+The content of a status page: the state of the server and its repositories, and what needs attention.
 
-Pure rules and records; L{resticserver.web.status_pages} makes pages of them, L{resticserver.service.monitor} collects them.
+Pure rules and records. L{resticserver.service.monitor} collects them, and L{resticserver.web.status_pages} makes pages
+of them.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from ..errors import DISK, MIN_FREE, RIGHTS
 from ..sizes import format_size
 from .refusals import Refused
 
-#: A repository without a new snapshot for so long is old.
+#: A repository without a new snapshot for this long needs attention.
 OLD_S = 7 * 86_400.0
 #: restic refreshes a lock every five minutes, and calls one stale after half an hour.
 STALE_LOCK_S = 1800.0
-#: A quota, or the disk, that is used by more than this part is nearly full.
+#: A quota or disk that is used above this fraction is nearly full.
 NEARLY_FULL = 0.9
-#: A certificate that ends so soon should be renewed.
+#: A certificate that expires within this time should be renewed.
 CERTIFICATE_S = 14 * 86_400.0
 
-#: The form of the JSON; a new number when a key changes its meaning or goes.
+#: The version of the JSON document. It is raised when a key changes its meaning or is removed.
 SCHEMA = 1
 
 
 class Level(IntEnum):
-    """How bad something is."""
+    """The severity of a concern."""
 
     GOOD = 0
     NOTICE = 1
@@ -47,16 +48,17 @@ class Concern(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RepositoryStatus:
     """
-    One repository.
+    The status of one repository.
 
     @ivar repository: its path; empty for the one at the root.
-    @ivar owner: whose quota it counts for.
-    @ivar last_snapshot_s: when its youngest snapshot was stored, in seconds since 1970; C{None} without one.
-    @ivar locks: how many there are, and C{oldest_lock_s} when the oldest was made, as far as is known.
-    @ivar damaged: how many damaged files were found since the start.
+    @ivar owner: the user whose quota it counts against.
+    @ivar last_snapshot_s: when its newest snapshot was stored, in seconds since 1970; C{None} without snapshots.
+    @ivar locks: the number of locks.
+    @ivar oldest_lock_s: when the oldest lock was created, in seconds since 1970, as far as is known.
+    @ivar damaged: the number of damaged files found since the start.
     @ivar history: its size by days since 1970, the oldest first.
-    @ivar counted: whether it has been counted since the start; before that its size is the last one known, and its snapshots
-        and locks are not known.
+    @ivar counted: whether it was counted since the start. Before that, its size is the last known one, and its
+        snapshots and locks are unknown.
     @ivar refusals: of uploads to it, within the last day.
     """
 
@@ -76,7 +78,7 @@ class RepositoryStatus:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name to display."""
         return printable(self.repository) or "/"
 
     def concerns(self, now_s: float) -> list[Concern]:
@@ -96,14 +98,15 @@ class RepositoryStatus:
         return sorted(found, key=lambda concern: -concern.level)
 
     def level(self, now_s: float) -> Level:
-        """The worst of it."""
+        """The level of the worst concern."""
         return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
 
 
 @dataclass(frozen=True, slots=True)
 class UserStatus:
     """
-    One user: the repositories below the folder of that name together, and what that user was refused, wherever that was.
+    The status of one user: the sum over the repositories in the folder of that name, and all uploads that were refused
+    to the user, in any repository.
 
     @ivar refusals: within the last day.
     """
@@ -117,12 +120,12 @@ class UserStatus:
 
     @property
     def name(self) -> str:
-        """How the name is shown."""
+        """The name to display."""
         return printable(self.user)
 
     @property
     def has_quota(self) -> bool:
-        """Whether there is a limit."""
+        """Whether the user has a quota."""
         return self.quota_bytes is not None or self.quota_objects is not None
 
     def concerns(self, now_s: float) -> list[Concern]:
@@ -133,20 +136,20 @@ class UserStatus:
         return sorted(found, key=lambda concern: -concern.level)
 
     def level(self, now_s: float) -> Level:
-        """The worst of it."""
+        """The level of the worst concern."""
         return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
     """
-    The server.
+    The status of the server.
 
-    @ivar time_s: when this was so, in seconds since 1970; C{started_s} likewise.
-    @ivar not_ready: why it is not ready; empty if it is.
-    @ivar counted: whether all repositories have been counted since the start.
-    @ivar certificate_s: when the TLS certificate ends; C{None} without TLS.
-    @ivar refusals: of uploads, within the last day, the youngest first.
+    @ivar time_s: when the status was determined, in seconds since 1970; C{started_s} likewise.
+    @ivar not_ready: why the server is not ready; empty if it is.
+    @ivar counted: whether all repositories were counted since the start.
+    @ivar certificate_s: when the TLS certificate expires; C{None} without TLS.
+    @ivar refusals: of uploads, within the last day, the newest first.
     """
 
     version: str
@@ -163,7 +166,7 @@ class ServerStatus:
     refusals: tuple[Refused, ...] = ()
 
     def with_refusals(self, refusals: Iterable[Refused]) -> ServerStatus:
-        """The same with these refusals, each also where it belongs: with its repository, and with its user."""
+        """Return a copy with these refusals, which are also assigned to their repositories and users."""
         refusals = tuple(refusals)
         of_repositories: dict[str, list[Refused]] = {}
         of_users: dict[str, list[Refused]] = {}
@@ -186,18 +189,18 @@ class ServerStatus:
 
     @property
     def size_bytes(self) -> int:
-        """What is stored in the repositories that are here."""
+        """The total size of the repositories in this status."""
         return sum(repository.size_bytes for repository in self.repositories)
 
     def concerns(self) -> list[Concern]:
-        """What of the server itself needs attention, the worst first."""
+        """What needs attention about the server itself, the worst first."""
         found = []
         if self.not_ready:
             found.append(Concern(Level.BAD, f"not ready: {self.not_ready}"))
         if self.quota_bytes is not None:
             found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
         listed = {one.repository for one in self.repositories}
-        # The disk is the server's business, and so is what stands nowhere else.
+        # A full disk concerns the server. So do refusals that are shown neither with a user nor with a repository.
         found += _of_refusals(
             [
                 one
@@ -218,23 +221,28 @@ class ServerStatus:
         return sorted(found, key=lambda concern: -concern.level)
 
     def users_by_need(self) -> list[UserStatus]:
-        """The users who have a quota or were refused something, those that need attention most first, then by name."""
+        """The users who have a quota or refused uploads, the worst first, then by name."""
         shown = [user for user in self.users if user.has_quota or user.refusals]
         return sorted(shown, key=lambda user: (-user.level(self.time_s), user.user))
 
     def worst(self) -> Level:
-        """The level of what needs attention most, be it the server, a user or a repository."""
+        """The worst level of the server, its users and its repositories."""
         found = [concern.level for concern in self.concerns()]
         found += [one.level(self.time_s) for one in self.repositories]
         found += [one.level(self.time_s) for one in self.users]
         return max(found, default=Level.GOOD)
 
     def by_need(self) -> list[RepositoryStatus]:
-        """The repositories, those that need attention most first, then by name."""
+        """The repositories, the worst first, then by name."""
         return sorted(self.repositories, key=lambda one: (-one.level(self.time_s), one.repository))
 
     def only(self, name: str, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
-        """What a user of this name may see who may see just these; how the server and others stand is not theirs to know."""
+        """
+        Return the part of the status that a user may see.
+
+        @param name: the user. The state of the server and of other users is hidden.
+        @param repositories: the repositories that the user may access.
+        """
         shown = tuple(repositories)
         return replace(
             self,
@@ -246,7 +254,7 @@ class ServerStatus:
         ).with_refusals(one for one in self.refusals if one.user == name)
 
     def as_json(self) -> dict[str, Any]:
-        """In what JSON has (docs/operations.md)."""
+        """The status as JSON types (docs/operations.md)."""
         return {
             "schema": SCHEMA,
             **_shallow(self),
@@ -264,7 +272,7 @@ class ServerStatus:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ServerStatus:
-        """What L{as_json} made."""
+        """The inverse of L{as_json}."""
 
         def known(kind: Any, values: dict[str, Any]) -> Any:
             return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
@@ -282,19 +290,25 @@ class ServerStatus:
 
 
 def _shallow(record: Any) -> dict[str, Any]:
-    """The fields of a record as they are, but for refusals; C{asdict} copies every day of every history."""
+    """
+    The fields of a record without copying them, except for refusals. (C{asdict} would copy every day of every
+    history.)
+    """
     return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "refusals"}
 
 
 def _of_quota(used: int, most: int | None, what: str) -> list[Concern]:
-    """A quota that is used up, or nearly."""
+    """The concern about a quota that is used up, or nearly."""
     if most is None or used < NEARLY_FULL * most:
         return []
     return [Concern(Level.BAD if used >= most else Level.WARNING, f"{what} {_per_cent(used, most)} used")]
 
 
 def _of_refusals(refusals: Iterable[Refused], now_s: float) -> list[Concern]:
-    """Refused uploads; where the user had no right the rules did what they are for, and nobody need do anything."""
+    """
+    Concerns about refused uploads. Uploads without the right to do so were refused as intended, so they need no
+    action.
+    """
     found = []
     for level, its in (
         (Level.WARNING, [one for one in refusals if one.reason != RIGHTS]),
@@ -312,7 +326,7 @@ def _per_cent(used: int, most: int) -> str:
 
 
 def age(seconds: float) -> str:
-    """A span of time in its largest unit, as C{3 days}."""
+    """A duration in its largest unit, such as C{3 days}."""
     for unit_s, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= unit_s:
             number = int(seconds // unit_s)
@@ -321,5 +335,5 @@ def age(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with everything escaped that is none: control characters, and bytes that are no UTF-8."""
+    """Escape everything that is not printable: control characters, and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

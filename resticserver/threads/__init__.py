@@ -1,3 +1,3 @@
 """
-Thread pools and the order of jobs in them; nothing here knows of files or HTTP.
+Thread pools and the order of their jobs. Nothing here knows of files or HTTP.
 """

@@ -1,5 +1,6 @@
 """
-Thread pools of our own, so that disks, passwords and the reactor's name look-ups never wait for each other.
+The server's own thread pools, so that disk access, password checks and the reactor's name look-ups never wait for each
+other.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ _Job = tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]
 
 class JobPool(Service):
     """
-    A pool of threads as a service. The threads are there from the start: to start one later stops the reactor for as long as
-    the others that work keep it from the interpreter's lock.
+    A thread pool as a service. All threads start with the service: starting one later would block the reactor for as
+    long as busy threads keep it from the interpreter's lock.
 
-    Not Twisted's C{ThreadPool}: what this does for a job, a queue written in C and a wake-up of the reactor that several
-    jobs share, takes a fraction of the time, and most jobs here are short.
+    This is not Twisted's C{ThreadPool}. A queue written in C, and one reactor wake-up shared by several jobs, cost a
+    fraction of its overhead per job, and most jobs here are short.
 
-    @param size: how many jobs may run at once.
-    @param nice: how far its threads stand back for others (Linux, where threads have a priority of their own).
+    @param size: how many jobs may run concurrently.
+    @param nice: the nice value of its threads (Linux only, where threads have their own priority).
     """
 
     def __init__(self, reactor: IReactorFromThreads, name: str, size: int, nice: int = 0) -> None:
@@ -62,7 +63,7 @@ class JobPool(Service):
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended: deque[tuple[Deferred[Any], Any]] = deque()
-        #: Whether the reactor has been told that jobs have ended, and has not looked yet.
+        #: True while a call of _answer is scheduled.
         self._told = False
         self._running = 0
         self._idle: list[Deferred[None]] = []
@@ -72,13 +73,13 @@ class JobPool(Service):
         """Start the threads."""
         super().startService()
         for number in range(self._size):
-            # As a daemon: a process that ends in an unusual way must not hang in a job.
+            # A daemon thread, so that a job cannot block the exit of a process that ends abnormally.
             thread = threading.Thread(target=self._work, name=f"{self.name}-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def stopService(self) -> Deferred[None]:
-        """Let all jobs end, then the threads."""
+        """Wait for all jobs, then end the threads."""
         super().stopService()
         return self._idle_now().addCallback(lambda _: self._end_threads())
 
@@ -97,7 +98,7 @@ class JobPool(Service):
         self._threads = []
 
     def _work(self) -> None:
-        """A thread's life."""
+        """The main loop of a thread."""
         if self._nice and sys.platform == "linux":
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
@@ -113,23 +114,25 @@ class JobPool(Service):
                 result = Failure()
             self._ended.append((waiting, result))
             self._tell()
-            # Else the last job's arguments and result would live until the next comes.
+            # Otherwise the arguments and the result of the last job would live until the next job.
             del item, waiting, job, args, result
 
     def _tell(self) -> None:
-        """Tell the reactor that jobs have ended."""
-        # The other way round in _answer: what is appended behind its look finds this False.
+        """Schedule the delivery of results in the reactor's thread."""
+        # _answer works in the opposite order: it resets this flag before it looks. So a result appended after its look
+        # finds the flag False.
         if not self._told:
             self._told = True
             self._reactor.callFromThread(self._answer)
 
     def _answer(self) -> None:
-        """In the reactor's thread: hand on the results that are there."""
+        """Deliver the available results. Called in the reactor's thread."""
         self._told = False
-        # Only those that are there now: what they bring about may end at once, and the sockets want their turn.
+        # Only the results that are available now: their callbacks may produce more results immediately, and the
+        # sockets must get their turn.
         for _ in range(len(self._ended)):
             waiting, result = self._ended.popleft()
-            # Whoever waited may go on with a next job; only then is it known whether the pool is idle.
+            # The callback may start another job, so only afterwards is it clear whether the pool is idle.
             waiting.callback(result)
             self._running -= 1
         if not self._running:
@@ -138,7 +141,7 @@ class JobPool(Service):
                 stopping.callback(None)
 
     def _idle_now(self) -> Deferred[None]:
-        """Fires when no job is there."""
+        """Return a Deferred that fires when no job is left."""
         waiting: Deferred[None] = Deferred()
         if self._running:
             self._idle.append(waiting)
@@ -149,21 +152,22 @@ class JobPool(Service):
 
 class QuickPool(JobPool):
     """
-    A pool for jobs that are short where the disk is quick, and wait where it is not: small uploads and removals.
+    A pool for jobs that are short on a fast disk but wait on a slow one: small uploads and removals.
 
-    Threads that work for so short a time hinder each other and the reactor's more than they help: each of their calls of
-    the system gives up the interpreter's lock and wakes one that waits for it, and has it back before that one has come. So
-    jobs are handed over when the reactor has been through its sockets, one thread does them all, and their results come
-    back together: the reactor's thread sleeps meanwhile.
+    Threads with such short jobs slow down each other and the reactor's thread. Each system call releases the
+    interpreter's lock and wakes a waiting thread, and then takes the lock back before that thread has run. So this
+    pool hands over jobs only after the reactor has served its sockets, runs them all in one thread, and delivers their
+    results together. The reactor's thread sleeps meanwhile.
 
-    That holds as long as jobs are quick. When one takes longer, those behind it get a thread each after L{PATIENCE_S}; and
-    when most take longer, they get it from the start for the next L{SLOW_S}, so that on a slow disk many wait at once.
+    This works as long as jobs are short. When a job takes longer, the jobs behind it get a thread each after
+    L{PATIENCE_S}. When most jobs take longer, each gets a thread immediately for the next L{SLOW_S}, so that many jobs
+    can wait for a slow disk concurrently.
 
-    @cvar HOLD_S: how long a result waits for those of the jobs behind it.
-    @cvar PATIENCE_S: how long a job waits for the one before it; to twice of that.
-    @cvar QUICK_S: what a quick job takes at most. With longer ones several threads are quicker after all.
-    @cvar SLOW_S: how long it is remembered that jobs are slow; one that begins by chance must not go on by the threads that
-        hinder each other.
+    @cvar HOLD_S: how long a result may wait for the results of the jobs behind it.
+    @cvar PATIENCE_S: how long a job waits for the one before it; up to twice as long in practice.
+    @cvar QUICK_S: the longest duration of a quick job. With longer jobs, several threads are faster than one.
+    @cvar SLOW_S: how long the pool stays in slow mode. A slow phase that began by chance must not prolong itself by
+        threads that slow each other down.
     """
 
     HOLD_S = 0.001
@@ -171,20 +175,22 @@ class QuickPool(JobPool):
     QUICK_S = 0.0005
     SLOW_S = 1.0
 
-    #: So many more slow jobs than quick ones make the pool slow; a wait that was too long counts twice.
+    #: The excess of slow jobs over quick ones that makes the pool slow; a wait that was too long counts twice.
     _SIGNS = 8
 
     def __init__(self, reactor: IReactorFromThreads, name: str, size: int) -> None:
         super().__init__(reactor, name, size)
         self._clock = IReactorTime(reactor)
-        #: What the reactor has not handed over yet, and what no thread has taken yet.
+        #: Jobs that the reactor has not handed over yet, and jobs that no thread has taken yet.
         self._new: list[_Job] = []
         self._waiting: deque[_Job] = deque()
-        #: What each thread sleeps on; those that sleep, of which the last one is woken first; those without a thread.
+        #: The queue that each thread sleeps on. Of these: the ones of sleeping threads (the last one is woken first),
+        #: and the ones not assigned to a thread yet.
         self._wakeups: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
         self._asleep = list(self._wakeups)
         self._free_beds: list[SimpleQueue[bool]] = []
-        #: Guards what waits and who sleeps: no job may be left between a thread's last look and its sleep.
+        #: Guards the waiting jobs and the sleeping threads: no job may be added between a thread's last look and its
+        #: sleep.
         self._guard = threading.Lock()
         self._taken = 0
         self._taken_before = 0
@@ -207,7 +213,7 @@ class QuickPool(JobPool):
         return waiting
 
     def _hand_over(self) -> None:
-        """In the reactor's thread, behind its sockets: let the new jobs begin."""
+        """Let the new jobs begin. Called in the reactor's thread, after it has served its sockets."""
         new, self._new = self._new, []
         with self._guard:
             self._waiting.extend(new)
@@ -227,13 +233,15 @@ class QuickPool(JobPool):
         self._looking = self._clock.callLater(self.PATIENCE_S, self._look)
 
     def _look(self) -> None:
-        """In the reactor's thread, now and then while there are jobs: see whether one keeps the others waiting."""
+        """
+        Check whether one job blocks the others. Called at intervals in the reactor's thread while there are jobs.
+        """
         self._looking = None
         with self._guard:
             if self._waiting and self._taken == self._taken_before:
                 self._wake(len(self._waiting))
                 self._sign(2)
-        # Results that wait for a job that takes so long, too.
+        # Also deliver results that were held back for the job that takes so long.
         self._answer()
         if self._running:
             self._look_later()
@@ -249,18 +257,19 @@ class QuickPool(JobPool):
         self._threads = []
 
     def _work(self) -> None:
-        """A thread's life."""
+        """The main loop of a thread."""
         bed = self._free_beds.pop()
         while bed.get():
             self._work_off(bed)
 
     def _work_off(self, bed: SimpleQueue[bool]) -> None:
-        """Run jobs as long as there are any."""
+        """Run jobs until none is left."""
         told = ended = time.monotonic()
         quick = False
         while True:
             with self._guard:
-                # As long as jobs are quick one thread is enough, and only one that is alone can see whether they are.
+                # One thread is enough as long as jobs are quick, and only a thread that runs alone can tell whether
+                # they are.
                 if not self._waiting or (quick and len(self._asleep) < self._size - 1):
                     self._asleep.append(bed)
                     break
@@ -276,7 +285,7 @@ class QuickPool(JobPool):
             began, ended = ended, time.monotonic()
             took_s = ended - began
             quick = ended >= self._slow_until
-            # What several do at once takes each of them longer, which says nothing of the disk.
+            # Concurrent jobs slow each other down, so their durations say nothing about the disk.
             if len(self._asleep) == self._size - 1:
                 self._sign(1 if took_s > self.QUICK_S else -1)
             if took_s > self.QUICK_S or ended - told > self.HOLD_S:
@@ -285,7 +294,7 @@ class QuickPool(JobPool):
         self._tell()
 
     def _sign(self, weight: int) -> None:
-        """A sign that jobs are slow, or that they are not."""
+        """Note evidence that jobs are slow, or that they are quick (negative weight)."""
         self._signs = max(0, self._signs + weight)
         if self._signs >= self._SIGNS:
             self._signs = 0

@@ -1,5 +1,5 @@
 """
-Pool jobs as the web layer sees them: one at a time on each thing, and its end after the last of them.
+Pool jobs for the web layer: one at a time per object, with a cleanup after the last one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ _log = Logger()
 
 
 class Pool(Protocol):
-    """Runs blocking calls elsewhere."""
+    """Runs blocking calls in other threads."""
 
     def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
         """Run C{job(*args)}; the Deferred fires with its result in the reactor's thread."""
 
 
 def shielded(running: Deferred[T]) -> Deferred[T]:
-    """What fires as C{running} does; to cancel it means to wait no more, and leaves C{running} alone."""
+    """
+    Return a Deferred that fires when C{running} does. Cancelling it ends only this wait, and does not cancel
+    C{running}.
+    """
     waiting: Deferred[T] = Deferred()
     running.addBoth(waiting.callback)
     return waiting
@@ -31,9 +34,10 @@ def shielded(running: Deferred[T]) -> Deferred[T]:
 
 class SerialJobs:
     """
-    Pool jobs on one thing (an upload, an open file): one at a time, and its end after the last of them.
+    Pool jobs on one object (an upload, an open file): one at a time, with a cleanup after the last one.
 
-    Whoever waits for a job may be cancelled (the client is gone); the job is not, and the end still comes after it.
+    A caller that waits for a job may be cancelled because the client disconnected. The job itself is not cancelled,
+    and the cleanup still waits for it.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -45,9 +49,10 @@ class SerialJobs:
 
     def run(self, job: Callable[..., T], *args: Any, pool: Pool | None = None) -> Deferred[T]:
         """
-        Run a job, in another pool if one is given; the one before must have ended.
+        Run a job after the previous one has ended.
 
-        @raise CancelledError: all is over already.
+        @param pool: the pool to use, if not the default one.
+        @raise CancelledError: L{close} was called.
         """
         if self._closed:
             raise CancelledError()
@@ -65,9 +70,9 @@ class SerialJobs:
 
     def close(self, job: Callable[[], None], then: Callable[[], None] | None = None) -> None:
         """
-        Run C{job} when the running one has ended, and none after it. Only the first call counts.
+        Run C{job} after the current job, and no job after it. Only the first call has an effect.
 
-        @param then: called in the reactor's thread when that has ended.
+        @param then: called in the reactor's thread after C{job} has ended.
         """
         if self._closed:
             return

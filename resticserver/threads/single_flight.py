@@ -1,6 +1,6 @@
 """
-One run for all callers that ask for the same thing at the same time, as Go's C{singleflight}; and two users of it, one that keeps
-the result for a while and one that waits for a limited time.
+One run shared by all callers that ask for the same thing at the same time, like Go's C{singleflight}. Two classes
+build on it: one caches the result for a while, and one limits the time that a caller waits.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[Any]) -> bool:
     """
-    Wait for something, but no longer than C{seconds}; it goes on in any case.
+    Wait for a Deferred, but no longer than C{seconds}. It continues in any case.
 
-    @return: whether it has ended. Its failure is raised.
+    @return: whether it has fired. Its failure is raised.
     """
     try:
         await shielded(running).addTimeout(seconds, reactor)
@@ -31,7 +31,7 @@ async def ended_within(seconds: float, reactor: IReactorTime, running: Deferred[
 
 
 class SingleFlight(Generic[T]):
-    """Runs the same thing only once at a time. All of it is called in the reactor's thread."""
+    """Runs each operation only once at a time. All methods must be called in the reactor's thread."""
 
     def __init__(self) -> None:
         #: By key: the Deferreds that wait for the current run, and those for the next one.
@@ -39,9 +39,9 @@ class SingleFlight(Generic[T]):
 
     def run(self, key: Hashable, start: Callable[[], Deferred[T]], join: bool = True) -> Deferred[T]:
         """
-        Run C{start}, unless a run with this key goes on.
+        Run C{start}, unless a run with this key is in progress.
 
-        @param join: share the result of the current run; if false, wait for one that begins after this call.
+        @param join: share the result of the current run; if false, wait for a run that begins after this call.
         @return: fires with the run's result. Cancelling it ends this wait only, and not the run.
         """
         runs = self._runs.get(key)
@@ -66,11 +66,11 @@ class SingleFlight(Generic[T]):
 
 class CachedFlight(Generic[T]):
     """
-    Something that takes a while to find out and is asked for often: callers share one run, and its result is kept for a multiple
-    of the time that it took. So it uses a bounded share of the processor, and where it is quick the result is never old.
+    An operation that is slow and requested often. Callers share one run, and its result is kept for a multiple of the
+    time that it took. This bounds its share of the processor, and a quick operation never returns an old result.
 
     @cvar KEPT_TIMES: that multiple.
-    @param find: finds it out.
+    @param find: the operation.
     """
 
     KEPT_TIMES = 4
@@ -82,7 +82,7 @@ class CachedFlight(Generic[T]):
         self._flight: SingleFlight[T] = SingleFlight()
 
     async def get(self) -> T:
-        """The result of now, or of a moment ago."""
+        """The result of a new run, or a recent one."""
         if self._kept is not None and self._reactor.seconds() < self._kept[0]:
             return self._kept[1]
         return await self._flight.run(None, lambda: Deferred.fromCoroutine(self._find_and_keep()))
@@ -97,10 +97,10 @@ class CachedFlight(Generic[T]):
 
 class TimedFlight(Generic[T]):
     """
-    Something that is read from a disk, which may hang. There is one job at a time, so that a hanging disk takes one thread of the
-    pool and not all of them, and a caller waits for a limited time.
+    A read from a disk that may hang. Only one job runs at a time, so a hanging disk blocks one thread of the pool and
+    not all of them. A caller waits for a limited time.
 
-    @param job: reads it, in the pool.
+    @param job: reads the value in the pool.
     @param timeout_s: how long a caller waits.
     """
 
@@ -111,7 +111,7 @@ class TimedFlight(Generic[T]):
         self._flight: SingleFlight[T] = SingleFlight()
 
     async def find(self) -> T | None:
-        """What is there now; C{None} where that takes too long."""
+        """The current value; C{None} if reading takes too long."""
         try:
             return await self._flight.run(None, self._start).addTimeout(self._timeout_s, self._reactor)
         except defer.TimeoutError:

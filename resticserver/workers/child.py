@@ -1,9 +1,10 @@
 """
-One worker process: C{python -m resticserver.workers.child NUMBER}, started by the parent (L{resticserver.workers.parent}).
+One worker process: C{python -m resticserver.workers.child NUMBER}, started by the parent
+(L{resticserver.workers.parent}).
 
-It has no listening sockets and reads no settings: the parent sends those with L{Begin}, hands over connections, checks passwords,
-and sends what was read again. When the parent is gone, the worker stops as if it had been told to; of the signals only SIGKILL
-ends it.
+It has no listening sockets and reads no settings. The parent sends the settings with L{Begin}, hands over connections,
+checks passwords, and sends reloaded files. If the parent is gone, the worker stops as if it had been told to. SIGKILL
+is the only signal that ends it.
 """
 
 from __future__ import annotations
@@ -66,16 +67,16 @@ from .parent import LAST_WORDS_S
 from .process import IPC_FD, PARENTS_SIGNALS
 from .quota import RemoteQuota
 
-#: How long the last words may take on their way to a parent that is busy.
+#: How long sending the last messages may take if the parent is busy.
 _FLUSH_S = 5.0
 
-# As a program the module has another name.
+# When run as a program, the module is called __main__.
 _log = Logger(namespace="resticserver.workers.child")
 
 
 def main(number: str) -> int:
     """
-    Be a worker.
+    Run a worker.
 
     @return: the exit status.
     """
@@ -97,9 +98,9 @@ def main(number: str) -> int:
 
 class WorkerProcess:
     """
-    The worker's life.
+    Starts and stops the worker.
 
-    @ivar wire: to the parent.
+    @ivar ipc: the connection to the parent.
     @ivar log: a log observer that sends to the parent.
     @ivar status: the exit status.
     """
@@ -116,11 +117,11 @@ class WorkerProcess:
 
     def begin(self, version: str, settings: dict[str, Any], **known: Any) -> None:
         """
-        Become ready to serve.
+        Start to serve.
 
         @param version: the parent's.
         @param known: the further fields of L{Begin}.
-        @raise StartError: that is not possible; the process ends then.
+        @raise StartError: the worker cannot start; the process ends then.
         """
         try:
             if version != __version__:
@@ -144,19 +145,19 @@ class WorkerProcess:
         allocator.leave_out_what_stays()
 
     def retire(self) -> None:
-        """Another has taken this one's place: go on as long as there are connections."""
+        """Another worker has taken over: continue until no connection is left."""
         assert self._server is not None
         self._server.connections.retire().addCallback(lambda _: self.stop())
 
     def stop(self) -> None:
-        """Give transfers their time, then end; the parent says so, or is gone."""
+        """Let transfers finish within their time limit, then end. Called when the parent says so, or is gone."""
         if self._ending:
             return
         self._ending = True
         stopped = self._server.stopService() if self._server is not None else Deferred.fromCoroutine(_nothing())
         stopped.addErrback(lambda failure: _log.failure("could not stop", failure)).addCallback(lambda _: self._end())
         if self._server is not None:
-            # The parent would kill one that hangs, if it is still there.
+            # The parent would kill a worker that hangs, but the parent may be gone.
             self._reactor.callLater(self._server.shutdown_timeout_s + LAST_WORDS_S, self._end)
 
     def _end(self) -> None:
@@ -168,16 +169,16 @@ class WorkerProcess:
 
 
 async def _nothing() -> None:
-    """There is nothing to stop."""
+    """Nothing to stop."""
 
 
 class WorkerServer(SequentialServices):
     """
-    What one worker serves with.
+    The services of one worker.
 
-    @param number: its place among the workers.
-    @ivar shutdown_timeout_s: how long transfers may go on after the stop began.
-    @raise StartError: something cannot be used.
+    @param number: its number among the workers.
+    @ivar shutdown_timeout_s: how long transfers may continue after the stop began.
+    @raise StartError: a file cannot be used.
     """
 
     def __init__(self, reactor: Any, settings: Settings, ipc: IpcConnection, number: int, known: Begin) -> None:
@@ -228,7 +229,7 @@ class WorkerServer(SequentialServices):
             child.setServiceParent(self)
 
     def handlers(self) -> Handlers:
-        """What the parent may send."""
+        """The handlers of the parent's messages."""
         locks = self._directory_locks
         handlers: dict[type[Command], Callable[..., Any]] = {
             Serve: self.connections.serve,
@@ -249,9 +250,10 @@ class WorkerServer(SequentialServices):
         return handlers
 
     def stopService(self) -> Deferred[None]:
-        """Twisted's call: stop everything, then close the state file."""
+        """Stop everything, then close the state file."""
         if not self._ipc.open:
-            # The parent is gone, and its locks with it. The next server may not hear of what is stored from now on.
+            # The parent is gone, and its directory locks with it. The next server may not learn of what is stored from
+            # now on.
             if self._quota.active:
                 self._directory_locks.refuse("the server stops")
             else:

@@ -1,5 +1,6 @@
 """
-All messages between the parent and its workers: name, fields, answer, and errors. How they travel: L{resticserver.workers.ipc}.
+All messages between the parent and its workers, with their fields, answers and errors. L{resticserver.workers.ipc}
+transports them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ def _bytes() -> Any:
     return wired(lambda text: text.encode("latin-1"), lambda value: value.decode("latin-1"))
 
 
-# --- both ways
+# --- in both directions
 
 
 @dataclass(frozen=True)
 class MarkerFound(Command):
-    """The volume's marker was seen for the first time: from now on every process notices when it is missing."""
+    """The volume's marker was seen for the first time. From now on, every process notices when it is missing."""
 
     marker: bytes = _bytes()
 
@@ -45,11 +46,11 @@ class Begin(Question[None]):
     @ivar settings: L{Settings.as_json}.
     @ivar listeners: for each of the parent's sockets its C{--listen} address, C{None} for an inherited one.
     @ivar policy: the text of the policy file.
-    @ivar reading: which reading of the users the parent has.
-    @ivar volume_gone: whether the parent misses the volume, and has logged that.
+    @ivar reading: which reading of the htpasswd file the parent has.
+    @ivar volume_gone: whether the volume is missing, which the parent has logged.
     @ivar quota_active: whether the parent counts what is stored.
     @ivar marker: of the volume, if known.
-    @ivar locked: the directories in which nothing may be changed now.
+    @ivar locked: the directories that are locked against changes.
     """
 
     version: str
@@ -67,60 +68,60 @@ class Begin(Question[None]):
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Serve a connection, whose descriptor comes with this."""
+    """Serve a connection. Its descriptor is sent with this message."""
 
     listener: int
 
 
 @dataclass(frozen=True)
 class Ping(Question[None]):
-    """Answer."""
+    """Check whether the worker responds."""
 
 
 @dataclass(frozen=True)
 class Retire(Command):
-    """Another worker has this one's place: end when no connection is left."""
+    """Another worker has taken over: end once no connection is left."""
 
 
 @dataclass(frozen=True)
 class Stop(Command):
-    """Give transfers their time, then end."""
+    """Let transfers finish within their time limit, then end."""
 
 
 @dataclass(frozen=True)
 class Abort(Command):
-    """End all connections now."""
+    """Close all connections now."""
 
 
 @dataclass(frozen=True)
 class ReopenLog(Command):
-    """Open the access log by its name again."""
+    """Reopen the access log by its name."""
 
 
 @dataclass(frozen=True)
 class UsersChanged(Question[None]):
-    """The parent has read the users again: what was right before is to be asked for again."""
+    """The parent has reloaded the htpasswd file. Results of earlier checks are no longer valid."""
 
     reading: int
 
 
 @dataclass(frozen=True)
 class PolicyChanged(Question[None]):
-    """The parent has read the policy file again."""
+    """The parent has reloaded the policy file."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ReadCertificates(Question[None]):
-    """Read the certificates again."""
+    """Reload the certificates."""
 
     errors = (StartError,)
 
 
 @dataclass(frozen=True)
 class CloseDirectories(Question[None]):
-    """Let nothing be changed in these directories, and answer when no change is under way."""
+    """Lock these directories against changes, and answer when no change is under way."""
 
     cells: list[int]
     repository: Repository = _repository()
@@ -128,7 +129,7 @@ class CloseDirectories(Question[None]):
 
 @dataclass(frozen=True)
 class OpenDirectories(Command):
-    """Let these directories be changed again."""
+    """Unlock these directories."""
 
     cells: list[int]
     repository: Repository = _repository()
@@ -149,7 +150,7 @@ class SendCounts(Question[None]):
 
 @dataclass(frozen=True)
 class LogLine(Command):
-    """A line of the worker's diagnostics."""
+    """A log line of the worker."""
 
     level: str
     namespace: str
@@ -158,7 +159,7 @@ class LogLine(Command):
 
 @dataclass(frozen=True)
 class ConnectionsEnded(Command):
-    """So many connections have ended since the last such message."""
+    """This many connections have ended since the last such message."""
 
     number: int
 
@@ -173,10 +174,12 @@ class EventHappened(Command):
 @dataclass(frozen=True)
 class CheckLogin(Question[tuple[float, int]]):
     """
-    Is this login right? The answer: for how many seconds it may be believed, and by which reading of the users.
+    Ask whether a login is right. The answer: for how many seconds it may be cached, and which reading of the htpasswd
+    file it is based on.
 
     @ivar number: for L{WithdrawLogin}.
-    @ivar trusted: whether the address is a trusted proxy's; C{known}: whether the connection was logged in so before.
+    @ivar trusted: whether the address is a trusted proxy's.
+    @ivar known: whether the same login succeeded on this connection before.
     """
 
     number: str
@@ -191,7 +194,7 @@ class CheckLogin(Question[tuple[float, int]]):
 
 @dataclass(frozen=True)
 class WithdrawLogin(Command):
-    """The client of that question is gone."""
+    """The client of a L{CheckLogin} has disconnected."""
 
     number: str
 
@@ -199,7 +202,8 @@ class WithdrawLogin(Command):
 @dataclass(frozen=True)
 class Reserve(Question[int]):
     """
-    Reserve quota for an upload (L{resticserver.quota.admission.QuotaBackend.reserve}). The answer is the reservation's number.
+    Reserve quota for an upload (L{resticserver.quota.admission.QuotaBackend.reserve}). The answer is the reservation's
+    number.
     """
 
     user: str | None
@@ -223,7 +227,11 @@ class Grow(Question[None]):
 
 @dataclass(frozen=True)
 class Settle(Command):
-    """An upload or a removal (whose number is 0) has ended, and has changed what is stored by so much."""
+    """
+    An upload or a removal (whose number is 0) has ended.
+
+    @ivar change: by how much it changed what is stored.
+    """
 
     number: int
     cell: int
@@ -233,14 +241,14 @@ class Settle(Command):
 
 @dataclass(frozen=True)
 class Recount(Command):
-    """Count what is stored in a repository."""
+    """Recount a repository."""
 
     repository: Repository = _repository()
 
 
 @dataclass(frozen=True)
 class Counts(Command):
-    """What was counted for the metrics since the last such message (L{resticserver.telemetry.metrics.Tally.take})."""
+    """The counts for the metrics since the last such message (L{resticserver.telemetry.metrics.Tally.take})."""
 
     taken: dict[str, Any]
     in_flight: int
@@ -248,13 +256,13 @@ class Counts(Command):
 
 @dataclass(frozen=True)
 class GetMetrics(Question[str]):
-    """All metrics of the server, as text."""
+    """Ask for all metrics of the server, as text."""
 
     errors = (Unavailable,)
 
 
 @dataclass(frozen=True)
 class GetStatus(Question[str]):
-    """The status of the server, as JSON."""
+    """Ask for the status of the server, as JSON."""
 
     errors = (Unavailable,)

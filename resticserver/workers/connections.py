@@ -1,5 +1,5 @@
 """
-A worker's connections: the parent accepts them and hands over their descriptors.
+A worker's connections: the parent accepts them and passes their descriptors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .ipc import IpcConnection
 
 class Connections(Service):
     """
-    The connections that the parent handed over.
+    The connections that the parent has passed.
 
-    @param factories: for each of the parent's sockets, what serves its connections.
-    @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    @param factories: for each of the parent's sockets, the factory for its connections.
+    @param shutdown_timeout_s: how long transfers may continue after the stop began.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Connections(Service):
         self.setName("connections")
 
     def startService(self) -> None:
-        """Be ready to serve."""
+        """Start the factories."""
         super().startService()
         for factory in self._factories:
             factory.doStart()
@@ -53,7 +53,7 @@ class Connections(Service):
         """
         Serve a connection.
 
-        @param fd: its descriptor; -1 for one that the kernel has closed, since this process has too many.
+        @param fd: its descriptor; -1 if the kernel has closed it because this process has too many.
         """
         if fd < 0:
             self._site.out_of_descriptors("a connection was closed")
@@ -64,7 +64,7 @@ class Connections(Service):
             try:
                 self._reactor.adoptStreamConnection(connection.fileno(), connection.family, self._factories[listener])
             except OSError:
-                # The client is gone already: Twisted finds that out before it makes a protocol.
+                # The client has disconnected already. Twisted notices this before it builds a protocol.
                 self._one_ended()
 
     def _one_ended(self) -> None:
@@ -77,7 +77,7 @@ class Connections(Service):
         self._ipc.tell(ConnectionsEnded(ended))
 
     def retire(self) -> Deferred[None]:
-        """Close each connection after its next answer; fires when none is left."""
+        """Close each connection after its next response. Fires when none is left."""
         return self._site.retire()
 
     def abort(self) -> None:
@@ -85,14 +85,14 @@ class Connections(Service):
         self._site.abort_all()
 
     def stopService(self) -> Deferred[None]:
-        """Give transfers their time, then close them."""
+        """Let transfers finish within their time limit, then close all connections."""
         super().stopService()
         late = self._reactor.callLater(self._shutdown_timeout_s, self.abort)
         return self._site.drain().addCallback(lambda _: late.cancel() if late.active() else None)
 
 
 class CountingFactory:
-    """A factory of protocols that calls C{ended} for the end of each connection."""
+    """A protocol factory that calls C{ended} at the end of each connection."""
 
     noisy = False
 
@@ -101,15 +101,18 @@ class CountingFactory:
         self._ended = ended
 
     def doStart(self) -> None:
-        """Twisted's call."""
+        """See C{twisted.internet.interfaces.IProtocolFactory}."""
         self._factory.doStart()
 
     def doStop(self) -> None:
-        """Twisted's call."""
+        """See C{twisted.internet.interfaces.IProtocolFactory}."""
         self._factory.doStop()
 
     def buildProtocol(self, address: Any) -> Any:
-        """Twisted's call. The protocol may be of any class, so its C{connectionLost} is replaced on the object."""
+        """
+        See C{twisted.internet.interfaces.IProtocolFactory}. The protocol may be of any class, so its C{connectionLost}
+        is replaced on the object.
+        """
         protocol: Any = self._factory.buildProtocol(address)
 
         def connection_lost(reason: Failure = connectionDone) -> None:

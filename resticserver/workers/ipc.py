@@ -1,17 +1,18 @@
 """
-Messages between the server's processes: the parent and each worker share a pair of unix sockets, with an L{IpcConnection} at
-each end.
+Messages between the server's processes. The parent and each worker are connected by a pair of unix sockets, with an
+L{IpcConnection} at each end.
 
-A message is a L{Command} (one-way) or a L{Question}, whose answer is a value or one of its errors. What there is stands in
-L{resticserver.workers.commands}. A frame is four bytes of length and a JSON object, and may bring one descriptor::
+A message is a L{Command} (one-way) or a L{Question}, which is answered by a value or by one of its errors. All
+messages are defined in L{resticserver.workers.commands}. A frame is a length of four bytes and a JSON object, and may
+carry one file descriptor::
 
     {"tell": NAME, "with": {...}}              a command
     {"ask": NAME, "with": {...}, "number": 7}  a question
     {"answer": 7, "value": ...}                its answer, or {"answer": 7, "error": NAME, "with": [...]}
 
-Frames are handled in the order in which they were sent, and a question before anything that is sent after it. So a side that has
-an answer knows that the other one has handled all that was sent before. Nothing blocks: what the other side does not take yet
-waits here, and C{IpcConnection.waiting_bytes} says how much that is.
+Frames are handled in the order in which they were sent, and a question before anything sent after it. So when an
+answer arrives, the other side has handled everything sent before it. Nothing blocks: data that the other side does not
+accept yet is buffered, and C{IpcConnection.waiting_bytes} is its size.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: A frame that says it is longer is wrong. It cannot be skipped, so the connection is closed.
+#: The longest frame. A frame whose length is larger is invalid and cannot be skipped, so the connection is closed.
 MOST_BYTES = 64 << 20
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 64 << 10
-#: Of one read; the kernel gives the descriptors of one frame at a time.
+#: For one read; the kernel delivers the descriptors of one frame at a time.
 _MOST_DESCRIPTORS = 16
 
 _log = Logger()
@@ -48,26 +49,26 @@ A = TypeVar("A")
 
 
 class IpcConnectionLost(Exception):
-    """The other side is gone, and will not answer."""
+    """The other side is gone and will not answer."""
 
 
 class Failed(Exception):
-    """The other side could not answer, and the reason is none of the question's errors."""
+    """The other side could not answer, for a reason that is none of the question's errors."""
 
 
 class Command:
     """
-    A one-way message: a frozen dataclass, whose fields are what JSON has, or are L{wired}. A descriptor that comes with it is the
-    handler's argument C{fd}, -1 if the process has too many already.
+    A one-way message: a frozen dataclass whose fields are of JSON types, or are L{wired}. If a descriptor comes with
+    it, the handler gets it as the argument C{fd}; -1 if this process already has too many descriptors.
     """
 
     def to_wire(self) -> dict[str, Any]:
-        """The fields, by name."""
+        """The fields by name, as JSON types."""
         return {each.name: _encoded(each, getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_wire(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a message that came; a descriptor stays among them."""
+        """Decode the fields of a received message. A descriptor stays among them."""
         for each in fields(cls):  # type: ignore[arg-type]
             if (decode := each.metadata.get("decode")) is not None and values.get(each.name) is not None:
                 values[each.name] = decode(values[each.name])
@@ -78,7 +79,7 @@ class Question(Command, Generic[A]):
     """
     A message with an answer of type C{A}.
 
-    @cvar errors: what the answer may be instead; an error is sent as the first of these classes that it belongs to.
+    @cvar errors: the possible errors. An error is sent as the first of these classes that it is an instance of.
     """
 
     errors: ClassVar[tuple[type[Exception], ...]] = ()
@@ -86,11 +87,11 @@ class Question(Command, Generic[A]):
 
 @dataclass(frozen=True)
 class Unknown(Question[None]):
-    """In the place of a question that this side does not take."""
+    """Stands for a question that this side does not support."""
 
 
 def wired(decode: Callable[[Any], Any], encode: Callable[[Any], Any] = list) -> Any:
-    """A dataclass field of a type that JSON does not have; C{None} stays as it is."""
+    """A dataclass field of a type that JSON does not have. C{None} is passed unchanged."""
     return field(metadata={"decode": decode, "encode": encode})
 
 
@@ -99,8 +100,8 @@ def _encoded(each: Field[Any], value: Any) -> Any:
     return value if encode is None or value is None else encode(value)
 
 
-#: What one side takes: for each class of messages a function, which is called with the fields by name. For a question it returns
-#: the answer, or a Deferred of it, or raises one of its errors.
+#: The messages that one side supports: for each class, a function that is called with the fields by name. For a
+#: question, it returns the answer or a Deferred of it, or raises one of the question's errors.
 Handlers = Mapping[type[Command], Callable[..., Any]]
 
 
@@ -109,9 +110,10 @@ class IpcConnection:
     """
     One end of a pair of sockets between two processes.
 
-    @param name: what the other side is called in the log.
-    @param handlers: what this side takes.
+    @param name: the name of the other side in the log.
+    @param handlers: the messages that this side supports.
     @param lost: called once, when the other side is gone.
+    @ivar waiting_bytes: how much data waits to be sent.
     """
 
     def __init__(
@@ -139,23 +141,23 @@ class IpcConnection:
         self.open = True
 
     def handle(self, handlers: Handlers) -> None:
-        """Take these messages, too."""
+        """Add handlers."""
         self._handlers.update({command.__name__: (command, handler) for command, handler in handlers.items()})
 
     def start(self) -> None:
-        """Take what comes from now on."""
+        """Begin to receive."""
         if self.open:
             self._reactor.addReader(self)
 
     # --- sending
 
     def tell(self, command: Command) -> None:
-        """Send a command; nothing happens if the other side is gone."""
+        """Send a command. Does nothing if the other side is gone."""
         self._send({"tell": type(command).__name__, "with": command.to_wire()})
 
     def hand_over(self, fd: int, command: Command) -> bool:
         """
-        Send a command with a copy of a descriptor, if the other side takes it now.
+        Send a command with a copy of a descriptor, if the other side accepts it now.
 
         @return: whether it was sent.
         """
@@ -165,7 +167,7 @@ class IpcConnection:
         try:
             sent = socket.send_fds(self._socket, [frame], [fd])
         except OSError as error:
-            # ETOOMANYREFS: too many descriptors are on their way to processes that do not take them.
+            # ETOOMANYREFS: too many descriptors are in transit to processes that do not receive them.
             if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS):
                 self._send_no_more()
             return False
@@ -174,10 +176,10 @@ class IpcConnection:
 
     def ask(self, question: Question[A]) -> Deferred[A]:
         """
-        Ask a question. The Deferred fires with the answer.
+        Send a question.
 
-        It fails with one of the question's errors, with L{IpcConnectionLost} if the other side is gone before it answered, or
-        with L{Failed} if it could not answer.
+        @return: fires with the answer. Fails with one of the question's errors, with L{IpcConnectionLost} if the other
+            side is gone before it answered, or with L{Failed} if it could not answer.
         """
         if not self.open:
             return fail(IpcConnectionLost(f"{self._name} is gone"))
@@ -203,7 +205,7 @@ class IpcConnection:
                 self._reactor.addWriter(self)
 
     def doWrite(self) -> None:
-        """Twisted's call: the other side takes more."""
+        """See C{twisted.internet.interfaces.IWriteDescriptor}."""
         while self._unsent:
             try:
                 sent = self._socket.send(self._unsent[0])
@@ -219,14 +221,14 @@ class IpcConnection:
         self._reactor.removeWriter(self)
 
     def _send_no_more(self) -> None:
-        """The other side does not listen any more; what it said before is still to be read, and then its end."""
+        """The other side no longer receives. Data that it sent before is still read, up to the end of the stream."""
         self._takes = False
         self._unsent.clear()
         self.waiting_bytes = 0
         self._reactor.removeWriter(self)
 
     def flush(self, timeout_s: float) -> None:
-        """Send what waits, and wait for that: for a process that is about to end."""
+        """Send buffered data, and block until it is sent. For a process that is about to end."""
         if self._unsent:
             self._socket.settimeout(timeout_s)
             self.doWrite()
@@ -234,16 +236,20 @@ class IpcConnection:
     # --- receiving
 
     def doRead(self) -> None:
-        """Twisted's call: something came, or the other side is gone."""
+        """See C{twisted.internet.interfaces.IReadDescriptor}."""
         self._read()
 
     def read_all(self) -> None:
-        """Take all that is here already: the other side has ended."""
+        """Handle everything that was received already: the other side has ended."""
         while self._read():
             pass
 
     def _read(self) -> bool:
-        """Take what one read brings; whether there may be more."""
+        """
+        Handle the data of one read.
+
+        @return: whether there may be more.
+        """
         if not self.open:
             return False
         try:
@@ -257,7 +263,8 @@ class IpcConnection:
             os.set_inheritable(fd, False)
             self._descriptors.append(fd)
         if flags & socket.MSG_CTRUNC:
-            # This process has too many already. The kernel gives those of one frame at a time, so it is this one's.
+            # This process has too many descriptors. The kernel delivers those of one frame at a time, so the lost one
+            # belongs to this frame.
             self._descriptors.append(-1)
         if not data:
             self._end()
@@ -307,7 +314,7 @@ class IpcConnection:
     # --- the end
 
     def close(self) -> None:
-        """End it from this side."""
+        """Close the connection from this side."""
         self._end(tell=False)
 
     def _end(self, tell: bool = True) -> None:
@@ -328,25 +335,25 @@ class IpcConnection:
             self._lost()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Twisted's call: the reactor gave up on the socket."""
+        """The reactor gave up on the socket."""
         self._end()
 
     def fileno(self) -> int:
-        """Twisted's call: the socket's descriptor."""
+        """See C{twisted.internet.interfaces.IFileDescriptor}."""
         return self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """Twisted's call."""
+        """See C{twisted.internet.interfaces.ILoggingContext}."""
         return self._name
 
 
 def _unknown(name: str, /, **values: Any) -> None:
-    """A question that this side does not take."""
+    """Fail for a question that this side does not support."""
     raise LookupError(f"there is no question {name}")
 
 
 def _error_on_the_wire(command: type[Command], failure: Failure) -> dict[str, Any]:
-    """An error as the part of an answer."""
+    """Encode an error as the part of an answer."""
     for error in command.errors if issubclass(command, Question) else ():
         if isinstance(failure.value, error):
             return {"error": error.__name__, "with": failure.value.args}
@@ -355,9 +362,9 @@ def _error_on_the_wire(command: type[Command], failure: Failure) -> dict[str, An
 
 def _frame(message: dict[str, Any]) -> bytes:
     """
-    A message as bytes.
+    Encode a message.
 
-    @raise ValueError: it is longer than the other side takes.
+    @raise ValueError: it is longer than the other side accepts.
     """
     content = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(content) > MOST_BYTES:

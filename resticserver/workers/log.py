@@ -1,5 +1,5 @@
 """
-A worker's diagnostics: the parent logs them.
+Log lines of a worker, which the parent writes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from twisted.logger import LogEvent, LogLevel, eventAsText
 from .commands import LogLine
 from .ipc import IpcConnection
 
-#: While so much waits for the parent, further lines are counted and not sent.
+#: While this much data waits for the parent, further lines are dropped and counted.
 MOST_LOG_BYTES = 4 << 20
-#: A line, or a traceback, is cut to this length.
+#: Lines and tracebacks are cut to this length.
 _LONGEST_TEXT = 64 << 10
 
 
 class RemoteLog:
     """
-    A log observer that sends to the parent what the parent would log itself: this package's lines, and warnings and errors of
-    other packages. Without a parent it writes to stderr.
+    A log observer that sends to the parent what the parent would log itself: this package's messages, and warnings and
+    errors of other packages. If the parent is gone, it writes to stderr.
     """
 
     def __init__(self, reactor: Any, ipc: IpcConnection) -> None:
@@ -33,11 +33,11 @@ class RemoteLog:
         self._least = LogLevel.info
 
     def include_debug(self) -> None:
-        """Send this package's debug lines, too."""
+        """Include this package's debug messages."""
         self._least = LogLevel.debug
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event (L{twisted.logger.ILogObserver})."""
+        """Take an event (C{twisted.logger.ILogObserver})."""
         level = event.get("log_level") or LogLevel.info
         namespace = str(event.get("log_namespace", ""))
         if level < (self._least if namespace.startswith("resticserver.") else LogLevel.warn):

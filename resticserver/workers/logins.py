@@ -1,6 +1,6 @@
 """
-Password checks with workers: they ask the parent's L{resticserver.service.logins.PasswordChecker}, and remember its answer for
-as long as it holds.
+Password checks with workers: they ask the parent's L{resticserver.service.logins.PasswordChecker}, and cache its
+answers for as long as they are valid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..service.logins import PasswordChecker
 from .commands import CheckLogin, WithdrawLogin
 from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
 
-#: Logins that a worker remembers; the oldest is forgotten first, and asked for again.
+#: The most logins that a worker caches. The oldest one is dropped first, and the parent is asked again.
 MOST_REMEMBERED = 10_000
 
 _log = Logger()
@@ -31,12 +31,13 @@ _log = Logger()
 
 class RemotePasswordChecker:
     """
-    A worker's judge: the parent's, and what that one said of the same connection a moment ago.
+    A worker's password checker: asks the parent, and caches its answers for the same connection.
 
-    What is remembered ends when it ends there: after the rest of the parent's minute, or when the users were read again.
+    A cached answer expires when it expires in the parent: at the end of the parent's minute, or when the htpasswd file
+    was reloaded.
 
-    @param reading: which reading of the users the parent has, L{Htpasswd.cached}.
-    @param clock: seconds that never go backwards.
+    @param reading: which reading of the htpasswd file the parent has, see L{Htpasswd.cached}.
+    @param clock: seconds of a monotonic clock.
     """
 
     def __init__(self, ipc: IpcConnection, reading: int, clock: Callable[[], float]) -> None:
@@ -45,18 +46,19 @@ class RemotePasswordChecker:
         self._clock = clock
         self._salt = secrets.token_bytes(32)
         self._numbers = (f"{os.getpid()}-{number}" for number in count(1))
-        #: Until when each login is right, and by which reading; the oldest first.
+        #: For each login, until when it is valid, and which reading it is based on; the oldest first.
         self._right: dict[bytes, tuple[float, int]] = {}
 
     def users_changed(self, reading: int) -> None:
-        """The parent has read the users again: nothing that was right before is right without asking."""
+        """The parent has reloaded the htpasswd file: drop answers that are based on earlier readings."""
         self._reading = reading
         self._right = {digest: known for digest, known in self._right.items() if known[1] >= reading}
 
     def is_cached(self, login: Login) -> bool:
         """
-        Whether a login is right without asking; quick. Only the connection that was right before need not ask: to look
-        for what others had right is a guess, and the parent counts those.
+        Whether a login is known to be right without asking the parent; fast. This is limited to logins that were right
+        on the same connection: looking up logins of other connections is a form of guessing, which only the parent can
+        count.
         """
         if not login.known:
             return False
@@ -69,7 +71,7 @@ class RemotePasswordChecker:
 
         @raise Unauthorized: the user is unknown, or the password is wrong.
         @raise Forbidden: too many failures from this address.
-        @raise Unavailable: too many logins wait already, or the parent is gone.
+        @raise Unavailable: too many logins are waiting, or the parent is gone.
         """
         number = next(self._numbers)
         question = CheckLogin(number, login.user, login.address, login.address_is_trusted, login.known, login.password)
@@ -84,7 +86,7 @@ class RemotePasswordChecker:
             raise
         if left_s > 0:
             digest = self._digest(login)
-            self._right.pop(digest, None)  # it becomes the youngest
+            self._right.pop(digest, None)  # reinserted below as the newest
             self._right[digest] = (self._clock() + left_s, reading)
             if len(self._right) > MOST_REMEMBERED:
                 del self._right[next(iter(self._right))]
@@ -98,11 +100,11 @@ class LoginRequests:
 
     def __init__(self, password_checker: PasswordChecker) -> None:
         self._password_checker = password_checker
-        #: The questions that are not answered yet.
+        #: Unanswered questions by number.
         self._asked: dict[str, Deferred[tuple[float, int]]] = {}
 
     def handlers(self) -> Handlers:
-        """What it takes from a worker."""
+        """The handlers of a worker's messages."""
         return {CheckLogin: self._check, WithdrawLogin: self._withdraw}
 
     def _check(

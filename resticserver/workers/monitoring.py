@@ -1,5 +1,6 @@
 """
-Metrics and status with workers: a worker sends what it has counted to the parent, and asks it for the whole.
+Metrics and status with workers: a worker sends its counts to the parent, and asks it for the figures of the whole
+server.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from ..web.page import Page
 from .commands import Counts, GetMetrics, GetStatus
 from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
 
-#: How often a worker sends what it has counted.
+#: The interval at which a worker sends its counts.
 SEND_S = 1.0
 
 
 class WorkerMonitoring(Service):
     """
-    A worker's part.
+    The worker's side.
 
     @param pages: the pool in which pages are made.
-    @param requests_in_flight: how many requests are being answered here.
+    @param requests_in_flight: returns how many requests this worker is serving.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class WorkerMonitoring(Service):
         self.tally = Tally()
 
     def startService(self) -> None:
-        """Send the counts at intervals: a worker that is killed sends nothing more."""
+        """Send the counts at intervals, because a worker that is killed cannot send its last ones."""
         super().startService()
         self._sending.start(SEND_S, now=False)
 
@@ -60,7 +61,7 @@ class WorkerMonitoring(Service):
         self.send()
 
     def send(self) -> None:
-        """Send the counts to the parent, which may have asked for them."""
+        """Send the counts to the parent. Also called when the parent asks for them."""
         self._ipc.tell(Counts(self.tally.take(), self._requests_in_flight()))
 
     async def metrics(self) -> Page:
@@ -72,7 +73,7 @@ class WorkerMonitoring(Service):
         return Page(200, CONTENT_TYPE, text.encode("utf-8"))
 
     async def status(self) -> ServerStatus:
-        """The content of a status page, as of a moment ago."""
+        """The content of the status page, which may be a moment old."""
         return await self._status.get()
 
     async def _ask_for_status(self) -> ServerStatus:
@@ -96,7 +97,7 @@ class MonitoringRequests:
         self._status_text = CachedFlight(reactor, self._as_text)
 
     def handlers(self, worker: object) -> Handlers:
-        """What it takes from a worker."""
+        """The handlers of a worker's messages."""
         return {
             Counts: partial(self._counted, worker),
             GetMetrics: lambda: Deferred.fromCoroutine(self._metrics()),

@@ -1,12 +1,13 @@
 """
-C{--workers}: the sockets, and the processes that serve what comes in through them.
+C{--workers}: the listening sockets, and the processes that serve their connections.
 
-The parent accepts connections. Each goes to the worker with the fewest, as a descriptor (L{resticserver.workers.ipc}), and the
-parent never reads from it. Workers report how many connections have ended, so the counts are exact. A worker that dies is
-replaced, at first immediately and then after longer and longer pauses; without workers connections wait in the sockets' backlog.
-A worker that does not answer for a minute is killed, and so replaced.
+The parent accepts connections and passes each one, as a descriptor (L{resticserver.workers.ipc}), to the worker with
+the fewest connections. The parent never reads from it. Workers report how many connections have ended, so the counts
+are exact. A worker that dies is replaced, at first immediately and then after increasing pauses. Without workers,
+connections wait in the sockets' backlog. A worker that does not respond for a minute is killed, and therefore
+replaced.
 
-What a worker does is in L{resticserver.workers.child}; what the workers have in common is in L{resticserver.workers.topology}.
+L{resticserver.workers.child} is the worker's side. L{resticserver.workers.topology} has what the workers share.
 """
 
 from __future__ import annotations
@@ -42,49 +43,52 @@ from .commands import (
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
 from .process import Worker
 
-#: How long a start may take; it takes a second.
+#: The time limit for a worker's start, which takes a second.
 START_TIMEOUT_S = 60.0
-#: The second replacement of a worker in a row waits for the first of these, each further one for twice as long, up to the other.
+#: The pause before the second replacement of a worker in a row, and the longest pause. Each further pause is twice as
+#: long as the last.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-#: A worker that has lived so long was a good one: its replacement is a first one again.
+#: If a worker has run for this long, its replacement counts as a first one again.
 GOOD_LIFE_S = 60.0
-#: Each worker is asked so often whether it is there; one that owes so many answers is ended.
+#: The interval of pings. A worker with MOST_UNANSWERED unanswered pings is killed.
 PING_S = 10.0
 MOST_UNANSWERED = 6
-#: When no worker takes a connection it is offered again so soon.
+#: The pause before a connection that no worker accepted is offered again.
 OFFER_AGAIN_S = 0.05
-#: What a worker may take to end after it has cut its last connection; the same after a second signal.
+#: How long a worker may take to end after it has closed its last connection. ABORT_S is the same after a second
+#: signal.
 LAST_WORDS_S = 10.0
 ABORT_S = 2.0
 
-#: What all workers find out by themselves, and say in the same words: said once until something else is said.
+#: Sources of messages that all workers log independently in the same words. Such a message is logged once, until a
+#: different one follows.
 _COMMON_NEWS = ("resticserver.storage.volume", "resticserver.storage.publish", "resticserver.service.readiness")
 
 _log = Logger()
 
 
 class WorkersOwner(Protocol):
-    """What the workers need to know of the server, and what the server hears of them."""
+    """What the workers need from the server, and what they report to it."""
 
     def begin(self, listeners: list[str | None]) -> Begin:
         """The first message to a worker. Each listener is its C{--listen} address, C{None} for an inherited socket."""
 
     def handlers(self, worker: object) -> Handlers:
-        """What is taken from a worker, besides what is about the worker itself."""
+        """The handlers of a worker's messages, except those about the worker itself."""
 
     def worker_gone(self, worker: object) -> None:
-        """A worker's process has ended."""
+        """A worker process has ended."""
 
     def announce(self) -> None:
-        """All workers are ready; the next line of the log says where the server listens."""
+        """All workers are ready; the next log line says where the server listens."""
 
 
 class Workers(Service):
     """
-    The sockets and the workers.
+    The listening sockets and the workers.
 
-    @param addresses: the values of C{--listen}; inherited sockets take their place.
-    @param shutdown_timeout_s: how long transfers may go on after the stop began.
+    @param addresses: the values of C{--listen}; inherited sockets replace them.
+    @param shutdown_timeout_s: how long transfers may continue after the stop began.
     """
 
     def __init__(
@@ -100,9 +104,9 @@ class Workers(Service):
         self._owner = owner
         self._shutdown_timeout_s = shutdown_timeout_s
         self._acceptors: list[Acceptor] = []
-        #: For each socket the address by which workers know what to put before HTTP; None for an inherited one.
+        #: For each socket, its address, which tells workers how to wrap HTTP; None for an inherited one.
         self._listeners: list[str | None] = []
-        #: All that live, and of these the one in each place.
+        #: All running workers, and the current worker of each number.
         self._workers: set[Worker] = set()
         self._places: dict[int, Worker | None] = dict.fromkeys(range(1, number + 1))
         self._failures = dict.fromkeys(self._places, 0)
@@ -124,10 +128,10 @@ class Workers(Service):
 
     def startService(self) -> None:
         """
-        Open the sockets, start the workers, and wait until they are ready. (Nothing else goes on yet: the reactor does not
-        run, and who starts the server is to know whether it does.)
+        Open the sockets, start the workers, and block until they are ready. Blocking is fine here: the reactor does
+        not run yet, and the caller must learn whether the server starts.
 
-        @raise StartError: an address is none or cannot be had, or a worker cannot start.
+        @raise StartError: an address is invalid or cannot be used, or a worker cannot start.
         """
         super().startService()
         try:
@@ -153,7 +157,7 @@ class Workers(Service):
         """
         Open the sockets.
 
-        @raise StartError: an address is none or cannot be had.
+        @raise StartError: an address is invalid or cannot be used.
         """
         try:
             self._activated = self._open()
@@ -162,7 +166,11 @@ class Workers(Service):
             raise
 
     def _open(self) -> bool:
-        """Open the sockets; whether they were inherited."""
+        """
+        Open the sockets.
+
+        @return: whether they were inherited.
+        """
         inherited = inherited_sockets(process_environment(), os.getpid())
         for address in self._addresses:
             parse_address(RecordingReactor(opens=False), address)
@@ -198,7 +206,7 @@ class Workers(Service):
                     raise StartError(worker.why_not)
 
     def give_up(self) -> None:
-        """After a start that failed: nothing stays."""
+        """Clean up after a failed start."""
         if self._stopping:
             return
         self._stopping = True
@@ -217,13 +225,13 @@ class Workers(Service):
 
     def _spawn(self, number: int) -> Worker:
         """
-        Start a worker, and give it what it has to know.
+        Start a worker, and send it L{Begin}.
 
-        @raise OSError: there can be no process now.
+        @raise OSError: the process cannot be started now.
         """
 
         def ended(worker: Worker, how: str) -> None:
-            # Not while the process is still being started, which is when Twisted takes the first look.
+            # Deferred, because Twisted first checks for the end of the process while it is still being started.
             self._reactor.callLater(0, self._worker_ended, worker, how)
 
         worker = Worker(number, self._reactor.seconds(), ended)
@@ -248,7 +256,7 @@ class Workers(Service):
         worker.cannot_begin(reason)
 
     def _ipc_lost(self, worker: Worker) -> None:
-        """The connection to a worker is lost. The worker ends by itself then; if it does not, it is killed."""
+        """The connection to a worker is lost. The worker then ends by itself; if it does not, it is killed."""
         worker.lose()
         self._adjust()
         worker.kill_after(self._reactor, LAST_WORDS_S + self._shutdown_timeout_s)
@@ -301,7 +309,7 @@ class Workers(Service):
                 worker.ping()
 
     def _log_line(self, level: str, namespace: str, text: str) -> None:
-        """A worker has something to say."""
+        """Log a line for a worker."""
         if namespace in _COMMON_NEWS:
             if self._news.get(namespace) == text:
                 return
@@ -311,7 +319,7 @@ class Workers(Service):
     # --- connections
 
     def _take(self, listener: int, connection: socket.socket) -> None:
-        """Give a connection to a worker, or keep it until one takes it."""
+        """Pass a connection to a worker, or keep it until one accepts it."""
         if self._offers or not self._give(listener, connection):
             self._offers.append((listener, connection))
             if len(self._offers) == 1:
@@ -319,7 +327,12 @@ class Workers(Service):
             self._adjust()
 
     def _give(self, listener: int, connection: socket.socket) -> bool:
-        """Give it to the worker with the fewest, the one that has waited the longest among equals; whether one took it."""
+        """
+        Pass a connection to the worker with the fewest connections. Among equals, choose the one that has waited the
+        longest.
+
+        @return: whether a worker accepted it.
+        """
         ready = [worker for worker in self._places.values() if worker is not None and worker.ready]
         for worker in sorted(ready, key=lambda one: (one.unanswered > 1, one.live, one.turn)):
             if worker.ipc.hand_over(connection.fileno(), Serve(listener)):
@@ -336,7 +349,7 @@ class Workers(Service):
         self._adjust()
 
     def _adjust(self) -> None:
-        """Accept while there is somebody to give connections to."""
+        """Accept connections only while a worker can take them."""
         ready = any(worker is not None and worker.ready for worker in self._places.values())
         for acceptor in self._acceptors if not self._stopping else ():
             if ready and not self._offers:
@@ -347,11 +360,11 @@ class Workers(Service):
     # --- all workers
 
     def number_ready(self) -> int:
-        """How many serve."""
+        """The number of workers that serve."""
         return sum(worker is not None and worker.ready for worker in self._places.values())
 
     def pids(self) -> list[int]:
-        """The processes of all that live, those that end only what they have begun too."""
+        """The process ids of all running workers, including retired ones."""
         return [worker.pid for worker in self._workers if worker.pid]
 
     def tell_all(self, command: Command) -> None:
@@ -360,7 +373,11 @@ class Workers(Service):
             worker.ipc.tell(command)
 
     async def ask_all(self, question: Question[None]) -> bool:
-        """Ask every worker to do something; whether all that are still there have done it."""
+        """
+        Send a question to every worker.
+
+        @return: whether all workers that still run answered without an error.
+        """
         asked = [(worker, worker.ipc.ask(question)) for worker in self._workers]
         done = True
         for (worker, _), (_, result) in zip(
@@ -372,7 +389,10 @@ class Workers(Service):
         return done
 
     def replace_all(self) -> None:
-        """Replace one worker after the other; each serves until its successor does, and then ends when it has no more to do."""
+        """
+        Replace the workers one after the other. Each serves until its successor is ready, and ends when its
+        connections have ended.
+        """
         if self._stopping or self._replacing:
             return
         self._replacing = True
@@ -403,7 +423,10 @@ class Workers(Service):
     # --- the end
 
     def stopService(self) -> Deferred[None]:
-        """Accept no more, give transfers their time, then end them; fires when no worker is left."""
+        """
+        Accept no more connections, let transfers finish within their time limit, then end the workers. Fires when no
+        worker is left.
+        """
         super().stopService()
         self._stopping = True
         self._close_sockets()
@@ -418,7 +441,7 @@ class Workers(Service):
         return self._ended.addCallback(lambda _: late.cancel() if late.active() else None)
 
     def abort(self) -> None:
-        """End all connections now, and soon who does not end for all that."""
+        """Close all connections now, and soon kill workers that do not end."""
         self.tell_all(Abort())
         if self._late is not None and self._late.active():
             self._late.reset(ABORT_S)

@@ -1,5 +1,5 @@
 """
-One worker process, as the parent sees it: how it is started, asked whether it answers, and ended.
+One worker process, as the parent sees it: start, health checks, end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from twisted.python.failure import Failure
 from .commands import Ping
 from .ipc import Failed, IpcConnection, IpcConnectionLost
 
-#: The descriptor of a worker's connection to the parent.
+#: The file descriptor of a worker's connection to the parent.
 IPC_FD = 3
-#: Signals that only the parent reacts to; it sends commands to the workers. A terminal's Ctrl-C and systemd's stop go to all
-#: processes.
+#: Signals that only the parent handles; it sends commands to the workers instead. A terminal's Ctrl-C and systemd's
+#: stop signal all processes.
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _log = Logger()
@@ -34,17 +34,17 @@ class Worker(ProcessProtocol):
     """
     A worker process.
 
-    @param number: its place among the workers; its successor has the same.
+    @param number: its number among the workers; its successor gets the same.
     @param began_s: when it was started, by the reactor's clock.
-    @param ended: called when the process has ended, with the worker and with how, in words.
-    @ivar pid: of the process.
+    @param ended: called when the process has ended, with the worker and a description of how it ended.
+    @ivar pid: the process id.
     @ivar ipc: the connection to it.
-    @ivar ready: whether connections may be given to it.
-    @ivar live: how many connections it has.
-    @ivar turn: when it was given the last one.
-    @ivar unanswered: how many pings it has not answered.
-    @ivar retired: whether another worker has its place, and it only finishes what it has begun.
-    @ivar begun: fires when it is ready, with true, or cannot be; then C{why_not} is the reason.
+    @ivar ready: whether it accepts connections.
+    @ivar live: the number of its connections.
+    @ivar turn: orders the workers by when they got their last connection.
+    @ivar unanswered: the number of unanswered pings.
+    @ivar retired: True if another worker has replaced it, and it only finishes its connections.
+    @ivar begun: fires with true when it is ready. Fires with false if it cannot start; C{why_not} then has the reason.
     """
 
     ipc: IpcConnection
@@ -64,7 +64,7 @@ class Worker(ProcessProtocol):
         self._kill_later: IDelayedCall | None = None
 
     def __str__(self) -> str:
-        """For the log."""
+        """The name in log lines."""
         return f"worker {self.number} (process {self.pid})"
 
     def spawn(self, reactor: Any) -> socket.socket:
@@ -72,14 +72,14 @@ class Worker(ProcessProtocol):
         Start the process.
 
         @return: the parent's end of the connection, for L{connect}.
-        @raise OSError: a process cannot be started now.
+        @raise OSError: the process cannot be started now.
         """
         ours, its = socket.socketpair()
         with its, open(os.devnull, "rb") as nothing:
             descriptors = {0: nothing.fileno(), 1: 1, 2: 2, IPC_FD: its.fileno()}
-            # utf8: names of files, in every locale. -P: the current directory has no modules of ours.
+            # utf8: file names are UTF-8 in every locale. -P: do not import from the current directory.
             command = [sys.executable, "-X", "utf8", "-P", "-m", "resticserver.workers.child", str(self.number)]
-            # They would end it before it ignores them.
+            # Otherwise these signals could end the process before it ignores them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
             try:
                 reactor.spawnProcess(self, command[0], command, env=None, childFDs=descriptors)
@@ -91,31 +91,31 @@ class Worker(ProcessProtocol):
         return ours
 
     def connect(self, ipc: IpcConnection) -> None:
-        """Talk to it over this connection from now on."""
+        """Use this connection to talk to the process."""
         self.ipc = ipc
         ipc.start()
 
     def connectionMade(self) -> None:
-        """Twisted's call: the process is there."""
+        """See C{twisted.internet.protocol.ProcessProtocol}."""
         self.pid = int(self.transport.pid)  # type: ignore[union-attr]
 
     def begin(self) -> None:
-        """It is ready."""
+        """The worker is ready."""
         self.ready = True
         self.begun.callback(True)
 
     def cannot_begin(self, reason: str) -> None:
-        """It will not be ready."""
+        """The worker cannot start."""
         self.why_not = reason
         self.begun.callback(False)
 
     def give_connection(self, turn: int) -> None:
-        """It has got a connection."""
+        """The worker was given a connection."""
         self.live += 1
         self.turn = turn
 
     def take_connections(self, number: int) -> None:
-        """So many of its connections have ended."""
+        """This many of its connections have ended."""
         self.live -= number
 
     def lose(self) -> None:
@@ -123,22 +123,22 @@ class Worker(ProcessProtocol):
         self.ready = False
 
     def retire(self) -> None:
-        """Another worker has its place."""
+        """Another worker has replaced it."""
         self.retired = True
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the process now."""
         try:
             self.transport.signalProcess("KILL")  # type: ignore[union-attr]
-        except Exception as error:  # it has ended
+        except Exception as error:  # the process has ended already
             _log.debug("{worker} cannot be killed: {error}", worker=self, error=error)
 
     def kill_after(self, reactor: Any, seconds: float) -> None:
-        """End it then, unless it has ended."""
+        """Kill the process later, unless it has ended by then."""
         self._kill_later = reactor.callLater(seconds, self.kill)
 
     def close(self) -> None:
-        """The process has ended: take what it has sent, and close the connection."""
+        """The process has ended: read its last messages, and close the connection."""
         self.ipc.read_all()
         self.ipc.close()
         if self._kill_later is not None and self._kill_later.active():
@@ -146,7 +146,7 @@ class Worker(ProcessProtocol):
         self.lose()
 
     def ping(self) -> None:
-        """Ask whether it answers."""
+        """Check whether it responds."""
         self.unanswered += 1
         self.ipc.ask(Ping()).addCallbacks(self._answered, lambda failure: failure.trap(IpcConnectionLost, Failed))
 
@@ -154,7 +154,7 @@ class Worker(ProcessProtocol):
         self.unanswered = 0
 
     def processEnded(self, reason: Failure) -> None:
-        """Twisted's call."""
+        """See C{twisted.internet.protocol.ProcessProtocol}."""
         how = "in an unknown way"
         if isinstance(reason.value, ProcessDone):
             how = "with status 0"

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 class RemoteQuota:
     """
-    A worker's L{resticserver.quota.admission.QuotaBackend}: the parent.
+    A worker's L{resticserver.quota.admission.QuotaBackend}, which asks the parent.
 
     @param active: whether the parent counts what is stored.
     """
@@ -44,7 +44,7 @@ class RemoteQuota:
 
         @return: the reservation's number; 0 while nothing is counted.
         @raise InsufficientStorage: a quota would be exceeded.
-        @raise Unavailable: the parent does not know yet, or is gone.
+        @raise Unavailable: the parent does not know the stored amount yet, or is gone.
         """
         if not self.active:
             return 0
@@ -52,7 +52,8 @@ class RemoteQuota:
 
         def answered(number: int) -> int:
             if not waits:
-                # The client is gone and the parent does not know: nothing else gives back what it has reserved.
+                # The client has disconnected, which the parent does not know. Nothing else would release the
+                # reservation.
                 self._ipc.tell(Settle(number, 0, (), Amount()))
             return number
 
@@ -78,12 +79,12 @@ class RemoteQuota:
             raise Unavailable() from error
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
-        """An upload or a removal has ended."""
+        """See L{resticserver.quota.admission.QuotaBackend.settle}."""
         if self.active:
             self._ipc.tell(Settle(number, cell, repository, change))
 
     def recount(self, repository: Repository) -> None:
-        """Count what is stored in a repository."""
+        """Ask the parent to recount a repository."""
         self._ipc.tell(Recount(repository))
 
 
@@ -94,7 +95,7 @@ class QuotaRequests:
         self._quota_keeper = quota_keeper
 
     def handlers(self, worker: object) -> Handlers:
-        """What it takes from a worker."""
+        """The handlers of a worker's messages."""
         return {
             Reserve: partial(self._reserve, worker),
             Grow: self._grow,
@@ -113,7 +114,7 @@ class QuotaRequests:
 
 
 async def _refused_or(work: Awaitable[T]) -> T:
-    """What fails for another reason than a quota is not available now."""
+    """Turn every domain error except a quota error into L{Unavailable}."""
     try:
         return await work
     except InsufficientStorage:
@@ -123,20 +124,24 @@ async def _refused_or(work: Awaitable[T]) -> T:
 
 
 class SendsToAll(Protocol):
-    """What L{WorkerDirectoryLocks} needs of L{resticserver.workers.parent.Workers}."""
+    """The part of L{resticserver.workers.parent.Workers} that L{WorkerDirectoryLocks} needs."""
 
     def tell_all(self, command: Command) -> None:
         """Send a command to every worker."""
 
     async def ask_all(self, question: Question[None]) -> bool:
-        """Ask every worker to do something; whether all that are still there have done it."""
+        """
+        Send a question to every worker.
+
+        @return: whether all workers that still run answered without an error.
+        """
 
 
 class WorkerDirectoryLocks:
     """
     The L{resticserver.quota.admission.DirectoryLocks} of all workers.
 
-    @ivar closed: what is closed now, for workers that begin.
+    @ivar closed: the directories that are locked now, for workers that start.
     """
 
     def __init__(self, workers: SendsToAll) -> None:
@@ -144,13 +149,13 @@ class WorkerDirectoryLocks:
         self.closed: list[Key] = []
 
     async def close(self, keys: list[Key]) -> None:
-        """Close directories in every worker. When this is done all that was changed there before is settled."""
+        """Lock directories in every worker. When this returns, all earlier changes in them were settled."""
         self.closed += keys
         for repository, cells in _by_repository(keys).items():
             await self._workers.ask_all(CloseDirectories(cells, repository))
 
     def open(self, keys: list[Key]) -> None:
-        """Open them again."""
+        """Unlock directories in every worker."""
         opened = set(keys)
         self.closed = [key for key in self.closed if key not in opened]
         for repository, cells in _by_repository(keys).items():

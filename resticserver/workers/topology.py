@@ -1,5 +1,6 @@
 """
-The server with C{--workers}: this process is the parent, which has the sockets, the users and the quotas; its workers serve.
+The server with C{--workers}: this process is the parent, which has the sockets, the users and the quotas. Its workers
+serve.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from .monitoring import MonitoringRequests
 from .parent import LAST_WORDS_S, Workers, WorkersOwner
 from .quota import QuotaRequests, WorkerDirectoryLocks
 
-#: The parent reads only its own files again, one after the other, and looks after the state file.
+#: The parent only reloads its own files, one after the other, and maintains the state file.
 FILE_THREADS = 4
-#: How long workers may take to send their counts.
+#: How long to wait for the workers' counts.
 COUNT_TIMEOUT_S = 2.0
 
 
@@ -44,7 +45,7 @@ class MultiProcess(WorkersOwner):
     """
     L{resticserver.service.topology.Topology}: this process and its workers.
 
-    @param announcing: called before the first line that says that the server is there.
+    @param announcing: called before the first log line that announces the server.
     """
 
     stop_s = LAST_WORDS_S
@@ -76,7 +77,7 @@ class MultiProcess(WorkersOwner):
     # --- one worker
 
     def begin(self, listeners: list[str | None]) -> Begin:
-        """L{WorkersOwner}: what holds now."""
+        """See L{WorkersOwner.begin}."""
         core, volume = self._core, self._core.store.volume
         return Begin(
             __version__,
@@ -91,7 +92,7 @@ class MultiProcess(WorkersOwner):
         )
 
     def handlers(self, worker: object) -> Handlers:
-        """L{WorkersOwner}: messages about the whole server."""
+        """L{WorkersOwner.handlers}: messages about the whole server."""
         return {
             MarkerFound: self._marker_found,
             EventHappened: self._core.events.tell,
@@ -101,7 +102,7 @@ class MultiProcess(WorkersOwner):
         }
 
     def worker_gone(self, worker: object) -> None:
-        """L{WorkersOwner}: what it has reserved is counted, and its requests are none."""
+        """L{WorkersOwner.worker_gone}: recount what it had reserved, and drop its requests in flight."""
         self.quota_keeper.holder_gone(worker)
         self.monitoring.process_gone(worker)
 
@@ -113,13 +114,13 @@ class MultiProcess(WorkersOwner):
             self.disk.run(state.remember_marker, marker)
 
     def announce(self) -> None:
-        """L{WorkersOwner}: the server is there."""
+        """See L{WorkersOwner.announce}."""
         self._announcing()
 
     # --- all workers
 
     async def _gather(self) -> None:
-        # A worker that hangs must not make the metrics hang, which would show that.
+        # A worker that hangs must not block the metrics, which would show the problem.
         asked = Deferred.fromCoroutine(self._workers.ask_all(SendCounts()))
         await ended_within(COUNT_TIMEOUT_S, self._core.reactor, asked)
 
@@ -127,16 +128,16 @@ class MultiProcess(WorkersOwner):
         yield gauge("workers", "Processes that serve", self._workers.number_ready())
 
     def reopen_log(self) -> None:
-        """Each worker opens the access log by its name again."""
+        """Tell each worker to reopen the access log by its name."""
         self._workers.tell_all(ReopenLog())
 
     def replace(self) -> bool:
-        """Replace one worker after the other."""
+        """Replace the workers one after the other."""
         self._workers.replace_all()
         return True
 
     async def spread(self, file: Reloads) -> None:
-        """Give the workers what was read again."""
+        """Pass a reloaded file to the workers."""
         core = self._core
         if core.htpasswd is not None and file is core.htpasswd:
             await self._workers.ask_all(UsersChanged(core.htpasswd.reading))
@@ -146,7 +147,7 @@ class MultiProcess(WorkersOwner):
             core.certificates.look_again()
 
     async def refresh_quota(self) -> None:
-        """Where there are limits now and were none before, the workers report what is stored from now on."""
+        """The limits may have changed. If there were none before, the workers report from now on what is stored."""
         if not self.quota_keeper.active and self.quota_keeper.wanted:
             await self._workers.ask_all(EnableQuota())
         self.quota_keeper.refresh()
