@@ -20,7 +20,7 @@ _PAUSE_SHARE = 0.05
 _LONGEST_PAUSE_S = 0.1
 
 
-def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: object = "") -> T:
+def wait_until(predicate: Callable[[], T | None], timeout_s: float = PATIENCE_S, what: object = "") -> T:
     """
     Ask again and again until the answer is true.
 
