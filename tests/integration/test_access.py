@@ -64,6 +64,7 @@ class AccessCase(SynchronousTestCase):
         method: str,
         path: str,
         body: bytes | None = None,
+        /,
         password: str | None = None,
         **headers: str,
     ) -> Reply:

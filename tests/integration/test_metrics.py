@@ -659,7 +659,7 @@ class ProcessTests(MetricsCase):
         before = self.found(server)[series("process_cpu_seconds_total")]
         for pid in server.workers()[:1]:
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: pid not in server.workers() and len(server.workers()) == 2)  # type: ignore[misc]
+            wait_until(lambda: pid not in server.workers() and len(server.workers()) == 2)
         for _ in range(20):
             after = self.found(server)[series("process_cpu_seconds_total")]
             self.assertGreaterEqual(after, before)
@@ -749,7 +749,7 @@ class WorkersTests(MetricsCase):
         for kill in range(1, 3):
             pid = self.server.workers()[0]
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: pid not in self.server.workers(), what="its end")
+            wait_until(lambda: pid not in self.server.workers(), what="its end")
             self.assertEqual(self.uploads, self.written())
             wait_until(self.both_serve, what="its successor")
             self.upload(3)
@@ -950,7 +950,7 @@ class ReadyTests(MetricsCase):
         """503 with the reason on both addresses; it lives on; uploads fail as the server's fault and leave nothing anywhere."""
         before = files_below(volume)
         for address in self.addresses:
-            wait_until(lambda address=address: self.everywhere(address) == {503}, what="503")
+            wait_until(lambda: self.everywhere(address) == {503}, what="503")
             self.assertIn(reason, self.ready(address)[1])
         for _ in range(3):
             for address in self.addresses:
@@ -969,7 +969,7 @@ class ReadyTests(MetricsCase):
     def assert_ready_again(self) -> None:
         """As before."""
         for address in self.addresses:
-            wait_until(lambda address=address: self.everywhere(address) == {200}, what="200")
+            wait_until(lambda: self.everywhere(address) == {200}, what="200")
         with self.server.client() as client:
             client.save("data", b"and again", "/alice/")
             self.assertEqual({object_id(b"stored"), object_id(b"and again")}, set(client.list("data", "/alice/")))
@@ -1211,7 +1211,7 @@ class PrometheusTests(MetricsCase):
             for variable, value in (("$instance", ".*"), ("$group", "type"), ("$__rate_interval", "1m")):
                 query = query.replace(variable, value)
             self.assertNotIn("$", query)
-            wait_until(lambda query=query: prometheus.query(query), what=query)
+            wait_until(lambda: prometheus.query(query), what=query)
 
         rules = prometheus.ask("rules")["groups"][0]["rules"]
         self.assertEqual(12, len(rules))
@@ -1220,7 +1220,7 @@ class PrometheusTests(MetricsCase):
             assert threshold is not None, rule
             beyond = {">": "> -1", "<": "< 1e18", "==": "== 1"}[threshold[1]]
             query = f"{rule['query'][: threshold.start()]} {beyond}"
-            wait_until(lambda query=query: prometheus.query(query), what=query)
+            wait_until(lambda: prometheus.query(query), what=query)
 
         self.assert_true(prometheus)
 

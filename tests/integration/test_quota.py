@@ -114,7 +114,7 @@ class FillTests(QuotaCase):
             with Watch(self.data) as watch:
                 storm.rage(
                     min(left_s, USUAL_SECONDS),
-                    lambda storm=storm: storm.count(REFUSED) and used(self.data) > LIMIT_BYTES - storm.longest,
+                    lambda: storm.count(REFUSED) and used(self.data) > LIMIT_BYTES - storm.longest,
                 )
             left_s -= USUAL_SECONDS
             self.assertLessEqual(watch.bulk_bytes, LIMIT_BYTES)
@@ -295,7 +295,7 @@ class KilledTests(QuotaCase):
         """What the next server counts is what is on disk, round after round."""
         server = self.start()
         for number in range(ROUNDS):
-            self.storm_until_killed(server, number, lambda server=server: kill_all(server))  # type: ignore[misc]
+            self.storm_until_killed(server, number, lambda: kill_all(server))
             server = self.start()
             self.assert_clean()
             with server.client() as client:
@@ -1242,7 +1242,6 @@ class SharedStormTests(StormTests):
             for _ in range(max(ROUNDS // 2, 2)):
                 time.sleep(source.uniform(0.2, 0.8))
                 pids = wait_until(lambda: len(server.workers()) == 2 and server.workers(), what="two workers")
-                assert pids
                 os.kill(source.choice(pids), signal.SIGKILL)
             time.sleep(0.3)
             storm.end()

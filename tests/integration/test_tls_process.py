@@ -277,9 +277,7 @@ class HandshakeTests(TlsCase):
                 self.plain(each, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             with Client(("127.0.0.1", port), tls=self.context()) as client:
                 counted = wait_until(
-                    lambda client=client: (
-                        b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body
-                    ),
+                    lambda: b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body,
                     what="the count",
                 )
                 self.assertTrue(counted)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -71,7 +72,7 @@ class UnreadableCase(SynchronousTestCase):
         """Start a server without root's privilege to read everything."""
         return start_server(self, self.data, "--no-auth", *flags, wrapper=(*wrapper, *unprivileged()))
 
-    def usage(self, *flags: str) -> tuple[int, dict[str, object], list[str]]:
+    def usage(self, *flags: str) -> tuple[int, dict[str, Any], list[str]]:
         """C{rest-server usage} by the same user: its status, its JSON, the lines of its stderr."""
         done = subprocess.run(
             [*unprivileged(), installed("rest-server"), "usage", "--json", "--path", str(self.data), *flags],
@@ -142,10 +143,10 @@ class ForeignTests(UnreadableCase):
         self.assertEqual([{"path": f"{self.data}/lost+found", "reason": "Permission denied"}], found["skipped"])
         self.assertEqual([("alice", 6, True)], self.rows(found))
 
-    def rows(self, found: dict[str, object]) -> list[tuple[str, int, bool]]:
+    def rows(self, found: dict[str, Any]) -> list[tuple[str, int, bool]]:
         """Name, size and whether that is complete, of each repository."""
-        lines: list[dict[str, object]] = found["repositories"]  # type: ignore[assignment]
-        return [(str(one["repository"]), one["size_bytes"], one["complete"]) for one in lines]  # type: ignore[misc]
+        lines: list[dict[str, Any]] = found["repositories"]
+        return [(str(one["repository"]), one["size_bytes"], one["complete"]) for one in lines]
 
     def test_dead_fuse_mount(self) -> None:
         """The program behind a FUSE mount has died: every look at it is ENOTCONN."""
@@ -234,7 +235,7 @@ class RepositoryTests(UnreadableCase):
             lines,
         )
         self.assertEqual(1, status)
-        rows = {one["repository"]: one for one in found["repositories"]}  # type: ignore[attr-defined]
+        rows = {one["repository"]: one for one in found["repositories"]}
         self.assertFalse(rows["alice"]["complete"])
         self.assertTrue(rows["bob"]["complete"])
         self.assertGreater(rows["alice"]["size_bytes"], 40_000)

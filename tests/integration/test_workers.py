@@ -290,12 +290,12 @@ class LossTests(WorkersCase):
 
         def kill_both() -> None:
             pids = wait_until(lambda: len(server.workers()) == 2 and server.workers(), what="two workers")
-            for pid in pids or ():
+            for pid in pids:
                 os.kill(pid, signal.SIGKILL)
 
         for line in ("started now$", "started in 1 s$", "started in 2 s$"):
             kill_both()
-            wait_until(lambda line=line: sum(line[:-1] in said for said in server.err) == 2, what=line)  # type: ignore[misc]
+            wait_until(lambda: sum(line[:-1] in said for said in server.err) == 2, what=line)
         with server.client() as client:
             self.assertEqual(404, client.get("/config").status)
 
@@ -315,7 +315,7 @@ class LossTests(WorkersCase):
             self.assertTrue(any(map(is_running, pids)))
             upload.sendall(body[len(body) // 2 :])
             self.assertEqual(200, read_reply(upload, "POST").status)
-            wait_until(lambda pids=pids: not any(map(is_running, pids)), what="the end of the workers")  # type: ignore[misc]
+            wait_until(lambda: not any(map(is_running, pids)), what="the end of the workers")
             path = object_path(self.data, "data", object_id(body))
             self.assertEqual(body, path.read_bytes())
             path.unlink()
@@ -427,7 +427,7 @@ class ReplacementTests(WorkersCase):
         for _ in range(2):
             old = self.replace(server)
             load.more()
-            wait_until(lambda old=old: not any(map(is_running, old)), what="the end of the old workers")  # type: ignore[misc]
+            wait_until(lambda: not any(map(is_running, old)), what="the end of the old workers")
         load.more()
         load.end()
         self.assertEqual([], load.failures)

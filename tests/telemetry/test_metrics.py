@@ -174,10 +174,12 @@ class TallyTests(SynchronousTestCase):
     def test_syncs(self) -> None:
         """What several threads observe adds up, through what is taken and added meanwhile."""
         tally, whole = Tally(), Tally()
-        threads = [
-            threading.Thread(target=lambda: [tally.synced(duration_s) for duration_s in (0.0001, 0.003, 60.0) * 1000])
-            for _ in range(4)
-        ]
+
+        def sync() -> None:
+            for duration_s in (0.0001, 0.003, 60.0) * 1000:
+                tally.synced(duration_s)
+
+        threads = [threading.Thread(target=sync) for _ in range(4)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):

@@ -54,7 +54,7 @@ class FakeProcess:
         handlers: Handlers = {
             Begin: self.begin,
             Ping: lambda: Deferred() if self.mute else None,
-            Serve: lambda fd, listener: (os.close(fd), self.connections.append(listener)),
+            Serve: self.serve,
             UsersChanged: lambda reading: self.told.append(f"users {reading}"),
             ReadCertificates: lambda: 1 // 0,
             **{
@@ -62,13 +62,18 @@ class FakeProcess:
                 for command in (Stop, Abort, Retire, ReopenLog)
             },
         }
-        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", handlers, lambda: None)  # type: ignore[arg-type]
+        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", handlers, lambda: None)
         self.ipc.start()
 
     def begin(self, **known: Any) -> Deferred[None] | None:
         """Be ready, or when the test says so."""
         self.known = known
         return self.began
+
+    def serve(self, fd: int, listener: int) -> None:
+        """Count a connection, and close it."""
+        os.close(fd)
+        self.connections.append(listener)
 
     def signalProcess(self, name: str) -> None:
         """Twisted's."""
@@ -107,10 +112,10 @@ class WorkersTests(SynchronousTestCase):
     """L{Workers}, two of them."""
 
     def setUp(self) -> None:
+        self.reactor = FakeProcesses()
         self.patch(listeners, "process_environment", lambda: {})
         self.patch(parent, "process_environment", lambda: {})
         self.patch(Workers, "_wait_until_ready", lambda service: self.reactor.pump())
-        self.reactor = FakeProcesses()
         self.heard: list[Any] = []
         self.state = 1
         self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, 30.0, self)
