@@ -47,6 +47,7 @@ from ..support.quota import (
 from ..support.restic import RESTIC, SKIP_WITHOUT_RESTIC, ImpatientRestic, make_tree
 from ..support.scratch import files_below, object_path, scratch_directory
 from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, installed, start_server
+from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 from . import test_process
 from .test_faults import in_parallel
@@ -467,6 +468,7 @@ class LocalChangesTests(QuotaCase):
             self.assertEqual([f"data/{kept[:2]}/{kept}"], list(stored(self.data)))
             assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_added_beside_the_server(self) -> None:
         """Local backups count: soon nothing is taken that does not fit beside them."""
         server = self.start()
@@ -490,8 +492,6 @@ class LocalChangesTests(QuotaCase):
             # What is refused anyway lets the server look again.
             self.assertEqual(REFUSED, client.post(f"/data/{object_id(b'x')}", body_of(1, LIMIT_BYTES + 1)).status)
             assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
-
-    test_added_beside_the_server.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class RefusalTests(QuotaCase):

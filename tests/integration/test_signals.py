@@ -53,7 +53,8 @@ class EarlySignalTests(SynchronousTestCase):
             bufsize=0,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        self.addCleanup(process.stdout.close)  # type: ignore[union-attr]
+        assert process.stdout is not None
+        self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         return process

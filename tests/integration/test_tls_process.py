@@ -22,6 +22,7 @@ from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 
 OPENSSL = shutil.which("openssl")
@@ -146,6 +147,7 @@ class ClientCertificateTests(TlsCase):
             with Client(address, user, password, tls=context) as client:
                 self.assertEqual(status, client.get(path).status, (user, path))
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic with C{--tls-client-cert} backs up; its name is in the log."""
         log = self.directory / "access.log"
@@ -158,8 +160,6 @@ class ClientCertificateTests(TlsCase):
         restic.succeed("backup", str(self.directory / "tree"))
         restic.succeed("check", "--read-data")
         self.assertRegex(log.read_text(), r'127\.0\.0\.1 - alice \[.*"POST /alice/pc/data/\S+ HTTP/1\.1" 200')
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class LeavingTests(TlsCase):
@@ -282,14 +282,13 @@ class HandshakeTests(TlsCase):
                 )
                 self.assertTrue(counted)
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic shows its user what is wrong."""
         server = self.start()
         restic = Restic(self, f"{server.url}/", self.directory)
         said = restic.run("cat", "config")
         self.assertIn("Client sent an HTTP request to an HTTPS server", said.out + said.err)
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
     def test_reasons(self) -> None:
         """One line with address and reason for each that fails; no word of those who say nothing."""

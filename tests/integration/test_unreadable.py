@@ -19,6 +19,7 @@ from ..support.client import Client, object_id
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, installed, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from .test_metrics import unprivileged
 from .test_volume_gone import _namespaces
@@ -148,6 +149,7 @@ class ForeignTests(UnreadableCase):
         lines: list[dict[str, Any]] = found["repositories"]
         return [(str(one["repository"]), one["size_bytes"], one["complete"]) for one in lines]
 
+    @skipped(_namespaces() or (None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "there is no /dev/fuse"))
     def test_dead_fuse_mount(self) -> None:
         """The program behind a FUSE mount has died: every look at it is ENOTCONN."""
         mount_point = self.data / "cloud"
@@ -161,10 +163,7 @@ class ForeignTests(UnreadableCase):
         self.assertEqual(0, server.stop())
         self.assert_said_once(server, mount_point, "Transport endpoint is not connected")
 
-    test_dead_fuse_mount.skip = (  # type: ignore[attr-defined]
-        _namespaces() or (None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "there is no /dev/fuse")
-    )
-
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic notices nothing."""
         self.lock("lost+found")
@@ -174,8 +173,6 @@ class ForeignTests(UnreadableCase):
         restic.create()
         restic.succeed("backup", str(self.scratch / "file"))
         self.assertIn("no errors were found", restic.succeed("check", "--read-data"))
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class SharedForeignTests(ForeignTests):

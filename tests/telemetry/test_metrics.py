@@ -23,6 +23,7 @@ from resticserver.telemetry.record import Effect, Ending, Operation, Record
 from ..contract.store import id_of
 from ..support.memory import Bench, HeldPool, request
 from ..support.processes import process_test
+from ..support.skipping import skipped
 
 PROMTOOL = shutil.which("promtool")
 #: What a test case's C{skip} is set to.
@@ -414,6 +415,7 @@ class ExpositionTests(SynchronousTestCase):
         types = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
         self.assertEqual(len(types), len(set(types)))
 
+    @skipped(SKIP_WITHOUT_PROMTOOL)
     @process_test
     def test_promtool(self) -> None:
         """C{promtool check metrics} finds nothing, also with odd names."""
@@ -423,8 +425,6 @@ class ExpositionTests(SynchronousTestCase):
                 target = Target((name,), TargetKind.OBJECT, "data", NAME)
                 tally(PLAIN._replace(user=name, target=target, effect=Effect(operation, 3)))
         self.assertEqual("", complaints(Exposition().text(tally.counted, (gauges((("a", 'b"\\\n'), 1.0)),))))
-
-    test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
 
 
 class EffectTests(SynchronousTestCase):

@@ -196,16 +196,21 @@ class WorkersTests(SynchronousTestCase):
         self.connect(3)
         self.assertEqual([3, 5], self.shares())
 
+    def fill(self, number: int) -> None:
+        """Send to a worker until its socket is full."""
+        worker = self.workers._places[number]
+        assert worker is not None
+        while worker.ipc.hand_over(0, Serve(0)):
+            pass
+
     def test_one_that_is_behind(self) -> None:
         """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
         self.reactor.removeReader(self.one.ipc)
-        while self.workers._places[1].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
-            pass
+        self.fill(1)
         self.connect(4)
         self.assertEqual(4, self.shares()[1])
         self.reactor.removeReader(self.two.ipc)
-        while self.workers._places[2].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
-            pass
+        self.fill(2)
         self.connect(3)
         self.assertEqual(1, len(self.workers._offers))
         self.reactor.addReader(self.two.ipc)
