@@ -25,8 +25,8 @@ class StepReactor(Clock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.readers: set[IReadDescriptor] = set()
-        self.writers: set[IWriteDescriptor] = set()
+        self.readers: set[Any] = set()
+        self.writers: set[Any] = set()
 
     def addReader(self, reader: IReadDescriptor) -> None:
         self.readers.add(reader)
