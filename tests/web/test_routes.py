@@ -27,7 +27,7 @@ class ApiCase(SynchronousTestCase):
         self.bench.store.create_repository(())
 
     def ask(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
+        self, method: str, path: str, body: bytes | None = None, /, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of one answer."""
         connection = self.bench.ask(request(method, path, body, **headers))
