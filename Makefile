@@ -42,7 +42,7 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/dev
-	$(VENV)/bin/mypy --package resticserver
+	$(VENV)/bin/mypy --package resticserver --package tests
 
 test: $(VENV)/dev
 	$(PARALLEL) $(TESTS)

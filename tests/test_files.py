@@ -35,13 +35,22 @@ class FileTests(SynchronousTestCase):
     def test_changes(self) -> None:
         """Once for each change: new content, another file in its place, gone, back."""
         other = Path(self.mktemp())
+
+        def replace() -> None:
+            other.write_bytes(b"second")
+            other.rename(self.path)
+
+        def make_directory() -> None:
+            self.path.unlink()
+            self.path.mkdir()
+
         for change in (
             lambda: self.path.write_bytes(b"one"),
             lambda: self.path.write_bytes(b"longer"),
-            lambda: (other.write_bytes(b"second"), other.rename(self.path)),
+            replace,
             self.path.unlink,
             lambda: self.path.write_bytes(b"back"),
-            lambda: (self.path.unlink(), self.path.mkdir()),
+            make_directory,
         ):
             change()
             self.assertTrue(self.file.changed())

@@ -24,7 +24,10 @@ from resticserver.names import Kind, is_user_name, parse_target, why_no_reposito
 from .support.htpasswd import sha_line
 from .support.memory import Bench, request
 from .support.processes import process_test
+from .support.skipping import skipped
 from .test_layers import MODULES
+
+SKIP_UNLESS_ROOT = None if os.geteuid() == 0 else "only root can become another user"
 
 ID = "0a" * 32
 PREFIX = ("backup",)
@@ -171,6 +174,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual("", done.stderr)
         return done.stdout.strip()
 
+    @skipped(SKIP_UNLESS_ROOT)
     def test_htpasswd(self) -> None:
         """An htpasswd file that may not be read: at the start and later, and never a word of doing without."""
         path = Path(self.mktemp()).absolute()
@@ -193,6 +197,7 @@ class FileTests(SynchronousTestCase):
         self.assertRegex(said, f"^{words}$")
         self.assertNotIn("--no-auth", said)
 
+    @skipped(SKIP_UNLESS_ROOT)
     def test_policy(self) -> None:
         """A policy file likewise."""
         path = Path(self.mktemp()).absolute()
@@ -200,10 +205,6 @@ class FileTests(SynchronousTestCase):
         path.chmod(0o600)
         said = self.as_nobody(path, "try: PolicyFile(path, Policy()).load()\nexcept StartError as error: print(error)")
         self.assertIn("Permission denied for user id 65534 ", said)
-
-    for _test in (test_htpasswd, test_policy):
-        if os.geteuid() != 0:
-            _test.skip = "only root can become another user"  # type: ignore[attr-defined]
 
     def test_missing(self) -> None:
         """One that is not there: what one may do is said; of a directory in its place it is not."""

@@ -62,11 +62,11 @@ class UsageTests(SynchronousTestCase):
             status = usage.main(["--path", str(self.path), *arguments])
         return status, out.getvalue(), err.getvalue()
 
-    def document(self, *arguments: str) -> dict[str, object]:
+    def document(self, *arguments: str) -> dict[str, Any]:
         """What it prints as JSON."""
         status, out, err = self.run_usage("--json", *arguments)
         self.assertEqual((0, ""), (status, err))
-        found: dict[str, object] = json.loads(out)
+        found: dict[str, Any] = json.loads(out)
         return found
 
     def test_unreadable(self) -> None:
@@ -144,8 +144,7 @@ class UsageTests(SynchronousTestCase):
         self.put("", "keys", 1, 3)
         found = self.document("--max-size", "1MiB")
         sizes = [
-            (line["repository"], line["owner"], line["size_bytes"], line["objects"])
-            for line in found["repositories"]  # type: ignore[attr-defined]
+            (line["repository"], line["owner"], line["size_bytes"], line["objects"]) for line in found["repositories"]
         ]
         self.assertEqual([("/", None, 3, 1), ("alice", "alice", 11, 1), ("alice/laptop", "alice", 555, 7)], sizes)
         self.assertEqual(
@@ -160,7 +159,7 @@ class UsageTests(SynchronousTestCase):
         policy = self.path / "policy.toml"
         policy.write_text(POLICY)
         found = self.document("--policy", str(policy))
-        alice, bob = found["repositories"]  # type: ignore[misc]
+        alice, bob = found["repositories"]
         keys = ("quota_bytes", "quota_objects", "last_snapshot")
         self.assertEqual((1024, 10, "2001-09-09T02:46:40Z"), tuple(alice[key] for key in keys))
         self.assertEqual((1024, 10, None), tuple(bob[key] for key in keys))
@@ -203,10 +202,10 @@ class UsageTests(SynchronousTestCase):
             connection.execute("UPDATE directory SET taken_ns = ?", (os.stat(self.path).st_mtime_ns,))
         connection.close()
         before = sorted((path.name, path.read_bytes()) for path in file.parent.iterdir())
-        self.assertEqual(123456, self.document()["total"]["size_bytes"])  # type: ignore[index]
+        self.assertEqual(123456, self.document()["total"]["size_bytes"])
         self.assertEqual(before, sorted((path.name, path.read_bytes()) for path in file.parent.iterdir()))
         file.write_bytes(b"no database")
-        self.assertEqual(1000, self.document()["total"]["size_bytes"])  # type: ignore[index]
+        self.assertEqual(1000, self.document()["total"]["size_bytes"])
         self.assertEqual(b"no database", file.read_bytes())
 
     def test_refused(self) -> None:

@@ -15,6 +15,7 @@ from ..support.htpasswd import bcrypt_line, sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import files_below, scratch_directory
 from ..support.server import ServerProcess, installed, server_environment, start_server
+from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 
 #: A file that is read every ten seconds, with some patience for a busy machine.
@@ -64,6 +65,7 @@ class AccessCase(SynchronousTestCase):
         method: str,
         path: str,
         body: bytes | None = None,
+        /,
         password: str | None = None,
         **headers: str,
     ) -> Reply:
@@ -226,6 +228,7 @@ class PolicyTests(AccessCase):
                 checked += 1
         self.assertEqual(20, checked)
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic_reads_only(self) -> None:
         """Real restic as a user who may only read: restore and check work, backup is refused at once."""
         server = self.start("--policy", str(self.policy))
@@ -242,8 +245,6 @@ class PolicyTests(AccessCase):
         auditor.succeed("check", "--read-data")
         auditor.succeed("restore", "latest", "--target", str(self.directory / "back"))
         self.assertEqual(1, len(auditor.snapshots()))
-
-    test_restic_reads_only.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class ReadOnlyTests(AccessCase):

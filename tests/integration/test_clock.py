@@ -48,7 +48,7 @@ class ClockTests(SynchronousTestCase):
         self.write_offset()
         self.ended = threading.Event()
         self.addCleanup(self.ended.set)
-        self.answers: Counter[object] = Counter()
+        self.answers: Counter[tuple[str, int]] = Counter()
         self.slowest_s = 0.0
 
     def write_offset(self) -> None:
@@ -177,7 +177,7 @@ class ClockTests(SynchronousTestCase):
             gone = victims.pop(0)
             self.write_users("steady", "other", *victims)
             changed = time.monotonic()
-            wait_until(lambda gone=gone: self.login(server, gone) == 401, what=f"{gone} being refused")
+            wait_until(lambda: self.login(server, gone) == 401, what=f"{gone} being refused")
             refused_after_s[step_s] = round(time.monotonic() - changed, 1)
             self.ended.wait(WHILE_S)
         return refused_after_s

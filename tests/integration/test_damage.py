@@ -55,7 +55,7 @@ class DamageTests(SynchronousTestCase):
         self.scratch = scratch_directory(self)
         self.data = self.scratch / "data"
         self.output = self.scratch / "events"
-        self.flags = (
+        self.flags: tuple[str, ...] = (
             "--prometheus",
             "--on-event",
             shlex.join(("/bin/sh", "-c", f"cat >> {shlex.quote(str(self.output))}")),

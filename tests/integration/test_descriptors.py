@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import socket
+import ssl
 import time
 from pathlib import Path
 
@@ -144,7 +145,7 @@ class LimitTests(DescriptorsCase):
                 # One too many with a request of its own is told so, and is closed properly.
                 told = [connection for connection in crowd if self.says(connection, CONFIG) == 503]
                 self.assertTrue(told, flags)
-            wait_until(lambda server=server: self.ask(server) == 404, what="a new connection is served")
+            wait_until(lambda: self.ask(server) == 404, what="a new connection is served")
             self.assertEqual(0, server.stop())
             said = [line for line in server.err if "out of descriptors" in line]
             self.assertTrue(said)
@@ -177,12 +178,12 @@ class LimitTests(DescriptorsCase):
         self.assertLessEqual(set(statuses), {404, 503, 0})
         wait_until(lambda: self.tls_status(server, context) == 404, what="a new connection is served")
 
-    def tls_status(self, server: ServerProcess, context: object) -> int:
+    def tls_status(self, server: ServerProcess, context: ssl.SSLContext) -> int:
         """The status of a request on a new connection."""
         with (
             contextlib.suppress(OSError, http.client.HTTPException),
             Client(("127.0.0.1", server.port), tls=context) as client,
-        ):  # type: ignore[arg-type]
+        ):
             return client.get("/config").status
         return 0
 
@@ -224,7 +225,8 @@ class LimitTests(DescriptorsCase):
             except (AssertionError, OSError, http.client.HTTPException):
                 return None
 
-        found = wait_until(lambda: listed() is not None, what="lists again") and listed()
+        wait_until(lambda: listed() is not None, what="lists again")
+        found = listed()
         assert found is not None
         # One that had its name when there was no descriptor for the directory's fsync was refused too, and is there.
         self.assertEqual(set(), stored - set(found))
@@ -244,7 +246,7 @@ class LimitTests(DescriptorsCase):
                             connection.sendall(CONFIG)
                         if number % 3 == 0:
                             reset(connection)
-            wait_until(lambda server=server: self.ask(server) == 404, what="a new connection is served")
+            wait_until(lambda: self.ask(server) == 404, what="a new connection is served")
             workers = server.workers()
             self.assertEqual(0, server.stop())
             self.assertEqual(2 if flags else 0, len(workers))

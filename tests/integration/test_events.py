@@ -16,6 +16,7 @@ from ..support.client import object_id
 from ..support.restic import RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from ..telemetry.test_metrics import parsed, series
 from .test_faults import in_parallel
@@ -67,6 +68,7 @@ class EventCase(SynchronousTestCase):
 class EventTests(EventCase):
     """What the command is told, and what it cannot do."""
 
+    @skipped(None if RESTIC else "restic is not installed")
     def test_restic(self) -> None:
         """A real backup: its snapshot is told of, by its own name, and the repository that was made."""
         server = self.start("cat >> $output")
@@ -79,8 +81,6 @@ class EventTests(EventCase):
         self.assertEqual(("repository-created", "alice/laptop"), (made["event"], made["repository"]))
         names = os.listdir(self.data / "alice/laptop/snapshots")
         self.assertEqual(("snapshot", [snapshot["name"]]), (snapshot["event"], names))
-
-    test_restic.skip = None if RESTIC else "restic is not installed"  # type: ignore[attr-defined]
 
     def test_hangs(self) -> None:
         """

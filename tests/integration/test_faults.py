@@ -445,7 +445,7 @@ class BrokenDiskTests(SynchronousTestCase):
                 directory = self.data / "alice" / kind
                 for make in (directory.write_bytes, directory.symlink_to):
                     directory.rename(directory.with_suffix(".away"))
-                    make(b"nowhere")  # type: ignore[operator]
+                    make(b"nowhere")
                     for method, path, sent in (
                         ("GET", f"/alice/{kind}/", None),
                         ("GET", f"/alice/{kind}/{name}", None),

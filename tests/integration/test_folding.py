@@ -21,6 +21,7 @@ from ..support.mounts import EXFAT, EXT4_FOLDING, NTFS_EXACT, NTFS_FOLDING, File
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import contents_below, scratch_directory
 from ..support.server import ServerProcess, installed, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 
 #: Everything is allowed but in /secret, and for one user.
@@ -310,6 +311,7 @@ class RightsAndSpellings(_Base):
         else:
             self.assertFalse(spelling.look(("SECRET",)))
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic backs up, prunes and checks a repository in the spelling that it has."""
         server = self.start("--private-repos")
@@ -320,8 +322,6 @@ class RightsAndSpellings(_Base):
         restic.succeed("backup", "tree")
         restic.succeed("forget", "--keep-last", "1", "--prune")
         restic.succeed("check", "--read-data")
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class ExfatTests(RightsAndSpellings, SynchronousTestCase):

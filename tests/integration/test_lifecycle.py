@@ -18,6 +18,7 @@ from ..support.proxy import UnixProxy
 from ..support.restic import SKIP_WITHOUT_RESTIC, ImpatientRestic, Restic, change_tree, make_tree
 from ..support.scratch import contents_below, files_below, hash_of_file, object_path, scratch_directory
 from ..support.server import REST_SERVER, TWISTD, ServerProcess, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 
 MIB = 1 << 20
@@ -169,6 +170,7 @@ class UsersTests(SynchronousTestCase):
         with server.client(user, password) as client:
             return client.get(path).status
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic_with_users(self) -> None:
         """Users of both kinds of hash back up to their own folders; nobody gets into the other's, or in at all."""
         server = self.start()
@@ -200,8 +202,6 @@ class UsersTests(SynchronousTestCase):
         self.assertNotEqual(refused.status, 0)
         self.assertIn("401", refused.err)
         self.assertEqual(contents_below(self.data), before)
-
-    test_restic_with_users.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
     def test_a_changed_file_is_noticed(self) -> None:
         """Without a signal, a new user gets in and a removed one stays out."""

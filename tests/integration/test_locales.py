@@ -18,6 +18,7 @@ from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import Cleans, scratch_directory
 from ..support.server import REST_SERVER, TWISTD, ServerProcess, installed, server_environment, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 
 NAME = "b\u00fcro"
@@ -185,6 +186,7 @@ class LocaleTests(SynchronousTestCase):
                 self.assertTrue(htpasswd.read_bytes().startswith("j\u00fcrgen:".encode()))
                 htpasswd.unlink()
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic's backup by the server in such a locale is one for restic on the disk."""
         make_tree(self.directory / "tree", 1, 1 << 20)
@@ -195,5 +197,3 @@ class LocaleTests(SynchronousTestCase):
         restic.succeed("check")
         config = (self.data / NAME / "config").read_bytes()
         self.assertNotEqual("", object_id(config))
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]

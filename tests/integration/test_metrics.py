@@ -39,6 +39,7 @@ from ..support.server import (
     opened_by,
     start_server,
 )
+from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 from ..telemetry.test_metrics import SKIP_WITHOUT_PROMTOOL, Series, blobs, complaints, parsed, series
 from . import test_process
@@ -569,6 +570,7 @@ class CountsTests(MetricsCase):
         self.assertEqual(status.f_blocks * status.f_frsize, found[series("rest_server_disk_size_bytes")])
         self.assertGreater(found[series("rest_server_disk_free_bytes")], 0)
 
+    @skipped(SKIP_WITHOUT_PROMTOOL)
     def test_promtool(self) -> None:
         """C{promtool check metrics} finds nothing in the page of a server that has everything, on either address."""
         policy = self.scratch / "policy.toml"
@@ -600,8 +602,6 @@ class CountsTests(MetricsCase):
                 self.assertIn(name.encode(), text)
             self.assertEqual("", complaints(text))
             self.assertNotIn(b"_created", text)
-
-    test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
 
 
 class ProcessTests(MetricsCase):
@@ -659,7 +659,7 @@ class ProcessTests(MetricsCase):
         before = self.found(server)[series("process_cpu_seconds_total")]
         for pid in server.workers()[:1]:
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: pid not in server.workers() and len(server.workers()) == 2)  # type: ignore[misc]
+            wait_until(lambda: pid not in server.workers() and len(server.workers()) == 2)
         for _ in range(20):
             after = self.found(server)[series("process_cpu_seconds_total")]
             self.assertGreaterEqual(after, before)
@@ -749,7 +749,7 @@ class WorkersTests(MetricsCase):
         for kill in range(1, 3):
             pid = self.server.workers()[0]
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: pid not in self.server.workers(), what="its end")
+            wait_until(lambda: pid not in self.server.workers(), what="its end")
             self.assertEqual(self.uploads, self.written())
             wait_until(self.both_serve, what="its successor")
             self.upload(3)
@@ -950,7 +950,7 @@ class ReadyTests(MetricsCase):
         """503 with the reason on both addresses; it lives on; uploads fail as the server's fault and leave nothing anywhere."""
         before = files_below(volume)
         for address in self.addresses:
-            wait_until(lambda address=address: self.everywhere(address) == {503}, what="503")
+            wait_until(lambda: self.everywhere(address) == {503}, what="503")
             self.assertIn(reason, self.ready(address)[1])
         for _ in range(3):
             for address in self.addresses:
@@ -969,7 +969,7 @@ class ReadyTests(MetricsCase):
     def assert_ready_again(self) -> None:
         """As before."""
         for address in self.addresses:
-            wait_until(lambda address=address: self.everywhere(address) == {200}, what="200")
+            wait_until(lambda: self.everywhere(address) == {200}, what="200")
         with self.server.client() as client:
             client.save("data", b"and again", "/alice/")
             self.assertEqual({object_id(b"stored"), object_id(b"and again")}, set(client.list("data", "/alice/")))
@@ -992,6 +992,7 @@ class ReadyTests(MetricsCase):
         """Run something where the server is."""
         subprocess.run(["nsenter", f"--mount=/proc/{self.server.pid}/ns/mnt", *command], check=True)
 
+    @skipped(_namespaces())
     def test_unmounted(self) -> None:
         """Lazily unmounted: an empty directory is in its place."""
         with self.mounted() as (volume, mount_point):
@@ -1005,8 +1006,7 @@ class ReadyTests(MetricsCase):
         self.server.wait_for_line("not ready: ")
         self.server.wait_for_line("ready again")
 
-    test_unmounted.skip = _namespaces()  # type: ignore[attr-defined]
-
+    @skipped(_namespaces())
     def test_nothing_in_its_place(self) -> None:
         """Lazily unmounted, and not even a directory is left."""
         with self.mounted() as (volume, mount_point):
@@ -1016,8 +1016,7 @@ class ReadyTests(MetricsCase):
             self.inside("mount", "--bind", str(volume), str(mount_point))
             self.assert_ready_again()
 
-    test_nothing_in_its_place.skip = _namespaces()  # type: ignore[attr-defined]
-
+    @skipped(_namespaces())
     def test_read_only(self) -> None:
         """Remounted read-only, as the kernel does it with a disk that has errors."""
         with self.mounted() as (volume, mount_point):
@@ -1028,8 +1027,7 @@ class ReadyTests(MetricsCase):
             self.inside("mount", "-o", "remount,bind,rw", str(mount_point))
             self.assert_ready_again()
 
-    test_read_only.skip = _namespaces()  # type: ignore[attr-defined]
-
+    @skipped(None if shutil.which("setpriv") or os.geteuid() else "setpriv is not installed")
     def test_unwritable(self) -> None:
         """The server's user may not write there any more."""
         flags = ("--no-auth", "--auto-create", "--prometheus", "--metrics-listen", "127.0.0.1:0", *self.every_server)
@@ -1048,10 +1046,6 @@ class ReadyTests(MetricsCase):
         self.assert_not_ready(self.data, b"Permission denied")
         restore()
         self.assert_ready_again()
-
-    test_unwritable.skip = (  # type: ignore[attr-defined]
-        None if shutil.which("setpriv") or os.geteuid() else "setpriv is not installed"
-    )
 
     def test_nearly_full(self) -> None:
         """Where C{--min-free} refuses uploads it is not ready, and says why."""
@@ -1211,7 +1205,7 @@ class PrometheusTests(MetricsCase):
             for variable, value in (("$instance", ".*"), ("$group", "type"), ("$__rate_interval", "1m")):
                 query = query.replace(variable, value)
             self.assertNotIn("$", query)
-            wait_until(lambda query=query: prometheus.query(query), what=query)
+            wait_until(lambda: prometheus.query(query), what=query)
 
         rules = prometheus.ask("rules")["groups"][0]["rules"]
         self.assertEqual(12, len(rules))
@@ -1220,7 +1214,7 @@ class PrometheusTests(MetricsCase):
             assert threshold is not None, rule
             beyond = {">": "> -1", "<": "< 1e18", "==": "== 1"}[threshold[1]]
             query = f"{rule['query'][: threshold.start()]} {beyond}"
-            wait_until(lambda query=query: prometheus.query(query), what=query)
+            wait_until(lambda: prometheus.query(query), what=query)
 
         self.assert_true(prometheus)
 

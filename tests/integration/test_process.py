@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -75,7 +76,13 @@ ANNOUNCEMENT = re.compile(
 )
 
 
-class BadInput:
+if TYPE_CHECKING:
+    _Base = SynchronousTestCase
+else:
+    _Base = object
+
+
+class BadInput(_Base):
     """
     One clear line on stderr, a status that is not zero, no traceback, soon; the same for every front door.
 
@@ -86,18 +93,18 @@ class BadInput:
     every_server: tuple[str, ...] = ()
 
     def setUp(self) -> None:
-        self.scratch = scratch_directory(self)  # type: ignore[arg-type]
+        self.scratch = scratch_directory(self)
         self.data = self.scratch / "data"
 
     def assert_refused(self, pattern: str, *flags: str) -> None:
         """Starting with these flags fails with a line that matches, and makes no traceback anywhere."""
         ended = run_to_end(self.scratch, command_line(self.door, (*self.every_server, *flags)))
-        self.assertNotEqual(ended.status, 0, ended)  # type: ignore[attr-defined]
-        self.assertGreater(ended.status, 0, ended)  # type: ignore[attr-defined]
-        self.assertNotIn("Traceback", ended.out + ended.err)  # type: ignore[attr-defined]
+        self.assertNotEqual(ended.status, 0, ended)
+        self.assertGreater(ended.status, 0, ended)
+        self.assertNotIn("Traceback", ended.out + ended.err)
         lines = [line for line in ended.err.splitlines() if not ANNOUNCEMENT.match(line)]
-        self.assertEqual(len(lines), 1, ended)  # type: ignore[attr-defined]
-        self.assertRegex(lines[0], pattern)  # type: ignore[attr-defined]
+        self.assertEqual(len(lines), 1, ended)
+        self.assertRegex(lines[0], pattern)
 
     def start_flags(self, *flags: str) -> list[str]:
         """Flags with which it would start, and more."""
@@ -182,7 +189,7 @@ class BadInput:
         file.write_bytes(b"")
         for path in ("/dev/null/data", str(file / "data"), str(file)):
             self.assert_refused(re.escape(path), "--no-auth", "--listen", "127.0.0.1:0", "--path", path)
-        self.assertEqual(file.read_bytes(), b"")  # type: ignore[attr-defined]
+        self.assertEqual(file.read_bytes(), b"")
 
     def test_unwritable_log(self) -> None:
         """An access log that cannot be opened."""
@@ -920,7 +927,7 @@ class DaemonTests(SynchronousTestCase):
             "--path", str(data), "--listen", "127.0.0.1:0", "--listen", f"unix:{path}", "--group-accessible-repos"
         )
         self.assertEqual((ended.status, ended.out), (0, ""))
-        address = wait_until(self.logged(LISTENING), what="the address in the log")[1]  # type: ignore[index]
+        address = wait_until(self.logged(LISTENING), what="the address in the log")[1]
         wait_until(path.exists, what="the socket")
         pid = wait_until(self.pid, what="the pid file")
         with Client(("127.0.0.1", int(address.rpartition(":")[2]))) as client:

@@ -47,6 +47,7 @@ from ..support.quota import (
 from ..support.restic import RESTIC, SKIP_WITHOUT_RESTIC, ImpatientRestic, make_tree
 from ..support.scratch import files_below, object_path, scratch_directory
 from ..support.server import REST_SERVER, TWISTD, ServerProcess, command_line, installed, start_server
+from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 from . import test_process
 from .test_faults import in_parallel
@@ -114,7 +115,7 @@ class FillTests(QuotaCase):
             with Watch(self.data) as watch:
                 storm.rage(
                     min(left_s, USUAL_SECONDS),
-                    lambda storm=storm: storm.count(REFUSED) and used(self.data) > LIMIT_BYTES - storm.longest,
+                    lambda: storm.count(REFUSED) and used(self.data) > LIMIT_BYTES - storm.longest,
                 )
             left_s -= USUAL_SECONDS
             self.assertLessEqual(watch.bulk_bytes, LIMIT_BYTES)
@@ -295,7 +296,7 @@ class KilledTests(QuotaCase):
         """What the next server counts is what is on disk, round after round."""
         server = self.start()
         for number in range(ROUNDS):
-            self.storm_until_killed(server, number, lambda server=server: kill_all(server))  # type: ignore[misc]
+            self.storm_until_killed(server, number, lambda: kill_all(server))
             server = self.start()
             self.assert_clean()
             with server.client() as client:
@@ -467,6 +468,7 @@ class LocalChangesTests(QuotaCase):
             self.assertEqual([f"data/{kept[:2]}/{kept}"], list(stored(self.data)))
             assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_added_beside_the_server(self) -> None:
         """Local backups count: soon nothing is taken that does not fit beside them."""
         server = self.start()
@@ -490,8 +492,6 @@ class LocalChangesTests(QuotaCase):
             # What is refused anyway lets the server look again.
             self.assertEqual(REFUSED, client.post(f"/data/{object_id(b'x')}", body_of(1, LIMIT_BYTES + 1)).status)
             assert_exact(client, self.data, LIMIT_BYTES, patience_s=NOTICED_S)
-
-    test_added_beside_the_server.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class RefusalTests(QuotaCase):
@@ -1242,7 +1242,6 @@ class SharedStormTests(StormTests):
             for _ in range(max(ROUNDS // 2, 2)):
                 time.sleep(source.uniform(0.2, 0.8))
                 pids = wait_until(lambda: len(server.workers()) == 2 and server.workers(), what="two workers")
-                assert pids
                 os.kill(source.choice(pids), signal.SIGKILL)
             time.sleep(0.3)
             storm.end()

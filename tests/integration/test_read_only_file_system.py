@@ -17,6 +17,7 @@ from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, ImpatientRestic, Restic, make_tree
 from ..support.scratch import contents_below, scratch_directory
 from ..support.server import ServerProcess, start_server
+from ..support.skipping import skipped
 from .test_metrics import unprivileged
 from .test_volume_gone import _namespaces
 
@@ -140,17 +141,15 @@ class FileSystemTests(ReadOnlyCase):
         """A tmpfs."""
         self.check_kind("tmpfs")
 
+    @skipped(_why_no("mkfs.ext4"))
     def test_ext4(self) -> None:
         """An ext4 on a loop device."""
         self.check_kind("ext4")
 
-    test_ext4.skip = _why_no("mkfs.ext4")  # type: ignore[attr-defined]
-
+    @skipped(_why_no("mksquashfs"))
     def test_squashfs(self) -> None:
         """An image that nobody could ever write to."""
         self.check_kind("squashfs")
-
-    test_squashfs.skip = _why_no("mksquashfs")  # type: ignore[attr-defined]
 
 
 class FlagsTests(ReadOnlyCase):
@@ -224,6 +223,7 @@ class FlagsTests(ReadOnlyCase):
                 )
                 self.assertEqual(200, client.get("/-/ready").status)
 
+    @skipped(None if shutil.which("setpriv") or os.geteuid() else "setpriv is not installed")
     def test_somebody_elses(self) -> None:
         """A directory whose rights let the server read it, and not more."""
         self.fill()
@@ -243,10 +243,6 @@ class FlagsTests(ReadOnlyCase):
         server = start_server(self, self.source, "--no-auth", wrapper=unprivileged(), wait=False)
         self.assertEqual(1, server.wait())
         self.assertTrue(server.said("cannot use the data directory .*: Permission denied"))
-
-    test_somebody_elses.skip = (  # type: ignore[attr-defined]
-        None if shutil.which("setpriv") or os.geteuid() else "setpriv is not installed"
-    )
 
 
 class ResticTests(ReadOnlyCase):

@@ -53,7 +53,8 @@ class EarlySignalTests(SynchronousTestCase):
             bufsize=0,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        self.addCleanup(process.stdout.close)  # type: ignore[union-attr]
+        assert process.stdout is not None
+        self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         return process
@@ -133,7 +134,7 @@ class EarlySignalTests(SynchronousTestCase):
                 self.assertIn(process.returncode, (0, -number), said)
                 if process.returncode == 0:
                     self.assertNotIn(b"Traceback", said)
-                wait_until(lambda left=workers: not any(map(is_running, left)), what="the end of the workers")
+                wait_until(lambda: not any(map(is_running, workers)), what="the end of the workers")
 
 
 class FirstProcessTests(SynchronousTestCase):
@@ -174,7 +175,7 @@ class FirstProcessTests(SynchronousTestCase):
                 lambda: len([line for line in server.err + server.out if "exit code 3" in line]) == 4,
                 what="four events",
             )
-            wait_until(lambda pid=pid: _zombies_of(pid) == 0, what="no zombies")
+            wait_until(lambda: _zombies_of(pid) == 0, what="no zombies")
             if workers == "2":
                 os.kill(children_of(pid)[0], signal.SIGKILL)
                 server.wait_for_line("ended by signal 9; another is started")
@@ -190,7 +191,7 @@ class FirstProcessTests(SynchronousTestCase):
                 if early:
                     pid = self.inside(server)
                     # Its handlers are there: the kernel drops signals to process 1 before.
-                    wait_until(lambda pid=pid: _catches(pid, number), what="the handlers")
+                    wait_until(lambda: _catches(pid, number), what="the handlers")
                 else:
                     server.wait_for_line("start server on")
                     pid = self.inside(server)

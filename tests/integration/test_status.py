@@ -22,6 +22,7 @@ from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic
 from ..support.scratch import Cleans, scratch_directory
 from ..support.server import ServerProcess, installed, server_environment, start_server
+from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 
 CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -228,15 +229,15 @@ class StatusPageTests(SynchronousTestCase):
         self.assertRegex(browser.run("return document.querySelector('dl').textContent"), LATELY)
         self.assertEqual([], browser.console())
 
+    @skipped(SKIP_WITHOUT_CHROMIUM or SKIP_WITHOUT_RESTIC)
     def test_backup(self) -> None:
         """A row changes after a backup: last snapshot, size, objects."""
         self.watch_backup()
 
+    @skipped(SKIP_WITHOUT_CHROMIUM or SKIP_WITHOUT_RESTIC)
     def test_backup_with_workers(self) -> None:
         """The same where the parent keeps account and a worker shows it."""
         self.watch_backup("--workers", "2")
-
-    test_backup.skip = test_backup_with_workers.skip = SKIP_WITHOUT_CHROMIUM or SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
     def test_many(self) -> None:
         """All of 300 repositories are there, with their sizes, and nothing is wider than the window."""

@@ -22,6 +22,7 @@ from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 
 OPENSSL = shutil.which("openssl")
@@ -146,6 +147,7 @@ class ClientCertificateTests(TlsCase):
             with Client(address, user, password, tls=context) as client:
                 self.assertEqual(status, client.get(path).status, (user, path))
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic with C{--tls-client-cert} backs up; its name is in the log."""
         log = self.directory / "access.log"
@@ -158,8 +160,6 @@ class ClientCertificateTests(TlsCase):
         restic.succeed("backup", str(self.directory / "tree"))
         restic.succeed("check", "--read-data")
         self.assertRegex(log.read_text(), r'127\.0\.0\.1 - alice \[.*"POST /alice/pc/data/\S+ HTTP/1\.1" 200')
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class LeavingTests(TlsCase):
@@ -277,21 +277,18 @@ class HandshakeTests(TlsCase):
                 self.plain(each, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             with Client(("127.0.0.1", port), tls=self.context()) as client:
                 counted = wait_until(
-                    lambda client=client: (
-                        b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body
-                    ),
+                    lambda: b"rest_server_tls_handshake_failures_total 3.0\n" in client.get("/metrics").body,
                     what="the count",
                 )
                 self.assertTrue(counted)
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic shows its user what is wrong."""
         server = self.start()
         restic = Restic(self, f"{server.url}/", self.directory)
         said = restic.run("cat", "config")
         self.assertIn("Client sent an HTTP request to an HTTPS server", said.out + said.err)
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
     def test_reasons(self) -> None:
         """One line with address and reason for each that fails; no word of those who say nothing."""

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,6 +19,7 @@ from ..support.client import Client, object_id
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic
 from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, installed, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from .test_metrics import unprivileged
 from .test_volume_gone import _namespaces
@@ -71,7 +73,7 @@ class UnreadableCase(SynchronousTestCase):
         """Start a server without root's privilege to read everything."""
         return start_server(self, self.data, "--no-auth", *flags, wrapper=(*wrapper, *unprivileged()))
 
-    def usage(self, *flags: str) -> tuple[int, dict[str, object], list[str]]:
+    def usage(self, *flags: str) -> tuple[int, dict[str, Any], list[str]]:
         """C{rest-server usage} by the same user: its status, its JSON, the lines of its stderr."""
         done = subprocess.run(
             [*unprivileged(), installed("rest-server"), "usage", "--json", "--path", str(self.data), *flags],
@@ -142,11 +144,12 @@ class ForeignTests(UnreadableCase):
         self.assertEqual([{"path": f"{self.data}/lost+found", "reason": "Permission denied"}], found["skipped"])
         self.assertEqual([("alice", 6, True)], self.rows(found))
 
-    def rows(self, found: dict[str, object]) -> list[tuple[str, int, bool]]:
+    def rows(self, found: dict[str, Any]) -> list[tuple[str, int, bool]]:
         """Name, size and whether that is complete, of each repository."""
-        lines: list[dict[str, object]] = found["repositories"]  # type: ignore[assignment]
-        return [(str(one["repository"]), one["size_bytes"], one["complete"]) for one in lines]  # type: ignore[misc]
+        lines: list[dict[str, Any]] = found["repositories"]
+        return [(str(one["repository"]), one["size_bytes"], one["complete"]) for one in lines]
 
+    @skipped(_namespaces() or (None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "there is no /dev/fuse"))
     def test_dead_fuse_mount(self) -> None:
         """The program behind a FUSE mount has died: every look at it is ENOTCONN."""
         mount_point = self.data / "cloud"
@@ -160,10 +163,7 @@ class ForeignTests(UnreadableCase):
         self.assertEqual(0, server.stop())
         self.assert_said_once(server, mount_point, "Transport endpoint is not connected")
 
-    test_dead_fuse_mount.skip = (  # type: ignore[attr-defined]
-        _namespaces() or (None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "there is no /dev/fuse")
-    )
-
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """restic notices nothing."""
         self.lock("lost+found")
@@ -173,8 +173,6 @@ class ForeignTests(UnreadableCase):
         restic.create()
         restic.succeed("backup", str(self.scratch / "file"))
         self.assertIn("no errors were found", restic.succeed("check", "--read-data"))
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class SharedForeignTests(ForeignTests):
@@ -234,7 +232,7 @@ class RepositoryTests(UnreadableCase):
             lines,
         )
         self.assertEqual(1, status)
-        rows = {one["repository"]: one for one in found["repositories"]}  # type: ignore[attr-defined]
+        rows = {one["repository"]: one for one in found["repositories"]}
         self.assertFalse(rows["alice"]["complete"])
         self.assertTrue(rows["bob"]["complete"])
         self.assertGreater(rows["alice"]["size_bytes"], 40_000)

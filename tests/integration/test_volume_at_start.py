@@ -256,7 +256,7 @@ class MarkerTests(VolumeCase):
                     marker.write_bytes(content)
                 for method in ("GET", "HEAD"):
                     for path in ("/alice/config", f"/alice/data/{NAME}"):
-                        wait_until(lambda method=method, path=path: client.request(method, path).status == 503)
+                        wait_until(lambda: client.request(method, path).status == 503)
                 self.assert_gone(client)
                 marker.write_bytes(right)
                 self.assert_serves(client)

@@ -7,10 +7,10 @@ What holds for every server, however many processes it has, is tested by the oth
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +32,7 @@ from ..support.server import (
     server_environment,
     start_server,
 )
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from . import test_access, test_process, test_volume_gone
 
@@ -290,12 +291,12 @@ class LossTests(WorkersCase):
 
         def kill_both() -> None:
             pids = wait_until(lambda: len(server.workers()) == 2 and server.workers(), what="two workers")
-            for pid in pids or ():
+            for pid in pids:
                 os.kill(pid, signal.SIGKILL)
 
         for line in ("started now$", "started in 1 s$", "started in 2 s$"):
             kill_both()
-            wait_until(lambda line=line: sum(line[:-1] in said for said in server.err) == 2, what=line)  # type: ignore[misc]
+            wait_until(lambda: sum(line[:-1] in said for said in server.err) == 2, what=line)
         with server.client() as client:
             self.assertEqual(404, client.get("/config").status)
 
@@ -315,7 +316,7 @@ class LossTests(WorkersCase):
             self.assertTrue(any(map(is_running, pids)))
             upload.sendall(body[len(body) // 2 :])
             self.assertEqual(200, read_reply(upload, "POST").status)
-            wait_until(lambda pids=pids: not any(map(is_running, pids)), what="the end of the workers")  # type: ignore[misc]
+            wait_until(lambda: not any(map(is_running, pids)), what="the end of the workers")
             path = object_path(self.data, "data", object_id(body))
             self.assertEqual(body, path.read_bytes())
             path.unlink()
@@ -427,7 +428,7 @@ class ReplacementTests(WorkersCase):
         for _ in range(2):
             old = self.replace(server)
             load.more()
-            wait_until(lambda old=old: not any(map(is_running, old)), what="the end of the old workers")  # type: ignore[misc]
+            wait_until(lambda: not any(map(is_running, old)), what="the end of the old workers")
         load.more()
         load.end()
         self.assertEqual([], load.failures)
@@ -470,6 +471,7 @@ class ReplacementTests(WorkersCase):
         pids |= set(server.workers())
         wait_until(lambda: not any(map(is_running, pids)), what="the end of all workers")
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """Backups, a check and a prune while workers are replaced all the time."""
         server = self.start()
@@ -501,8 +503,6 @@ class ReplacementTests(WorkersCase):
             done.set()
             replacing.join()
         self.assertGreater(replaced[0], 0)
-
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
 
 
 class ReloadTests(WorkersCase):
@@ -721,6 +721,7 @@ class SharedStoreTests(WorkersCase):
         self.assertEqual({(name, 200), ("config", 200), ("config", 403)}, set(statuses))
         self.assertEqual(body, object_path(self.data, "data", name).read_bytes())
 
+    @skipped(SKIP_WITHOUT_RESTIC)
     def test_restic(self) -> None:
         """Backup, check, prune and restore with users, TLS and several workers."""
         users = self.scratch / "users"
@@ -742,8 +743,6 @@ class SharedStoreTests(WorkersCase):
         self.assertEqual(contents_below(tree), contents_below(target / tree.relative_to("/")))
         self.assertEqual(0, server.stop())
 
-    test_restic.skip = SKIP_WITHOUT_RESTIC  # type: ignore[attr-defined]
-
 
 class ProfileTests(WorkersCase):
     """C{--cpu-profile}."""
@@ -760,6 +759,7 @@ class ProfileTests(WorkersCase):
 class SystemdTests(WorkersCase):
     """systemd's own program for socket activation."""
 
+    @skipped(None if shutil.which("systemd-socket-activate") else "systemd-socket-activate is not installed")
     def test_activated(self) -> None:
         """The server and its workers start with the first connection, which waits and is served."""
         path = self.scratch / "activated"
@@ -776,9 +776,6 @@ class SystemdTests(WorkersCase):
             with Client(str(path)) as client:
                 self.assertEqual(404, client.get("/config").status)
         self.assertEqual(0, server.stop())
-
-    if subprocess.run(["sh", "-c", "command -v systemd-socket-activate"], capture_output=True).returncode:
-        test_activated.skip = "systemd-socket-activate is not installed"  # type: ignore[attr-defined]
 
 
 class EnvironmentTests(WorkersCase):

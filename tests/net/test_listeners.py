@@ -519,7 +519,7 @@ class PortTests(TestCase):
             stepped = StepReactor()
             with make() as listening:
                 outcome: list[Any] = []
-                SocketEndpoint(stepped, lambda listening=listening: listening).listen(greeter()).addBoth(outcome.append)
+                SocketEndpoint(stepped, lambda: listening).listen(greeter()).addBoth(outcome.append)
             (port,) = outcome
             self.assertEqual({port}, stepped.readers)
             client = socket.socket(port.socket.family, socket.SOCK_STREAM)

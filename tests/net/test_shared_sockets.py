@@ -165,11 +165,16 @@ class AcceptorTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = StepReactor()
         self.taken: list[socket.socket] = []
-        self.addCleanup(lambda: [connection.close() for connection in self.taken])
+        self.addCleanup(self.close_taken)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.where = self.listening.getsockname()
         self.acceptor = Acceptor(self.reactor, self.listening, None, self.taken.append)
         self.addCleanup(self.acceptor.close)
+
+    def close_taken(self) -> None:
+        """Close the connections that were accepted."""
+        for connection in self.taken:
+            connection.close()
 
     def connect(self, count: int) -> None:
         """Clients."""

@@ -26,7 +26,7 @@ from resticserver.net.tls import ConnectionCreator, ReloadingCertificates, serve
 
 from ..support.processes import process_test
 
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
 def name_of(common_name: str) -> x509.Name:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
@@ -215,14 +216,14 @@ class FencesTests(SynchronousTestCase):
         closing: dict[int, Deferred[None]] = {}
         waiting: list[Deferred[None]] = []
 
-        def entered(key: int) -> None:
+        def entered(key: int, _: None) -> None:
             self.assertFalse(key in closing and closing[key].called, "inside a closed fence")
             inside[key] += 1
 
         for step, key in steps:
             if step == "enter":
                 entering = Deferred.fromCoroutine(directory_locks.enter((ALICE, key)))
-                entering.addCallback(lambda _, key=key: entered(key))  # type: ignore[call-overload]
+                entering.addCallback(partial(entered, key))
                 waiting.append(entering)
             elif step == "leave" and inside[key]:
                 inside[key] -= 1

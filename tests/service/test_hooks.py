@@ -95,7 +95,8 @@ class TellingTests(SynchronousTestCase):
         A refused upload is told of once for each user, repository and reason; the others are counted and nothing else. Who
         observes, and the refusals, hear of all.
         """
-        told, heard = Events(Clock(), ()), []
+        told = Events(Clock(), ())
+        heard: list[Any] = []
         told.observe(heard.append)
         with capturedLogs() as logged:
             for user, repository, reason in (

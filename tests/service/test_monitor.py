@@ -52,6 +52,7 @@ from ..support.htpasswd import sha_line
 from ..support.memory import HeldPool, InlinePool
 from ..support.processes import process_test
 from ..support.scratch import scratch_directory
+from ..support.skipping import skipped
 from ..telemetry.test_metrics import PLAIN, SKIP_WITHOUT_PROMTOOL, Series, complaints, parsed, series
 
 POLICY = """
@@ -320,6 +321,7 @@ class PageTests(MonitoringCase):
         self.ledger.forget(("alice",))
         self.assertEqual({"bob": 1}, self.values(self.found(monitoring), "repository_size_bytes"))
 
+    @skipped(SKIP_WITHOUT_PROMTOOL)
     @process_test
     def test_promtool(self) -> None:
         """C{promtool check metrics} finds nothing in a page that has everything."""
@@ -331,8 +333,6 @@ class PageTests(MonitoringCase):
         monitoring = self.monitoring(families=[lambda: iter((gauge("workers", "Processes that serve", 2),))])
         monitoring.tally(PLAIN)
         self.assertEqual("", complaints(self.answer(monitoring).body))
-
-    test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
 
 
 class StoredTests(MonitoringCase):
@@ -633,7 +633,7 @@ class AccountsTests(SynchronousTestCase):
             QuotaRules(UNLIMITED, Policy(), in_any_case=True),
             self.store.counting,
             state,
-            self.pool,  # type: ignore[arg-type]
+            self.pool,
             DirectoryLocks(),
         )
         self.addCleanup(state.close)

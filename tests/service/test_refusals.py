@@ -165,7 +165,7 @@ class KeptTests(SynchronousTestCase):
     def run_one(self, state: StateFile | None = None) -> tuple[Refusals, KeptRefusals]:
         """A run of the server."""
         refusals = Refusals(self.clock.seconds)
-        kept = KeptRefusals(self.clock, refusals, state or self.state(), self.pool)  # type: ignore[arg-type]
+        kept = KeptRefusals(self.clock, refusals, state or self.state(), self.pool)
         kept.startService()
         return refusals, kept
 

@@ -5,6 +5,7 @@ Spellings of repositories' paths, on file systems that fold names and that a fak
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -109,7 +110,7 @@ class SpellingTests(FoldingCase):
         """Where names are exact nothing is asked of the system for a minute."""
         self.patch(folding, "type_of", lambda fd: "xfs")
         now = [1000.0]
-        self.patch(folding.time, "monotonic", lambda: now[0])
+        self.patch(time, "monotonic", lambda: now[0])
         self.make("alice", "laptop")
         os.rmdir(self.top / "alice" / "laptop")
         os.rmdir(self.top / "alice")

@@ -157,7 +157,8 @@ class TemporaryFileTests(TemporaryCase):
 
     def test_sweep_before_the_lock(self) -> None:
         """A sweep that comes between the making of a file and its lock takes that file; the upload gets another one."""
-        real_flock, swept = fcntl.flock, []
+        real_flock = fcntl.flock
+        swept: list[str] = []
 
         def flock(fd: int, operation: int) -> None:
             if not swept:
@@ -352,7 +353,7 @@ class RefusalTests(TemporaryCase):
             real(source, *args, **named)
 
         now_s = [1000.0]
-        self.patch(publish.time, "monotonic", lambda: now_s[0])
+        self.patch(time, "monotonic", lambda: now_s[0])
         patch = self.patch(os, "link", refuse)
         publisher = Publisher(0o600, 0o700)
         with capturedLogs() as events:
@@ -409,8 +410,8 @@ class SettleTests(SynchronousTestCase):
         self.synced: list[str] = []
         self.patch(self.publisher, "fsync_directory", self.synced.append)
         self.later_s = 60.0
-        real = publish.time.time_ns
-        self.patch(publish.time, "time_ns", lambda: real() + int(self.later_s * 1e9))
+        real = time.time_ns
+        self.patch(time, "time_ns", lambda: real() + int(self.later_s * 1e9))
 
     def settled(self, directory: str | None = None) -> list[str]:
         """What a look at a directory's way made durable."""
@@ -544,7 +545,7 @@ class PlainRenameTests(SynchronousTestCase):
             time.sleep(0.002)
             return found
 
-        self.patch(publish.os.path, "lexists", slowly)
+        self.patch(os.path, "lexists", slowly)
         # Each has locks of its own for its threads, as processes have.
         publishers = [Publisher(0o600, 0o700, Mechanisms(False, False, False)) for _ in range(3)]
         outcomes: list[str] = []

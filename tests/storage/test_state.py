@@ -422,10 +422,13 @@ class FileTests(StateCase):
         other.execute("DELETE FROM directory")
         self.patch(state_module, "_BUSY_S", 0.5)
         attempts: list[object] = []
-        open_ = state_module.sqlite3.connect
-        self.patch(
-            state_module.sqlite3, "connect", lambda *args, **kwargs: attempts.append(args) or open_(*args, **kwargs)
-        )
+        open_ = sqlite3.connect
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            attempts.append(args)
+            return open_(*args, **kwargs)
+
+        self.patch(sqlite3, "connect", count)
         with capturedLogs() as events:
             for _ in range(3):
                 self.assertEqual([], self.kept("keys"))

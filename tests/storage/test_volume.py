@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,7 @@ class VolumeTests(SynchronousTestCase):
         for attempt in range(20):
             store = LocalStore(str(self.path / str(attempt)))
             store.prepare()
-            made = at_once(
-                [lambda store=store, number=number: store.create_repository((f"r{number}",)) for number in range(6)]
-            )
+            made = at_once([partial(store.create_repository, (f"r{number}",)) for number in range(6)])
             self.assertEqual([None] * 6, made)
 
     def test_start_marks_a_used_directory(self) -> None:

@@ -110,7 +110,8 @@ class Connection:
     @property
     def received(self) -> bytes:
         """What the client got."""
-        return self.transport.value()
+        received: bytes = self.transport.value()
+        return received
 
     @property
     def closed(self) -> bool:
@@ -154,7 +155,7 @@ class Bench:
         return connection
 
 
-def request(method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
+def request(method: str, path: str, body: bytes | None = None, /, **headers: str) -> bytes:
     """A request's bytes; underscores in header names stand for hyphens."""
     lines = [f"{method} {path} HTTP/1.1", "Host: x"]
     if body is not None:

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .scratch import scratch_directory
+from .scratch import Cleans, scratch_directory
 
 _IMAGE_BYTES = 96 << 20
 
 
-class Skips(Protocol):
-    """What a test case does for us."""
-
-    def addCleanup(self, f: object, *args: object, **kwargs: object) -> None:
-        """Call C{f} after the test."""
+class Skips(Cleans, Protocol):
+    """The part of a test case that L{mounted} needs."""
 
     def skipTest(self, reason: str) -> object:
         """Leave the test out."""
@@ -60,7 +57,7 @@ def mounted(test: Skips, kind: FileSystem) -> Mount:
     for program in (kind.make[0], kind.mount[0]):
         if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
             test.skipTest(f"{program} is not installed")
-    directory = scratch_directory(test)  # type: ignore[arg-type]
+    directory = scratch_directory(test)
     image = directory / "image"
     with image.open("wb") as file:
         file.truncate(_IMAGE_BYTES)

@@ -8,8 +8,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _MEMORY = Path("/dev/shm")
 #: What a test needs that says nothing else.
@@ -17,9 +18,9 @@ _USUAL_BYTES = 64 << 20
 
 
 class Cleans(Protocol):
-    """What a test case does for us."""
+    """The part of a test case that the helpers here need: Twisted's and the standard library's both have it."""
 
-    def addCleanup(self, f: object, *args: object, **kwargs: object) -> None:
+    def addCleanup(self, f: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Call C{f} after the test."""
 
 

@@ -119,7 +119,7 @@ class ServerProcess:
             return match
 
         # The lists grow meanwhile.
-        return wait_until(found, timeout_s, (pattern, self.out, self.err))  # type: ignore[return-value]
+        return wait_until(found, timeout_s, (pattern, self.out, self.err))
 
     @property
     def address(self) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -20,7 +20,9 @@ _PAUSE_SHARE = 0.05
 _LONGEST_PAUSE_S = 0.1
 
 
-def wait_until(predicate: Callable[[], T], timeout_s: float = PATIENCE_S, what: object = "") -> T:
+def wait_until(
+    predicate: Callable[[], T | Literal[False] | None], timeout_s: float = PATIENCE_S, what: object = ""
+) -> T:
     """
     Ask again and again until the answer is true.
 

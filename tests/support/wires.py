@@ -6,53 +6,69 @@ from __future__ import annotations
 
 import json
 import select
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from resticserver.threads.serial_jobs import shielded
 from resticserver.workers.ipc import Command, Failed, Handlers, Question
 
 
+@implementer(IReactorFDSet)
 class StepReactor(Clock):
-    """A clock, and the descriptors that somebody wants to be told about."""
+    """A clock, and the descriptors that wait to be ready: L{pump} is a turn of the reactor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.readers: set[Any] = set()
         self.writers: set[Any] = set()
 
-    def addReader(self, reader: Any) -> None:
-        """Twisted's call."""
+    def addReader(self, reader: IReadDescriptor) -> None:
         self.readers.add(reader)
 
-    def addWriter(self, writer: Any) -> None:
-        """Twisted's call."""
+    def addWriter(self, writer: IWriteDescriptor) -> None:
         self.writers.add(writer)
 
-    def removeReader(self, reader: Any) -> None:
-        """Twisted's call."""
+    def removeReader(self, reader: IReadDescriptor) -> None:
         self.readers.discard(reader)
 
-    def removeWriter(self, writer: Any) -> None:
-        """Twisted's call."""
+    def removeWriter(self, writer: IWriteDescriptor) -> None:
         self.writers.discard(writer)
 
-    def pump(self) -> None:
-        """Let everything be read and written that can be, and the calls of this moment be made."""
-        while True:
-            self.advance(0)
-            readable, writable, _ = select.select(self.readers, self.writers, (), 0)
-            if not readable and not writable:
-                return
-            for reader in readable:
-                if reader in self.readers:
-                    reader.doRead()
-            for writer in writable:
-                if writer in self.writers:
-                    writer.doWrite()
+    def removeAll(self) -> list[IReadDescriptor | IWriteDescriptor]:
+        removed: list[IReadDescriptor | IWriteDescriptor] = [*self.readers, *self.writers]
+        self.readers.clear()
+        self.writers.clear()
+        return removed
+
+    def getReaders(self) -> list[IReadDescriptor]:
+        return list(self.readers)
+
+    def getWriters(self) -> list[IWriteDescriptor]:
+        return list(self.writers)
+
+    def pump(self, timings: Iterable[float] = (0,)) -> None:
+        """Advance by each of C{timings}; after each, make the calls that are due and all reads and writes that are possible."""
+        for seconds in timings:
+            self.advance(seconds)
+            while self._read_and_write():
+                self.advance(0)
+
+    def _read_and_write(self) -> bool:
+        """Call every descriptor that is ready; whether there was one."""
+        readable, writable, _ = select.select(self.readers, self.writers, (), 0)
+        for reader in readable:
+            if reader in self.readers:
+                reader.doRead()
+        for writer in writable:
+            if writer in self.writers:
+                writer.doWrite()
+        return bool(readable or writable)
 
 
 class DirectIpc:

@@ -23,6 +23,7 @@ from resticserver.telemetry.record import Effect, Ending, Operation, Record
 from ..contract.store import id_of
 from ..support.memory import Bench, HeldPool, request
 from ..support.processes import process_test
+from ..support.skipping import skipped
 
 PROMTOOL = shutil.which("promtool")
 #: What a test case's C{skip} is set to.
@@ -174,10 +175,12 @@ class TallyTests(SynchronousTestCase):
     def test_syncs(self) -> None:
         """What several threads observe adds up, through what is taken and added meanwhile."""
         tally, whole = Tally(), Tally()
-        threads = [
-            threading.Thread(target=lambda: [tally.synced(duration_s) for duration_s in (0.0001, 0.003, 60.0) * 1000])
-            for _ in range(4)
-        ]
+
+        def sync() -> None:
+            for duration_s in (0.0001, 0.003, 60.0) * 1000:
+                tally.synced(duration_s)
+
+        threads = [threading.Thread(target=sync) for _ in range(4)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -412,6 +415,7 @@ class ExpositionTests(SynchronousTestCase):
         types = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
         self.assertEqual(len(types), len(set(types)))
 
+    @skipped(SKIP_WITHOUT_PROMTOOL)
     @process_test
     def test_promtool(self) -> None:
         """C{promtool check metrics} finds nothing, also with odd names."""
@@ -421,8 +425,6 @@ class ExpositionTests(SynchronousTestCase):
                 target = Target((name,), TargetKind.OBJECT, "data", NAME)
                 tally(PLAIN._replace(user=name, target=target, effect=Effect(operation, 3)))
         self.assertEqual("", complaints(Exposition().text(tally.counted, (gauges((("a", 'b"\\\n'), 1.0)),))))
-
-    test_promtool.skip = SKIP_WITHOUT_PROMTOOL  # type: ignore[attr-defined]
 
 
 class EffectTests(SynchronousTestCase):

@@ -357,4 +357,4 @@ class JsonTests(SynchronousTestCase):
         for key in ("version", "time_s", "repositories", "users"):
             document = self.full.as_json()
             del document[key]
-            self.assertRaises((KeyError, TypeError), ServerStatus.from_json, document)  # type: ignore[arg-type]
+            self.assertRaises((KeyError, TypeError), ServerStatus.from_json, document)

@@ -161,7 +161,7 @@ class JobPoolTests(TestCase):
 class QuickPoolTests(JobPoolTests):
     """L{QuickPool}: all that L{JobPool} does, and by how many threads."""
 
-    def started(self, size: int = 4, **attributes: float) -> JobPool:
+    def started(self, size: int = 4, **attributes: float) -> QuickPool:
         """
         A pool that takes jobs and is stopped at the end of the test.
 
@@ -210,8 +210,12 @@ class QuickPoolTests(JobPoolTests):
             began.append(number)
             return number
 
+        def wait() -> None:
+            began.append(3)
+            gate.wait(PATIENCE_S)
+
         jobs = [pool.run(job, number).addCallback(ended.append) for number in range(3)]
-        last = pool.run(lambda: began.append(3) or gate.wait(PATIENCE_S))  # type: ignore[func-returns-value]
+        last = pool.run(wait)
         self.assertEqual([], began)
         await self.until(lambda: len(began) == 4)
         self.assertEqual([], ended)
@@ -244,7 +248,7 @@ class QuickPoolTests(JobPoolTests):
         """A slow one now and then makes no slow pool."""
         pool = self.started(PATIENCE_S=PATIENCE_S, SLOW_S=PATIENCE_S, QUICK_S=PATIENCE_S)
         for number in range(20):
-            pool.QUICK_S = -1.0 if number % 2 else PATIENCE_S  # type: ignore[attr-defined]
+            pool.QUICK_S = -1.0 if number % 2 else PATIENCE_S
             await pool.run(lambda: None)
         self.assertEqual(1, await self.together(pool, 3))
 
@@ -254,8 +258,8 @@ class QuickPoolTests(JobPoolTests):
         for _ in range(10):
             await pool.run(lambda: None)
         self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
-        pool._slow_until = 0.0  # type: ignore[attr-defined]
-        pool.QUICK_S = PATIENCE_S  # type: ignore[attr-defined]
+        pool._slow_until = 0.0
+        pool.QUICK_S = PATIENCE_S
         self.assertEqual(1, await self.together(pool, 3))
 
     async def test_goes_back_to_one(self) -> None:
@@ -263,10 +267,15 @@ class QuickPoolTests(JobPoolTests):
         pool = self.started(QUICK_S=PATIENCE_S)
         gate = self.gate()
         began: list[int] = []
-        slow = [pool.run(lambda: began.append(1) or gate.wait(PATIENCE_S)) for _ in range(3)]  # type: ignore[func-returns-value]
+
+        def wait() -> None:
+            began.append(1)
+            gate.wait(PATIENCE_S)
+
+        slow = [pool.run(wait) for _ in range(3)]
         await self.until(lambda: len(began) == 3)
-        pool.PATIENCE_S = PATIENCE_S  # type: ignore[attr-defined]
-        pool._slow_until = 0.0  # type: ignore[attr-defined]
+        pool.PATIENCE_S = PATIENCE_S
+        pool._slow_until = 0.0
         more = [pool.run(threading.get_ident) for _ in range(100)]
         gate.set()
         await gatherResults(slow)
@@ -357,6 +366,6 @@ class JobsTests(TestCase):
 
     def test_end_fails(self) -> None:
         """An end that fails is logged."""
-        self.jobs.close(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        self.jobs.close(lambda: 1 // 0)  # type: ignore[arg-type]
         self.pool.next()
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))

@@ -12,6 +12,7 @@ from cryptography import x509
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access import throttle
@@ -579,7 +580,12 @@ class OtherDoorsTests(SynchronousTestCase):
         """Who a request is from; C{None} for one that is refused."""
         answer = Deferred.fromCoroutine(authentication.authenticate(FakeRequest(*headers, **more)))
         results: list[Any] = []
-        answer.addCallbacks(results.append, lambda failure: (failure.trap(Unauthorized), results.append(None)))
+
+        def refused(failure: Failure) -> None:
+            failure.trap(Unauthorized)
+            results.append(None)
+
+        answer.addCallbacks(results.append, refused)
         (result,) = results
         return str(result) if result is not None else None
 

@@ -255,7 +255,9 @@ class SendTests(SynchronousTestCase):
 
     def test_failure_before_the_first_byte(self) -> None:
         """A real error is 500, and the list is closed; a later one ends the connection (tests/test_api.py)."""
-        for parts in ([OSError(5, "Input/output error")], [objects(0, 3), OSError(5, "Input/output error")]):
+        error = OSError(5, "Input/output error")
+        cases: tuple[list[Objects | Exception], ...] = ([error], [objects(0, 3), error])
+        for parts in cases:
             bench = self.bench()
             listing = FakeListing(parts)
             bench.store.list_objects = lambda *args: listing  # type: ignore[assignment, method-assign]

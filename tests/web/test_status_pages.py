@@ -144,7 +144,7 @@ class StatusCase(SynchronousTestCase):
         return Connection(RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=self.prefix))
 
     def ask(
-        self, path: str, method: str = "GET", body: bytes | None = None, user: str | None = None, **headers: str
+        self, path: str, method: str = "GET", body: bytes | None = None, /, user: str | None = None, **headers: str
     ) -> Reply:
         """One request and its answer."""
         connection = self.connection()
@@ -523,7 +523,7 @@ class WhoTests(StatusCase):
         )
         self.policy = Policy(grants=parse_policy(POLICY))
 
-    visible = (
+    visible: tuple[tuple[str, set[str]], ...] = (
         ("alice", {"alice", "alice/laptop", "bob/shared"}),
         ("bob", {"bob/shared", "bob/hidden"}),
         ("carol", {"carol"}),

@@ -55,9 +55,9 @@ class RemoteLogTests(SynchronousTestCase):
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.lines: list[tuple[str, str, str]] = []
-        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
+        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)
         handlers: Handlers = {LogLine: lambda level, namespace, text: self.lines.append((level, namespace, text))}
-        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)  # type: ignore[arg-type]
+        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)
         for ipc in (self.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)
@@ -152,9 +152,9 @@ class ConnectionsTests(SynchronousTestCase):
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.ended: list[int] = []
-        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)  # type: ignore[arg-type]
+        self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)
         handlers: Handlers = {ConnectionsEnded: lambda number: self.ended.append(number)}
-        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)  # type: ignore[arg-type]
+        self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)
         for ipc in (self.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)
@@ -191,7 +191,7 @@ class WorkerProcessTests(SynchronousTestCase):
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
         self.process = WorkerProcess(self.reactor, ours, 1)
-        self.parent = IpcConnection(self.reactor, parents, "a worker", {}, lambda: None)  # type: ignore[arg-type]
+        self.parent = IpcConnection(self.reactor, parents, "a worker", {}, lambda: None)
         for ipc in (self.process.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)

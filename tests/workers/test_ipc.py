@@ -118,8 +118,8 @@ class WireTests(SynchronousTestCase):
             Convert: lambda **values: self.told.append(values),
         }
         self.ends = socket.socketpair()
-        self.one = IpcConnection(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))  # type: ignore[arg-type]
-        self.other = IpcConnection(self.reactor, self.ends[1], "the one", handlers, lambda: self.lost.append("other"))  # type: ignore[arg-type]
+        self.one = IpcConnection(self.reactor, self.ends[0], "the other", {}, lambda: self.lost.append("one"))
+        self.other = IpcConnection(self.reactor, self.ends[1], "the one", handlers, lambda: self.lost.append("other"))
         for end in (self.one, self.other):
             end.start()
             self.addCleanup(end.close)
@@ -157,9 +157,9 @@ class WireTests(SynchronousTestCase):
             answer = self.one.ask(question)
             self.reactor.pump()
             self.assertEqual(reason, str(self.failureResultOf(answer, Failed).value))
-        answer = self.one.ask(Double({}))
+        doubled = self.one.ask(Double({}))
         self.reactor.pump()
-        self.failureResultOf(answer, Failed)
+        self.failureResultOf(doubled, Failed)
 
     def test_errors(self) -> None:
         """An error of the question is raised as its own class, with all that it says."""

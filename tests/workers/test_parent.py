@@ -54,7 +54,7 @@ class FakeProcess:
         handlers: Handlers = {
             Begin: self.begin,
             Ping: lambda: Deferred() if self.mute else None,
-            Serve: lambda fd, listener: (os.close(fd), self.connections.append(listener)),
+            Serve: self.serve,
             UsersChanged: lambda reading: self.told.append(f"users {reading}"),
             ReadCertificates: lambda: 1 // 0,
             **{
@@ -62,13 +62,18 @@ class FakeProcess:
                 for command in (Stop, Abort, Retire, ReopenLog)
             },
         }
-        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", handlers, lambda: None)  # type: ignore[arg-type]
+        self.ipc = IpcConnection(reactor, socket.socket(fileno=os.dup(fd)), "the parent", handlers, lambda: None)
         self.ipc.start()
 
     def begin(self, **known: Any) -> Deferred[None] | None:
         """Be ready, or when the test says so."""
         self.known = known
         return self.began
+
+    def serve(self, fd: int, listener: int) -> None:
+        """Count a connection, and close it."""
+        os.close(fd)
+        self.connections.append(listener)
 
     def signalProcess(self, name: str) -> None:
         """Twisted's."""
@@ -107,10 +112,10 @@ class WorkersTests(SynchronousTestCase):
     """L{Workers}, two of them."""
 
     def setUp(self) -> None:
+        self.reactor = FakeProcesses()
         self.patch(listeners, "process_environment", lambda: {})
         self.patch(parent, "process_environment", lambda: {})
         self.patch(Workers, "_wait_until_ready", lambda service: self.reactor.pump())
-        self.reactor = FakeProcesses()
         self.heard: list[Any] = []
         self.state = 1
         self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, 30.0, self)
@@ -191,16 +196,21 @@ class WorkersTests(SynchronousTestCase):
         self.connect(3)
         self.assertEqual([3, 5], self.shares())
 
+    def fill(self, number: int) -> None:
+        """Send to a worker until its socket is full."""
+        worker = self.workers._places[number]
+        assert worker is not None
+        while worker.ipc.hand_over(0, Serve(0)):
+            pass
+
     def test_one_that_is_behind(self) -> None:
         """Who does not take what it is sent gets nothing; if nobody does, a connection waits, and others in the backlog."""
         self.reactor.removeReader(self.one.ipc)
-        while self.workers._places[1].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
-            pass
+        self.fill(1)
         self.connect(4)
         self.assertEqual(4, self.shares()[1])
         self.reactor.removeReader(self.two.ipc)
-        while self.workers._places[2].ipc.hand_over(0, Serve(0)):  # type: ignore[union-attr]
-            pass
+        self.fill(2)
         self.connect(3)
         self.assertEqual(1, len(self.workers._offers))
         self.reactor.addReader(self.two.ipc)

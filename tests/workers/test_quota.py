@@ -126,8 +126,8 @@ class WorkersCountTests(AccountsCase):
         self.assertTrue(self.quota_keeper._complete)
         self.assert_exact()
         self.assertEqual([], directory_locks.closed)
-        for directory_locks in workers.directory_locks:
-            self.successResultOf(Deferred.fromCoroutine(directory_locks.enter((ALICE, cell))))
+        for locks in workers.directory_locks:
+            self.successResultOf(Deferred.fromCoroutine(locks.enter((ALICE, cell))))
 
 
 class RemoteQuotaTests(AccountsCase):

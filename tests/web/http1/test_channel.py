@@ -416,7 +416,7 @@ class EndTests(ChannelCase):
         def broken(*_: object) -> int:
             raise PermissionError(13, "Permission denied", "/secret/path")
 
-        bench.store.size_of = broken  # type: ignore[method-assign]
+        self.patch(bench.store, "size_of", broken)
         connection = bench.ask(request("HEAD", "/config"))
         self.assertEqual(connection.statuses(), [500])
         self.assertNotIn(b"secret", connection.received)
@@ -488,7 +488,7 @@ class DescriptorTests(ChannelCase):
         bench.ask(request("POST", f"/data/{NAME}", BLOB))
         # As it is at a server that has marked its volume.
         bench.store.volume.mark()
-        bench.store.volume._stamp = None
+        bench.store.volume._stamp = ()
         other = hashlib.sha256(b"other").hexdigest()
         with capturedLogs() as events:
             for ask in (
