@@ -88,7 +88,7 @@ def lines_in(source: str) -> Iterator[str]:
             ) if level in LEVELS:
                 for text in texts_of(first, function):
                     yield from with_values(text, call.keywords, function)
-            case ast.Call(func=ast.Name(id="Event" | "_event"), args=[kind, words, *_]):
+            case ast.Call(func=ast.Name(id="Event" | "event_of"), args=[kind, words, *_]):
                 if not (isinstance(kind, ast.Attribute) and kind.attr in QUIET):
                     yield from texts_of(words, function)
             case ast.Call(func=ast.Attribute(attr="say", value=ast.Attribute(attr=name)), args=[words]) if (

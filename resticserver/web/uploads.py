@@ -140,15 +140,14 @@ class UploadSession:
 
     def event(self) -> Event | None:
         """What has happened by this upload, if that is worth an event."""
-        target = self._target
+        request, target = self._request, self._target
         if self.outcome is Outcome.HEALED:
             words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
-            return event_of(EventKind.CORRUPTION, words, self._request, target)
+            return event_of(EventKind.CORRUPTION, words, request, target)
         if self.outcome is Outcome.STORED and target.type == "snapshots":
-            words = f"new snapshot {target.name[:8]} in {{repository}}"
-            return event_of(EventKind.SNAPSHOT, words, self._request, target)
+            return event_of(EventKind.SNAPSHOT, f"new snapshot {target.name[:8]} in {{repository}}", request, target)
         if self.outcome is Outcome.STORED and target.kind is Kind.CONFIG:
-            return event_of(EventKind.REPOSITORY_CREATED, "{repository} was created", self._request, target)
+            return event_of(EventKind.REPOSITORY_CREATED, "{repository} was created", request, target)
         return None
 
 
