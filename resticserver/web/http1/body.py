@@ -35,9 +35,6 @@ class Source(Protocol):
     def release_body(self) -> None:
         """Read on."""
 
-    def body_ended(self, body: Body) -> None:
-        """All of a body came."""
-
 
 class Body:
     """
@@ -106,7 +103,6 @@ class Body:
             whole, self._whole = self._whole, None
             whole.callback(self.take_waiting())
         self._pump()
-        self._source.body_ended(self)
 
     def fail(self, error: ServerError) -> None:
         """The rest will never be understood; whoever takes the body is told."""
@@ -172,8 +168,7 @@ class Body:
         @param on_excess: called once when more than C{limit_bytes} came from now on.
         """
         self._stop()
-        self._chunks = []
-        self._queued_bytes = 0
+        self._release()
         self._discard_limit = limit_bytes
         self._on_excess = on_excess
 

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine, Generator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
-from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from ...errors import NotFound, ServerError
@@ -28,6 +26,8 @@ from .socket_writer import JOINED_BYTES
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def without_userinfo(uri: bytes) -> bytes:
@@ -121,7 +121,7 @@ class StreamingRequest(Request):
             self.uri = without_userinfo(uri)
         else:
             self.method, self.uri, self.clientproto = b"-", b"-", b"HTTP/1.1"
-        self.body = Body(channel, self.fields.length)
+        self.body = Body(channel.exchange, self.fields.length)
 
     # --- the channel's calls
 
@@ -193,41 +193,17 @@ class StreamingRequest(Request):
         """The query's."""
         return parse_qs(self._query, keep_blank_values=True) if self._query else {}
 
-    @cached_property
-    def requestHeaders(self) -> Headers:  # type: ignore[override]
-        """The header fields, as Twisted knows them."""
-        return Headers(self.fields.values)  # type: ignore[arg-type]
-
-    @cached_property
-    def responseHeaders(self) -> Headers:  # type: ignore[override]
-        """Header fields of an answer that is put together by Twisted's own means."""
-        return Headers({b"Date": [date_now()]})
-
-    @property
-    def client(self) -> IAddress:
-        """The other end."""
-        return self.channel.getPeer()
-
-    @property
-    def host(self) -> IAddress:
-        """Our end."""
-        return self.channel.getHost()
-
     def client_certificate(self) -> Certificate | None:
         """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
         transport: Any = ISSLTransport(self.channel.transport, None)
         certificate = transport.getPeerCertificate() if transport is not None else None
         return certificate.to_cryptography() if certificate is not None else None
 
-    def getRequestHostname(self) -> bytes:
-        """A constant: the value of C{Host} is never looked at (a client on a unix socket sends anything)."""
-        return b"localhost"
-
     def send_continue(self) -> None:
         """Tell a client that waits for it to send its body."""
         if self.awaits_continue:
             self.awaits_continue = False
-            self.channel.send_continue()
+            self.channel.write(_CONTINUE)
 
     def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
         """
@@ -249,15 +225,17 @@ class StreamingRequest(Request):
         head, self._head = self._head, None
         assert head is not None
         self.startedWriting = 1
-        return head + (b"Connection: close\r\n\r\n" if self.channel.last_answer(self) else b"\r\n")
+        return head + (b"Connection: close\r\n\r\n" if self.channel.exchange.is_last_answer(self) else b"\r\n")
 
     def write(self, data: bytes) -> None:
         """Send the next bytes of the answer's body; of an answer to HEAD only its begin is sent."""
         if self._disconnected:
             return
         if self._head is None:
-            if self.method != b"HEAD" or not self.startedWriting:
-                super().write(data)
+            assert self.startedWriting and not self.finished
+            if data and self.method != b"HEAD":
+                self.sentLength += len(data)
+                self.channel.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
             return
         head = self.take_head()
         if self.method == b"HEAD":

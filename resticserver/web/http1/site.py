@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
-from zope.interface import implementer
 
 from ...access.proxies import TrustedProxies
 from ...telemetry.fewlines import FewLines
@@ -34,29 +33,6 @@ def _warn(line: str) -> None:
     _log.warn("{line}", line=line)
 
 
-@implementer(IResource)
-class LastAnswer:
-    """A resource whose every answer is the last of its connection, and says so."""
-
-    isLeaf = True
-
-    def __init__(self, resource: IResource) -> None:
-        self._resource = resource
-
-    def render(self, request: Any) -> Any:
-        """Twisted's call: a request begins."""
-        request.channel.persistent = False
-        return self._resource.render(request)
-
-    def getChildWithDefault(self, name: bytes, request: Any) -> IResource:
-        """Twisted's; requests come here without."""
-        return self._resource.getChildWithDefault(name, request)  # type: ignore[no-any-return]
-
-    def putChild(self, path: bytes, child: IResource) -> None:
-        """Twisted's."""
-        self._resource.putChild(path, child)
-
-
 class RepositorySite(Site):
     """
     Serves one resource over HTTP/1.1.
@@ -67,6 +43,7 @@ class RepositorySite(Site):
     @ivar count_handshake_failure: called for each TLS handshake that fails.
     @ivar crowded_from: a connection with this descriptor, or a higher one, is one too many: its first request is answered
         with 503, and is its last. From C{full_from} on there is no time even for that.
+    @ivar retiring: whether each request that begins is the last of its connection.
     @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
     """
 
@@ -101,6 +78,7 @@ class RepositorySite(Site):
         self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
+        self.retiring = False
         self._drained: list[Deferred[None]] = []
 
     def acceptableProtocols(self) -> list[bytes]:
@@ -163,7 +141,7 @@ class RepositorySite(Site):
         Let every connection go on until its next answer, which says that it is the last; fires when none is left. No
         client sees a connection end that it was about to use, for there is no hurry: others serve already.
         """
-        self.resource = LastAnswer(self.resource)
+        self.retiring = True
         return self._when_drained()
 
     def _when_drained(self) -> Deferred[None]:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -18,10 +18,13 @@ from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Chunks, Stored
 from ...threads.serial_jobs import Pool, SerialJobs
+from ..http1.gate import ReadGate
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
 from .plain import ReceiveTransfer, SendfileTransfer
 from .producer import ChunkProducer, reader
+
+T = TypeVar("T")
 
 #: Whether this platform's mechanisms are the ones that are tested here.
 DIRECT = sys.platform == "linux"
@@ -65,10 +68,10 @@ async def receive_body(
     """
     channel, body = request.channel, request.body
     reactor = socket_reactor(request)
-    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
+    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_lend_input()
     duplicate = duplicate_of(request) if large else None
     if duplicate is None:
-        channel.read_in_bulk()
+        channel.exchange.read_in_bulk()
         if body.expected_bytes is not None:
             await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
             return
@@ -88,7 +91,7 @@ async def receive_body(
     if channel.secure:
         from .tls import TlsReceiveTransfer as kind  # OpenSSL takes its time to import
     transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
-    channel.begin_direct_read(transfer)
+    channel.exchange.lend(transfer)
     try:
         await transfer.start()
     except ConnectionLost:
@@ -96,7 +99,7 @@ async def receive_body(
         raise
     finally:
         if request.channel_or_none() is not None and not request.aborted:
-            channel.end_direct_read(transfer.taken_bytes)
+            channel.exchange.take_back(transfer.taken_bytes)
 
 
 def send_transfer(
@@ -112,7 +115,17 @@ def send_transfer(
     if request.channel.secure:
         from .tls import TlsSendTransfer as kind
     transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
-    return request.channel.while_written_directly(transfer, transfer.start())
+    gate = request.channel.gate
+    if not request.channel.secure:
+        return transfer.start()
+    # OpenSSL's connection is for one thread at a time, so the reactor's side of it rests.
+    gate.lend(transfer)
+    return transfer.start().addBoth(_give_back, gate)
+
+
+def _give_back(result: T, gate: ReadGate) -> T:
+    gate.take_back()
+    return result
 
 
 def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part: Part) -> Deferred[None]:
@@ -122,7 +135,7 @@ def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part:
     @return: fires when everything is on its way.
     """
     reactor = socket_reactor(request)
-    if reactor is not None and stored.fileno() >= 0 and request.channel.may_write_directly():
+    if reactor is not None and stored.fileno() >= 0 and request.channel.may_lend():
         duplicate = duplicate_of(request)
         if duplicate is not None:
             return send_transfer(request, duplicate, jobs, reactor, stored, part)
