@@ -83,7 +83,6 @@ class Channel(Protocol):
     exchange: Exchange
     gate: ReadGate
     writer: SocketWriter | None
-    secure: bool
     credentials: tuple[str, bytes] | None
 
     @property

@@ -76,7 +76,6 @@ class StreamingRequest(Request):
     @ivar authenticated: whether it passed the door.
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
     @ivar aborted: whether its connection was ended by us; it is never finished then.
-    @ivar sent_bytes: of the answer's body, where that went past C{write}.
     @ivar effect: what it did to the object that it names.
     """
 
@@ -93,7 +92,7 @@ class StreamingRequest(Request):
     authenticated = False
     awaits_continue = False
     aborted = False
-    sent_bytes = 0
+    _sent_bytes = 0
     effect: Effect | None = None
     _record: Record | None = None
     _record_held = False
@@ -248,6 +247,15 @@ class StreamingRequest(Request):
         else:
             self.channel.write(head + data)
 
+    def set_sent(self, sent_bytes: int) -> None:
+        """So much of the answer's body was sent past L{write}. Called in any thread, and before a lost client is recorded."""
+        self._sent_bytes = sent_bytes
+
+    def unregisterProducer(self) -> None:
+        """Leave the producer alone; also where the connection is gone."""
+        if self.channel_or_none() is not None:
+            super().unregisterProducer()
+
     def finish(self) -> None:
         """The answer is complete."""
         if self._disconnected or self.finished:
@@ -289,7 +297,7 @@ class StreamingRequest(Request):
             self.clientproto,
             self.target,
             STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
-            self.sent_bytes or self.sentLength,
+            self._sent_bytes or self.sentLength,
             self.body.received_bytes,
             None if self.fields.referer is None else without_userinfo(self.fields.referer),
             self.fields.user_agent,

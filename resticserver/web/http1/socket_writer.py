@@ -28,7 +28,10 @@ class SocketWriter:
     A plain socket.
 
     @param transport: Twisted's, of the socket itself.
+    @ivar openssl: OpenSSL's connection over the socket; C{None} without TLS.
     """
+
+    openssl: Any = None
 
     def __init__(self, transport: Any) -> None:
         self.socket_transport = transport

@@ -63,12 +63,12 @@ class TlsWriter(SocketWriter):
     def __init__(self, tls: Tls) -> None:
         super().__init__(tls.transport)
         self._tls = tls
-        self.connection: Connection = tls.getHandle()
+        self.openssl: Connection = tls.getHandle()
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Encrypt and send, now as far as possible."""
         try:
-            encrypted = encrypt(self.connection, data, body)
+            encrypted = encrypt(self.openssl, data, body)
         except Error:
             self._tls.abortConnection()
         else:
