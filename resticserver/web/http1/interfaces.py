@@ -1,5 +1,5 @@
 """
-What requests, connections and TLS need of the server, and requests of their connection. They import these protocols and not
+What requests and connections need of the server, and requests of their connection. They import these protocols and not
 one another, so that each can be read, and tested, alone.
 """
 
@@ -25,9 +25,9 @@ class Origin:
     """
     Where a connection comes from.
 
-    @ivar peers: the addresses at the other end, nearest first: the socket's, and behind it what the PROXY protocol claims.
+    @ivar peers: the addresses of the other end, nearest first: the socket's, then the one in the PROXY protocol's header.
     @ivar address: the client's, as far as the connection knows.
-    @ivar trusted: whether what its requests say of their client is believed.
+    @ivar trusted: whether a trusted proxy sends the requests, so that their headers about the client are used.
     """
 
     peers: tuple[str, ...]
@@ -37,8 +37,7 @@ class Origin:
 
 class Owner(Protocol):
     """
-    What a connection needs of the server that accepted it. L{resticserver.web.http1.site.RepositorySite} says what each of
-    these is.
+    What a connection needs of the server that accepted it. L{resticserver.web.http1.site.RepositorySite} documents them.
     """
 
     reactor: Any
@@ -60,9 +59,6 @@ class Owner(Protocol):
     def record(self, record: Record) -> None:
         """A request came to its end."""
 
-    def handshake_failed(self, address: str, why: str) -> None:
-        """A connection that should have become a TLS connection did not."""
-
     def out_of_descriptors(self, what: str) -> None:
         """Something was refused because there are too many descriptors already."""
 
@@ -75,8 +71,8 @@ class Owner(Protocol):
 
 class Channel(Protocol):
     """
-    What a request, and what moves its body, needs of its connection. L{resticserver.web.http1.channel.StreamingChannel} says
-    what each of these is.
+    What a request and its transfers need of their connection. L{resticserver.web.http1.channel.StreamingChannel} documents
+    them.
     """
 
     transport: Any
