@@ -18,7 +18,7 @@ from ..storage.interface import Listing, Objects
 from ..threads.serial_jobs import Pool, SerialJobs
 from .http1 import replies
 from .http1.request import StreamingRequest
-from .transfer.producer import ChunkProducer
+from .transfer.body import send_chunks
 
 LIST_V1 = b"application/vnd.x.restic.rest.v1"
 LIST_V2 = b"application/vnd.x.restic.rest.v2"
@@ -65,7 +65,7 @@ class ListResponses:
                 return
             replies.begin(request, 200, None, content_type)
             request.write(first)
-            await ChunkProducer(request, jobs, text.read).start()
+            await send_chunks(request, jobs, text.read)
         except BaseException:
             jobs.close(listing.close)
             raise

@@ -818,7 +818,7 @@ class WorkersTests(MetricsCase):
 PATIENT_WITH_CLIENTS = (
     sys.executable,
     "-c",
-    "import runpy, sys; from resticserver.web.http1.channel import StreamingChannel; StreamingChannel.swallow_timeout_s = 600.0; "
+    "import runpy, sys; from resticserver.web.http1.exchange import Exchange; Exchange.swallow_timeout_s = 600.0; "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
 )
 

@@ -1,5 +1,5 @@
 """
-Clients' addresses as Twisted has them, in the form in which logs and rules have them.
+Clients' addresses: from Twisted's objects to the text that logs and rules use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ...access.proxies import plain_address
 
 
 def address_text(address: IAddress | None) -> str:
-    """A client's address for logs and rules: IPv4 in its own form also behind an IPv6 socket, C{-} for a unix socket."""
+    """A client's address for logs and rules. IPv4 is written as IPv4 also on an IPv6 socket; C{-} is a unix socket."""
     if isinstance(address, IPv4Address):
         return address.host
     if isinstance(address, IPv6Address):

@@ -1,9 +1,9 @@
 """
-A request's body as a stream: from the channel to whoever takes it, with back-pressure.
+A request's body as a stream, from the channel to its taker, with back-pressure.
 
-A body first waits for its taker in a small bound (the route may still be checking a password); then it is either
-delivered, in batches, by one pool job at a time, or discarded. Above a high-water mark reading is paused, below a low one
-it goes on. No thread ever waits for the network.
+A body first waits for its taker, up to a small bound: the route may still be checking a password. Then it is either delivered,
+in batches, to one pool job at a time, or discarded. Reading pauses above a high-water mark and resumes below a low one. No thread
+ever waits for the network.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from twisted.internet.defer import Deferred
 
 from ...errors import ServerError
 
-#: A client that sends no byte of a body for so long is given up; restic itself gives up after five minutes.
+#: After this long without a byte of the body the connection is closed. restic itself gives up after five minutes.
 SILENCE_S = 310.0
-#: How much may wait before a taker is there.
+#: How much may wait for a taker.
 WAITING_BYTES = 64 << 10
-#: Reading pauses when this much is queued for the pool, and goes on below the low mark.
+#: Reading pauses when this much is queued for the pool, and resumes below the low mark.
 HIGH_WATER_BYTES = 512 << 10
 LOW_WATER_BYTES = 256 << 10
-#: Pieces are put together up to this size.
+#: Small pieces are joined up to this size.
 JOINED_BYTES = 4 << 10
 
 
 class Source(Protocol):
-    """What a body is fed by: the channel."""
+    """What gives a body its bytes."""
 
     def hold_body(self) -> None:
         """Read no more for now."""
@@ -35,20 +35,17 @@ class Source(Protocol):
     def release_body(self) -> None:
         """Read on."""
 
-    def body_ended(self, body: Body) -> None:
-        """All of a body came."""
-
 
 class Body:
     """
     The body of one request.
 
-    @ivar expected_bytes: what is still to come by C{Content-Length}; C{None} for a chunked body.
-    @ivar received_bytes: what has come.
+    @ivar expected_bytes: how much is still to come by C{Content-Length}; C{None} for a chunked body.
+    @ivar received_bytes: how much has come.
     @ivar ended: whether all of it has come.
     """
 
-    # How each begins. Most requests have no body and change none of these, so they are not set for each.
+    # Initial values. Most requests have no body and change none of these, so the constructor does not set them.
     received_bytes = 0
     _queued_bytes = 0
     _held = False
@@ -69,13 +66,13 @@ class Body:
     @property
     def whole_bytes(self) -> int | None:
         """
-        How long it is; C{None} as long as nobody knows. Of one that is here that is known also without a C{Content-Length}.
+        Its length, known by C{Content-Length} or once all of it is here; else C{None}.
         """
         if self.ended:
             return self.received_bytes
         return None if self.expected_bytes is None else self.received_bytes + self.expected_bytes
 
-    # --- the channel's side
+    # --- the channel's calls
 
     def feed(self, data: bytes) -> None:
         """More bytes came."""
@@ -89,7 +86,7 @@ class Body:
                 on_excess()
             return
         if self._chunks and len(self._chunks[-1]) + len(data) <= JOINED_BYTES:
-            # A client may send a byte at a time, and each would be an object of fifty.
+            # A client may send one byte at a time, and an object for each would take fifty.
             self._chunks[-1] += data
         else:
             self._chunks.append(data)
@@ -106,25 +103,24 @@ class Body:
             whole, self._whole = self._whole, None
             whole.callback(self.take_waiting())
         self._pump()
-        self._source.body_ended(self)
 
     def fail(self, error: ServerError) -> None:
-        """The rest will never be understood; whoever takes the body is told."""
+        """The rest cannot be parsed: the taker gets the error."""
         self._error = error
         if self._whole is not None:
             whole, self._whole = self._whole, None
             whole.errback(error)
         self._pump()
 
-    # --- the route's side
+    # --- the route's calls
 
     def deliver(self, write: Callable[[Sequence[bytes]], Deferred[None]]) -> Deferred[None]:
         """
         Hand the body to a taker.
 
-        @param write: takes the next chunks and fires when it is done with them; it is called again only then.
+        @param write: takes the next chunks and fires when it is done with them. It is called again only then.
         @return: fires when everything was taken; fails with the taker's error, or with
-            L{resticserver.errors.BadRequest} if the body cannot be understood to its end. Cancelling it stops the delivery.
+            L{resticserver.errors.BadRequest} if the body cannot be parsed. Cancelling it stops the delivery.
         """
         assert self._write is None
         self._write = write
@@ -137,8 +133,7 @@ class Body:
         """
         Wait for all of a body that fits into L{WAITING_BYTES}.
 
-        @return: fires with its pieces, or fails with L{resticserver.errors.BadRequest} if the body cannot be understood to
-            its end.
+        @return: fires with its pieces, or fails with L{resticserver.errors.BadRequest} if the body cannot be parsed.
         """
         whole: Deferred[list[bytes]] = Deferred(lambda _: self._forget_whole())
         if self._error is not None:
@@ -153,14 +148,14 @@ class Body:
         self._whole = None
 
     def take_waiting(self) -> list[bytes]:
-        """What came so far; the rest is read by others, who say so by L{taken}."""
+        """What came so far. A transfer may read the rest (L{taken})."""
         waiting, self._chunks = self._chunks, []
         self._queued_bytes = 0
         self._release()
         return waiting
 
     def taken(self, size_bytes: int) -> None:
-        """Others have read so much."""
+        """A transfer has read so much of the body."""
         assert self.expected_bytes is not None
         self.received_bytes += size_bytes
         self.expected_bytes -= size_bytes
@@ -172,8 +167,7 @@ class Body:
         @param on_excess: called once when more than C{limit_bytes} came from now on.
         """
         self._stop()
-        self._chunks = []
-        self._queued_bytes = 0
+        self._release()
         self._discard_limit = limit_bytes
         self._on_excess = on_excess
 

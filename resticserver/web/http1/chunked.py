@@ -1,7 +1,7 @@
 """
-The chunked transfer coding, decoded: a pure rule. (restic before 0.9 sends its bodies so.)
+Decodes the chunked transfer coding; no I/O. (restic before 0.9 sends its bodies so.)
 
-Source: RFC 9112 section 7.1. Extensions and trailer fields are read over, within bounds.
+Source: RFC 9112 section 7.1. Extensions and trailer fields are skipped, within bounds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ChunkedDecoder:
     One body.
 
     @ivar ended: whether its end has come.
-    @ivar rest: what was not looked at: what came behind the end, or what was left when the units were used up.
-    @ivar units: how many of the units that L{feed} was given are left.
+    @ivar rest: what was not decoded: what came after the end, or what was left when the units were used up.
+    @ivar units: how many of the units given to L{feed} are left.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class ChunkedDecoder:
 
     def feed(self, data: bytes, units: int = sys.maxsize) -> list[bytes]:
         """
-        Take the next bytes of the connection, as far as the units reach.
+        Decode the next bytes of the connection, as far as the units reach.
 
-        @param units: how much may be done now: a chunk, or a line, costs one and a long line more
+        @param units: how much work this may be: a chunk or a line costs one, a long line more
             (L{resticserver.web.http1.turns}). Less than one does nothing.
-        @return: the pieces of the body in what was taken; what was not is in C{rest}, to be given again.
+        @return: the pieces of the body in the decoded bytes. The other bytes are in C{rest}; give them again.
         @raise BadRequest: this is no chunk.
         """
         pieces: list[bytes] = []

@@ -1,9 +1,9 @@
 """
-The head of a request, from bytes to what it says: a pure rule, and the strict one.
+Parses the head of a request, strictly; no I/O.
 
-The request line is judged here; the field lines by llhttp (through C{httptools}), which refuses folded lines, a bare LF,
+The request line is parsed here, the field lines by llhttp (through C{httptools}). llhttp refuses folded lines, a bare LF,
 control characters, white space before a colon, C{Content-Length} beside C{Transfer-Encoding} and either of them twice. It
-is given the field lines alone, of one request at a time: it would take the next request for a part of this one's body.
+gets only the field lines, of one request at a time: it would take the next request for a part of this one's body.
 
 Source: RFC 9112 sections 2 to 6.
 """
@@ -17,10 +17,10 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ...errors import BadRequest
 
-#: More field lines than anyone means well.
+#: No client that is not hostile sends more field lines.
 MOST_FIELDS = 500
 
-# Eighteen digits are more than any body has, and fit every integer on the way.
+# Eighteen digits are enough for any body, and fit every integer type in use.
 _MOST_LENGTH_DIGITS = 18
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~\x80-\xff]+) (HTTP/1\.[01])\Z")
@@ -39,7 +39,7 @@ def parse_request_line(line: bytes) -> RequestLine:
     """
     The first line of a request, without its end.
 
-    @raise BadRequest: it is none, or of a version that is not spoken here.
+    @raise BadRequest: it is no request line, or of another version.
     """
     match = _REQUEST_LINE.match(line)
     if match is None:
@@ -49,16 +49,16 @@ def parse_request_line(line: bytes) -> RequestLine:
 
 class HeaderFields:
     """
-    The header fields of a request, and what they say of its framing.
+    The header fields of a request, and what they say about its framing.
 
     @param lines: the field lines, each with its CRLF, and the empty line.
     @ivar values: the values of each name (in lower case), in their order.
     @ivar length: how long the body is; C{None} if it comes in chunks.
     @ivar closes: whether the client wants the connection closed after the answer.
     @ivar expects_continue: whether it waits for C{100 Continue}.
-    @ivar fits_1_1: whether there is the one C{Host} that HTTP/1.1 wants.
+    @ivar fits_1_1: whether there is exactly one C{Host}, as HTTP/1.1 needs.
     @ivar referer: the last C{Referer}, for the log; C{user_agent} likewise.
-    @raise BadRequest: they cannot be understood, or not for sure.
+    @raise BadRequest: they cannot be parsed, or could be read in two ways.
     """
 
     __slots__ = ("closes", "expects_continue", "fits_1_1", "length", "referer", "user_agent", "values")
@@ -66,14 +66,14 @@ class HeaderFields:
     def __init__(self, lines: bytes) -> None:
         self.values: dict[bytes, list[bytes]] = {}
         if lines.count(b"\n") > MOST_FIELDS + 1:
-            # Before they are taken apart: eight thousand of them fit into a head.
+            # Before they are parsed: eight thousand of them fit into a head.
             raise BadRequest()
         collector = _Collector()
         try:
-            # Any request line would do. This one keeps llhttp from what it does for some methods only (CONNECT).
+            # Any request line would do. With this method llhttp does nothing special (as it does for CONNECT).
             HttpRequestParser(collector).feed_data(b"PUT / HTTP/1.1\r\n" + lines)
         except HttpParserUpgrade:
-            pass  # an offer, which a server may leave alone (RFC 9110 section 7.8)
+            pass  # an offer, which a server may ignore (RFC 9110 section 7.8)
         except HttpParserError as error:
             raise BadRequest() from error
         if not collector.complete:
@@ -91,7 +91,7 @@ class HeaderFields:
 
     @classmethod
     def none(cls) -> HeaderFields:
-        """Of a request that has none, or none that can be understood."""
+        """For a request without fields, or with fields that cannot be parsed."""
         return cls(b"\r\n")
 
     def last(self, name: bytes) -> bytes | None:
@@ -119,9 +119,9 @@ class HeaderFields:
 
     def check(self, version: bytes) -> None:
         """
-        See whether they are fit for a version (RFC 9112 sections 3.2 and 6.1).
+        Check that they are valid in a version (RFC 9112 sections 3.2 and 6.1).
 
-        @raise BadRequest: the addressee, or the end of the body, cannot be told for sure.
+        @raise BadRequest: the host, or the end of the body, is ambiguous.
         """
         if version == b"HTTP/1.1":
             if not self.fits_1_1:
@@ -131,7 +131,7 @@ class HeaderFields:
 
 
 class _Collector:
-    """What llhttp calls."""
+    """Collects what llhttp finds."""
 
     __slots__ = ("complete", "fields")
 

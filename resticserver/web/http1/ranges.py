@@ -1,7 +1,7 @@
 """
-The C{Range} header: a pure rule.
+Evaluates the C{Range} header; no I/O.
 
-Source: RFC 9110 section 14; what restic sends is C{bytes=0-}, C{bytes=a-} and C{bytes=a-b}.
+Source: RFC 9110 section 14. restic sends C{bytes=0-}, C{bytes=a-} and C{bytes=a-b}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...errors import RangeNotSatisfiable
 
 # Any number of digits (RFC 9110 section 14.1.1): a request's head bounds them.
 _SINGLE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
-#: So many digits are more than any file has. What has more counts as this.
+#: No file's size has more digits. A number with more counts as L{_BEYOND}.
 _MOST_DIGITS = 18
 _BEYOND = 10**_MOST_DIGITS
 
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """
     What to send of an object.
 
-    @ivar whole: whether no range holds, so that the answer is 200 and not 206.
+    @ivar whole: whether no range applies, so that the answer is 200 and not 206.
     """
 
     start: int
@@ -32,9 +32,9 @@ class Part(NamedTuple):
 
 def choose_part(header: bytes | None, size_bytes: int) -> Part:
     """
-    What of an object of C{size_bytes} a C{Range} header asks for.
+    The part of an object of C{size_bytes} that a C{Range} header asks for.
 
-    Several ranges and whatever cannot be parsed mean the whole object, and so does every range of an empty one.
+    Several ranges, a header that cannot be parsed, and every range of an empty object mean the whole object.
 
     @raise RangeNotSatisfiable: the range starts at or past the end.
     """
@@ -60,12 +60,12 @@ def choose_part(header: bytes | None, size_bytes: int) -> Part:
 
 
 def _number(digits: bytes) -> int:
-    """What digits mean, where the sizes of files are concerned. (C{int} is slow with many of them, and refuses 4,301.)"""
+    """A number, capped above the size of any file. (C{int} is slow with many digits, and refuses 4,301.)"""
     digits = digits.lstrip(b"0")
     return int(digits or b"0") if len(digits) <= _MOST_DIGITS else _BEYOND
 
 
 def _is_less(digits: bytes, others: bytes) -> bool:
-    """Whether one number is less than another, however long they are."""
+    """Whether one number is less than another, for any number of digits."""
     digits, others = digits.lstrip(b"0"), others.lstrip(b"0")
     return (len(digits), digits) < (len(others), others)

@@ -1,5 +1,5 @@
 """
-Answers: the one table from errors to statuses, the one place where a reason phrase is made, and how an answer is sent.
+Answers: the table from errors to statuses, reason phrases, and how an answer is sent.
 
 restic shows HTTP/1.1's reason phrase to its user, so the phrase says what happened. Twisted does not sanitise it.
 """
@@ -54,7 +54,7 @@ _log = Logger()
 
 
 class Answers(Protocol):
-    """What is needed of a request to answer it."""
+    """A request, as far as answering needs it."""
 
     site: Any
     method: bytes
@@ -72,7 +72,7 @@ class Answers(Protocol):
 
 
 def date_now() -> bytes:
-    """The value of C{Date}; made once a second."""
+    """The value of C{Date}, formatted once a second."""
     return _date(int(time.time()))
 
 
@@ -83,14 +83,14 @@ def _date(second: int) -> bytes:
 
 def reason_phrase(text: str) -> bytes:
     """
-    Any text as a reason phrase: one line of printable ASCII, everything else escaped, 200 bytes at most.
+    Any text as a reason phrase: one line of printable ASCII, everything else escaped, at most 200 bytes.
     """
     escaped = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode("ascii") for c in text)
     return escaped.encode("ascii", "backslashreplace")[:_MAX_REASON_BYTES]
 
 
 def status_of(error: BaseException) -> int:
-    """The status that an error is answered with; 500 for whatever is not the domain's."""
+    """The status for an error; 500 for all but L{errors.ServerError}."""
     for kind, status in _STATUSES:
         if isinstance(error, kind):
             return status
@@ -106,7 +106,7 @@ def send(
     fields: bytes = b"",
 ) -> None:
     """
-    Answer in one write, with a length always. The caller (the route's end, or the request itself) finishes the request.
+    Answer in one write, always with a length. The caller (the route's end, or the request itself) finishes the request.
     """
     begin(request, status, len(body), content_type, reason, fields)
     request.write(body)
@@ -121,8 +121,9 @@ def begin(
     fields: bytes = b"",
 ) -> None:
     """
-    Say how an answer begins, whose body has C{length} bytes (C{None}: not known, so it goes in chunks).
+    Begin an answer. Its head goes out with the first bytes of the body.
 
+    @param length: of the body in bytes; C{None} if it is not known, so that the body goes out in chunks.
     @param fields: more header fields, each with its CRLF.
     """
     if content_type is not None:
@@ -134,8 +135,8 @@ def send_error(request: Answers, error: BaseException) -> None:
     """
     Answer with an error, as one line of plain text and the same as reason phrase.
 
-    What is not the domain's is a fault of the server: it is logged once with its cause, and the client learns no more
-    than that. An answer that has begun cannot be taken back: the connection is aborted.
+    An error that is no L{errors.ServerError} is a fault of the server: it is logged once with its cause, and the client gets
+    no details. If an answer has begun, the connection is aborted instead.
     """
     method = request.method.decode("latin-1")
     uri = ascii(request.uri.decode("latin-1"))[1:-1]
@@ -157,7 +158,7 @@ def send_error(request: Answers, error: BaseException) -> None:
 
 
 def _error_fields(error: BaseException) -> bytes:
-    """What else an error's answer says."""
+    """More header fields of an error's answer."""
     if isinstance(error, errors.MethodNotAllowed):
         return b"Allow: %s\r\n" % b", ".join(error.allowed)
     if isinstance(error, errors.Unauthorized):

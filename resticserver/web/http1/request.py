@@ -1,19 +1,17 @@
 """
-A request that begins at the end of its header and leaves exactly one record, whatever its end.
+A request that begins at the end of its head, and leaves exactly one record however it ends.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Coroutine, Generator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
-from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 
 from ...errors import NotFound, ServerError
@@ -29,9 +27,11 @@ from .socket_writer import JOINED_BYTES
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 
 def without_userinfo(uri: bytes) -> bytes:
-    """A URI as it may stand in a log: nobody's password is in it, even where it names nothing, or is spelt in no right way."""
+    """A URI for the log, without the user and password in it, also if it is malformed or names nothing."""
     if b"@" not in uri or (uri.startswith(b"/") and b"//" not in uri):
         return uri  # a path: a folder may be called alice@example.org
     scheme, slashes, address = uri.partition(b"//")
@@ -41,7 +41,7 @@ def without_userinfo(uri: bytes) -> bytes:
 def _going_on(
     coroutine: Coroutine[Deferred[Any], Any, None], waiting: Deferred[Any]
 ) -> Generator[Deferred[Any], Any, None]:
-    """The rest of a coroutine that has begun and waits."""
+    """Continue a coroutine that has begun and waits for C{waiting}."""
     try:
         while True:
             try:
@@ -61,39 +61,37 @@ class StreamingRequest(Request):
     """
     One request.
 
-    Twisted's own request expects a whole body. Here the headers are L{HeaderFields}, shared by requests with the same header
-    block; the objects that Twisted and Klein use instead are made only on demand.
+    Twisted's own request expects a whole body. Here the body is a L{Body}, and the headers are L{HeaderFields}, which requests
+    with the same header block share.
 
-    @param line: C{None} where there was none that can be understood.
+    @param line: C{None} if it cannot be parsed.
     @ivar fields: its header fields.
     @ivar body: its content, as it comes.
-    @ivar target: what its path names; C{None} where it names nothing.
-    @ivar why_nothing: why not, then.
-    @ivar user_name: who sent it, once that is known; C{None} without authentication.
-    @ivar address: the client's, as trusted proxies say; C{-} for a unix socket.
+    @ivar target: what its path names; C{None} if it names nothing, and then C{why_nothing} says why.
+    @ivar user_name: the user, once authenticated; C{None} without authentication.
+    @ivar address: the client's, from trusted proxies' headers if there are any; C{-} for a unix socket.
     @ivar address_is_trusted: whether that address is a trusted proxy's own.
-    @ivar peer_is_trusted: whether a trusted proxy sent this, so that its headers are believed.
-    @ivar authenticated: whether it passed the door.
+    @ivar peer_is_trusted: whether a trusted proxy sent this, so that its headers about the client are used.
+    @ivar authenticated: whether it passed the authentication.
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
-    @ivar aborted: whether its connection was ended by us; it is never finished then.
-    @ivar sent_bytes: of the answer's body, where that went past C{write}.
-    @ivar effect: what it did to the object that it names.
+    @ivar aborted: whether the server aborted its connection; it is never finished then.
+    @ivar effect: what it did to the object.
     """
 
     defaultContentType = None
 
-    # Twisted's Request has its own HTTPChannel and Site for these; they are ours, and do what it asks of them.
+    # Twisted's Request declares its own HTTPChannel and Site.
     channel: Channel  # type: ignore[assignment]
     site: Owner  # type: ignore[assignment]
 
-    # How each begins; what most requests do not change is not set for each.
+    # Initial values. Most requests do not change these, so the constructor does not set them.
     target: Target | None = None
     why_nothing = ""
     user_name: str | None = None
     authenticated = False
     awaits_continue = False
     aborted = False
-    sent_bytes = 0
+    _sent_bytes = 0
     effect: Effect | None = None
     _record: Record | None = None
     _record_held = False
@@ -102,13 +100,10 @@ class StreamingRequest(Request):
     _recorded = False
 
     def __init__(self, channel: Channel, line: RequestLine | None, fields: HeaderFields | None = None) -> None:
-        # Not the parent's: most of what it makes is never asked for.
+        # The parent's constructor is not called: most of what it makes is not used.
         self.channel = channel
-        self.transport = channel.transport
         self.site = channel.site
         self.notifications = []
-        self.cookies = []
-        self.queued = False
         self.fields = fields if fields is not None else HeaderFields.none()
         self._started = time.time()
         self._started_monotonic = time.monotonic()
@@ -121,12 +116,12 @@ class StreamingRequest(Request):
             self.uri = without_userinfo(uri)
         else:
             self.method, self.uri, self.clientproto = b"-", b"-", b"HTTP/1.1"
-        self.body = Body(channel, self.fields.length)
+        self.body = Body(channel.exchange, self.fields.length)
 
     # --- the channel's calls
 
     def begin(self) -> None:
-        """Find the route and give it the request; bytes of the body may come any time after."""
+        """Find the route and give it the request. Bytes of the body may come any time later."""
         self.awaits_continue = self.fields.expects_continue and self.clientproto == b"HTTP/1.1"
         if self.peer_is_trusted:
             self._find_client()
@@ -141,7 +136,7 @@ class StreamingRequest(Request):
             self.finish()
 
     def _find_client(self) -> None:
-        """Whose request this is, as the trusted proxy says that sent it."""
+        """Take the client's address from the headers of the trusted proxy that sent this."""
         x_forwarded_for = self.fields.all(b"x-forwarded-for")
         forwarded = self.fields.all(b"forwarded")
         if x_forwarded_for or forwarded:
@@ -150,9 +145,9 @@ class StreamingRequest(Request):
             self.address_is_trusted = proxies.trusts(self.address)
 
     def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
-        """Let a route work, and finish when it has ended; it is cancelled when the client goes away."""
+        """Run a route, and finish when it has ended. It is cancelled when the client goes away."""
         try:
-            # Many have their answer at once, and a Deferred costs more than all the rest of what they do here.
+            # Many end at once, and a Deferred would cost more than all the rest here.
             waiting = coroutine.send(None)
         except StopIteration:
             self._ran(None)
@@ -164,7 +159,7 @@ class StreamingRequest(Request):
 
     def _ran(self, _: object) -> None:
         self._running = None
-        # An aborted one is never finished: the connection's end is on its way.
+        # An aborted request is never finished: its connection is being closed.
         if not self.aborted:
             self.finish()
 
@@ -174,7 +169,7 @@ class StreamingRequest(Request):
             self.processingFailed(failure)
 
     def refuse(self, error: ServerError) -> None:
-        """Answer a request that cannot be parsed and so has no route."""
+        """Answer a request that cannot be parsed, and so has no route."""
         replies.send_error(self, error)
         self.finish()
 
@@ -190,51 +185,27 @@ class StreamingRequest(Request):
 
     @property
     def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
-        """The query's."""
+        """The arguments in the query."""
         return parse_qs(self._query, keep_blank_values=True) if self._query else {}
 
-    @cached_property
-    def requestHeaders(self) -> Headers:  # type: ignore[override]
-        """The header fields, as Twisted knows them."""
-        return Headers(self.fields.values)  # type: ignore[arg-type]
-
-    @cached_property
-    def responseHeaders(self) -> Headers:  # type: ignore[override]
-        """Header fields of an answer that is put together by Twisted's own means."""
-        return Headers({b"Date": [date_now()]})
-
-    @property
-    def client(self) -> IAddress:
-        """The other end."""
-        return self.channel.getPeer()
-
-    @property
-    def host(self) -> IAddress:
-        """Our end."""
-        return self.channel.getHost()
-
     def client_certificate(self) -> Certificate | None:
-        """The certificate that the client showed in the TLS handshake, which has been verified; C{None} without one."""
+        """The client's verified certificate from the TLS handshake; C{None} without one."""
         transport: Any = ISSLTransport(self.channel.transport, None)
         certificate = transport.getPeerCertificate() if transport is not None else None
         return certificate.to_cryptography() if certificate is not None else None
 
-    def getRequestHostname(self) -> bytes:
-        """A constant: the value of C{Host} is never looked at (a client on a unix socket sends anything)."""
-        return b"localhost"
-
     def send_continue(self) -> None:
-        """Tell a client that waits for it to send its body."""
+        """If the client waits for C{100 Continue}, send it."""
         if self.awaits_continue:
             self.awaits_continue = False
-            self.channel.send_continue()
+            self.channel.write(_CONTINUE)
 
     def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
         """
-        Say how the answer begins; it goes out with the first bytes of its body, or at its end.
+        Begin the answer. Its head goes out with the first bytes of its body, or at its end.
 
         @param fields: header fields, each with its CRLF.
-        @param length: of the body; C{None} where it is not known, so that the body goes out in chunks.
+        @param length: of the body in bytes; C{None} if it is not known, so that the body goes out in chunks.
         """
         self.code, self.code_message = status, reason
         if length is not None:
@@ -245,19 +216,21 @@ class StreamingRequest(Request):
         self._head = b"%s %d %s\r\nDate: %s\r\n%s" % (self.clientproto, status, reason, date_now(), fields)
 
     def take_head(self) -> bytes:
-        """The begin of the answer, to be sent by other means; the answer counts as begun from now on."""
+        """The head of the answer, for a transfer to send. The answer counts as begun from now on."""
         head, self._head = self._head, None
         assert head is not None
         self.startedWriting = 1
-        return head + (b"Connection: close\r\n\r\n" if self.channel.last_answer(self) else b"\r\n")
+        return head + (b"Connection: close\r\n\r\n" if self.channel.exchange.is_last_answer(self) else b"\r\n")
 
     def write(self, data: bytes) -> None:
-        """Send the next bytes of the answer's body; of an answer to HEAD only its begin is sent."""
+        """Send the next bytes of the answer's body. Of an answer to HEAD only the head is sent."""
         if self._disconnected:
             return
         if self._head is None:
-            if self.method != b"HEAD" or not self.startedWriting:
-                super().write(data)
+            assert self.startedWriting and not self.finished
+            if data and self.method != b"HEAD":
+                self.sentLength += len(data)
+                self.channel.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
             return
         head = self.take_head()
         if self.method == b"HEAD":
@@ -269,6 +242,15 @@ class StreamingRequest(Request):
             self.channel.write(head, data)
         else:
             self.channel.write(head + data)
+
+    def set_sent(self, sent_bytes: int) -> None:
+        """So much of the answer's body was sent past L{write}. Called in any thread, and before a lost client is recorded."""
+        self._sent_bytes = sent_bytes
+
+    def unregisterProducer(self) -> None:
+        """Leave the producer alone; also where the connection is gone."""
+        if self.channel_or_none() is not None:
+            super().unregisterProducer()
 
     def finish(self) -> None:
         """The answer is complete."""
@@ -283,7 +265,7 @@ class StreamingRequest(Request):
         self._cleanup()
 
     def abort(self) -> None:
-        """End the connection: what was sent of an answer must not be taken for the whole."""
+        """Abort the connection, so that the client does not take a part of an answer for the whole."""
         self.aborted = True
         channel = self.channel_or_none()
         if channel is not None:
@@ -295,7 +277,7 @@ class StreamingRequest(Request):
         return channel
 
     def record_end(self, ending: Ending | None = None) -> None:
-        """Leave the one record; C{ending} is given where the answer did not come to its end."""
+        """Leave the one record. C{ending} is given if the answer did not come to its end."""
         if self._recorded:
             return
         self._recorded = True
@@ -311,7 +293,7 @@ class StreamingRequest(Request):
             self.clientproto,
             self.target,
             STATUS_CLIENT_CLOSED if ending is Ending.LOST else self.code,
-            self.sent_bytes or self.sentLength,
+            self._sent_bytes or self.sentLength,
             self.body.received_bytes,
             None if self.fields.referer is None else without_userinfo(self.fields.referer),
             self.fields.user_agent,
@@ -324,11 +306,11 @@ class StreamingRequest(Request):
             self.site.record(record)
 
     def hold_record(self) -> None:
-        """From now on it is not sure what the request does, though its client may go: leave no record before that is known."""
+        """The request may have an effect from now on, also if its client goes away: leave no record before L{release_record}."""
         self._record_held = True
 
     def release_record(self, effect: Effect | None) -> None:
-        """This is what it has done."""
+        """The request's effect is known: leave the record if the request has ended."""
         self.effect = effect
         self._record_held = False
         record, self._record = self._record, None
@@ -336,7 +318,7 @@ class StreamingRequest(Request):
             self.site.record(record._replace(effect=effect))
 
     def processingFailed(self, reason: Failure) -> Any:
-        """The last resort; says no more to the client than 500."""
+        """Twisted's call: the route failed without an answer. The client gets a 500."""
         replies.send_error(self, reason.value or RuntimeError())
         if not self.aborted:
             self.finish()

@@ -1,5 +1,5 @@
 """
-The HTTP server factory: which channel and request it uses, its limits, and the end of its connections.
+The HTTP server factory: its channels and requests, its limits, and the end of its connections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
-from zope.interface import implementer
 
 from ...access.proxies import TrustedProxies
 from ...telemetry.fewlines import FewLines
@@ -22,9 +21,9 @@ from .channel import StreamingChannel
 from .request import StreamingRequest
 from .turns import Turns
 
-#: Without a request. restic keeps idle connections for 90 s; the server must not close one that a client is about to use.
+#: Between requests. restic keeps idle connections for 90 s, and the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
-#: A pool job for a client that sends tiny TLS records takes half of that. So they take half a core at most, all together.
+#: Between pool jobs for clients that send tiny TLS records. A job takes half of that, so all together take half a core at most.
 POOL_REST_S = 0.01
 
 _log = Logger()
@@ -34,40 +33,18 @@ def _warn(line: str) -> None:
     _log.warn("{line}", line=line)
 
 
-@implementer(IResource)
-class LastAnswer:
-    """A resource whose every answer is the last of its connection, and says so."""
-
-    isLeaf = True
-
-    def __init__(self, resource: IResource) -> None:
-        self._resource = resource
-
-    def render(self, request: Any) -> Any:
-        """Twisted's call: a request begins."""
-        request.channel.persistent = False
-        return self._resource.render(request)
-
-    def getChildWithDefault(self, name: bytes, request: Any) -> IResource:
-        """Twisted's; requests come here without."""
-        return self._resource.getChildWithDefault(name, request)  # type: ignore[no-any-return]
-
-    def putChild(self, path: bytes, child: IResource) -> None:
-        """Twisted's."""
-        self._resource.putChild(path, child)
-
-
 class RepositorySite(Site):
     """
     Serves one resource over HTTP/1.1.
 
     @param max_depth: how many folders deep repositories may lie, below C{prefix}.
-    @param proxies: whose word is taken for a client's address and name.
+    @param proxies: whose headers say a client's address and name.
     @ivar channels: all connections.
     @ivar count_handshake_failure: called for each TLS handshake that fails.
-    @ivar crowded_from: a connection with this descriptor, or a higher one, is one too many: its first request is answered
-        with 503, and is its last. From C{full_from} on there is no time even for that.
-    @ivar turns: of those that have sent more than is looked at in one go; C{pool_turns}: than one pool job decrypts.
+    @ivar crowded_from: the first request of a connection with this descriptor, or a higher one, is answered with 503 and is its
+        last. From C{full_from} on the connection is closed at once.
+    @ivar retiring: whether each request that begins is the last of its connection.
+    @ivar turns: of connections with more bytes than one slice decodes; C{pool_turns}: than one pool job decrypts.
     """
 
     noisy = False
@@ -101,18 +78,19 @@ class RepositorySite(Site):
         self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
+        self.retiring = False
         self._drained: list[Deferred[None]] = []
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 alone: restic's client takes it by ALPN, and it is faster than HTTP/2 from most servers."""
+        """HTTP/1.1 alone: restic's client accepts it by ALPN, and it is faster than HTTP/2 from most servers."""
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: Any) -> StreamingChannel:  # type: ignore[override]
-        """Twisted's call for a new connection; C{addr} is the socket's peer, whatever the PROXY protocol will claim."""
+        """Twisted's call for a new connection; C{addr} is the socket's peer, also with the PROXY protocol."""
         return StreamingChannel(self, addr)
 
     def startFactory(self) -> None:
-        """Twisted's call; the parent opens a log file and starts a timer for its dates, which nobody needs here."""
+        """Twisted's call; the parent opens a log file and starts a timer for its dates, neither of which is needed."""
 
     def stopFactory(self) -> None:
         """Twisted's call."""
@@ -123,7 +101,7 @@ class RepositorySite(Site):
 
     def handshake_failed(self, address: str, why: str) -> None:
         """
-        A connection that should have become a TLS connection did not.
+        A TLS handshake failed.
 
         @param address: the client's.
         @param why: in a few words.
@@ -132,7 +110,7 @@ class RepositorySite(Site):
         self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
 
     def out_of_descriptors(self, what: str) -> None:
-        """Something was refused because the process has too many descriptors already, or the system has."""
+        """Something was refused because the process, or the system, has no descriptor left."""
         self._descriptor_lines.say(
             f"out of descriptors (the limit of open files is too low, or clients are too many): {what}"
         )
@@ -152,7 +130,7 @@ class RepositorySite(Site):
                 drained.callback(None)
 
     def drain(self) -> Deferred[None]:
-        """Close idle connections now and each other one after its answer; fires when none is left."""
+        """Close idle connections now and each other one after its answer. Fires when none is left."""
         self._stopping = True
         for channel in tuple(self.channels):
             channel.finish_and_close()
@@ -160,10 +138,10 @@ class RepositorySite(Site):
 
     def retire(self) -> Deferred[None]:
         """
-        Let every connection go on until its next answer, which says that it is the last; fires when none is left. No
-        client sees a connection end that it was about to use, for there is no hurry: others serve already.
+        Let every connection go on until its next answer, which says that it is the last. Fires when none is left. So no client
+        finds a connection closed that it was about to use. Other processes serve already, so this may take its time.
         """
-        self.resource = LastAnswer(self.resource)
+        self.retiring = True
         return self._when_drained()
 
     def _when_drained(self) -> Deferred[None]:
@@ -175,6 +153,6 @@ class RepositorySite(Site):
         return drained
 
     def abort_all(self) -> None:
-        """End every connection."""
+        """Abort every connection."""
         for channel in tuple(self.channels):
             channel.abort()

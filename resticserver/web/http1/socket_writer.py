@@ -1,9 +1,8 @@
 """
-The way from an answer's bytes to the socket, without the detours of Twisted's transports.
+Sends answers to a plain socket at once.
 
-A transport queues what is written, asks the reactor to be told when the socket is ready, and sends it a turn of the reactor
-later. The socket is nearly always ready, so here it is tried first; what it does not take goes to the transport, whose
-buffer and back-pressure are as ever.
+Twisted's transports queue what is written, and send it a turn of the reactor later. The socket is nearly always ready, so it is
+tried first here. What it does not take goes to the transport, with its buffer and back-pressure.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 
-#: A client that takes no byte of an answer for so long is given up. restic itself gives up after five minutes; it must be
-#: the first to do so, or a transfer fails that would have gone on.
+#: After this long without a byte taken of an answer the connection is closed. restic itself gives up after five minutes, and
+#: must be the first to do so: else a transfer fails that would have gone on.
 STALL_S = 310.0
-#: A head before a body of more than this is not worth a copy of both.
+#: A head and a body up to this size are joined, which costs a copy of both.
 JOINED_BYTES = 16 << 10
 _DROPPED_BYTES = 64 << 10
 
@@ -28,7 +27,10 @@ class SocketWriter:
     A plain socket.
 
     @param transport: Twisted's, of the socket itself.
+    @ivar openssl: OpenSSL's connection over the socket; C{None} without TLS.
     """
+
+    openssl: Any = None
 
     def __init__(self, transport: Any) -> None:
         self.socket_transport = transport
@@ -45,11 +47,11 @@ class SocketWriter:
         return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
 
     def close_socket(self) -> None:
-        """Close the socket in order, whatever is spoken over it."""
+        """Close the socket in order, also below TLS."""
         self.socket_transport.loseConnection()
 
     def drop_received(self) -> None:
-        """Drop what has come: a socket that is closed with unread bytes is reset."""
+        """Read and drop what has come: a socket that is closed with unread bytes is reset."""
         with suppress(OSError):
             self._socket.recv(_DROPPED_BYTES)
 
@@ -62,13 +64,13 @@ class SocketWriter:
         try:
             sent = self._socket.sendmsg((data, body)) if body else self._socket.send(data)
         except OSError:
-            # It would block; or it is broken, which the reactor finds out when it tries.
+            # It would block. Or it is broken: then the reactor finds that out when it tries.
             sent = 0
         if sent < len(data) + len(body):
             self._write_more(memoryview(data + body)[sent:])
 
     def _write_more(self, rest: memoryview) -> None:
-        """Send what the socket takes still, and leave the rest to the transport."""
+        """Send what the socket still takes, and leave the rest to the transport."""
         try:
             while rest:
                 rest = rest[self._socket.send(rest) :]
@@ -76,11 +78,11 @@ class SocketWriter:
             self.socket_transport.write(bytes(rest))
 
     def read_on(self) -> None:
-        """Others had the socket, and may have taken more from it than they used: that is what comes next."""
+        """A transfer had the socket. Under TLS it may have left bytes to be read first."""
 
 
 def sender_of(transport: Any) -> SocketWriter | None:
-    """What sends over a transport; C{None} where its socket cannot be had (tests in memory, the PROXY protocol)."""
+    """The writer for a transport; C{None} if its socket cannot be had (tests in memory, the PROXY protocol)."""
     if isinstance(transport, tcp.Connection):
         # A connection of Twisted's own TLS (in memory, or by an endpoint string) is one too, and has no socket for us.
         return None if ISSLTransport.providedBy(transport) else SocketWriter(transport)

@@ -1,17 +1,17 @@
 """
-The server's side of a TLS connection: Twisted's, with what it leaves out.
+The server's side of a TLS connection: Twisted's, with these differences.
 
- - What a read brings is decrypted in slices (L{resticserver.web.http1.turns}), and not while the connection above wants to read
-   nothing. Twisted's decrypts all of it at once: 64 KiB are nearly 3,000 records, if a client puts a byte into each.
- - A client that says that nothing follows may still wait for its answer.
- - Plain HTTP is answered with a sentence. To OpenSSL it would be a broken record.
+ - Bytes are decrypted in slices (L{resticserver.web.http1.turns}), and not while the channel pauses reading. Twisted decrypts all
+   that a read brought: 64 KiB are nearly 3,000 records if a client puts one byte into each.
+ - A client that has closed its half may still wait for its answer.
+ - Plain HTTP gets an answer that says so. To OpenSSL it would be a broken record.
  - A handshake that fails leaves one line in the log.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from OpenSSL.SSL import Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet import tcp
@@ -20,16 +20,16 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from .addresses import address_text
-from .interfaces import Owner
 from .replies import date_now
 from .socket_writer import SocketWriter
 from .tls_writer import RECORD_BYTES, TlsWriter, waiting_bytes
+from .turns import Turns
 
-#: How many records are decrypted in one slice, before other connections have their turn: a fifth of a millisecond when they
-#: are tiny. A read has 33 at most of a client that fills them.
+#: How many records one slice decrypts: a fifth of a millisecond if they are tiny. If the client fills them, a read brings 33 at
+#: most.
 SLICE_RECORDS = 64
-#: How long a client that was answered in plain HTTP has to close its end. Its request may still be on its way: a socket that
-#: is closed with unread bytes is reset, and the client would lose the answer.
+#: How long a client that was answered in plain HTTP may take to close its half. Its request may still be on its way: a socket
+#: that is closed with unread bytes is reset, and the client would lose the answer.
 LINGER_S = 10.0
 
 #: How a request in plain HTTP begins. A TLS connection begins with the byte 22.
@@ -50,35 +50,45 @@ def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryB
     return made
 
 
+class TlsSite(Protocol):
+    """What a TLS connection needs of its site (L{resticserver.web.http1.site.RepositorySite})."""
+
+    reactor: Any
+    turns: Turns
+
+    def handshake_failed(self, address: str, why: str) -> None:
+        """A TLS handshake failed."""
+
+
 class TlsConnection(BufferingTLSTransport):
     """
-    One connection. Behind TLS is a L{resticserver.web.http1.site.RepositorySite}.
+    One connection. Its channel belongs to a L{resticserver.web.http1.site.RepositorySite}.
     """
 
     transport: Any
     _writer: SocketWriter | None
 
-    #: What came first, until it is known what is spoken.
+    #: The first bytes, until they show whether this is TLS.
     _first = b""
     _begun = False
-    #: Whether the client speaks HTTP without TLS, and was told so.
+    #: Whether the client sent plain HTTP, and got its answer.
     _plain = False
     _lingering: IDelayedCall | None = None
-    #: What OpenSSL did not like about the handshake.
+    #: Why OpenSSL refused the handshake.
     _why_not = ""
-    #: Whether there may be more to decrypt; whether that waits for its turn; whether it is being done.
+    #: Whether there may be more to decrypt; whether that waits for its turn; whether it happens now.
     _behind = False
     _queued = False
     _flushing = False
-    #: Whether the connection above wants to read nothing.
+    #: Whether the channel pauses reading.
     _resting = False
-    #: Whether the client has said that nothing follows.
+    #: Whether the client has closed its half.
     _ended = False
-    #: Whether an answer was written, and with it all that OpenSSL had to send, since decrypting began.
+    #: Whether an answer was written since decrypting began, and with it all that OpenSSL had to send.
     written = False
 
     @property
-    def _site(self) -> Owner:
+    def _site(self) -> TlsSite:
         site: Any = self.factory.wrappedFactory
         while hasattr(site, "wrappedFactory"):  # haproxy:ssl: has the PROXY protocol inside
             site = site.wrappedFactory
@@ -90,19 +100,19 @@ class TlsConnection(BufferingTLSTransport):
         super().makeConnection(transport)
 
     def make_sender(self) -> TlsWriter | None:
-        """What sends answers over it; C{None} where its socket cannot be had (the PROXY protocol is between them)."""
+        """The writer for its answers; C{None} if its socket cannot be had (the PROXY protocol is between them)."""
         return TlsWriter(self) if isinstance(self.transport, tcp.Connection) else None
 
     def _flushSendBIO(self) -> None:
         """
-        Send what OpenSSL has to say, at once where that is possible: while something waits to be written a large body cannot be
-        read directly, and session tickets are written just when the first request comes.
+        Send what OpenSSL has to send, at once if that is possible. While something waits to be written no transfer can begin, and
+        session tickets are written just when the first request comes.
         """
         said = waiting_bytes(self._tlsConnection)
         if said:
             (self._writer or self.transport).write(said)
 
-    # --- what comes
+    # --- reading
 
     def dataReceived(self, data: bytes) -> None:
         """Twisted's call: bytes came in."""
@@ -120,7 +130,7 @@ class TlsConnection(BufferingTLSTransport):
         super().dataReceived(data)
 
     def _flushReceiveBIO(self) -> None:
-        """Decrypt what came, as far as a slice reaches, and pass it on."""
+        """Decrypt one slice of what came, and pass it on."""
         if self._flushing or self._queued or self._resting:
             self._behind = True
             return
@@ -137,7 +147,7 @@ class TlsConnection(BufferingTLSTransport):
                 self._wait_for_turn()
 
     def _decrypt_slice(self) -> bool:
-        """Whether that was all there is."""
+        """Decrypt up to L{SLICE_RECORDS}. Returns whether that was all."""
         data = b""
         for _ in range(SLICE_RECORDS):
             if self._lostTLSConnection or self._aborted or self._ended:
@@ -150,7 +160,7 @@ class TlsConnection(BufferingTLSTransport):
             except ZeroReturnError:
                 self._pass_on(data)
                 if self._resting:
-                    return False  # OpenSSL will say it again
+                    return False  # OpenSSL reports it again
                 self._input_ended()
                 return True
             except Error:
@@ -171,7 +181,7 @@ class TlsConnection(BufferingTLSTransport):
             self.wrappedProtocol.dataReceived(data)
 
     def _input_ended(self) -> None:
-        """The client has said that nothing follows."""
+        """The client has closed its half."""
         self._ended = True
         above = IHalfCloseableProtocol(self.wrappedProtocol, None)
         if above is not None:
@@ -181,7 +191,7 @@ class TlsConnection(BufferingTLSTransport):
             self._tlsShutdownFinished(None)
 
     def read_on(self) -> None:
-        """Others had OpenSSL's connection and may have left something in it: look when reading goes on."""
+        """A transfer had OpenSSL's connection and may have left bytes in it: decrypt them when reading goes on."""
         self._behind = True
 
     def _wait_for_turn(self) -> None:
@@ -199,19 +209,19 @@ class TlsConnection(BufferingTLSTransport):
             self.transport.resumeProducing()
 
     def abort(self) -> None:
-        """End it (L{resticserver.web.http1.turns.Waits})."""
+        """Abort the connection (L{resticserver.web.http1.turns.Waits})."""
         if self.connected:
             self.abortConnection()
 
-    # --- back-pressure from above
+    # --- the channel's back-pressure
 
     def pauseProducing(self) -> None:
-        """The connection above wants to read nothing."""
+        """The channel pauses reading."""
         self._resting = True
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """It reads on: first what came already, but never at once, for it is in the middle of something."""
+        """The channel reads on: first what came already, but never within this call, for the channel is busy."""
         self._resting = False
         if self._queued or self._flushing:
             return
@@ -220,11 +230,11 @@ class TlsConnection(BufferingTLSTransport):
         else:
             self.transport.resumeProducing()
 
-    # --- what is no TLS
+    # --- plain HTTP
 
     def _refuse_plain(self, begin: bytes) -> None:
         """
-        Answer a request that came without TLS, in the same way, and see to it that the client reads that.
+        Answer a request that came without TLS in plain HTTP, and linger so that the client can read that.
 
         @param begin: of the request.
         """
@@ -251,7 +261,7 @@ class TlsConnection(BufferingTLSTransport):
         if self._lingering is not None and self._lingering.active():
             self._lingering.cancel()
         if not self._plain and not self._handshakeDone and (self._begun or self._first):
-            # One that closes without a byte is a load balancer that looks whether the port is open.
+            # A connection without a byte is a load balancer's check that the port is open.
             aborted = self._aborted and not self._why_not
             why_not = "it was not finished in time" if aborted else self._why_not or "the client closed the connection"
             self._site.handshake_failed(address_text(self.transport.getPeer()), why_not)
@@ -259,7 +269,7 @@ class TlsConnection(BufferingTLSTransport):
 
 
 def _words(error: BaseException | None) -> str:
-    """What OpenSSL says of an error."""
+    """OpenSSL's reasons of an error."""
     if isinstance(error, Error) and not isinstance(error, SysCallError) and error.args and error.args[0]:
         return ", ".join(dict.fromkeys(reason for _, _, reason in error.args[0] if reason))
     return ""

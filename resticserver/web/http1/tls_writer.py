@@ -1,5 +1,5 @@
 """
-Answers over TLS: encrypted record by record without a copy of each, and sent like those of plain sockets.
+Sends answers over TLS: encrypts them without a copy of each record, and sends them as on plain sockets.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from .socket_writer import SocketWriter
 
 #: A TLS record holds so much at most (RFC 8446 section 5.1).
 RECORD_BYTES = 16 << 10
-#: What OpenSSL may have to send beside them.
+#: How much OpenSSL may have to send besides the records.
 BIO_BYTES = 4 << 10
-#: What a record has beside its bytes is less than so large a part of them.
+#: A record's overhead is less than its bytes divided by this.
 _RECORDS_OVERHEAD = 100
 
 
 def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
     """
-    What OpenSSL wants to be sent.
+    The bytes that OpenSSL has to send.
 
-    @param most_bytes: more than that is not expected.
+    @param most_bytes: usually there are no more than these.
     """
     try:
         piece = connection.bio_read(most_bytes)
@@ -35,9 +35,9 @@ def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
 
 class Tls(Protocol):
     """
-    What is needed of the TLS connection.
+    A TLS connection, as far as its writer needs it.
 
-    @ivar written: set where an answer was written, and with it all that OpenSSL had to send.
+    @ivar written: set when an answer was written, and with it all that OpenSSL had to send.
     """
 
     transport: Any
@@ -47,15 +47,15 @@ class Tls(Protocol):
         """OpenSSL's connection."""
 
     def read_on(self) -> None:
-        """Others may have left something in OpenSSL's connection."""
+        """A transfer may have left bytes in OpenSSL's connection."""
 
     def abortConnection(self) -> None:
-        """End it at once."""
+        """Abort it."""
 
 
 class TlsWriter(SocketWriter):
     """
-    A TLS connection over a socket. By the time that there is an answer, its handshake is done.
+    A TLS connection over a socket. Its handshake is done before the first answer.
 
     @param tls: Twisted's transport of the connection.
     """
@@ -63,12 +63,12 @@ class TlsWriter(SocketWriter):
     def __init__(self, tls: Tls) -> None:
         super().__init__(tls.transport)
         self._tls = tls
-        self.connection: Connection = tls.getHandle()
+        self.openssl: Connection = tls.getHandle()
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Encrypt and send, now as far as possible."""
         try:
-            encrypted = encrypt(self.connection, data, body)
+            encrypted = encrypt(self.openssl, data, body)
         except Error:
             self._tls.abortConnection()
         else:
@@ -76,15 +76,16 @@ class TlsWriter(SocketWriter):
             super().write(encrypted)
 
     def read_on(self) -> None:
-        """What others left in OpenSSL's connection comes next."""
+        """Read first what a transfer left in OpenSSL's connection."""
         self._tls.read_on()
 
 
 def encrypt(connection: Connection, *pieces: bytes) -> bytes:
     """
-    What is to be sent for some bytes.
+    Encrypt some bytes.
 
-    @raise OpenSSL.SSL.Error: the connection is broken; some of them may have been encrypted.
+    @return: the bytes to send.
+    @raise OpenSSL.SSL.Error: the connection is broken. Some of the bytes may have been encrypted.
     """
     size_bytes = 0
     for piece in pieces:
@@ -93,7 +94,7 @@ def encrypt(connection: Connection, *pieces: bytes) -> bytes:
         size_bytes += len(piece)
         sent = connection.send(piece)
         if sent < len(piece):
-            # A pyOpenSSL that cannot be kept from partial writes: a record at a time.
+            # This pyOpenSSL makes partial writes: send a record at a time.
             view = memoryview(piece)[sent:]
             while view:
                 view = view[connection.send(view[:RECORD_BYTES]) :]

@@ -1,13 +1,13 @@
 """
-Shares the reactor's thread among connections that have sent more than should be looked at in one go.
+Shares the reactor's thread among connections that have sent more than one slice of work.
 
-A read from a socket brings up to 512 KiB. That is a handful of chunks of a client that means well, and tens of thousands of one
-that sends a byte in each: half a second of work, in which no other client is served. So whoever decodes counts what it does
-in units. When the units of a slice are used up, what is left waits here, with reading paused, for the connection's next
-slice. A turn of the reactor has a few slices for all connections that wait together, and behind it the thread is free for
-others. A connection with nothing waiting does not come here: its first slice is at once.
+A read from a socket brings up to 512 KiB. That is a handful of chunks from a usual client, and tens of thousands if each has one
+byte: half a second of work, in which no other client is served. So decoders count their work in units. When the units of a slice
+are used up, the rest waits for the connection's next slice, with reading paused. A turn of the reactor has a few slices for all
+waiting connections together; after it the thread is free for the others. A connection with nothing waiting gets its first slice
+at once.
 
-What one unit is: a chunk, a line or a TLS record, about a microsecond; a request is L{REQUEST_UNITS}.
+One unit is a chunk, a line or a TLS record: about a microsecond. A request is L{REQUEST_UNITS}.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-#: What a connection may do in one go: a third of a millisecond. A client that sends chunks of 2 KiB never needs more.
+#: The units of one slice: a third of a millisecond. A client that sends chunks of 2 KiB never needs more.
 SLICE_UNITS = 256
-#: What the request line and the route of a small request cost; each of its lines is one unit more.
+#: The cost of a small request's line and route. Each of its header lines costs one unit more.
 REQUEST_UNITS = 64
-#: So many bytes of a line or of a head cost one unit more.
+#: This many bytes of a line or of a head cost one unit more.
 BYTES_PER_UNIT = 64
-#: How many slices one turn of the reactor has, for all who wait.
+#: How many slices one turn of the reactor has, for all waiting connections.
 SLICES = 4
-#: How long others have the thread between two such turns. The slices of one take half of that, so those who wait get a third of
-#: the thread's time at most, all together.
+#: How long the thread is free for others between two such turns. The slices of one turn take half of that, so waiting connections
+#: get at most a third of the thread's time, all together.
 REST_S = 0.002
 
 _log = Logger()
@@ -37,18 +37,18 @@ class Waits(Protocol):
     """A connection that waits for its next slice."""
 
     def go_on(self) -> None:
-        """Do what one slice allows; wait again if there is more."""
+        """Do one slice of work. Wait again if there is more."""
 
     def abort(self) -> None:
-        """End the connection."""
+        """Abort the connection."""
 
 
 class Turns:
     """
-    Who waits for a slice, in the order in which they came.
+    The connections that wait for a slice, in order.
 
     @param slices: how many a turn has.
-    @param rest_s: how long others have the thread between two turns.
+    @param rest_s: how long the thread is free for others between two turns.
     """
 
     def __init__(self, reactor: IReactorTime, slices: int = SLICES, rest_s: float = REST_S) -> None:
@@ -73,7 +73,7 @@ class Turns:
             try:
                 one.go_on()
             except Exception:
-                # The others must not wait for ever because of it.
+                # The other connections must not wait for ever because of it.
                 _log.failure("a connection failed and is ended")
                 one.abort()
         self._running = False

@@ -1,6 +1,6 @@
 """
-Bodies between requests and pool jobs: a large one goes past the reactor's thread where the connection's socket can be had
-(L{resticserver.web.transfer.plain}, and over TLS L{resticserver.web.transfer.tls}), every other one through it.
+Bodies between requests and pool jobs. A large one goes past the reactor's thread if the connection's socket can be had
+(L{resticserver.web.transfer.plain}, over TLS L{resticserver.web.transfer.tls}), every other one through it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -18,27 +19,23 @@ from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Chunks, Stored
 from ...threads.serial_jobs import Pool, SerialJobs
+from ..http1.gate import ReadGate
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
-from .plain import ReceiveTransfer, SendfileTransfer
+from .plain import LentSocket, ReceiveTransfer, SendfileTransfer
 from .producer import ChunkProducer, reader
 
-#: Whether this platform's mechanisms are the ones that are tested here.
+#: Whether this is the platform on which transfers are tested.
 DIRECT = sys.platform == "linux"
 
 #: A body with less to come than this is not worth a transfer of its own.
 _WORTH_BYTES = 256 << 10
 
-
-def socket_reactor(request: StreamingRequest) -> IReactorFDSet | None:
-    """The reactor for transfers on a request's connection; C{None} where its socket cannot be had."""
-    if DIRECT and request.channel.writer is not None:
-        return IReactorFDSet(request.site.reactor, None)
-    return None
+T = TypeVar("T")
 
 
 def duplicate_of(request: StreamingRequest) -> socket.socket | None:
-    """A duplicate of a request's socket, for a transfer; C{None} where there is no descriptor for it."""
+    """A duplicate of a request's socket, for a transfer; C{None} if there is no descriptor for it."""
     writer = request.channel.writer
     assert writer is not None
     try:
@@ -47,6 +44,17 @@ def duplicate_of(request: StreamingRequest) -> socket.socket | None:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return None
         raise
+
+
+def _lent_socket(request: StreamingRequest) -> LentSocket | None:
+    """A request's socket for a transfer; C{None} if the body must go through the reactor's thread."""
+    site, writer = request.site, request.channel.writer
+    if not DIRECT or writer is None or not IReactorFDSet.providedBy(site.reactor):
+        return None
+    duplicate = duplicate_of(request)
+    if duplicate is None:
+        return None
+    return LentSocket(duplicate, site.reactor, request.abort, site.pool_turns, writer.openssl)
 
 
 async def receive_body(
@@ -64,11 +72,11 @@ async def receive_body(
     @raise BadRequest: the body cannot be understood to its end.
     """
     channel, body = request.channel, request.body
-    reactor = socket_reactor(request)
-    large = reactor is not None and (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_read_directly()
-    duplicate = duplicate_of(request) if large else None
-    if duplicate is None:
-        channel.read_in_bulk()
+    exchange = channel.exchange
+    large = (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_lend_input()
+    lent = _lent_socket(request) if large else None
+    if lent is None:
+        exchange.read_in_bulk()
         if body.expected_bytes is not None:
             await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
             return
@@ -82,13 +90,12 @@ async def receive_body(
 
         await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
         return
-    left = body.expected_bytes
-    assert left is not None and reactor is not None
     kind: type[ReceiveTransfer] = ReceiveTransfer
-    if channel.secure:
+    if lent.openssl is not None:
         from .tls import TlsReceiveTransfer as kind  # OpenSSL takes its time to import
-    transfer = kind(request, duplicate, jobs, pool, reactor, body.take_waiting(), left, write)
-    channel.begin_direct_read(transfer)
+    assert body.expected_bytes is not None
+    transfer = kind(lent, partial(jobs.run, pool=pool), body.take_waiting(), body.expected_bytes, write)
+    exchange.lend(transfer)
     try:
         await transfer.start()
     except ConnectionLost:
@@ -96,34 +103,40 @@ async def receive_body(
         raise
     finally:
         if request.channel_or_none() is not None and not request.aborted:
-            channel.end_direct_read(transfer.taken_bytes)
-
-
-def send_transfer(
-    request: StreamingRequest,
-    duplicate: socket.socket,
-    jobs: SerialJobs,
-    reactor: IReactorFDSet,
-    stored: Stored,
-    part: Part,
-) -> Deferred[None]:
-    """Send an answer whose body is a part of an open file, in pool jobs; fires when all of it is with the kernel."""
-    kind: type[SendfileTransfer] = SendfileTransfer
-    if request.channel.secure:
-        from .tls import TlsSendTransfer as kind
-    transfer = kind(request, duplicate, jobs, reactor, request.take_head(), stored, part)
-    return request.channel.while_written_directly(transfer, transfer.start())
+            exchange.take_back(transfer.taken_bytes)
 
 
 def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part: Part) -> Deferred[None]:
     """
-    Send a part of an open object as the body of an answer whose headers are set.
+    Send a part of an open object as the body of an answer whose headers are set, in pool jobs.
 
-    @return: fires when everything is on its way.
+    @return: fires when everything is with the kernel, or with the transport.
     """
-    reactor = socket_reactor(request)
-    if reactor is not None and stored.fileno() >= 0 and request.channel.may_write_directly():
-        duplicate = duplicate_of(request)
-        if duplicate is not None:
-            return send_transfer(request, duplicate, jobs, reactor, stored, part)
-    return ChunkProducer(request, jobs, reader(stored, part)).start()
+    channel = request.channel
+    lent = _lent_socket(request) if stored.fileno() >= 0 and channel.may_lend() else None
+    if lent is None:
+        return send_chunks(request, jobs, reader(stored, part))
+    kind: type[SendfileTransfer] = SendfileTransfer
+    if lent.openssl is not None:
+        from .tls import TlsSendTransfer as kind
+    transfer = kind(lent, jobs.run, request.set_sent, request.take_head(), stored, part)
+    if lent.openssl is None:
+        return transfer.start()
+    # OpenSSL's connection is for one thread at a time, so the reactor's side of it rests.
+    channel.gate.lend(transfer)
+    return transfer.start().addBoth(_taken_back, channel.gate)
+
+
+def _taken_back(result: T, gate: ReadGate) -> T:
+    gate.take_back()
+    return result
+
+
+def send_chunks(request: StreamingRequest, jobs: SerialJobs, read: Callable[[], bytes]) -> Deferred[None]:
+    """
+    Send chunks as the body of an answer that has begun, through the reactor's thread.
+
+    @param read: called in the pool; the next chunk, empty at the end.
+    @return: fires when everything is with the transport.
+    """
+    return ChunkProducer(request, request.site.reactor, request.abort, partial(jobs.run, read)).start()

@@ -1,10 +1,11 @@
 """
 Transfers between a plain socket and pool jobs: the bytes of large bodies never pass through the reactor's thread.
 
-The jobs work on a duplicate of the socket: the reactor may close its own when the client is gone, and the number of a
-closed descriptor can become another client's at once. The duplicate is closed only behind the last job. A job moves bytes
-until the socket would block; then the transfer waits as a descriptor of its own in the reactor. No thread ever waits for
-the network.
+The jobs use a duplicate of the socket: the reactor may close its own when the client is gone, and the number of a closed
+descriptor can become another client's at once. The duplicate is closed only after the last job. A job moves bytes until the
+socket would block. Then the transfer waits in the reactor, as a descriptor of its own: no thread ever waits for the network.
+
+Transfers know sockets and files, and no requests (L{resticserver.web.transfer.body} does).
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import struct
 import termios
 import threading
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ...storage.interface import Chunks, Stored
-from ...threads.serial_jobs import Pool, SerialJobs
 from ..http1.body import SILENCE_S
 from ..http1.ranges import Part
-from ..http1.request import StreamingRequest
 from ..http1.socket_writer import STALL_S
+from ..http1.turns import Turns
 
-#: How often it is looked whether a client has sent something that is too little for the reactor to be told of.
+#: How often a transfer checks whether its client has sent less than the low-water mark, of which the reactor does not tell.
 LOOK_S = 5.0
 
 #: How much one sendfile call is asked for.
@@ -39,40 +40,49 @@ _SENDFILE_BYTES = 4 << 20
 _READ_BYTES = 256 << 10
 _MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 
-#: How much one look at the socket may bring.
+#: How much one call takes from the socket.
 _RECEIVE_BYTES = 1 << 20
 #: A TCP socket counts as readable only when so much is there: else a job would start for every few segments.
 _LOW_WATER_BYTES = 256 << 10
 
+#: Runs a job in a pool; the one before must have ended.
+RunsJobs = Callable[[Callable[[], bool]], Deferred[bool]]
+
 _buffers = threading.local()
+
+
+class LentSocket(NamedTuple):
+    """
+    What a transfer gets of a connection.
+
+    @ivar duplicate: of the socket. The transfer closes it.
+    @ivar abort: closes the connection.
+    @ivar turns: of transfers whose clients' bytes take long to decrypt.
+    @ivar openssl: OpenSSL's connection; C{None} without TLS.
+    """
+
+    duplicate: socket.socket
+    reactor: Any
+    abort: Callable[[], None]
+    turns: Turns
+    openssl: Any = None
 
 
 class SocketTransfer:
     """
-    What both directions share: the duplicate, its jobs one after the other, the waiting between them, and every end.
+    What both directions share: jobs one after the other, the waiting between them, and every end.
 
     It is its own descriptor for the reactor, over the duplicate.
 
-    @param duplicate: of the socket; the transfer's own from now on.
-    @param pool: where its jobs run.
-    @param stall_s: how long the other side may move no byte.
+    @param stall_s: how long the client may move no byte.
     """
 
-    def __init__(
-        self,
-        request: StreamingRequest,
-        duplicate: socket.socket,
-        jobs: SerialJobs,
-        pool: Pool | None,
-        reactor: IReactorFDSet,
-        stall_s: float,
-    ) -> None:
-        self._request = request
-        self._jobs = jobs
-        self._pool = pool
-        self._reactor = reactor
+    def __init__(self, lent: LentSocket, run: RunsJobs, stall_s: float) -> None:
+        self._socket = lent.duplicate
+        self._reactor = lent.reactor
+        self._abort = lent.abort
+        self._run = run
         self._stall_s = stall_s
-        self._socket = duplicate
         self._running = False
         self._waiting = False
         self._stopped = False
@@ -88,26 +98,26 @@ class SocketTransfer:
         return done
 
     def _move(self) -> bool:
-        """In the pool: move bytes; whether all of them are."""
+        """In the pool: move bytes. Returns whether all were moved."""
         raise NotImplementedError
 
     def _wait(self) -> None:
-        """Ask the reactor to say when the socket is ready."""
+        """Let the reactor call when the socket is ready."""
         raise NotImplementedError
 
     def _unwait(self) -> None:
-        """Take that back."""
+        """Undo L{_wait}."""
         raise NotImplementedError
 
     def _next(self) -> None:
         self._running = True
-        self._jobs.run(self._move, pool=self._pool).addCallbacks(self._moved, self._failed)
+        self._run(self._move).addCallbacks(self._moved, self._failed)
 
     def interrupt(self, then: Callable[[], None]) -> bool:
         """
-        End the job that runs, by ending the connection; whether there is one.
+        End the running job by shutting the connection down (L{resticserver.web.http1.gate.SocketHolder}).
 
-        @param then: called when it has ended, before anyone else learns of it.
+        @param then: called when the job has ended, before its result is used.
         """
         if not self._running:
             return False
@@ -119,7 +129,7 @@ class SocketTransfer:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it is gone already, which is all that was wanted
+            pass  # it is gone already
 
     def _ended(self) -> None:
         """A job has ended."""
@@ -152,7 +162,7 @@ class SocketTransfer:
             done.callback(result)  # type: ignore[arg-type]
 
     def _stop(self) -> None:
-        """The client is gone or the server stops: end the job that runs, close behind it."""
+        """The client is gone or the server stops: end the running job, then close."""
         self._stopped = True
         self._done = None
         if self._running:
@@ -163,9 +173,9 @@ class SocketTransfer:
     def _close(self) -> None:
         self._unwatch()
         self._stop_waiting()
-        # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor, still on its
-        # way through those events, would give the duplicate's to a new client that got its number meanwhile.
-        self._request.site.reactor.callLater(0, self._socket.close)
+        # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor still goes through
+        # those events. A new client that got the duplicate's number meanwhile would be given the duplicate's event.
+        self._reactor.callLater(0, self._socket.close)
 
     def _stop_waiting(self) -> None:
         if self._waiting:
@@ -174,7 +184,7 @@ class SocketTransfer:
 
     def _watch(self) -> None:
         self._unwatch()
-        self._stall = self._request.site.reactor.callLater(self._stall_s, self._stalled)
+        self._stall = self._reactor.callLater(self._stall_s, self._stalled)
 
     def _unwatch(self) -> None:
         stall, self._stall = self._stall, None
@@ -182,7 +192,7 @@ class SocketTransfer:
             stall.cancel()
 
     def _stalled(self) -> None:
-        self._request.abort()
+        self._abort()
 
     # --- the reactor's side (IReadDescriptor, IWriteDescriptor)
 
@@ -212,20 +222,16 @@ class SocketTransfer:
 class SendfileTransfer(SocketTransfer):
     """
     Sends a head and a part of a file. Nothing else writes to the socket meanwhile
-    (L{resticserver.web.http1.channel.StreamingChannel.may_write_directly}).
+    (L{resticserver.web.http1.channel.StreamingChannel.may_lend}).
+
+    @param progress: called in the pool with the number of bytes of the part that were sent so far.
     """
 
     def __init__(
-        self,
-        request: StreamingRequest,
-        duplicate: socket.socket,
-        jobs: SerialJobs,
-        reactor: IReactorFDSet,
-        head: bytes,
-        stored: Stored,
-        part: Part,
+        self, lent: LentSocket, run: RunsJobs, progress: Callable[[int], None], head: bytes, stored: Stored, part: Part
     ) -> None:
-        super().__init__(request, duplicate, jobs, None, reactor, STALL_S)
+        super().__init__(lent, run, STALL_S)
+        self._progress = progress
         self._head = head
         self._file = stored.fileno()
         self._offset = part.start
@@ -244,7 +250,7 @@ class SendfileTransfer(SocketTransfer):
                 if sent == 0:
                     raise OSError(errno.EIO, "the file became shorter while it was sent")
                 self._offset += sent
-                self._request.sent_bytes = self._offset - self._start_offset  # for the record, also of a lost one
+                self._progress(self._offset - self._start_offset)
         except BlockingIOError:
             pass
         return not self._head and self._offset == self._end_offset
@@ -270,7 +276,7 @@ class SendfileTransfer(SocketTransfer):
 class ReceiveTransfer(SocketTransfer):
     """
     Takes the rest of a body of known length from the socket. Nothing else reads from it meanwhile
-    (L{resticserver.web.http1.channel.StreamingChannel.begin_direct_read}).
+    (L{resticserver.web.http1.exchange.Exchange.lend}).
 
     @param first: what came before; it is written first.
     @param left_bytes: what is still to come.
@@ -280,26 +286,18 @@ class ReceiveTransfer(SocketTransfer):
     @ivar taken_bytes: how much of the body was taken from the connection.
     """
 
-    # _more: whether the last job ended before the socket would block; _crowded: because the client's bytes are much work.
-
     job_bytes = 8 << 20
     most_held_bytes = 0
 
     def __init__(
-        self,
-        request: StreamingRequest,
-        duplicate: socket.socket,
-        jobs: SerialJobs,
-        pool: Pool,
-        reactor: IReactorFDSet,
-        first: Chunks,
-        left_bytes: int,
-        write: Callable[[Chunks], None],
+        self, lent: LentSocket, run: RunsJobs, first: Chunks, left_bytes: int, write: Callable[[Chunks], None]
     ) -> None:
-        super().__init__(request, duplicate, jobs, pool, reactor, SILENCE_S)
+        super().__init__(lent, run, SILENCE_S)
+        self._turns = lent.turns
         self._first = first
         self._left_bytes = left_bytes
         self._write = write
+        #: Whether the last job ended before the socket would block, and whether because the client's bytes take long.
         self._more = False
         self._crowded = False
         self._pending_bytes = 0
@@ -307,7 +305,7 @@ class ReceiveTransfer(SocketTransfer):
         self.taken_bytes = 0
 
     def _move(self) -> bool:
-        """In the pool: take and write until the socket would block, or until others should have their turn."""
+        """In the pool: take and write until the socket would block, or until it is other uploads' turn."""
         first, self._first = self._first, ()
         if first:
             self._write(first)
@@ -332,7 +330,7 @@ class ReceiveTransfer(SocketTransfer):
             pass
 
     def _taken(self, piece: memoryview) -> None:
-        """These bytes of the body have left the connection, whatever becomes of them."""
+        """These bytes of the body have left the connection, also if they cannot be written."""
         self._left_bytes -= len(piece)
         self.taken_bytes += len(piece)
         self._write((piece,))
@@ -342,7 +340,7 @@ class ReceiveTransfer(SocketTransfer):
             super()._moved(all_of_it)
         elif self._crowded:
             self._ended()
-            self._request.site.pool_turns.wait(self)
+            self._turns.wait(self)
         else:
             self._next()
 
@@ -352,8 +350,8 @@ class ReceiveTransfer(SocketTransfer):
             self._next()
 
     def abort(self) -> None:
-        """End the connection (L{resticserver.web.http1.turns.Waits})."""
-        self._request.abort()
+        """Close the connection (L{resticserver.web.http1.turns.Waits})."""
+        self._abort()
 
     def _wait(self) -> None:
         self._set_low_water(max(1, min(_LOW_WATER_BYTES, self._left_bytes - self.most_held_bytes)))
@@ -388,10 +386,10 @@ class ReceiveTransfer(SocketTransfer):
     def _look_later(self) -> None:
         self._unwatch()
         self._look_s = min(LOOK_S, self._stall_s - self._silent_s)
-        self._stall = self._request.site.reactor.callLater(self._look_s, self._stalled)
+        self._stall = self._reactor.callLater(self._look_s, self._stalled)
 
     def _stalled(self) -> None:
-        # Below the low-water mark the reactor is not told; a slow client is not a silent one.
+        # Below the low-water mark the reactor does not call. A slow client is not a silent one.
         pending_bytes = self._kernel_has()
         self._silent_s = self._silent_s + self._look_s if pending_bytes == self._pending_bytes else 0.0
         self._pending_bytes = pending_bytes
@@ -402,7 +400,7 @@ class ReceiveTransfer(SocketTransfer):
 
 
 def thread_buffer(name: str, size_bytes: int) -> memoryview:
-    """A buffer of this thread's own, so that memory is bound by threads and not by uploads."""
+    """A buffer of this thread's own: so the number of threads bounds the memory, and not the number of uploads."""
     buffer: memoryview | None = getattr(_buffers, name, None)
     if buffer is None or len(buffer) < size_bytes:
         buffer = memoryview(bytearray(size_bytes))

@@ -1,58 +1,59 @@
 """
-Answers as streams: from the pool to the socket, with back-pressure, never through the reactor thread's time.
-
-Plain sockets get their objects by C{sendfile} from pool jobs (L{resticserver.web.transfer.plain}); everything else (TLS, lists,
-other transports) by chunks that a pool job reads while the one before is on its way.
+Answers through the reactor's thread, with back-pressure: a pool job reads a chunk while the one before is on its way. Lists
+go so, and objects where sendfile and TLS transfers cannot.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...storage.interface import Stored
-from ...threads.serial_jobs import SerialJobs
 from ..http1.ranges import Part
-from ..http1.request import StreamingRequest
 from ..http1.socket_writer import STALL_S
 
-#: How much one pool job reads for a connection that cannot take sendfile.
+#: How much one pool job reads of an object.
 READ_BYTES = 256 << 10
 
 
 @implementer(IPushProducer)
 class ChunkProducer:
     """
-    Writes what pool jobs read to a request: one chunk on its way, one in hand.
+    Writes what pool jobs read: one chunk on its way, one in hand.
 
-    @param read: called in the pool; the next chunk, empty at the end.
+    @param abort: closes the connection.
+    @param fetch: starts a job that reads the next chunk, empty at the end.
     """
 
-    def __init__(self, request: StreamingRequest, jobs: SerialJobs, read: Callable[[], bytes]) -> None:
-        self._request = request
-        self._jobs = jobs
-        self._read = read
+    def __init__(
+        self, consumer: IConsumer, reactor: Any, abort: Callable[[], None], fetch: Callable[[], Deferred[bytes]]
+    ) -> None:
+        self._consumer = consumer
+        self._reactor = reactor
+        self._abort = abort
+        self._fetch = fetch
         self._paused = False
         self._in_hand: bytes | None = None
         self._stall: IDelayedCall | None = None
         self._done: Deferred[None] | None = None
 
     def start(self) -> Deferred[None]:
-        """Begin; fires when everything was written, fails with what C{read} raised or when the client is gone."""
+        """Begin; fires when everything was written, fails with the job's error or when the client is gone."""
         self._done = Deferred(lambda _: self._forget())
         done = self._done
-        self._request.registerProducer(self, True)
-        self._fetch()
+        self._consumer.registerProducer(self, True)
+        self._next()
         return done
 
-    def _fetch(self) -> None:
-        self._jobs.run(self._read).addCallbacks(self._fetched, self._end)
+    def _next(self) -> None:
+        self._fetch().addCallbacks(self._fetched, self._end)
 
     def _fetched(self, chunk: bytes) -> None:
         if self._done is None:
@@ -64,8 +65,8 @@ class ChunkProducer:
 
     def _pass_on(self, chunk: bytes) -> None:
         if chunk:
-            self._request.write(chunk)
-            self._fetch()
+            self._consumer.write(chunk)
+            self._next()
         else:
             self._end(None)
 
@@ -73,8 +74,7 @@ class ChunkProducer:
         done = self._done
         self._forget()
         if done is not None:
-            if self._request.channel_or_none() is not None:
-                self._request.unregisterProducer()
+            self._consumer.unregisterProducer()
             done.callback(result)  # type: ignore[arg-type]
 
     def _forget(self) -> None:
@@ -91,7 +91,7 @@ class ChunkProducer:
         """The transport's call: enough for now."""
         self._paused = True
         if self._stall is None and self._done is not None:
-            self._stall = self._request.site.reactor.callLater(STALL_S, self._request.abort)
+            self._stall = self._reactor.callLater(STALL_S, self._abort)
 
     def resumeProducing(self) -> None:
         """The transport's call: more."""

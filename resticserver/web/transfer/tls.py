@@ -1,8 +1,8 @@
 """
-Transfers between a TLS connection's socket and pool jobs: also the cipher's work is done past the reactor's thread.
+Transfers between a TLS connection's socket and pool jobs: the jobs do the cipher's work as well.
 
-OpenSSL's connection is for one thread at a time. So while a transfer lives, the reactor's side of it rests: nothing is read
-(L{StreamingChannel.begin_direct_read}), and whoever wants to end the connection ends the running job first
+OpenSSL's connection is for one thread at a time. So the reactor's side of it rests while a transfer lives
+(L{resticserver.web.http1.gate.ReadGate.lend}), and closing the connection ends the running job first
 (L{SocketTransfer.interrupt}).
 """
 
@@ -10,50 +10,34 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
 
 from OpenSSL.SSL import Error, WantReadError
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IReactorFDSet
 
-from ...storage.interface import Stored
-from ...threads.serial_jobs import SerialJobs
+from ...storage.interface import Chunks, Stored
 from ..http1.ranges import Part
-from ..http1.tls_writer import RECORD_BYTES, TlsWriter, encrypt
-from .plain import ReceiveTransfer, SendfileTransfer, thread_buffer
-
-if TYPE_CHECKING:
-    from ..http1.request import StreamingRequest
+from ..http1.tls_writer import RECORD_BYTES, encrypt
+from .plain import LentSocket, ReceiveTransfer, RunsJobs, SendfileTransfer, thread_buffer
 
 #: How much is read and encrypted before it is sent.
 _CHUNK_BYTES = 256 << 10
 #: How much of the socket's bytes is taken at a time, and how much is decrypted before it is written.
 _RAW_BYTES = 1 << 20
 _PLAIN_BYTES = 1 << 20
-#: How many records one job decrypts: more than its bytes need where a client fills them, and five milliseconds of work where it
-#: puts a byte into each. Then it waits for its turn among those who do such things.
+#: How many records one job decrypts: more than its bytes need if the client fills them, and five milliseconds of work if it puts
+#: a byte into each. Then the transfer waits for its turn (L{LentSocket.turns}).
 _MOST_RECORDS = 1024
-
-
-def _writer(request: StreamingRequest) -> TlsWriter:
-    return cast(TlsWriter, request.channel.writer)
 
 
 class TlsSendTransfer(SendfileTransfer):
     """Sends a head and a part of a file."""
 
     def __init__(
-        self,
-        request: StreamingRequest,
-        duplicate: socket.socket,
-        jobs: SerialJobs,
-        reactor: IReactorFDSet,
-        head: bytes,
-        stored: Stored,
-        part: Part,
+        self, lent: LentSocket, run: RunsJobs, progress: Callable[[int], None], head: bytes, stored: Stored, part: Part
     ) -> None:
-        super().__init__(request, duplicate, jobs, reactor, head, stored, part)
-        self._connection = _writer(request).connection
+        super().__init__(lent, run, progress, head, stored, part)
+        self._openssl = lent.openssl
         self._stored = stored
         self._encrypted = memoryview(b"")
 
@@ -66,7 +50,7 @@ class TlsSendTransfer(SendfileTransfer):
                 if self._offset == self._end_offset and not self._head:
                     return True
                 head, self._head = self._head, b""
-                self._encrypted = memoryview(encrypt(self._connection, head, self._next_chunk()))
+                self._encrypted = memoryview(encrypt(self._openssl, head, self._next_chunk()))
         except BlockingIOError:
             pass
         except Error as error:
@@ -78,19 +62,25 @@ class TlsSendTransfer(SendfileTransfer):
         if not chunk and self._offset < self._end_offset:
             raise OSError(errno.EIO, "the file became shorter while it was sent")
         self._offset += len(chunk)
-        self._request.sent_bytes = self._offset - self._start_offset  # for the record, also of a lost one
+        self._progress(self._offset - self._start_offset)
         return chunk
 
 
 class TlsReceiveTransfer(ReceiveTransfer):
     """Takes the rest of a body of known length."""
 
-    # OpenSSL keeps the begin of a record until its end is there. To wait for more than can still come would be for ever.
+    # OpenSSL keeps the begin of a record until its end is there. A low-water mark of all that is left would never be reached.
     most_held_bytes = 2 * RECORD_BYTES
 
+    def __init__(
+        self, lent: LentSocket, run: RunsJobs, first: Chunks, left_bytes: int, write: Callable[[Chunks], None]
+    ) -> None:
+        super().__init__(lent, run, first, left_bytes, write)
+        self._openssl = lent.openssl
+
     def _take(self) -> None:
-        """In the pool: decrypt and write until the socket would block, or until others should have their turn."""
-        connection = _writer(self._request).connection
+        """In the pool: decrypt and write until the socket would block, or until it is other uploads' turn."""
+        openssl = self._openssl
         raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
         until = self.taken_bytes + self.job_bytes
         filled = 0
@@ -104,7 +94,7 @@ class TlsReceiveTransfer(ReceiveTransfer):
                     break
                 try:
                     wanted = min(self._left_bytes - filled, RECORD_BYTES)
-                    filled += connection.recv_into(plain[filled:], wanted)
+                    filled += openssl.recv_into(plain[filled:], wanted)
                 except WantReadError:
                     if self.taken_bytes + filled >= until:
                         self._more = True
@@ -112,7 +102,7 @@ class TlsReceiveTransfer(ReceiveTransfer):
                     length = self._socket.recv_into(raw, 0, socket.MSG_DONTWAIT)
                     if length == 0:
                         raise ConnectionLost() from None
-                    connection.bio_write(raw[:length])
+                    openssl.bio_write(raw[:length])
                 if filled + RECORD_BYTES > _PLAIN_BYTES:
                     whole, filled = filled, 0
                     self._taken(plain[:whole])

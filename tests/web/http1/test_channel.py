@@ -15,6 +15,8 @@ from resticserver.access.policy import Policy
 from resticserver.errors import Unauthorized
 from resticserver.telemetry.record import Ending
 from resticserver.web.http1.channel import StreamingChannel
+from resticserver.web.http1.closing import Closing
+from resticserver.web.http1.exchange import Exchange
 from resticserver.web.http1.request import StreamingRequest
 from resticserver.web.http1.site import IDLE_TIMEOUT_S
 from tests.support.descriptors import no_descriptors
@@ -237,7 +239,7 @@ class EarlyAnswerTests(ChannelCase):
         self.assertTrue(connection.transport.half_closed)
         connection.send(*[request("GET", "/keys/")] * 3)
         self.assertEqual(connection.statuses(), [401])
-        bench.clock.advance(StreamingChannel.linger_s + 1)
+        bench.clock.advance(Closing.linger_s + 1)
         self.assertTrue(connection.transport.aborted)
 
     def test_chunked_too_much(self) -> None:
@@ -255,7 +257,7 @@ class EarlyAnswerTests(ChannelCase):
         bench = self.bench(authentication=Nobody())
         connection = bench.ask(b"POST /config HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         self.assertFalse(connection.closed)
-        bench.clock.advance(StreamingChannel.swallow_timeout_s + 1)
+        bench.clock.advance(Exchange.swallow_timeout_s + 1)
         self.assertTrue(connection.transport.half_closed)
 
     def test_expect_refused(self) -> None:
@@ -473,7 +475,7 @@ class HalfClosedTests(ChannelCase):
         bench = self.bench()
         connection = bench.ask(request("GET", "/keys/"))
         connection.channel.readConnectionLost()
-        bench.clock.advance(10 * StreamingChannel.close_timeout_s)
+        bench.clock.advance(10 * Closing.close_timeout_s)
         self.assertEqual((True, False), (connection.closed, connection.transport.aborted))
         bench.clock.advance(IDLE_TIMEOUT_S)
         self.assertTrue(connection.transport.aborted)

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.net.tls import ConnectionCreator, server_context
 from resticserver.telemetry.record import Ending
 from resticserver.web.http1.body import SILENCE_S
-from resticserver.web.http1.channel import StreamingChannel
+from resticserver.web.http1.exchange import Exchange
 from resticserver.web.http1.tls_connection import SLICE_RECORDS, TlsConnection, behind_tls
 from resticserver.web.http1.turns import REQUEST_UNITS, REST_S, SLICE_UNITS, SLICES, Turns
 
@@ -121,7 +121,7 @@ class TurnsCase(SynchronousTestCase):
 
     def received_bytes(self, connection: Connection) -> int:
         """How much of the body of a connection's request was decoded."""
-        body_request = connection.channel._request
+        body_request = connection.channel.exchange.request
         assert body_request is not None
         return body_request.body.received_bytes
 
@@ -187,7 +187,7 @@ class ChunkTests(TurnsCase):
 
     def test_too_much_behind_an_early_answer(self) -> None:
         """The bound of what is swallowed holds; what waits then is never looked at."""
-        self.patch(StreamingChannel, "swallow_bytes", 1000)
+        self.patch(Exchange, "swallow_bytes", 1000)
         connection = self.bench.ask(b"PUT /nobody/knows/config HTTP/1.1\r\n" + CHUNKED + TINY)
         self.all_turns()
         self.assertEqual(1, len(connection.statuses()))
@@ -384,7 +384,8 @@ class TlsTests(TurnsCase):
     def channel_received_bytes(self) -> int:
         """How much of a body was decoded."""
         (channel,) = self.bench.site.channels
-        return 0 if channel._request is None else channel._request.body.received_bytes
+        request = channel.exchange.request
+        return 0 if request is None else request.body.received_bytes
 
     def test_bounded(self) -> None:
         """A few records are decrypted in each turn, while nothing is read from the socket."""
@@ -448,11 +449,11 @@ class TlsTests(TurnsCase):
     def test_paused_above(self) -> None:
         """While the channel wants to read nothing, nothing is decrypted."""
         (channel,) = self.bench.site.channels
-        channel.gate.hold("test")
+        channel.gate.hold("write")
         self.send(request("HEAD", "/config") * 2, 10)
         self.turn(5)
         self.assertEqual([], self.statuses())
-        channel.gate.release("test")
+        channel.gate.release("write")
         self.turn()
         self.assertEqual([404, 404], self.statuses())
         self.assertEqual("producing", self.transport.producerState)

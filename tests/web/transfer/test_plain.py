@@ -15,7 +15,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import reactor
@@ -37,13 +36,13 @@ from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.body import SILENCE_S
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.http1.tls_connection import behind_tls
+from resticserver.web.http1.turns import Turns
 from resticserver.web.routes import Api, Repositories
 from resticserver.web.transfer import body as bodies
 from resticserver.web.transfer import plain
 
 from ...support.certificates import make_certificate
 from ...support.client import connect, object_id, random_bytes, read_reply
-from ...support.memory import InlinePool
 from ...support.scratch import files_below, scratch_directory
 from ...support.waiting import PATIENCE_S, wait_until
 from ...support.wires import StepReactor
@@ -370,12 +369,8 @@ class SilenceTests(SynchronousTestCase):
         self.addCleanup(theirs.close)
         reactor = StepReactor()
         aborted: list[float] = []
-        request: Any = SimpleNamespace(
-            site=SimpleNamespace(reactor=reactor),
-            abort=lambda: aborted.append(reactor.seconds()),
-        )
-        jobs: Any = SimpleNamespace(run=lambda job, pool: maybeDeferred(job))
-        transfer = plain.ReceiveTransfer(request, ours, jobs, InlinePool(), reactor, (), MIB, lambda chunks: None)
+        lent = plain.LentSocket(ours, reactor, lambda: aborted.append(reactor.seconds()), Turns(reactor))
+        transfer = plain.ReceiveTransfer(lent, maybeDeferred, (), MIB, lambda chunks: None)
         done = transfer.start()
         reactor.advance(300)
         theirs.send(b"x")
