@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from ..dates import date_text
 from ..errors import StartError
-from ..files import Stamp, read_file, reason_of, stamp_at
+from ..files import MadeOfFiles, WatchedFiles, read_file, reason_of
 
 MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -208,9 +208,9 @@ class ConnectionCreator:
         return SSL.Connection(self.context, None)
 
 
-class ReloadingCertificates:
+class ReloadingCertificates(MadeOfFiles):
     """
-    A connection creator whose context follows the files that it was made from.
+    A connection creator whose context is made again when its files change.
 
     @ivar creator: for the listeners.
     @ivar not_after: when the certificate ends.
@@ -227,36 +227,26 @@ class ReloadingCertificates:
     ) -> None:
         self._certificate_path = certificate_path
         self._arguments = (certificate_path, key_path, minimum_version, client_ca_path, client_required)
-        self._paths = tuple(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
-        self._stamp = self._current_stamp()
+        self._watched = WatchedFiles(
+            *(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
+        )
+        self._watched.note()
         self.creator = ConnectionCreator(server_context(*self._arguments))
         self.not_after = _not_after(certificate_path)
 
-    def reload_if_changed(self, force: bool = False) -> bool:
-        """
-        Serve the files as they are now, if they changed; what was served before stays if they cannot be used, which is
-        logged once for each change. Blocks.
+    def _read_again(self) -> None:
+        self._watched.note()
+        self.read()
 
-        @return: whether new ones are served.
-        """
-        # Before the files are read: what changes meanwhile is seen by the next look.
-        stamp = self._current_stamp()
-        if stamp == self._stamp and not force:
-            return False
-        self._stamp = stamp
-        try:
-            self.read()
-        except StartError as error:
-            reason = str(error).partition(": ")[2]  # without the flag
-            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
-            return False
-        return True
+    def _log_failure(self, error: Exception) -> None:
+        reason = str(error).partition(": ")[2]  # without the flag
+        _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
 
     def read(self) -> None:
         """
         Serve the files as they are now. Blocks.
 
-        @raise StartError: they cannot be used; what was served before stays.
+        @raise StartError: they cannot be used; what was served before stays in use.
         """
         context = server_context(*self._arguments)
         not_after = _not_after(self._certificate_path)
@@ -264,7 +254,7 @@ class ReloadingCertificates:
         self.not_after = not_after
 
     def say_reloaded(self) -> None:
-        """Log that what was read again is served, everywhere."""
+        """Log that the files as they are now are in use, in all processes."""
         path = self._certificate_path
         _log.info(
             "Reloaded TLS certificate {path}, valid until {until}",
@@ -273,11 +263,8 @@ class ReloadingCertificates:
         )
 
     def look_again(self) -> None:
-        """The next look finds a change, whatever the files are then: somebody could not read what was read here."""
-        self._stamp = ()
-
-    def _current_stamp(self) -> tuple[Stamp, ...]:
-        return tuple(map(stamp_at, self._paths))
+        """Make the next look find a change: a worker could not read what was read here."""
+        self._watched.forget()
 
 
 def _not_after(certificate_path: str) -> datetime:
