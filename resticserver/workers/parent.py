@@ -35,8 +35,9 @@ from twisted.python.failure import Failure
 
 from .. import __version__
 from ..errors import StartError
-from ..net.listeners import inherited_sockets, parse_address, process_environment
+from ..net.addresses import parse_address
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
+from ..net.sockets import inherited_sockets, process_environment
 from .ipc import Commands, Failed, IpcConnection, IpcConnectionLost
 
 #: The descriptor of the wire in a worker.
