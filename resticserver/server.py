@@ -64,7 +64,7 @@ from .service.reloading import Reloads, Repeated
 from .service.systemd import ServiceManager
 from .telemetry.accesslog import AccessLog, AccessLogService
 from .telemetry.events import Event, EventKind
-from .telemetry.metrics import Family, Kind, Sample
+from .telemetry.metrics import Family, MetricType, Sample
 from .threads.pools import JobPool
 from .threads.serial_jobs import ended_within
 from .workers.parent import LAST_WORDS_S, Workers
@@ -280,7 +280,7 @@ class ResticServer(SequentialServices):
                     self._password_checker.lockouts,
                 ),
             ):
-                yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+                yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
         if self.certificates is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",

@@ -27,9 +27,9 @@ from ..errors import Unavailable
 from ..quota.ledger import RepositoryAccount, owner_of
 from ..sizes import Amount, Limit
 from ..storage.layout import Repository, cell_of
-from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally
+from ..telemetry.metrics import CONTENT_TYPE, Exposition, Family, MetricType, RequestCounts, Sample, Tally
 from ..telemetry.process import Processes
-from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
+from ..telemetry.refusals import REASONS, Key, RefusalHistory, Refusals, within_a_day
 from ..telemetry.status import RepositoryStatus, ServerStatus, UserStatus
 from ..threads.serial_jobs import Fresh, Look, Pool
 from ..web.pages import Answer
@@ -122,7 +122,7 @@ class Monitoring:
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         known.append(
             Family(
-                Kind.COUNTER,
+                MetricType.COUNTER,
                 "rest_server_uploads_refused",
                 "Uploads that were refused, by reason",
                 ("reason",),
@@ -189,7 +189,7 @@ class Monitoring:
 
     def _text(
         self,
-        counted: Counted,
+        counted: RequestCounts,
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         known: list[Family],
@@ -202,7 +202,7 @@ class Monitoring:
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)
         yield Family(
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "rest_server_build_info",
             "Versions, in the labels",
             ("version", "python", "twisted"),
@@ -238,9 +238,9 @@ class Monitoring:
             ("quota_free_bytes", "How much more may be stored in a repository, by its own quota", free),
             ("last_snapshot_timestamp_seconds", "When a repository got its youngest snapshot", snapshots),
         ):
-            yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels_, samples)
+            yield Family(MetricType.GAUGE, f"rest_server_repository_{name}", help_, labels_, samples)
         yield Family(
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "rest_server_repository_damaged",
             "Damaged files that were found in a repository",
             labels_,
@@ -248,14 +248,14 @@ class Monitoring:
         )
         limits = {user: self._quotas.limit_of_user(user).size_bytes for user in sorted(users)}
         yield Family(
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "rest_server_user_size_bytes",
             "What is stored below the folder of a user's name",
             ("user",),
             [Sample((user,), size) for user, size in sorted(users.items())],
         )
         yield Family(
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "rest_server_user_quota_bytes",
             "What may be stored there",
             ("user",),
@@ -297,7 +297,7 @@ class Monitoring:
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         history: dict[Repository, list[tuple[int, int]]],
-        refused: tuple[float, list[tuple[Key, Entry]]],
+        refused: tuple[float, list[tuple[Key, RefusalHistory]]],
     ) -> ServerStatus:
         """In the pool for pages."""
         today = int(server.time_s // DAY_S)
@@ -389,4 +389,4 @@ async def _ready() -> str:
 
 def gauge(name: str, help_: str, value: float) -> Family:
     """A value without labels."""
-    return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
+    return Family(MetricType.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
