@@ -1,8 +1,8 @@
 """
-Files that are read whole, and again when they change: users, rules, certificates; and whether a directory is there.
+Files that are read whole, and again when they change: users, rules, certificates. And whether a directory is there.
 
-A file that is replaced by rename is always whole. One that is written in place is not, for a moment: C{rest-server user}
-holds a lock meanwhile (flock(2)), and for all other programs it is read until it stays the same.
+A file that is replaced by rename is always whole. One that is written in place is incomplete for a moment:
+C{rest-server user} holds a lock while it writes (flock(2)); with other programs the file is read until it stays the same.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ import threading
 import time
 from contextlib import suppress
 
-#: How many seconds a lock of another process is waited for before this attempt to read is given up.
+from .errors import StartError
+
+#: How many seconds to wait for the lock of another process.
 _LOCKED_S = 2.0
-#: The pause between two looks at a file that changed, and how many looks at most.
+#: The pause between two looks at a file that has changed, and the most looks.
 _SETTLE_S = 0.1
 _MOST_LOOKS = 50
-#: How many pauses it must have stayed the same; more where the last line has no end, as in the middle of writing.
+#: For how many pauses it must stay the same; more where the last line has no end, because it may still be written.
 _PAUSES, _PAUSES_TORN = 1, 10
 
-#: Differs when a file has changed, been replaced or gone.
-Stamp = tuple[int, ...]
+#: Device, inode, modification and change time (in nanoseconds since 1970) of a file or directory. Another stamp means that it
+#: has changed or was replaced.
+Stamp = tuple[int, int, int, int]
 
 
 def read_file(path: str, locked: bool = False) -> tuple[bytes, os.stat_result]:
     """
-    All of a regular file, and its status. A FIFO or a device does not hold up who reads it.
+    All of a regular file, and its status. Anything else, as a FIFO, is an error at once.
 
-    @param locked: not while another program has it locked in order to change it.
+    @param locked: wait while another program has it locked in order to change it.
     @raise OSError: it cannot be read, or is still locked after two seconds.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -52,7 +55,7 @@ def is_directory(path: str) -> bool:
     """
     Whether a directory is there; false only where nothing has the name.
 
-    (C{os.path.isdir} is false also for what cannot be looked at, and then what is in it would count as missing.)
+    (C{os.path.isdir} is false also for a directory that cannot be looked at, whose content would then count as missing.)
 
     @raise NotADirectoryError: something else has the name, or a name above it.
     @raise OSError: it cannot be looked at, or is a link to what is not there (ENOLINK).
@@ -72,7 +75,7 @@ def is_link(path: str) -> bool:
     """
     Whether a symbolic link is there.
 
-    @raise OSError: that cannot be told.
+    @raise OSError: the name cannot be looked at.
     """
     try:
         return stat.S_ISLNK(os.lstat(path).st_mode)
@@ -81,7 +84,7 @@ def is_link(path: str) -> bool:
 
 
 def _pause(seconds: float) -> None:
-    """A pause in the pool. Not C{time.sleep}: under libfaketime, by which steps of the clock are tested, that fails (EINVAL)."""
+    """Sleep. Not C{time.sleep}: that fails (EINVAL) under libfaketime, with which tests step the clock."""
     threading.Event().wait(seconds)
 
 
@@ -92,7 +95,7 @@ def _lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # no locks on this file system, so nobody else has one
+        pass  # no locks on this file system, so no other process has one
     return True
 
 
@@ -104,7 +107,7 @@ def _is_being_changed(path: str) -> bool:
 
 
 def reason_of(error: OSError) -> str:
-    """Why a file cannot be read; where rights are missing, also whose: a service's user is not the one who looks at the file."""
+    """Why a file cannot be read. Where permissions are missing also for which user: it is often not the one that was expected."""
     reason = error.strerror or str(error)
     if error.errno not in (errno.EACCES, errno.EPERM):
         return reason
@@ -112,46 +115,57 @@ def reason_of(error: OSError) -> str:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file."""
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    """The stamp of a file or a directory."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
-def stamp_at(path: str) -> Stamp:
-    """The stamp of what is at a path, also behind a symlink; one of its own for each reason that nothing is."""
-    try:
-        return stamp_of(os.stat(path))
-    except OSError as error:
-        return (error.errno or 0,)
+class WatchedFiles:
+    """Files, and whether one of them has changed since L{note} was last called."""
 
-
-class WatchedFile:
-    """A file, and whether it changed since it was read, or could not be read."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._stamp: Stamp = ()
-        self._was_read = False
+    def __init__(self, *paths: str) -> None:
+        self._paths = paths
+        self._noted: object = None
 
     def changed(self) -> bool:
-        """Whether reading it would give something else than the last time; not yet, while another program changes it."""
-        return stamp_at(self.path) != self._stamp and not _is_being_changed(self.path)
+        """Whether a file has changed. Not before a program that holds a lock in order to change it has released that."""
+        return self._look() != self._noted and not any(map(_is_being_changed, self._paths))
+
+    def note(self) -> None:
+        """Call this before the files are read: the next look finds what changes from now on."""
+        self._noted = self._look()
+
+    def forget(self) -> None:
+        """The next look finds a change in any case."""
+        self._noted = None
+
+    def _look(self) -> object:
+        return [_look_at(path) for path in self._paths]
+
+
+class WatchedFile(WatchedFiles):
+    """One file, with what it takes to read it while another program writes it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+        self._was_read = False
 
     def read(self) -> bytes:
         """
-        All of it. Blocks; again and again until it stays the same, but for the first time.
+        All of it. Blocks. Except for the first time, the file is read until it stays the same.
 
         @raise OSError: it cannot be read, or does not stay the same.
         """
-        # First, so that what changes meanwhile is seen by the next look, and one complaint about a broken file is enough.
-        self._stamp = stamp_at(self.path)
+        # Noted before the reading: so a broken file is logged once.
+        self.note()
         try:
             content, status = self._read_settled() if self._was_read else read_file(self.path, locked=True)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                self._stamp = ()  # the next look is to try again
+                self.forget()
             raise
         self._was_read = True
-        self._stamp = stamp_of(status)
+        self._noted = [_version_of(status)]
         return content
 
     def _read_settled(self) -> tuple[bytes, os.stat_result]:
@@ -160,11 +174,53 @@ class WatchedFile:
         for _ in range(_MOST_LOOKS):
             _pause(_SETTLE_S)
             again, now = read_file(self.path, locked=True)
-            same = same + 1 if (again, stamp_of(now)) == (content, stamp_of(status)) else 0
+            same = same + 1 if (again, _version_of(now)) == (content, _version_of(status)) else 0
             content, status = again, now
             if same >= (_PAUSES if content.endswith(b"\n") else _PAUSES_TORN):
                 return content, status
         raise OSError(errno.EBUSY, "it is being written all the time", self.path)
+
+
+def _version_of(status: os.stat_result) -> tuple[object, ...]:
+    # The size too: a file may be written twice within one step of the file system's clock.
+    return (*stamp_of(status), status.st_size)
+
+
+def _look_at(path: str) -> tuple[object, ...]:
+    """The version of what is at a path, also behind a symlink; another one for each reason that it cannot be looked at."""
+    try:
+        return _version_of(os.stat(path))
+    except OSError as error:
+        return (error.errno,)
+
+
+class MadeOfFiles:
+    """What is made of files, and made again when these change. If that fails, what was made before stays in use."""
+
+    _watched: WatchedFiles
+
+    def reload_if_changed(self, force: bool = False) -> bool:
+        """Read the files again if they have changed, or in any case. Whether what they say is in use now. Blocks."""
+        try:
+            if not force and not self._watched.changed():
+                return False
+            self._read_again()
+        except (OSError, ValueError, StartError) as error:
+            self._log_failure(error)
+            return False
+        return True
+
+    def _read_again(self) -> None:
+        """
+        Read the files.
+
+        @raise OSError: one cannot be read; C{ValueError} and L{StartError} where it makes no sense.
+        """
+        raise NotImplementedError
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log why the files cannot be used."""
+        raise NotImplementedError
 
 
 def runnable(command: tuple[str, ...]) -> bool:

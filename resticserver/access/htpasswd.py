@@ -25,7 +25,7 @@ import bcrypt
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import WatchedFile, reason_of
+from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
 
 #: bcrypt looks at no more of a password than this; bcrypt 5 raises on longer ones.
@@ -203,7 +203,7 @@ class _Snapshot:
 
 
 @dataclass
-class Htpasswd:
+class Htpasswd(MadeOfFiles):
     """
     The users of one htpasswd file, read again when it changes.
 
@@ -217,7 +217,7 @@ class Htpasswd:
     path: str
     clock: Callable[[], float]
     cache_s: float = 60.0
-    _file: WatchedFile = field(init=False, repr=False)
+    _watched: WatchedFile = field(init=False, repr=False)
     _snapshot: _Snapshot = field(init=False, repr=False)
     _readings: int = field(init=False, repr=False, default=0)
     #: When each pair was verified last, and by which reading; the oldest first.
@@ -226,7 +226,7 @@ class Htpasswd:
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._file = WatchedFile(self.path)
+        self._watched = WatchedFile(self.path)
 
     def load(self, may_be_missing: Callable[[], bool] = lambda: False) -> None:
         """
@@ -248,24 +248,19 @@ class Htpasswd:
             # The file exists, so --no-auth is not what the operator wants.
             raise StartError(f"--htpasswd-file: cannot load {self.path}: {reason}") from error
 
-    def reload_if_changed(self, force: bool = False) -> bool:
-        """Read the file again if it changed; the old users stay if that fails. Whether it was read."""
-        try:
-            if not force and not self._file.changed():
-                return False
-            self._snapshot = self._read()
-        except OSError as error:
-            words = "could not reload htpasswd file {path}: {error}; the users known before stay"
-            _log.error(words, path=self.path, error=reason_of(error))
-            return False
-        return True
+    def _read_again(self) -> None:
+        self._snapshot = self._read()
+
+    def _log_failure(self, error: Exception) -> None:
+        words = "could not reload htpasswd file {path}: {error}; the users known before stay"
+        _log.error(words, path=self.path, error=reason_of(error) if isinstance(error, OSError) else error)
 
     def say_reloaded(self) -> None:
         """Log that what was read again holds, everywhere."""
         _log.info("Reloaded htpasswd file")
 
     def _read(self) -> _Snapshot:
-        data = self._file.read()
+        data = self._watched.read()
         if b"\0" in data:
             # UTF-16, or what a crash of the machine has left: not even its lines are lines.
             raise OSError(errno.EINVAL, "it is not UTF-8 text, there are NUL bytes in it", self.path)

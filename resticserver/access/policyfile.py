@@ -27,7 +27,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import WatchedFile, reason_of
+from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import Target, is_user_name
 from ..sizes import Limit, parse_size
 from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
@@ -43,14 +43,14 @@ _log = Logger()
 
 
 class PolicyError(ValueError):
-    """What is wrong with a policy, with the key that it is about."""
+    """Something in a policy is wrong; the message begins with its key."""
 
 
 def parse_policy(text: str) -> Grants:
     """
-    What a policy file says.
+    The grants of a policy file.
 
-    @raise PolicyError: it is no TOML, a key is not known, or a value makes no sense. Nothing of it holds then.
+    @raise PolicyError: it is no TOML, a key is not known, or a value makes no sense.
     """
     try:
         document = tomllib.loads(text)
@@ -166,12 +166,12 @@ def _limit(table: Mapping[str, Any], where: str) -> Limit:
 
 
 @dataclass
-class PolicyFile:
+class PolicyFile(MadeOfFiles):
     """
-    The policy of a server with a policy file; the file is read again when it changes, a broken one changes nothing.
+    The policy of a server with a policy file.
 
-    @ivar flags: what the command line says; the file's grants are put into it.
-    @ivar current: the policy that holds.
+    @ivar flags: the policy of the command line, which the file's grants are put into.
+    @ivar current: the policy in use.
     @ivar text: what it was made of.
     """
 
@@ -179,10 +179,10 @@ class PolicyFile:
     flags: Policy
     current: Policy = field(init=False)
     text: str = field(init=False, repr=False)
-    _file: WatchedFile = field(init=False, repr=False)
+    _watched: WatchedFile = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._file = WatchedFile(self.path)
+        self._watched = WatchedFile(self.path)
 
     def load(self) -> None:
         """
@@ -191,45 +191,37 @@ class PolicyFile:
         @raise StartError: it cannot be read or is wrong.
         """
         try:
-            self._read()
+            self._read_again()
         except (OSError, ValueError) as error:
             raise StartError(f"--policy: cannot load the policy {self.path}: {_words(error)}") from error
 
-    def reload_if_changed(self, force: bool = False) -> bool:
-        """Read the file again if it changed; what held before stays if that fails. Whether it was read."""
-        try:
-            if not force and not self._file.changed():
-                return False
-            self._read()
-        except (OSError, ValueError) as error:
-            _log.error(
-                "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
-            )
-            return False
-        return True
-
     def say_reloaded(self) -> None:
-        """Log that what was read again holds, everywhere."""
+        """Log that the file as it is now is in use, in all processes."""
         _log.info("Reloaded policy {path}", path=self.path)
 
     def take(self, text: str) -> None:
         """
-        Let the text of a file hold that was read elsewhere.
+        Use the text of a policy file.
 
-        @raise PolicyError: it is wrong; what held before stays.
+        @raise PolicyError: it is wrong; the policy before stays in use.
         """
         self.current = replace(self.flags, grants=parse_policy(text))
         self.text = text
 
-    def _read(self) -> None:
-        self.take(self._file.read().decode("utf-8"))
+    def _read_again(self) -> None:
+        self.take(self._watched.read().decode("utf-8"))
+
+    def _log_failure(self, error: Exception) -> None:
+        _log.error(
+            "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
+        )
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """The current policy's decision."""
         return self.current.decide(user, action, target)
 
     def may_delete_repositories(self) -> bool:
-        """Whether anyone may."""
+        """Whether any user may."""
         return self.current.may_delete_repositories()
 
     def has_limits(self) -> bool:
@@ -237,11 +229,11 @@ class PolicyFile:
         return self.current.has_limits()
 
     def limit_of_user(self, name: str) -> Limit:
-        """The quota of all repositories below the folder of that name."""
+        """The quota of a user, for all repositories below the folder of that name."""
         return self.current.limit_of_user(name)
 
     def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
-        """The quota that a repository has for what this user adds to it."""
+        """The quota of a repository for what this user adds to it."""
         return self.current.limit_of_repository(user, repository)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..config.console import OneLineParser, write_line
 from ..sizes import format_size
 from ..telemetry.status import SCHEMA, Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
+from .table import text_table
 
 _TIMEOUT_S = 30.0
 #: The longest response that is read.
@@ -162,26 +163,10 @@ def text(status: ServerStatus) -> str:
     users = status.users_by_need()
     rows: list[Sequence[str]] = [("USER", "SIZE", "QUOTA", "")]
     rows += [_user_row(user, status.time_s) for user in users]
-    of_users = [*_table(rows, (1, 2)), ""] if users else []
+    of_users = [*text_table(rows, (1, 2)), ""] if users else []
     rows = [("REPOSITORY", "LAST SNAPSHOT", "SIZE", "QUOTA", "LOCKS", "")]
     rows += [_row(repository, status.time_s) for repository in status.by_need()]
-    return "\n".join([*lines, stored, "", *of_users, *_table(rows, (2, 3, 4))])
-
-
-def _table(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
-    """
-    Format rows as lines.
-
-    @param numbers: the columns to align to the right.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            value.rjust(width) if column in numbers else value.ljust(width)
-            for column, (value, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return "\n".join([*lines, stored, "", *of_users, *text_table(rows, (2, 3, 4))])
 
 
 def _quota(used: int, most: int | None) -> str:

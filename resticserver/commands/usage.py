@@ -26,11 +26,12 @@ from ..names import MOST_FOLDERS
 from ..quota.ledger import owner_of
 from ..sizes import Amount, Limit, format_size, parse_size
 from ..storage.counting import Counting
-from ..storage.layout import CELLS, Repository
+from ..storage.layout import CELLS, Repository, repository_path
 from ..storage.local import LocalStore
 from ..storage.snapshots import Snapshots
 from ..storage.state import RepositoryState, StateFile
 from ..telemetry.status import printable
+from .table import text_table
 
 #: The interval between updates of the progress line.
 _PROGRESS_S = 0.2
@@ -157,8 +158,8 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
 
 
 def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
-    """Whether a repository's folder, or one above it, cannot be read."""
-    folders = ("/".join((path, *repository[:length])) for length in range(1, len(repository) + 1))
+    """Whether the folder of a repository, or one above it, cannot be read."""
+    folders = (repository_path(path, repository[:length]) for length in range(1, len(repository) + 1))
     return any(folder in counting.skipped.reasons for folder in folders)
 
 
@@ -237,14 +238,7 @@ def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
         rows.append(("", owner, format_size(amount.size_bytes), _quota(limit), str(amount.objects), ""))
     amount = _sum(lines)
     rows.append(("all", "", format_size(amount.size_bytes), _quota(total), str(amount.objects), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return "\n".join(
-        "  ".join(
-            value.rjust(width) if column in (2, 3, 4) else value.ljust(width)
-            for column, (value, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(text_table(rows, (2, 3, 4)))
 
 
 def _quota(limit: Limit) -> str:

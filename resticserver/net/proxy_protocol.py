@@ -1,5 +1,5 @@
 """
-The PROXY protocol before HTTP or TLS: Twisted's, with what its parsers leave out.
+The PROXY protocol before HTTP or TLS: Twisted's implementation, with what its parsers do not support.
 
 Source: HAProxy's "The PROXY protocol", versions 1 and 2.
 """
@@ -15,22 +15,22 @@ from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
 
-#: What Twisted wants to see at once of a header of version 1, and of version 2.
+#: How many bytes of a header of version 1, and of version 2, Twisted needs in one piece.
 _FIRST_BYTES_1, _FIRST_BYTES_2 = 8, 16
 
-#: Valid without addresses, which Twisted's parser insists on (and does not look at).
+#: Valid without addresses, but Twisted's parser requires some (and ignores them).
 _UNKNOWN = b"PROXY UNKNOWN\r\n"
 
 _log = Logger()
 
 
 class ProxyProtocol(HAProxyProtocolWrapper):
-    """A connection whose header may come in any pieces, and is no traceback when it is broken."""
+    """A connection whose header may come in any pieces; a broken one closes the connection without a traceback."""
 
     _begun = b""
 
     def dataReceived(self, data: bytes) -> None:
-        """Twisted's call: bytes came in."""
+        """Twisted calls this with received bytes."""
         if self._proxyInfo is not None:
             super().dataReceived(data)
             return
@@ -45,13 +45,13 @@ class ProxyProtocol(HAProxyProtocolWrapper):
             super().dataReceived(data)
         except Exception as error:
             if self._proxyInfo is not None:
-                raise  # what stands above is to blame
+                raise  # an error of the protocol above
             _log.debug("no PROXY header: {error}", error=error)
             self.loseConnection()
 
 
 def _may_begin(data: bytes) -> bool:
-    """Whether these are the first bytes of a header, too few to tell."""
+    """Whether these may be the first bytes of a header, and more are needed."""
     first, second = V1Parser.PROXYSTR, V2Parser.PREFIX
     return (len(data) < _FIRST_BYTES_1 and data[: len(first)] == first[: len(data)]) or (
         len(data) < _FIRST_BYTES_2 and data[: len(second)] == second[: len(data)]
@@ -67,9 +67,9 @@ class ProxyProtocolFactory(HAProxyWrappingFactory):
 
 class ProxyProtocolEndpoint:
     """
-    An endpoint whose clients speak the PROXY protocol first.
+    An endpoint whose clients send a PROXY header first.
 
-    @ivar endpoint: where they come in.
+    @ivar endpoint: the one below it.
     """
 
     def __init__(self, endpoint: Any) -> None:

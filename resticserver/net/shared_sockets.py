@@ -1,9 +1,9 @@
 """
-Listening for several processes: who listens has the sockets, who serves has the factories of the same addresses.
+Listening for several processes: the parent has the sockets, and the workers have the factories of the same addresses.
 
-The parent opens the socket of an address (L{open_shared}) and accepts from it (L{Acceptor}); a worker, which is handed the
-connections, makes what that address puts before HTTP (L{shared_factory}): TLS of ours or of the endpoint's, the PROXY protocol.
-Twisted's endpoint strings do both in one step, so they are given a reactor that only notes what they ask it for.
+The parent opens the socket of an address (L{open_shared}) and accepts from it (L{Acceptor}). A worker gets the connections and
+makes what the address puts before HTTP (L{shared_factory}): the server's TLS or the endpoint's own, the PROXY protocol.
+Twisted's endpoint strings do both in one step, so they get a reactor that only records what they ask for.
 """
 
 from __future__ import annotations
@@ -21,19 +21,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import StartError
-from .listeners import (
-    NO_ROOM,
-    REST_S,
-    SocketEndpoint,
-    joined_address,
-    parse_address,
-    tls_factory,
-    unix_address,
-    wants_tls,
-)
+from .addresses import parse_address, tls_factory, wants_tls
+from .ports import NO_ROOM, REST_S, SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint, ProxyProtocolFactory
+from .sockets import joined_address, unix_address
 
-#: Connections that are taken from a socket before the reactor looks at anything else.
+#: How many connections are accepted from a socket before the reactor goes on.
 _ACCEPTS = 32
 
 _log = Logger()
@@ -41,7 +34,7 @@ _log = Logger()
 
 class RecordingReactor:
     """
-    What Twisted's endpoints take for a reactor.
+    A reactor for Twisted's endpoints that records what they ask for.
 
     @param opens: whether to open the sockets that are asked for.
     @ivar factory: what would serve.
@@ -77,7 +70,7 @@ def open_shared(address: str) -> tuple[socket.socket, str | None]:
     """
     The socket of a C{--listen} value, and the path to remove when it closes.
 
-    @raise StartError: it is no address, cannot be had, or cannot be shared.
+    @raise StartError: it is not valid, not available, or cannot be shared.
     """
     reactor = RecordingReactor(opens=True)
     endpoint, _ = _unwrapped(reactor, address, Factory())
@@ -97,7 +90,7 @@ def shared_factory(address: str, site: IProtocolFactory, connection_creator: Any
     What serves the connections of a C{--listen} value.
 
     @param connection_creator: for C{--tls}, or C{None}.
-    @raise StartError: it is no address or cannot be shared.
+    @raise StartError: it is not valid, or cannot be shared.
     """
     factory = tls_factory(site, connection_creator) if wants_tls(address) else site
     reactor = RecordingReactor(opens=False)
@@ -110,7 +103,7 @@ def shared_factory(address: str, site: IProtocolFactory, connection_creator: Any
 
 
 def _unwrapped(reactor: RecordingReactor, address: str, factory: IProtocolFactory) -> tuple[Any, IProtocolFactory]:
-    """The endpoint behind those for the PROXY protocol, and what these put before a factory."""
+    """The endpoint below those for the PROXY protocol, and the factory with what these put before it."""
     endpoint: Any = parse_address(reactor, address)
     while isinstance(endpoint, ProxyProtocolEndpoint):
         endpoint, factory = endpoint.endpoint, ProxyProtocolFactory(factory)
@@ -128,7 +121,7 @@ def _listen(address: str, endpoint: Any, factory: IProtocolFactory) -> None:
         assert error is not None
         if isinstance(error, StartError) or not isinstance(error, Exception):
             raise error
-        # It wanted something else of the reactor.
+        # It asked for something else than listenTCP.
         raise StartError(f"--listen {address} cannot be shared among workers") from error
 
 
@@ -138,7 +131,7 @@ class Acceptor:
     A listening socket in the reactor.
 
     @param unlink: the path to remove at the end, or C{None}.
-    @param take: is given each connection, and owns it.
+    @param take: called with each connection, which it owns then.
     """
 
     def __init__(
@@ -155,8 +148,8 @@ class Acceptor:
         self._take = take
         self._active = False
         self._resting: Any = None
-        #: Whether it was said that there is no room, and no connection was taken since.
-        self._said = False
+        #: Whether it was logged that there is no room, and no connection was accepted since.
+        self._logged = False
 
     @property
     def address(self) -> str:
@@ -165,18 +158,18 @@ class Acceptor:
         return unix_address(name) if self._socket.family == socket.AF_UNIX else joined_address(*name[:2])
 
     def resume(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         self._active = True
         if self._resting is None:
             self._reactor.addReader(self)
 
     def pause(self) -> None:
-        """Leave connections in the socket's backlog, where they wait."""
+        """Leave connections in the socket's backlog."""
         self._active = False
         self._reactor.removeReader(self)
 
     def close(self) -> None:
-        """End it; for other processes that have the socket it goes on."""
+        """Close the socket; other processes that have it can go on."""
         self.pause()
         if self._resting is not None:
             self._resting.cancel()
@@ -187,7 +180,7 @@ class Acceptor:
                 os.unlink(self._unlink)
 
     def doRead(self) -> None:
-        """Twisted's call: somebody connects."""
+        """Twisted calls this when a client connects."""
         for _ in range(_ACCEPTS):
             if not self._active:
                 return
@@ -199,14 +192,14 @@ class Acceptor:
                 if error.errno in NO_ROOM:
                     self._rest(error)
                     return
-                continue  # this one is gone again
-            self._said = False
+                continue  # this client has gone again
+            self._logged = False
             self._take(connection)
 
     def _rest(self, error: OSError) -> None:
-        if not self._said:
+        if not self._logged:
             _log.error("cannot take a connection: {error}", error=error.strerror)
-            self._said = True
+            self._logged = True
         self._reactor.removeReader(self)
         self._resting = self._reactor.callLater(REST_S, self._rested)
 
@@ -224,6 +217,6 @@ class Acceptor:
         return "acceptor"
 
     def connectionLost(self, reason: Failure) -> None:
-        """Twisted's call: the reactor gave up on the socket."""
+        """Twisted calls this when the reactor has given up on the socket."""
         _log.failure("lost a listening socket", reason)
         self.pause()

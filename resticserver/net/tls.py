@@ -1,6 +1,6 @@
 """
-TLS for the server: a context from PEM files, the connection creator that Twisted asks for each connection, and the renewal
-of both while they are in use.
+TLS for the server: a context from PEM files, the connection creator that Twisted calls for each connection, and reloading the
+files while the server runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from ..dates import date_text
 from ..errors import StartError
-from ..files import Stamp, read_file, reason_of, stamp_at
+from ..files import MadeOfFiles, WatchedFiles, read_file, reason_of
 
 MINIMUM_VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 
@@ -31,16 +31,16 @@ _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 # SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's ssl.h, which pyOpenSSL does not export.
 _MODE_ENABLE_PARTIAL_WRITE = 1
 
-#: What session tickets belong to; OpenSSL wants one where clients show certificates.
+#: The context of session tickets; OpenSSL requires one where clients have certificates.
 _SESSION_CONTEXT = b"restic"
 
-#: What restic's TLS (Go's) can do besides: the client of the trial handshake has this and nothing else.
+#: The groups and signatures of restic's TLS (Go's): the client of the trial handshake has these and no others.
 _CLIENT_GROUPS = b"X25519:P-256:P-384:P-521"
 _CLIENT_SIGNATURES = (
     b"rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_sha512:rsa_pkcs1_sha256:rsa_pkcs1_sha384:rsa_pkcs1_sha512:"
     b"ecdsa_secp256r1_sha256:ecdsa_secp384r1_sha384:ecdsa_secp521r1_sha512:ed25519"
 )
-#: A handshake is done after a few turns; this many would be a fault.
+#: A handshake is complete after a few turns; more than these would be a fault.
 _MOST_TURNS = 20
 _MOST_REASON = 200
 
@@ -59,7 +59,7 @@ def server_context(
 
     @param certificate_path: PEM, the certificate first and then its chain.
     @param minimum_version: a key of L{MINIMUM_VERSIONS}.
-    @param client_ca_path: PEM, the authorities whose certificates clients are asked for; C{None} asks for none.
+    @param client_ca_path: PEM, the authorities whose certificates clients are asked for; C{None} for no client certificates.
     @param client_required: whether a client without a certificate is refused. One with a wrong certificate always is.
     @raise StartError: a file cannot be read or the key is not the certificate's.
     """
@@ -71,7 +71,7 @@ def server_context(
     except SSL.Error as error:
         raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
     try:
-        # Not by OpenSSL, which asks for a passphrase at a terminal that a daemon does not have.
+        # Not by OpenSSL, which asks for a passphrase at a terminal, and a daemon has none.
         private: Any = serialization.load_pem_private_key(key, None)
     except TypeError as error:
         words = "is protected by a passphrase, which nobody is there to type"
@@ -90,7 +90,7 @@ def server_context(
         words = f"holds no private key that fits the certificate {certificate_path}"
         raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
     try:
-        # With a context of its own: one that was used cannot be changed any more.
+        # With another context: one that was used cannot be changed any more.
         trial = _empty_context(minimum_version)
         trial.use_certificate_chain_file(certificate_path)
         trial.use_privatekey(private)
@@ -102,7 +102,7 @@ def server_context(
         _ask_for_certificates(context, client_ca_path, client_required)
     context.set_alpn_select_callback(_choose_protocol)
     if hasattr(context, "clear_mode"):  # pyOpenSSL 25.3
-        # It asks for partial writes: one record a call, and the interpreter's lock given up and taken back for each.
+        # pyOpenSSL asks for partial writes: one record a call, each of which releases and takes the interpreter's lock.
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     return context
 
@@ -116,7 +116,7 @@ def _empty_context(minimum_version: str) -> SSL.Context:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in the words of OpenSSL, in one line."""
+    """OpenSSL's reason, in one line."""
     if isinstance(error, SSL.Error):
         found = error.args[0] if error.args and isinstance(error.args[0], list) else []
         reasons = [entry[2] for entry in found if entry[2]]
@@ -125,7 +125,7 @@ def _reason(error: Exception) -> str:
 
 
 def _position_of(key: Any, certificates: bytes) -> int:
-    """Which of the certificates of a file is that of a key; -1 for none."""
+    """The index of the certificate of a key among those of a file; -1 if there is none."""
     try:
         public = key.public_key()
         return [found.public_key() == public for found in x509.load_pem_x509_certificates(certificates)].index(True)
@@ -141,13 +141,13 @@ def _kind_of(key: Any) -> str:
 
 def _try_handshake(context: SSL.Context) -> None:
     """
-    Let a client like restic connect, in memory. OpenSSL takes certificates that no client takes, without a word.
+    Let a client like restic connect, in memory. OpenSSL silently accepts certificates that no client accepts.
 
     @raise SSL.Error: it cannot connect.
     """
     for_client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     library, inner = getattr(SSL, "_lib", None), getattr(for_client, "_context", None)
-    # pyOpenSSL has no names for these; without them the client is one like OpenSSL's own.
+    # pyOpenSSL does not export these; without them the client is like OpenSSL's own.
     for name, value in (
         ("SSL_CTX_set1_curves_list", _CLIENT_GROUPS),
         ("SSL_CTX_set1_sigalgs_list", _CLIENT_SIGNATURES),
@@ -188,7 +188,7 @@ def _read(flag: str, what: str, path: str) -> bytes:
 
 
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
-    """HTTP/1.1 where the client offers it; a client that offers only others goes on without ALPN."""
+    """HTTP/1.1 if the client offers it; a client that offers only others goes on without ALPN."""
     return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
@@ -197,20 +197,20 @@ class ConnectionCreator:
     """
     Makes the TLS side of each new connection from the current context.
 
-    @ivar context: may be replaced at any time; connections that are there keep theirs.
+    @ivar context: may be replaced at any time; open connections keep theirs.
     """
 
     def __init__(self, context: SSL.Context) -> None:
         self.context = context
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """Twisted's call for a new connection."""
+        """Twisted calls this for a new connection."""
         return SSL.Connection(self.context, None)
 
 
-class ReloadingCertificates:
+class ReloadingCertificates(MadeOfFiles):
     """
-    A connection creator whose context follows the files that it was made from.
+    A connection creator whose context is made again when its files change.
 
     @ivar creator: for the listeners.
     @ivar not_after: when the certificate ends.
@@ -227,36 +227,26 @@ class ReloadingCertificates:
     ) -> None:
         self._certificate_path = certificate_path
         self._arguments = (certificate_path, key_path, minimum_version, client_ca_path, client_required)
-        self._paths = tuple(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
-        self._stamp = self._current_stamp()
+        self._watched = WatchedFiles(
+            *(path for path in (certificate_path, key_path, client_ca_path) if path is not None)
+        )
+        self._watched.note()
         self.creator = ConnectionCreator(server_context(*self._arguments))
         self.not_after = _not_after(certificate_path)
 
-    def reload_if_changed(self, force: bool = False) -> bool:
-        """
-        Serve the files as they are now, if they changed; what was served before stays if they cannot be used, which is
-        logged once for each change. Blocks.
+    def _read_again(self) -> None:
+        self._watched.note()
+        self.read()
 
-        @return: whether new ones are served.
-        """
-        # Before the files are read: what changes meanwhile is seen by the next look.
-        stamp = self._current_stamp()
-        if stamp == self._stamp and not force:
-            return False
-        self._stamp = stamp
-        try:
-            self.read()
-        except StartError as error:
-            reason = str(error).partition(": ")[2]  # without the flag
-            _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
-            return False
-        return True
+    def _log_failure(self, error: Exception) -> None:
+        reason = str(error).partition(": ")[2]  # without the flag
+        _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
 
     def read(self) -> None:
         """
         Serve the files as they are now. Blocks.
 
-        @raise StartError: they cannot be used; what was served before stays.
+        @raise StartError: they cannot be used; what was served before stays in use.
         """
         context = server_context(*self._arguments)
         not_after = _not_after(self._certificate_path)
@@ -264,7 +254,7 @@ class ReloadingCertificates:
         self.not_after = not_after
 
     def say_reloaded(self) -> None:
-        """Log that what was read again is served, everywhere."""
+        """Log that the files as they are now are in use, in all processes."""
         path = self._certificate_path
         _log.info(
             "Reloaded TLS certificate {path}, valid until {until}",
@@ -273,11 +263,8 @@ class ReloadingCertificates:
         )
 
     def look_again(self) -> None:
-        """The next look finds a change, whatever the files are then: somebody could not read what was read here."""
-        self._stamp = ()
-
-    def _current_stamp(self) -> tuple[Stamp, ...]:
-        return tuple(map(stamp_at, self._paths))
+        """Make the next look find a change: a worker could not read what was read here."""
+        self._watched.forget()
 
 
 def _not_after(certificate_path: str) -> datetime:

@@ -17,7 +17,7 @@ from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
 from ..errors import StartError
-from ..telemetry.metrics import Family, Kind, Sample, Tally, gauge
+from ..telemetry.metrics import Family, MetricType, Sample, Tally, gauge
 from ..threads.pools import JobPool
 from .frontend import PAGE_THREADS, make_certificates, make_policy, make_state, make_store
 from .hooks import Events
@@ -150,7 +150,7 @@ class Core:
                     self.password_checker.lockouts,
                 ),
             ):
-                yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+                yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
         if self.certificates is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",

@@ -29,7 +29,7 @@ from ..errors import CONTENT
 from ..process.orphans import child_of_ours
 from ..storage.snapshots import LASTS_NS
 from ..telemetry.events import REFUSALS, Event, EventKind, Tells
-from ..telemetry.metrics import Family, Kind, Sample
+from ..telemetry.metrics import Family, MetricType, Sample
 from ..telemetry.refusals import Refusals
 from ..threads.pools import JobPool
 
@@ -201,7 +201,7 @@ class Events(Service):
         """The counters of events."""
         samples = [Sample(labels, number) for labels, number in sorted(self._counts.items())]
         yield Family(
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "rest_server_events",
             "Events that were told, and what became of them at --on-event",
             ("event", "outcome"),

@@ -93,11 +93,11 @@ def damage_event(change: SizeChange, wrong: str) -> Event:
     """Make the event for a damaged object."""
     repository = "/".join(change.repository)
     message = (
-        f"a file of repository {ascii(repository or '/')[1:-1]} is damaged: {change.kind} {change.name} "
+        f"a file of repository {ascii(repository or '/')[1:-1]} is damaged: {change.object_type} {change.name} "
         f"had {change.known_bytes} bytes and has {change.found_bytes}; {wrong}"
     )
     details = {
-        "type": change.kind,
+        "type": change.object_type,
         "name": change.name,
         "known_bytes": change.known_bytes,
         "found_bytes": change.found_bytes,

@@ -25,9 +25,9 @@ from ..errors import Unavailable
 from ..quota.ledger import RepositoryAccount
 from ..sizes import Amount, Limit
 from ..storage.layout import Repository
-from ..telemetry.metrics import CONTENT_TYPE, Counted, Exposition, Family, Kind, Sample, Tally, gauge
+from ..telemetry.metrics import CONTENT_TYPE, Exposition, Family, MetricType, RequestCounts, Sample, Tally, gauge
 from ..telemetry.process import Processes
-from ..telemetry.refusals import REASONS, Entry, Key, Refusals, within_a_day
+from ..telemetry.refusals import REASONS, Key, RefusalHistory, Refusals, within_a_day
 from ..telemetry.status import ServerStatus
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
@@ -140,7 +140,7 @@ class Monitoring:
         known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
         known.append(
             Family(
-                Kind.COUNTER,
+                MetricType.COUNTER,
                 "rest_server_uploads_refused",
                 "Uploads that were refused, by reason",
                 ("reason",),
@@ -212,7 +212,7 @@ class Monitoring:
 
     def _text(
         self,
-        counted: Counted,
+        counted: RequestCounts,
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         known: list[Family],
@@ -227,7 +227,7 @@ class Monitoring:
     def _own(self) -> Iterator[Family]:
         info = (__version__, platform.python_version(), twisted.__version__)
         yield Family(
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "rest_server_build_info",
             "Versions, in the labels",
             ("version", "python", "twisted"),
@@ -265,7 +265,7 @@ class Monitoring:
         accounts: list[RepositoryAccount],
         damaged: dict[str, int],
         history: dict[Repository, list[tuple[int, int]]],
-        refused: tuple[float, list[tuple[Key, Entry]]],
+        refused: tuple[float, list[tuple[Key, RefusalHistory]]],
     ) -> ServerStatus:
         """Add repositories, users and refusals. Called in the pool for pages."""
         today = int(server.time_s // DAY_S)

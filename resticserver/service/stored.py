@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..quota.ledger import RepositoryAccount, owner_of
 from ..sizes import Amount, Limit
 from ..storage.layout import Repository, cell_of
-from ..telemetry.metrics import Family, Kind, Sample, gauge
+from ..telemetry.metrics import Family, MetricType, Sample, gauge
 from ..telemetry.status import RepositoryStatus, UserStatus
 from .quota_keeper import Quotas
 
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
             ("size_bytes", "What is stored below the folder of a user's name", used),
             ("quota_bytes", "What may be stored there", quotas),
         ):
-            yield Family(Kind.GAUGE, f"rest_server_user_{name}", help_, ("user",), samples)
+            yield Family(MetricType.GAUGE, f"rest_server_user_{name}", help_, ("user",), samples)
         total = sum(repository.size_bytes for repository in self.repositories)
         yield gauge("size_bytes", "What is stored in all repositories", total)
         if limit.size_bytes is not None:
@@ -70,10 +70,10 @@ def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[F
             [Sample(key, one.last_snapshot_s) for key, one in by_labels if one.last_snapshot_s is not None],
         ),
     ):
-        yield Family(Kind.GAUGE, f"rest_server_repository_{name}", help_, labels, samples)
+        yield Family(MetricType.GAUGE, f"rest_server_repository_{name}", help_, labels, samples)
     damaged = [Sample(key, one.damaged) for key, one in by_labels]
     help_ = "Damaged files that were found in a repository"
-    yield Family(Kind.COUNTER, "rest_server_repository_damaged", help_, labels, damaged)
+    yield Family(MetricType.COUNTER, "rest_server_repository_damaged", help_, labels, damaged)
 
 
 def find_stored(

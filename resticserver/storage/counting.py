@@ -1,11 +1,11 @@
 """
-How much is stored, counted on disk: which repositories there are, and what is in each directory of one.
+What is stored, counted on disk: which repositories there are, and how much is in each directory of one.
 
-Blocking, for a pool. A directory that has not changed since it was read costs a look at it
+Blocking, for a pool. A directory that has not changed since it was read costs one C{stat}
 (L{resticserver.storage.snapshots}).
 
-A directory that cannot be read or entered (C{lost+found}, another user's folder, a dead FUSE mount) is left out and logged
-once (L{Skipped}): it must not keep anybody from starting, counting or uploading elsewhere.
+A directory that cannot be read or entered (C{lost+found}, another user's folder, a dead FUSE mount) is skipped and logged
+once (L{Skipped}): it must not stop the server from starting, or from counting and storing elsewhere.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from contextlib import suppress
 
 from twisted.logger import Logger
 
-from ..errors import NotFound
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount
 from .folding import Spelling, means_reserved
 from .interface import SizeChange
-from .layout import CELLS, Repository, cell_directory
-from .listing import DirectoryListing
+from .layout import CELLS, Repository, cell_directory, repository_path
+from .listing import DirectoryReader, open_and_read
 from .snapshots import Snapshots
 from .volume import Volume
 
-#: Errors of this process, not of the directory that it wanted to read: the count is tried again as a whole.
+#: Errors of this process and not of the directory: the whole count is tried again.
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-#: So many directories are named in the log at a time: of a broken disk there would be thousands.
+#: This many directories are named in the log at a time: a broken disk may have thousands.
 MOST_NAMED = 50
 
 _log = Logger()
@@ -43,7 +42,7 @@ class Skipped:
     Directories that cannot be read. Each is logged once, and once more when it can be read again, as long as they are few
     (L{MOST_NAMED}). Safe from several threads.
 
-    @ivar reasons: the system's words for each, by path.
+    @ivar reasons: the system's error message for each, by path.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class Skipped:
 
     def add(self, path: str, error: OSError) -> None:
         """
-        A directory cannot be read.
+        Note a directory that cannot be read.
 
         @raise OSError: the error is not the directory's, but this process's.
         """
@@ -71,7 +70,7 @@ class Skipped:
             _log.warn("more than {most} directories cannot be read: no more are named", most=MOST_NAMED)
 
     def read(self, path: str) -> None:
-        """A directory was read, so those above it can be entered."""
+        """Note a directory that was read: those above it can be entered."""
         if not self.reasons:
             return
         with self._lock:
@@ -86,10 +85,10 @@ class Counting:
     """
     Counts below one data directory.
 
-    @param volume: asked whenever something is missing: a volume that goes away must not look like an empty one.
+    @param volume: checked whenever something is missing: a volume that goes away must not look like an empty one.
     @param max_depth: how many folders deep repositories may lie.
     @param size_changed: called when a directory is read again and an object has another size than before.
-    @param spelling: a repository that was asked for in another spelling than it has on disk is none, and has nothing.
+    @param spelling: a path that is spelled otherwise than on disk names no repository, and has nothing.
     @ivar skipped: directories that could not be read.
     """
 
@@ -111,10 +110,11 @@ class Counting:
         self._max_depth = max_depth
         self._spelling = spelling if spelling is not None else Spelling(path)
 
+    # --- repositories
+
     def repositories(self) -> list[Repository]:
         """
-        All repositories: folders with a config or a directory of restic's, but for those that cannot be seen because a
-        directory cannot be read.
+        All repositories: folders with a config or one of restic's directories. Those in folders that cannot be read are missing.
 
         @raise Unavailable: the volume is gone.
         @raise OSError: the data directory itself cannot be read.
@@ -125,23 +125,23 @@ class Counting:
         return found
 
     def is_repository(self, repository: Repository) -> bool:
-        """Whether there is anything that restic has made."""
-        path = "/".join((self._path, *repository))
+        """Whether a folder has anything of restic's."""
+        path = repository_path(self._path, repository)
         return self._spelling.has(repository) and any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
 
     def possible_repositories(self) -> Iterator[Repository]:
         """
-        All folders in which a repository may lie, the data directory included, as far down as they may and as far as they
-        can be read.
+        All folders in which a repository may lie, the data directory included, as far down as repositories may lie and as far
+        as folders can be read.
 
         @raise OSError: the data directory itself cannot be read.
         """
         return self._possible((), self._max_depth)
 
     def _possible(self, above: Repository, depth: int) -> Iterator[Repository]:
-        folder = "/".join((self._path, *above))
+        folder = repository_path(self._path, above)
         try:
-            os.stat(f"{folder}/.")  # whether it may be entered
+            os.stat(f"{folder}/.")  # fails if it may not be entered
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
@@ -166,17 +166,17 @@ class Counting:
             yield from self._possible((*above, name), depth - 1)
 
     def _is_directory(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a folder's entry leads to a directory; also one that cannot be told, which is skipped."""
+        """Whether a folder's entry leads to a directory. One that cannot be looked at is skipped."""
         try:
             return entry.is_dir()
         except OSError as error:
-            # A symlink to itself, or to where we may not look; any entry on a file system that does not tell types.
+            # A symlink to itself, or to where this user may not look; any entry on a file system that does not tell types.
             self._skip(entry.path, error)
             return False
 
     def _skip(self, path: str, error: OSError, is_top: bool = False) -> None:
         """
-        A directory cannot be read.
+        Skip a directory that cannot be read.
 
         @raise Unavailable: because the volume is gone.
         @raise OSError: it is the data directory.
@@ -186,14 +186,16 @@ class Counting:
             raise error
         self.skipped.add(path, error)
 
+    # --- what is in them
+
     def begin(self) -> None:
-        """A number of counts begins."""
+        """Called before a number of counts."""
         self._snapshots.begin()
 
     def known(self, repository: Repository) -> dict[int, Amount]:
-        """What can be told of a repository's cells without reading them."""
+        """The cells of a repository that can be told without reading its directories."""
         self._volume.check()
-        path = "/".join((self._path, *repository))
+        path = repository_path(self._path, repository)
         if not self._spelling.has(repository):
             self._volume.check()
             return dict.fromkeys(range(CELLS), Amount())
@@ -201,11 +203,11 @@ class Counting:
         if self._is_missing(f"{path}/data"):
             found = dict.fromkeys(range(256), Amount())
         for cell in range(len(found), CELLS):
-            kind, prefix = cell_directory(cell)
-            if kind == CONFIG:
+            object_type, prefix = cell_directory(cell)
+            if object_type == CONFIG:
                 found |= self.count(repository, (cell,))
-            elif kind != "locks":
-                amount = self._snapshots.amount(f"{path}/{kind}/{prefix}" if prefix else f"{path}/{kind}")
+            elif object_type != "locks":
+                amount = self._snapshots.amount(f"{path}/{object_type}/{prefix}" if prefix else f"{path}/{object_type}")
                 if amount is not None:
                     found[cell] = amount
         self._volume.check()
@@ -228,53 +230,68 @@ class Counting:
         return found
 
     def _cell_path(self, repository: Repository, cell: int) -> str:
-        kind, prefix = cell_directory(cell)
-        return "/".join((self._path, *repository, kind, *((prefix,) if prefix else ())))
+        """The directory of a cell, or the file of the config's."""
+        object_type, prefix = cell_directory(cell)
+        return repository_path(self._path, (*repository, object_type, *((prefix,) if prefix else ())))
 
     def _cause(self, repository: Repository, path: str) -> str:
-        """The topmost directory that cannot be entered on the way to a cell; the cell's own if all can."""
+        """The topmost directory on the path of a cell that cannot be entered; the cell's own if all can."""
         for length in range(len(repository) + 1):
-            folder = "/".join((self._path, *repository[:length]))
+            folder = repository_path(self._path, repository[:length])
             if not _can_be_entered(folder):
                 return folder
         above = os.path.dirname(path)
         return path if _can_be_entered(above) else above
 
     def _count(self, repository: Repository, path: str, cell: int) -> Amount:
-        kind, prefix = cell_directory(cell)
-        if kind == CONFIG:
+        object_type, prefix = cell_directory(cell)
+        if object_type == CONFIG:
             return self._config(path)
-        listing = DirectoryListing(
-            path,
+        self._volume.check()
+        reader = DirectoryReader(
             self._volume,
-            self._no_snapshots if kind == "locks" else self._snapshots,
-            two_levels=False,
-            with_sizes=True,
-            prefix=prefix,
-            makes_room=False,
-            present_sizes=False,
-            size_changed=lambda name, known, found: self._size_changed(
-                SizeChange(repository, kind, name, known, found)
-            ),
+            self._no_snapshots if object_type == "locks" else self._snapshots,
+            lambda name, known, found: self._size_changed(SizeChange(repository, object_type, name, known, found)),
         )
         size_bytes = objects = 0
         try:
-            listing.open()
-            for part in listing:
-                assert part.sizes is not None
-                size_bytes += sum(part.sizes)
-                objects += len(part)
-        except NotFound:
+            parts = open_and_read(reader, path, prefix)
+        except (FileNotFoundError, NotADirectoryError):
+            self._volume.check()
             return Amount()
-        finally:
-            listing.close()
+        for part in parts:
+            assert part.sizes is not None
+            size_bytes += sum(part.sizes)
+            objects += len(part)
+        # What is mounted in the volume's place may have a directory of the same name.
+        self._volume.check()
         return Amount(size_bytes, objects)
+
+    def _config(self, path: str) -> Amount:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._volume.check()
+            return Amount()
+        return Amount(status.st_size, 1) if stat.S_ISREG(status.st_mode) else Amount()
+
+    @staticmethod
+    def _is_missing(path: str) -> bool:
+        """Whether there certainly is no such directory."""
+        try:
+            return not stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # the count of what is in it fails with the reason
+
+    # --- times
 
     def last_snapshot_s(self, repository: Repository, otherwise: float | None = None) -> float | None:
         """
-        When the youngest snapshot of a repository was stored, in seconds since 1970.
+        When the newest snapshot of a repository was stored, in seconds since 1970.
 
-        @param otherwise: the answer where that cannot be read; it is logged by a count.
+        @param otherwise: returned where the snapshots cannot be read, which a count logs.
         """
         try:
             return max(self._times(repository, "snapshots"), default=None)
@@ -288,40 +305,22 @@ class Counting:
         except OSError:
             return otherwise
 
-    def _times(self, repository: Repository, kind: str) -> Iterator[float]:
+    def _times(self, repository: Repository, object_type: str) -> Iterator[float]:
         if not self._spelling.has(repository):
             return
         with suppress(FileNotFoundError, NotADirectoryError):
-            with os.scandir("/".join((self._path, *repository, kind))) as entries:
+            with os.scandir(repository_path(self._path, (*repository, object_type))) as entries:
                 for entry in entries:
                     if is_object_id(entry.name):
                         with suppress(FileNotFoundError):
                             yield entry.stat().st_mtime
-
-    def _config(self, path: str) -> Amount:
-        try:
-            status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            self._volume.check()
-            return Amount()
-        return Amount(status.st_size, 1) if stat.S_ISREG(status.st_mode) else Amount()
-
-    @staticmethod
-    def _is_missing(path: str) -> bool:
-        """Whether there surely is no such directory."""
-        try:
-            return not stat.S_ISDIR(os.stat(path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False  # to read what is in it tells why
 
 
 def _can_be_entered(directory: str) -> bool:
     try:
         os.stat(f"{directory}/.")
     except (FileNotFoundError, NotADirectoryError):
-        pass  # then the error was not for want of the right to enter it
+        pass  # a missing directory is not the cause
     except OSError:
         return False
     return True

@@ -1,11 +1,11 @@
 """
-Names of repositories on file systems that find a folder under more than one name: other case, another Unicode form, short
-names of Windows.
+Names of repositories on file systems that find a folder under more than one name: in another case, in another Unicode form,
+by a short name of Windows.
 
-The access rules compare names exactly. So must the store: a folder that is found under a name that its directory does not
-list is no repository. Case is tried out, directory by directory (ext4 and F2FS fold single directories), by looking an entry
-up in another case, so a read-only file system can be asked too. File systems that have more ways to name a folder, or that
-nobody knows, are not asked what they fold: there each folder of a path is looked for in its directory's list.
+The access rules compare names exactly, and so must the store: a folder that is found under a name that its directory does not
+list is no repository. Whether a directory folds case is tried out for each one (ext4 and F2FS fold single directories), by
+looking up an entry in another case, which works on a read-only file system too. On file systems that have more ways to name a
+folder, and on unknown ones, each folder of a path is looked for in its directory's list.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from twisted.logger import Logger
 from ..errors import NoSuchRepository, NotFound
 from ..names import fold_name, reserved_name
 from .filesystem import folds_only_case, folds_only_forms, type_of
+from .layout import Repository, repository_path
 
-Repository = tuple[str, ...]
-
-#: How long it is believed what a directory does, and of how many directories and repositories that is remembered.
+#: How long the result for a directory is used, and for how many directories and repositories results are kept.
 _BELIEVED_S = 60.0
 _MOST_REMEMBERED = 10_000
-#: Of so many repositories that were asked for in another spelling a line is logged.
+#: For at most so many repositories it is logged that they were asked for in another spelling.
 _MOST_TOLD = 100
 
-#: Errors of a name that is not there, or that the file system does not take.
+#: Errors of a name that is missing, or that the file system does not accept.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 _SWAPPED = str.maketrans(
@@ -45,16 +44,16 @@ class Exact(IntEnum):
     """Which names a directory finds only as it lists them."""
 
     NONE = 0
-    #: ASCII without letters: no entry was there to try case with.
+    #: ASCII without letters: there was no entry to try case with.
     WITHOUT_LETTERS = 1
-    #: ASCII, but for what Windows and its like read in another way.
+    #: ASCII, except for names that Windows reads in another way.
     PLAIN = 2
     ALL = 3
 
 
 class Spelling:
     """
-    Judges the spelling of repositories' paths below one directory. Safe from several threads.
+    Checks the spelling of repositories' paths below one directory. Safe from several threads.
 
     @param path: the data directory.
     """
@@ -71,19 +70,18 @@ class Spelling:
 
     def look(self, repository: Repository) -> bool:
         """
-        See whether a path is spelled as its directories list it. Where names are exact that costs no call of the system, but
-        once a minute.
+        Check that a path is spelled as its directories list it. Where names are exact that takes a system call once a minute.
 
-        @return: C{False} if the repository's folder is surely missing; else there is nothing against going on.
-        @raise NoSuchRepository: a folder of the path is there under another name, or the name means a reserved one there.
-        @raise OSError: that cannot be told.
+        @return: C{False} if the repository's folder is certainly missing, otherwise C{True}.
+        @raise NoSuchRepository: a folder of the path has another name on disk, or its name means a reserved one there.
+        @raise OSError: a directory cannot be looked at.
         """
         if self.is_exact(repository):
             return True
         exact = True
         for depth, name in enumerate(repository):
             above = repository[:depth]
-            directory = "/".join((self._path, *above))
+            directory = repository_path(self._path, above)
             try:
                 if _is_exact(name, self._judge(above, directory, name)):
                     continue
@@ -100,9 +98,9 @@ class Spelling:
 
     def has(self, repository: Repository) -> bool:
         """
-        Whether there is nothing against looking for files of a repository by its path.
+        As L{look}, but C{False} for a path in another spelling.
 
-        @raise OSError: that cannot be told.
+        @raise OSError: a directory cannot be looked at.
         """
         try:
             return self.look(repository)
@@ -111,19 +109,19 @@ class Spelling:
 
     def make(self, repository: Repository, make_directory: Callable[[str], bool]) -> None:
         """
-        Make a repository's folders as far as they are missing, each under the name that was asked for or none.
+        Make a repository's folders as far as they are missing, with exactly these names.
 
-        @param make_directory: makes a directory unless it is there; whether it was missing.
-        @raise NotFound: the file system would give it another name, has it under another name, or takes no such name.
+        @param make_directory: makes a directory unless it is there; returns whether it was missing.
+        @raise NotFound: the file system would change the name, has it in another spelling, or does not accept it.
         """
         self.look(repository)
         made: list[str] = []
         try:
             for depth in range(1, len(repository) + 1):
-                folder = "/".join((self._path, *repository[:depth]))
+                folder = repository_path(self._path, repository[:depth])
                 if not os.path.isdir(folder) and _made(folder, make_directory):
                     made.append(folder)
-            # Whoever made it: also another spelling that appeared since the first look.
+            # Also another spelling that another program has made since the first look.
             if not self.look(repository):
                 raise NoSuchRepository()
         except NotFound:
@@ -136,33 +134,33 @@ class Spelling:
         """
         Which names are exact in a directory.
 
-        @raise OSError: that cannot be told.
+        @raise OSError: it cannot be looked at.
         """
         known = self._directories.get(above)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
-        kind = _type_of(directory)
+        type_name = _type_of(directory)
         exact = Exact.NONE
-        if folds_only_case(kind):
+        if folds_only_case(type_name):
             try:
                 folds = folds_case(directory)
             except PermissionError:
                 return _judge_unlisted(directory, name)
             exact = Exact.NONE if folds else Exact.ALL if folds is False else Exact.WITHOUT_LETTERS
-        elif folds_only_forms(kind) and folds_case(directory) is False:
+        elif folds_only_forms(type_name) and folds_case(directory) is False:
             exact = Exact.PLAIN
         if len(self._directories) >= _MOST_REMEMBERED:
             self._directories.clear()
-        # Where a name with letters is about to be made, what was tried without any holds no longer.
+        # A name with letters is about to be made: then case can be tried.
         if exact is not Exact.WITHOUT_LETTERS or name.translate(_SWAPPED) == name:
             self._directories[above] = (exact, time.monotonic() + _BELIEVED_S)
         return exact
 
     def _lists(self, directory: str, name: str, repository: Repository) -> bool:
         """
-        Whether a directory lists a name; if not, nothing is there under another name either.
+        Whether a directory lists a name. If not, it is not found in another spelling either.
 
-        @raise NoSuchRepository: something is, or the name means a reserved one there.
+        @raise NoSuchRepository: it is, or the name means a reserved one there.
         """
         names = os.listdir(directory)
         if name not in names:
@@ -183,7 +181,7 @@ class Spelling:
         return True
 
     def _tell(self, repository: Repository, names: list[str]) -> None:
-        """Log once that a repository is asked for in another spelling: it may have worked with an earlier version."""
+        """Log once that a repository is asked for in another spelling, which may have worked with an earlier version."""
         if repository in self._told or len(self._told) >= _MOST_TOLD:
             return
         self._told.add(repository)
@@ -213,7 +211,7 @@ def folds_case(directory: str) -> bool | None:
                     raise
                 if os.path.lexists(f"{directory}/{entry.name}"):
                     return False
-                continue  # it was removed meanwhile
+                continue  # it was removed in between
             # Two entries, or one with two names?
             return other not in os.listdir(directory)
     return None
@@ -223,14 +221,14 @@ def means_reserved(directory: str, name: str) -> bool:
     """
     Whether a folder's name is a reserved one, or another spelling of one in this directory.
 
-    @raise OSError: that cannot be told.
+    @raise OSError: the directory cannot be looked at.
     """
     reserved = reserved_name(name)
     if reserved is None or reserved == name:
         return reserved is not None
     folds = folds_case(directory)
     if folds is None:
-        # A name with letters can be made and then tells. One without is not worth the doubt.
+        # A name with letters shows it as soon as it is made. One without letters is refused, to be safe.
         folds = name.translate(_SWAPPED) == name and not folds_only_case(_type_of(directory))
     if folds:
         return True
@@ -248,7 +246,7 @@ def _type_of(directory: str) -> str | None:
 
 
 def _is_exact(name: str, exact: Exact) -> bool:
-    """Whether a directory whose exact names are these finds this name only as it lists it."""
+    """Whether a name is one that a directory finds only as it lists it."""
     if exact in (Exact.NONE, Exact.ALL):
         return exact is Exact.ALL
     if not name.isascii() or name[-1] in ". " or ":" in name or "~" in name:
@@ -258,9 +256,9 @@ def _is_exact(name: str, exact: Exact) -> bool:
 
 def _judge_unlisted(directory: str, name: str) -> Exact:
     """
-    As L{folds_case}, for a directory that cannot be listed and folds nothing but case: its inodes tell.
+    Which names are exact in a directory that cannot be listed and folds nothing but case, by comparing inodes.
 
-    @raise FileNotFoundError: the name is not there in any case.
+    @raise FileNotFoundError: the name is missing.
     """
     status = os.lstat(f"{directory}/{name}")
     with suppress(FileNotFoundError):
@@ -274,12 +272,12 @@ def _made(folder: str, make_directory: Callable[[str], bool]) -> bool:
     """
     Make a folder; whether it was missing.
 
-    @raise NotFound: the file system takes no such name.
+    @raise NotFound: the file system does not accept the name.
     """
     try:
         return make_directory(folder)
     except OSError as error:
-        # exFAT says ENOENT.
+        # ENOENT on exFAT.
         if error.errno in _MISSING and os.path.isdir(os.path.dirname(folder)):
             raise NotFound("the server's file system takes no such folder name") from error
         raise

@@ -1,8 +1,8 @@
 """
 What a repository store can do, one ability each, and what an upload, a stored object and a list are.
 
-Everything here blocks and is called from a pool, but for what is called C{at_once}. A repository is named by its folders
-(L{resticserver.names.Target}), which have been judged already: a store does not look at names again. Anything may raise
+Everything here blocks and is called from a pool, except for what is called C{nowait}. A repository is named by its folders
+(L{resticserver.names.Target}), which were checked before: a store does not check names again. Any method may raise
 Unavailable: the volume is gone.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from ..sizes import Amount
 
-#: Bytes on their way in, in order.
+#: Bytes of an upload, in order.
 Chunks = Sequence[bytes | memoryview]
 
 
@@ -24,13 +24,13 @@ class Outcome(Enum):
     """How an upload ended."""
 
     STORED = "stored"
-    #: The same bytes were there already; they stay and are on disk.
+    #: The same bytes were there already; they stay and are durable.
     UNCHANGED = "unchanged"
-    #: Other bytes stood under the name that these bytes have earned; they were replaced.
+    #: The object was there and damaged; it was replaced by the verified upload.
     HEALED = "healed"
 
 
-#: The binary form of an object's id has so many bytes.
+#: The length of an object's id in binary form.
 ID_BYTES = 32
 
 
@@ -44,24 +44,23 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class Objects:
     """
-    A part of a list: some objects in little memory. Nobody changes what is in it.
+    A part of a list: some objects in little memory. It is never changed.
 
-    @ivar ids: the ids in binary form, one behind the other.
+    @ivar ids: the ids in binary form, one after the other.
     @ivar sizes: the size of each in bytes; C{None} where they are not known.
-    @ivar number: later lists may give out these very objects again, under the same number and no others under it, so
-        what is made of them may be worth keeping; C{None} where they come but once.
+    @ivar cache_key: identifies exactly these objects: equal keys mean equal objects. C{None} where they come only once.
     """
 
     ids: bytes
     sizes: array[int] | None
-    number: int | None = None
+    cache_key: int | None = None
 
     def __len__(self) -> int:
         """How many objects there are."""
         return len(self.ids) // ID_BYTES
 
     def names(self) -> list[str]:
-        """The ids as they are written."""
+        """The ids in hex."""
         return self.ids.hex(",", ID_BYTES).split(",") if self.ids else []
 
     def __iter__(self) -> Iterator[Entry]:
@@ -71,14 +70,14 @@ class Objects:
 
 class SizeChange(NamedTuple):
     """
-    An object whose size is not the one that was known. Objects are immutable, so it is damaged, or the known size was one that
-    it had on its way (a copy beside the server).
+    An object whose size is not the known one. Objects are immutable, so it is damaged, or the known size was that of an
+    incomplete copy.
 
-    @ivar known_bytes: the size that it had; C{found_bytes} the one that was found.
+    @ivar known_bytes: the size that it had; C{found_bytes} the size that it has.
     """
 
     repository: tuple[str, ...]
-    kind: str
+    object_type: str
     name: str
     known_bytes: int
     found_bytes: int
@@ -86,7 +85,7 @@ class SizeChange(NamedTuple):
 
 class NotDurable(OSError):
     """
-    An object was removed, and it is not known whether it stays so after a power cut.
+    An object was removed, but a power cut may bring it back.
 
     @ivar change: by how much the removal has changed what is stored.
     """
@@ -100,9 +99,9 @@ class Upload(Protocol):
     """
     One object on its way in.
 
-    C{open}, then C{write} any number of times, then C{commit} or C{abort}; one call at a time, from any thread.
-    Nothing is visible before C{commit} returns. C{commit} and C{abort} are idempotent, and C{abort} after C{commit}
-    does nothing, so that every failure path may call it.
+    C{open}, then C{write} any number of times, then C{commit} or C{abort}; one call at a time, from any thread. Nothing is
+    visible before C{commit} returns. C{commit} and C{abort} are idempotent, and C{abort} after C{commit} does nothing, so
+    that every failure path may call it.
     """
 
     @property
@@ -111,19 +110,19 @@ class Upload(Protocol):
 
     @property
     def change(self) -> Amount:
-        """By how much the commit has changed what is stored; nothing before, and nothing if it failed."""
+        """By how much the commit has changed what is stored; nothing before it, and nothing if it failed."""
 
     def open(self) -> None:
         """
-        Take the place that the bytes go to.
+        Get ready for the bytes.
 
-        @raise NoSuchRepository: it is not there; C{open} may be called again when it is.
+        @raise NoSuchRepository: it is missing; C{open} may be called again when it was made.
         @raise InsufficientStorage: the disk is full.
         """
 
     def write(self, chunks: Chunks) -> None:
         """
-        Store and hash the next bytes, which are good only during the call: their buffers are used again.
+        Store and hash the next bytes. They are valid only during the call: their buffers are used again.
 
         @raise InsufficientStorage: the disk is full.
         """
@@ -133,7 +132,7 @@ class Upload(Protocol):
         Verify, make durable, make visible, make the visibility durable; in that order.
 
         @raise HashMismatch: the name is free and is not the hash of the bytes.
-        @raise Forbidden: the name is taken and the bytes are not what it promises.
+        @raise Forbidden: the name is taken and is not the hash of the bytes.
         @raise InsufficientStorage: the disk is full.
         """
 
@@ -143,8 +142,8 @@ class Upload(Protocol):
 
 class Stored(Protocol):
     """
-    A stored object for reading: C{open} first, C{close} in any case. It stays whole for its reader whatever happens to
-    its name meanwhile.
+    A stored object for reading: C{open} first, C{close} in any case. It stays whole for its reader even if it is removed or
+    replaced.
     """
 
     @property
@@ -160,7 +159,7 @@ class Stored(Protocol):
 
     def open_nowait(self) -> bool:
         """
-        Open it if that takes no waiting (so this one is not for the pool); whether it is open now. If not, C{open} says why.
+        Open it if that does not block (so this is not for the pool); whether it is open. If it is not, C{open} says why.
         """
 
     def fileno(self) -> int:
@@ -170,10 +169,10 @@ class Stored(Protocol):
         """Up to C{length} bytes from C{offset}; empty only at the end."""
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
-        """All of a part of what was opened at once, if that takes no waiting."""
+        """All of a part, if L{open_nowait} has opened it and that does not block; else C{None}."""
 
     def close(self) -> None:
-        """Give the object back; idempotent."""
+        """Release the object; idempotent."""
 
 
 class Listing(Protocol):
@@ -183,17 +182,17 @@ class Listing(Protocol):
         """
         Open it.
 
-        @raise NotFound: the type's directory is not there (never because an entry vanished).
+        @raise NotFound: the type's directory is missing (never because an entry vanished).
         """
 
     def __iter__(self) -> Iterator[Objects]:
         """
-        The parts, once. Each object that was there all the time is in one of them; one that comes or goes meanwhile may
-        or may not appear. Sizes are there if they were asked for, and may be there if not.
+        The parts, once. Each object that is there all the time is in one of them; an object that is added or removed during
+        the list may be in one. Sizes are there if they were asked for, and may be there if not.
         """
 
     def close(self) -> None:
-        """Give the directory back; idempotent."""
+        """Release the directory; idempotent."""
 
 
 class Creates(Protocol):
@@ -208,64 +207,68 @@ class DeletesRepositories(Protocol):
 
     def delete_repository(self, repository: tuple[str, ...]) -> None:
         """
-        Remove what restic stores there, the config first; never repositories below it or what is not restic's.
+        Remove what restic stores there, the config first; never repositories below it or files that are not restic's.
 
         @raise NoSuchRepository: there is none.
         """
 
 
 class Saves(Protocol):
-    """Can take objects in."""
+    """Can store objects."""
 
-    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
-        """A new upload, of so many bytes if that is known; does no I/O yet."""
+    def upload(self, repository: tuple[str, ...], object_type: str, name: str, length: int | None = None) -> Upload:
+        """
+        A new upload; does no I/O yet.
+
+        @param length: in bytes, if it is known.
+        """
 
 
 class Loads(Protocol):
-    """Can give objects out."""
+    """Can return objects."""
 
-    def stored(self, repository: tuple[str, ...], kind: str, name: str) -> Stored:
+    def stored(self, repository: tuple[str, ...], object_type: str, name: str) -> Stored:
         """An object to be opened; does no I/O yet."""
 
-    def size_of(self, repository: tuple[str, ...], kind: str, name: str) -> int:
+    def size_of(self, repository: tuple[str, ...], object_type: str, name: str) -> int:
         """
         An object's size in bytes.
 
         @raise NotFound: there is none of that name.
         """
 
-    def size_nowait(self, repository: tuple[str, ...], kind: str, name: str) -> int | None:
+    def size_nowait(self, repository: tuple[str, ...], object_type: str, name: str) -> int | None:
         """
-        An object's size in bytes, if that can be had without waiting (so this is not for the pool); else, and if there is
-        none, C{None}.
+        An object's size in bytes, if that does not block (so this is not for the pool); else, and if there is no such object,
+        C{None}.
         """
 
 
-class Lists(Protocol):
-    """Can say what is there."""
+class ListsObjects(Protocol):
+    """Can list objects."""
 
-    def list_objects(self, repository: tuple[str, ...], kind: str, with_sizes: bool) -> Listing:
+    def list_objects(self, repository: tuple[str, ...], object_type: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
 
 
 class Removes(Protocol):
     """Can remove objects."""
 
-    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
+    def remove_object(self, repository: tuple[str, ...], object_type: str, name: str) -> Amount:
         """
-        Remove an object for good; by how much that changes what is stored: nothing if there was none. Also then it is for
-        good: another removal of the same object may not have come to that.
+        Remove an object and make that durable, also if there was none: an earlier removal may not have been made durable.
 
-        @raise NotDurable: it is gone, and perhaps not for good.
+        @return: by how much that changes what is stored.
+        @raise NotDurable: it is gone, but a power cut may bring it back.
         """
 
 
-class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, Lists, Removes, Protocol):
+class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, ListsObjects, Removes, Protocol):
     """All that the API needs."""
 
     def prepare(self) -> None:
         """
-        Make the place ready: called once, before anything else.
+        Called once, before anything else.
 
-        @raise StartError: it cannot be used.
+        @raise StartError: the store cannot be used.
         """

@@ -1,12 +1,14 @@
 """
-How a repository lies on disk: its directories of objects, which are also the cells in which it is counted.
+How a repository lies on disk, as restic's own local backend has it: C{config}, C{keys/ID}, C{locks/ID}, C{snapshots/ID},
+C{index/ID}, C{data/ab/ID}. The paths of its directories and objects, and the cells in which it is counted: one for each
+directory that holds objects, and one for the config.
 """
 
 from __future__ import annotations
 
 from ..names import CONFIG
 
-#: A repository's folders.
+#: A repository's folders, from the data directory down.
 Repository = tuple[str, ...]
 
 #: The cells of a repository: its 256 directories of C{data} come first.
@@ -17,9 +19,26 @@ CELLS = 256 + len(_OTHERS)
 PRUNE_NEEDS = frozenset(("index", "locks"))
 
 
-def cell_of(kind: str, name: str) -> int:
+def repository_path(top: str, repository: Repository) -> str:
+    """
+    The path of a repository's directory.
+
+    @param top: the data directory.
+    """
+    return "/".join((top, *repository))
+
+
+def object_directory(top: str, repository: Repository, object_type: str, name: str) -> str:
+    """The path of the directory that an object lies in."""
+    path = "/".join((top, *repository))
+    if object_type == "data":
+        return f"{path}/data/{name[:2]}"
+    return path if object_type == CONFIG else f"{path}/{object_type}"
+
+
+def cell_of(object_type: str, name: str) -> int:
     """The cell of an object."""
-    return int(name[:2], 16) if kind == "data" else 256 + _OTHERS.index(kind)
+    return int(name[:2], 16) if object_type == "data" else 256 + _OTHERS.index(object_type)
 
 
 def cell_directory(cell: int) -> tuple[str, str]:

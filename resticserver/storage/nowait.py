@@ -1,12 +1,12 @@
 """
-Looking at files without waiting for a disk: what the kernel has in its caches is had at once, and everything else is
-C{BlockingIOError}, as on a socket that has nothing to read.
+Access to files without blocking: what the kernel has in its caches is returned, for everything else C{BlockingIOError} is
+raised, as for a socket that has nothing to read.
 
-That is what the reactor's own thread may do: an answer takes a few microseconds then, where a pool job takes fifty. Linux
-can be asked for it since 5.12 (C{openat2} with C{RESOLVE_CACHED}, C{preadv2} with C{RWF_NOWAIT}).
-Network file systems and FUSE may wait all the same, so it is for the local ones alone (L{FileSystemTraits}).
+So the reactor's thread may do it: an answer takes a few microseconds, where a pool job takes fifty. Linux has this since 5.12
+(C{openat2} with C{RESOLVE_CACHED}, C{preadv2} with C{RWF_NOWAIT}). Network file systems and FUSE may block all the same, so
+it is used for local file systems alone (L{FileSystemTraits}).
 
-The calls keep the interpreter's lock: giving it up and getting it back costs more than they take.
+The calls keep the interpreter's lock: releasing and taking it costs more than they take.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ import ctypes
 import errno
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .filesystem import type_of
+from .layout import Repository
 
 #: Local file systems that keep the promise.
 _TRUSTED = frozenset(("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "ramfs", "tmpfs", "xfs"))
-#: Those without a disk: they do not know RWF_NOWAIT, because nothing there waits.
+#: Those without a disk: they do not know RWF_NOWAIT, because nothing there blocks.
 _IN_MEMORY = frozenset(("ramfs", "tmpfs"))
+
+#: How long a repository's traits are used until they are looked up again, and for how many repositories they are kept.
+_TRAITS_S = 60.0
+_MOST_REPOSITORIES = 10_000
 
 _SYS_OPENAT2 = 437
 _RESOLVE_CACHED = 0x20
@@ -41,8 +48,8 @@ _OPEN_HOW_BYTES = ctypes.sizeof(_OpenHow)
 
 
 def _syscall() -> ctypes._FuncPointer | None:
-    """The C library's C{syscall(2)}, called without giving up the interpreter's lock."""
-    # The numbers are the same on all machines that Python runs on, but for Alpha.
+    """The C library's C{syscall(2)}, called without releasing the interpreter's lock."""
+    # The numbers are the same on all machines that Python runs on, except on Alpha.
     if sys.platform != "linux" or os.uname().machine == "alpha":
         return None
     try:
@@ -55,12 +62,14 @@ def _syscall() -> ctypes._FuncPointer | None:
 
 class Nowait:
     """
-    The kernel's answers without waiting.
+    Looks at files and opens them without blocking. Which repositories it may be used for is learnt in a pool.
 
-    @ivar available: whether this kernel can be asked at all.
+    @ivar available: whether this kernel can do it at all.
     """
 
     def __init__(self) -> None:
+        #: The traits of repositories, and until when they hold on the monotonic clock.
+        self._traits: dict[Repository, tuple[FileSystemTraits, float]] = {}
         self._syscall = _syscall()
         self._read_how = ctypes.byref(_OpenHow(_READ_FLAGS, 0, _RESOLVE_CACHED))
         self._look_how = ctypes.byref(_OpenHow(_LOOK_FLAGS, 0, _RESOLVE_CACHED))
@@ -72,7 +81,7 @@ class Nowait:
         except BlockingIOError:
             pass
         except OSError:
-            return False  # an older kernel, or a sandbox that has never heard of it
+            return False  # an older kernel, or a sandbox without this call
         return True
 
     def _open(self, path: str, how: Any) -> int:
@@ -83,20 +92,40 @@ class Nowait:
             raise OSError(code, os.strerror(code), path)
         return fd  # type: ignore[no-any-return]
 
+    def traits(self, repository: Repository) -> FileSystemTraits | None:
+        """What may be done without blocking in a repository; C{None} while that is not known."""
+        found = self._traits.get(repository)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
+    def learn(self, repository: Repository, fd: int, is_exact: Callable[[Repository], bool]) -> None:
+        """
+        Look up the traits of a repository unless they are known. Blocks.
+
+        @param fd: an open file of the repository.
+        @param is_exact: whether a repository has no other name. Where it may have one each request must look up the name,
+            which blocks.
+        """
+        if not self.available or self.traits(repository) is not None:
+            return
+        if len(self._traits) >= _MOST_REPOSITORIES:
+            self._traits.clear()
+        traits = FileSystemTraits.of(fd) if is_exact(repository) else FileSystemTraits(False, False)
+        self._traits[repository] = (traits, time.monotonic() + _TRAITS_S)
+
     def open(self, path: str) -> int:
         """
         A descriptor for reading.
 
-        @raise BlockingIOError: it would have to wait.
-        @raise OSError: as C{open(2)}; also a permission error for a file that is another user's.
+        @raise BlockingIOError: that would block.
+        @raise OSError: as C{open(2)}; also a permission error for a file of another user.
         """
         return self._open(path, self._read_how)
 
     def look(self, path: str) -> os.stat_result:
         """
-        What C{stat(2)} says.
+        The status of a file.
 
-        @raise BlockingIOError: it would have to wait.
+        @raise BlockingIOError: that would block.
         @raise OSError: as C{stat(2)}.
         """
         fd = self._open(path, self._look_how)
@@ -108,10 +137,10 @@ class Nowait:
 
 class FileSystemTraits(NamedTuple):
     """
-    What a file system can be asked for without waiting.
+    What a file system can do without blocking.
 
-    @ivar names: to look for files and open them.
-    @ivar in_memory: it has no disk.
+    @ivar names: whether it can look up and open files.
+    @ivar in_memory: whether it has no disk.
     """
 
     names: bool
@@ -119,9 +148,9 @@ class FileSystemTraits(NamedTuple):
 
     @classmethod
     def of(cls, fd: int) -> FileSystemTraits:
-        """That of the file system on which an open file lies."""
-        kind = type_of(fd)
-        return cls(kind in _TRUSTED, kind in _IN_MEMORY)
+        """The traits of the file system that an open file lies on."""
+        type_name = type_of(fd)
+        return cls(type_name in _TRUSTED, type_name in _IN_MEMORY)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """

@@ -1,6 +1,6 @@
 """
 The store of a server with C{--read-only}, which may lie on a file system that is read-only as well: a mount, an image, a
-snapshot of a volume, another user's directory. Nothing is written at the start then, lists and objects are read as anywhere,
+snapshot of a volume, another user's directory. Then nothing is written at the start, lists and objects are read as usual,
 and locks, which are all that such a server would write, are refused with a reason that says what to do.
 """
 
@@ -14,8 +14,10 @@ from twisted.logger import Logger
 from ..errors import Forbidden
 from ..sizes import Amount
 from .interface import Outcome, Upload
-from .local import LocalStore, LocalUpload
+from .layout import Repository
+from .local import LocalStore
 from .publish import UNWRITABLE
+from .upload import LocalUpload
 
 _log = Logger()
 
@@ -33,7 +35,7 @@ class ReadOnlyStore(LocalStore):
                 raise
             reason = error.strerror
         with os.scandir(self.path) as entries:
-            next(entries, None)  # whether it can be read
+            next(entries, None)  # raises if it cannot be read
         _log.info(
             "{path} cannot be written ({reason}): lists and reads are served, locks are refused, so clients need --no-lock",
             path=self.path,
@@ -41,23 +43,23 @@ class ReadOnlyStore(LocalStore):
         )
         return False
 
-    def upload(self, repository: tuple[str, ...], kind: str, name: str, length: int | None = None) -> Upload:
+    def upload(self, repository: Repository, object_type: str, name: str, length: int | None = None) -> Upload:
         """A new upload, of a lock; does no I/O yet."""
-        return _LockUpload(self, repository, kind, name, length)
+        return _LockUpload(self, repository, object_type, name, length)
 
-    def remove_object(self, repository: tuple[str, ...], kind: str, name: str) -> Amount:
+    def remove_object(self, repository: Repository, object_type: str, name: str) -> Amount:
         """
         Remove an object, as L{LocalStore.remove_object}.
 
         @raise Forbidden: it is there and cannot be removed, because nothing can be written.
         """
         try:
-            return super().remove_object(repository, kind, name)
+            return super().remove_object(repository, object_type, name)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            # The file system says so also of a name that is not there, which a client that was refused removes again.
-            if not os.path.lexists(self._object_path(repository, kind, name)):
+            # The file system reports that also for a name that is missing, and a client that was refused tries to remove it.
+            if not os.path.lexists(self.object_path(repository, object_type, name)):
                 return Amount()
             raise _refusal(error, "removed") from error
 
@@ -93,6 +95,6 @@ class _LockUpload(LocalUpload):
 
 
 def _refusal(error: OSError, verb: str) -> Forbidden:
-    """403, since restic takes that for final (from 0.17 on) and tells its user at once; a 5xx it would try again for long."""
+    """403, because restic (from 0.17 on) reports that at once; after a 5xx it would try again for a long time."""
     why = "the server's disk is read-only" if error.errno == errno.EROFS else "the server may only read its disk"
     return Forbidden(f"{why}, so no lock can be {verb}: use restic's --no-lock")

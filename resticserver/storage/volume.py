@@ -1,10 +1,10 @@
 """
-Whether the volume with the repositories is there.
+Whether the volume with the repositories is mounted.
 
-A disk that is not mounted leaves an empty directory behind, which must look neither like a server without repositories
-(restic takes a list that is 404 for an empty one, and scripts run C{init}) nor be filled. So the first repository puts a
-marker beside it, C{.rest-server/id}, and a server that has seen the marker serves nothing while it is missing. With
-C{--state-dir} it is also remembered for the next start (L{resticserver.storage.state.StateFile.remember_marker}).
+A disk that is not mounted leaves an empty directory. That must not look like a server without repositories (restic takes a
+404 for an empty list, and scripts run C{init}), and must not be written to. So with the first repository the server writes a
+marker, C{.rest-server/id}. A server that has seen the marker serves nothing while it is missing. With C{--state-dir} it is
+also remembered for the next start (L{resticserver.storage.state.StateFile.remember_marker}).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import Unavailable
-from ..files import read_file
+from ..files import Stamp, read_file, stamp_of
 from .publish import Publisher
 
 FOLDER = ".rest-server"
 MARKER = "id"
 MOST_MARKER_BYTES = 100
 
-#: What a client is told while it is missing.
+#: What clients are told while it is missing.
 GONE = "the volume with the repositories is not there"
 
-#: For so long after it was seen it is not looked for again before an object is read.
+#: How long after a look no other is needed before an object is read.
 LATELY_S = 1.0
 
-#: Errors of a marker that is there; something else is wrong then.
+#: Errors that do not mean that the marker is missing.
 _THERE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 _log = Logger()
@@ -42,10 +42,10 @@ class Volume:
     """
     The marker of one data directory. Safe from several threads.
 
-    @ivar known: the marker that must be there; C{None} as long as none was ever seen.
+    @ivar known: the marker that must be there; C{None} while none was ever seen.
     @ivar learnt: called with the marker when it is seen for the first time, in any thread.
     @ivar gone: whether it was missing at the last look, which was logged.
-    @ivar remembered_in: the file that tells the next start which marker must be there, if there is one.
+    @ivar remembered_in: the file that keeps the marker for the next start, if there is one.
     """
 
     def __init__(self, path: str, publisher: Publisher) -> None:
@@ -55,19 +55,19 @@ class Volume:
         self._publisher = publisher
         self.known: bytes | None = None
         self.learnt: Callable[[bytes], object] = lambda marker: None
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: Stamp | None = None
         self.gone = False
         self._seen_s = float("-inf")
         self.remembered_in: str | None = None
 
     def seen_lately(self) -> bool:
-        """Whether the volume was found to be there within the last second; quick, and in any thread."""
+        """Whether the volume was there within the last second; never blocks, and is for any thread."""
         return time.monotonic() - self._seen_s < LATELY_S
 
     def check_now_and_then(self) -> None:
         """
-        For whoever reads one object, and would notice by itself that it is gone, but not that only the marker is: L{check},
-        at most once a second. A marker that is there and cannot be read is no reason to refuse an object that can.
+        As L{check}, but at most once a second: a reader of one object notices by itself if the object is gone, though not if
+        only the marker is. A marker that cannot be read is no reason to refuse the object.
 
         @raise Unavailable: as L{check}.
         """
@@ -76,7 +76,7 @@ class Volume:
                 self.check()
 
     def is_missing(self) -> bool:
-        """Whether a volume is known and is not there, without an exception."""
+        """Whether a volume is known and missing."""
         if self.known is None:
             return False
         try:
@@ -87,16 +87,15 @@ class Volume:
 
     def check(self) -> None:
         """
-        See whether the marker is there; it is learnt when it is seen for the first time.
+        Check that the marker is there; it is learnt when it is seen for the first time.
 
-        @raise Unavailable: it was there before and is not, or another one is.
+        @raise Unavailable: it is missing and was there before, or there is another one.
         @raise OSError: it cannot be looked at.
         """
-        # As of before the look: what another thread learns meanwhile was not there yet for this one.
+        # Taken before the look: a marker that another thread learns after it may not have been there yet.
         known = self.known
         try:
-            status = os.stat(self._marker)
-            stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            stamp = stamp_of(os.stat(self._marker))
             if stamp == self._stamp and not self.gone:
                 self._seen_s = time.monotonic()
                 return
@@ -135,7 +134,7 @@ class Volume:
 
     def mark(self) -> None:
         """
-        Write the marker if there is none. That it cannot be written is no reason to refuse what was asked for: a warning.
+        Write the marker if there is none. If it cannot be written that is logged, and is no reason to fail.
         """
         self.check()
         if self.known is not None:
@@ -161,7 +160,7 @@ class Volume:
             try:
                 os.write(file.fd, marker + b"\n")
                 self._publisher.fsync(file.fd)
-                with suppress(FileExistsError):  # another server on this directory was first
+                with suppress(FileExistsError):  # another server on this directory has written one
                     self._publisher.publish(file, MARKER)
                 self._publisher.fsync(directory_fd)
             finally:

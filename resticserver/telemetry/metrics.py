@@ -34,7 +34,7 @@ _DONE = {Operation.WRITE: "written", Operation.READ: "read", Operation.DELETE: "
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class Kind(Enum):
+class MetricType(Enum):
     """The Prometheus type of a family."""
 
     COUNTER = "counter"
@@ -56,7 +56,7 @@ class Family(NamedTuple):
     @ivar labels: the names of its labels.
     """
 
-    kind: Kind
+    type: MetricType
     name: str
     help: str
     labels: tuple[str, ...]
@@ -96,11 +96,11 @@ class Histogram:
 
 def gauge(name: str, help_: str, value: float) -> Family:
     """A gauge of this server without labels."""
-    return Family(Kind.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
+    return Family(MetricType.GAUGE, f"rest_server_{name}", help_, (), [Sample((), value)])
 
 
 @dataclass
-class Counted:
+class RequestCounts:
     """
     Counters of requests.
 
@@ -118,7 +118,7 @@ class Counted:
     sent_bytes: int = 0
     handshake_failures: int = 0
 
-    def copy(self) -> Counted:
+    def copy(self) -> RequestCounts:
         """Return a copy for another thread."""
         return replace(
             self,
@@ -138,19 +138,23 @@ class Counted:
             counted = done_to[operation.value]
             name = f"rest_server_blob_{operation.value}"
             numbers = [Sample(key, number) for key, (number, _) in counted]
-            yield Family(Kind.COUNTER, name, f"Number of objects {done}", labels, numbers)
+            yield Family(MetricType.COUNTER, name, f"Number of objects {done}", labels, numbers)
             sizes = [Sample(key, size_bytes) for key, (_, size_bytes) in counted]
-            yield Family(Kind.COUNTER, f"{name}_bytes", f"Bytes of objects {done}", labels, sizes)
+            yield Family(MetricType.COUNTER, f"{name}_bytes", f"Bytes of objects {done}", labels, sizes)
         requests = [Sample((method, str(code)), number) for (method, code), number in sorted(self.requests.items())]
         yield Family(
-            Kind.COUNTER, "rest_server_http_requests", "Requests by method and status", ("method", "code"), requests
+            MetricType.COUNTER,
+            "rest_server_http_requests",
+            "Requests by method and status",
+            ("method", "code"),
+            requests,
         )
         for name, help_, value in (
             ("rest_server_http_received_bytes", "Bytes of request bodies", self.received_bytes),
             ("rest_server_http_sent_bytes", "Bytes of response bodies", self.sent_bytes),
             ("rest_server_tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures),
         ):
-            yield Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+            yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
 
 
 class Tally:
@@ -161,7 +165,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.counted = Counted()
+        self.counted = RequestCounts()
         self._syncing = threading.Lock()
 
     def __call__(self, record: Record) -> None:
@@ -195,7 +199,7 @@ class Tally:
     def take(self) -> dict[str, Any]:
         """Return the counters as JSON types, and reset them."""
         with self._syncing:
-            taken, self.counted = self.counted, Counted()
+            taken, self.counted = self.counted, RequestCounts()
         return {
             "blobs": [[*key, *both] for key, both in taken.blobs.items()],
             "requests": [[*key, number] for key, number in taken.requests.items()],
@@ -236,7 +240,7 @@ class Exposition:
         self._written: dict[str, tuple[bytes, dict[tuple[str, ...], tuple[float, bytes]]]] = {}
         self._lock = threading.Lock()
 
-    def text(self, counted: Counted, families: Iterable[Family]) -> bytes:
+    def text(self, counted: RequestCounts, families: Iterable[Family]) -> bytes:
         """Format all metrics. This may take a while, and the arguments must not change meanwhile."""
         with self._lock:
             pieces = [self._piece(family) for family in (*counted.families(), *families)]
@@ -274,8 +278,8 @@ class Exposition:
 def _family(family: Family) -> bytes:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    kind = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
-    made = kind(family.name, family.help, labels=family.labels)
+    made_by = CounterMetricFamily if family.type is MetricType.COUNTER else GaugeMetricFamily
+    made = made_by(family.name, family.help, labels=family.labels)
     for labels, value in family.samples:
         made.add_metric([label.encode("utf-8", "backslashreplace").decode("utf-8") for label in labels], value)
     return _text(made)

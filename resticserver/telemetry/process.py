@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .metrics import Family, Kind, Sample
+from .metrics import Family, MetricType, Sample
 
 #: Positions in C{/proc/PID/stat} after the name, which may contain any characters (proc(5)).
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 11, 12, 19, 20, 21
@@ -111,7 +111,9 @@ def _python_info() -> Family:
         "patchlevel": version[2],
         "version": platform.python_version(),
     }
-    return Family(Kind.GAUGE, "python_info", "Which Python this is", tuple(labels), [Sample(tuple(labels.values()), 1)])
+    return Family(
+        MetricType.GAUGE, "python_info", "Which Python this is", tuple(labels), [Sample(tuple(labels.values()), 1)]
+    )
 
 
 def _garbage() -> Iterator[Family]:
@@ -123,12 +125,12 @@ def _garbage() -> Iterator[Family]:
         ("python_gc_collections", "How often each generation was collected", "collections"),
     ):
         samples = [Sample((str(number),), stats[key]) for number, stats in enumerate(generations)]
-        yield Family(Kind.COUNTER, name, help_, ("generation",), samples)
+        yield Family(MetricType.COUNTER, name, help_, ("generation",), samples)
 
 
 def _gauge(name: str, help_: str, value: float) -> Family:
-    return Family(Kind.GAUGE, name, help_, (), [Sample((), value)])
+    return Family(MetricType.GAUGE, name, help_, (), [Sample((), value)])
 
 
 def _counter(name: str, help_: str, value: float) -> Family:
-    return Family(Kind.COUNTER, name, help_, (), [Sample((), value)])
+    return Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])

@@ -52,7 +52,7 @@ class Refused(NamedTuple):
     message: str
 
 
-class Entry(NamedTuple):
+class RefusalHistory(NamedTuple):
     """
     What is remembered for one key. All times are from the monotonic clock.
 
@@ -86,7 +86,7 @@ class Refusals:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         #: By key; the key that was updated last is at the end.
-        self._entries: dict[Key, Entry] = {}
+        self._entries: dict[Key, RefusalHistory] = {}
         #: For each user, when the current hour began, and how many keys were reported in it.
         self._told: dict[str | None, tuple[float, int]] = {}
         self.totals: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
@@ -110,7 +110,7 @@ class Refusals:
             hours = (*hours, (now_s, now_s, 1))
         told_s = before.told_s if before is not None else -AGAIN_S
         tell = (before is None or now_s - told_s >= AGAIN_S) and self._may_tell(user, now_s)
-        self._entries[user, repository, reason] = Entry(hours, now_s if tell else told_s, message)
+        self._entries[user, repository, reason] = RefusalHistory(hours, now_s if tell else told_s, message)
         self._forget_oldest()
         return tell
 
@@ -129,7 +129,7 @@ class Refusals:
         while len(self._entries) > MOST_KEPT:
             del self._entries[next(iter(self._entries))]
 
-    def entries(self) -> tuple[float, list[tuple[Key, Entry]]]:
+    def entries(self) -> tuple[float, list[tuple[Key, RefusalHistory]]]:
         """The current time of the monotonic clock, and all entries, as input for L{within_a_day}."""
         return self._clock(), list(self._entries.items())
 
@@ -141,12 +141,12 @@ class Refusals:
             recent ones, which is harmless.
         """
         now_s = self._clock()
-        entries: dict[Key, Entry] = {}
+        entries: dict[Key, RefusalHistory] = {}
         for one in sorted(known, key=lambda one: one.last_s):
             ago_s = max(0.0, time_s - one.last_s)
             if ago_s < DAY_S and one.reason in REASONS:
                 hour = (now_s - ago_s, now_s - ago_s, one.number)
-                entries[one.user, one.repository, one.reason] = Entry((hour,), -AGAIN_S, one.message)
+                entries[one.user, one.repository, one.reason] = RefusalHistory((hour,), -AGAIN_S, one.message)
         for key, entry in self._entries.items():
             before = entries.pop(key, None)
             if before is not None:
@@ -156,7 +156,7 @@ class Refusals:
         self._forget_oldest()
 
 
-def within_a_day(found: tuple[float, list[tuple[Key, Entry]]], time_s: float) -> tuple[Refused, ...]:
+def within_a_day(found: tuple[float, list[tuple[Key, RefusalHistory]]], time_s: float) -> tuple[Refused, ...]:
     """
     The refusals of the last day, the newest first.
 

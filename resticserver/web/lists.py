@@ -46,7 +46,7 @@ class ListResponses:
     Sends lists.
 
     @param pool: runs the store's blocking calls.
-    @ivar pieces: JSON that may be sent again, by the number of its L{Objects} and whether it has sizes.
+    @ivar pieces: JSON that may be sent again, by the C{cache_key} of its L{Objects} and whether it has sizes.
     """
 
     def __init__(self, pool: Pool, bound_bytes: int = BOUND_BYTES) -> None:
@@ -121,9 +121,9 @@ class ListText:
 
     def _piece(self, part: Objects) -> bytes:
         """A part as JSON, without brackets."""
-        if part.number is None:
+        if part.cache_key is None:
             return _json(part, self._with_sizes)
-        key = (part.number, self._with_sizes)
+        key = (part.cache_key, self._with_sizes)
         piece = self._cache.get(key)
         if piece is None:
             piece = _json(part, self._with_sizes)

@@ -22,7 +22,7 @@ from twisted.logger import Logger, globalLogBeginner
 from .. import __version__
 from ..config.settings import Settings
 from ..errors import StartError
-from ..net.listeners import tls_factory
+from ..net.addresses import tls_factory
 from ..net.shared_sockets import shared_factory
 from ..process import allocator
 from ..process.clock import use_monotonic_clock

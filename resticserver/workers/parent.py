@@ -29,8 +29,9 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ..errors import StartError
-from ..net.listeners import inherited_sockets, parse_address, process_environment
+from ..net.addresses import parse_address
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
+from ..net.sockets import inherited_sockets, process_environment
 from .commands import (
     Abort,
     Begin,

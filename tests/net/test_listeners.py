@@ -32,19 +32,12 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from resticserver.errors import StartError
-from resticserver.net import listeners
-from resticserver.net.listeners import (
-    REST_S,
-    Listeners,
-    SocketEndpoint,
-    UnixPort,
-    bound_address,
-    inherited_sockets,
-    parse_address,
-    tcp_socket,
-    unix_socket,
-    wants_tls,
-)
+from resticserver.net import addresses, listeners
+from resticserver.net import sockets as sockets_module
+from resticserver.net.addresses import parse_address, wants_tls
+from resticserver.net.listeners import Listeners
+from resticserver.net.ports import REST_S, SocketEndpoint, UnixPort
+from resticserver.net.sockets import bound_address, inherited_sockets, tcp_socket, unix_socket
 
 from ..support.descriptors import no_descriptors
 from ..support.wires import StepReactor
@@ -200,7 +193,7 @@ class AddressTests(SynchronousTestCase):
             raise StartError("not opened")
 
         for name in ("tcp_socket", "unix_socket"):
-            self.patch(listeners, name, noting)
+            self.patch(addresses, name, noting)
         endpoint = parse_address(MemoryReactorClock(), address)
         self.assertIsInstance(endpoint, SocketEndpoint, address)
         self.failureResultOf(endpoint.listen(greeter()), StartError)
@@ -439,7 +432,7 @@ class InheritedTests(SynchronousTestCase):
 
     def handed_over(self, *sockets: socket.socket) -> dict[str, str]:
         """Put sockets where systemd would; the environment that it would set."""
-        self.patch(listeners, "_FIRST_INHERITED", self.first)
+        self.patch(sockets_module, "_FIRST_INHERITED", self.first)
         for number, given in enumerate(sockets):
             os.dup2(given.fileno(), self.first + number, inheritable=True)
             given.close()
@@ -481,7 +474,7 @@ class InheritedTests(SynchronousTestCase):
         with open(os.devnull, "rb") as null:
             os.dup2(null.fileno(), self.first)
         self.addCleanup(os.close, self.first)
-        self.patch(listeners, "_FIRST_INHERITED", self.first)
+        self.patch(sockets_module, "_FIRST_INHERITED", self.first)
         self.assertRaises(StartError, inherited_sockets, {"LISTEN_PID": "42", "LISTEN_FDS": "1"}, 42)
 
 

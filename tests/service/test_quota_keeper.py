@@ -240,7 +240,7 @@ class AccountsCase(SynchronousTestCase):
     def plant(self, repository: Repository, content: bytes, kind: str = "data") -> Path:
         """An object behind the server's back."""
         save(self.store, repository, kind, content)
-        return Path(self.store._object_path(repository, kind, id_of(content)))
+        return Path(self.store.object_path(repository, kind, id_of(content)))
 
     def stored(self) -> Amount:
         """What is there, looked at with nothing of ours."""

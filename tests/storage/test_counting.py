@@ -19,7 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, Unavailable
 from resticserver.sizes import Amount
-from resticserver.storage import local as local_module
+from resticserver.storage import stored as stored_module
+from resticserver.storage import upload as upload_module
 from resticserver.storage.counting import MOST_NAMED, Counting
 from resticserver.storage.layout import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
@@ -408,7 +409,7 @@ class ChangeTests(CountingCase):
         for kind in TYPES:
             self.assert_told(lambda: self.upload(kind, name, b"right"))
             self.assert_told(lambda: self.upload(kind, name, b"right"))
-            Path(self.store._object_path(ALICE, kind, name)).write_bytes(b"damaged, and longer")
+            Path(self.store.object_path(ALICE, kind, name)).write_bytes(b"damaged, and longer")
             self.assert_told(lambda: self.upload(kind, name, b"right"))
             self.assert_told(lambda: self.upload(kind, name, b"wrong one"))
             self.assert_told(lambda: self.upload(kind, id_of(b"other"), b"wrong one"))
@@ -461,8 +462,8 @@ class ChangeTests(CountingCase):
         """Of two that heal the same object at the same moment the sum is what has changed."""
         name = id_of(b"right")
         save(self.store, ALICE, "keys", b"right")
-        Path(self.store._object_path(ALICE, "keys", name)).write_bytes(b"damaged, and longer")
-        real = local_module._hash_of
+        Path(self.store.object_path(ALICE, "keys", name)).write_bytes(b"damaged, and longer")
+        real = stored_module.hash_of
         told: list[Amount] = []
 
         def hash_of(fd: int) -> str:
@@ -471,7 +472,7 @@ class ChangeTests(CountingCase):
                 told.append(self.upload("keys", name, b"right"))
             return real(fd)
 
-        self.patch(local_module, "_hash_of", hash_of)
+        self.patch(upload_module, "hash_of", hash_of)
         changed = self.changed(lambda: told.append(self.upload("keys", name, b"right")))
         self.assertEqual(changed, Amount(sum(t.size_bytes for t in told), sum(t.objects for t in told)))
 
@@ -491,7 +492,7 @@ class ChangeTests(CountingCase):
         size_bytes = objects = 0
         for step, kind, number in steps:
             content = b"x" * number
-            path = Path(self.store._object_path(ALICE, kind, id_of(content)))
+            path = Path(self.store.object_path(ALICE, kind, id_of(content)))
             change = Amount()
             if step == "save":
                 change = self.upload(kind, id_of(content), content)

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository
 from resticserver.sizes import FreeSpace, format_size
-from resticserver.storage import local as local_module
+from resticserver.storage import upload as upload_module
 from resticserver.storage.free_space import FreeSpaceGuard, Sent
 from resticserver.storage.local import LocalStore
 
@@ -179,7 +179,7 @@ class UploadTests(RoomCase):
             raise OSError(errno.ENOSPC, "full")
 
         def with_patch(
-            name: str, value: Callable[..., Any], call: Callable[[], None], owner: Any = local_module
+            name: str, value: Callable[..., Any], call: Callable[[], None], owner: Any = upload_module
         ) -> None:
             patch = self.patch(owner, name, value)
             try:

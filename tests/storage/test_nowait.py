@@ -129,15 +129,15 @@ class StoreTests(SynchronousTestCase):
     def test_not_trusted(self) -> None:
         """On file systems that may wait all the same, nothing is asked."""
         self.store.size_of((), "data", NAME)
-        self.store._trusts[()] = (FileSystemTraits(False, False), self.store._trusts[()][1])
+        self.store.nowait._traits[()] = (FileSystemTraits(False, False), self.store.nowait._traits[()][1])
         self.assertIsNone(self.size_nowait())
         self.assertFalse(self.store.stored((), "data", NAME).open_nowait())
 
     def test_not_for_ever(self) -> None:
         """After a while it is found out again: something else may be mounted there."""
         self.store.size_of((), "data", NAME)
-        traits, _ = self.store._trusts[()]
-        self.store._trusts[()] = (traits, 0.0)
+        traits, _ = self.store.nowait._traits[()]
+        self.store.nowait._traits[()] = (traits, 0.0)
         self.assertIsNone(self.size_nowait())
         self.store.size_of((), "data", NAME)
         self.assertEqual(len(BODY), self.size_nowait())

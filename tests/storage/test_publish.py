@@ -21,8 +21,10 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage
 from resticserver.names import TYPES
-from resticserver.storage import publish
-from resticserver.storage.publish import Mechanisms, Publisher, _rename_noreplace, space_errors, sweep
+from resticserver.storage import durable, publish
+from resticserver.storage.free_space import space_errors
+from resticserver.storage.publish import Mechanisms, Publisher, _rename_noreplace
+from resticserver.storage.sweep import sweep
 
 from ..contract.files import failing
 from ..support.scratch import scratch_directory
@@ -461,7 +463,7 @@ class SettleTests(SynchronousTestCase):
 
     def test_memory_is_bounded(self) -> None:
         """What is forgotten is made durable again."""
-        self.patch(publish, "_MOST_SETTLED", 1)
+        self.patch(durable, "_MOST_SETTLED", 1)
         self.assertEqual([self.repository, self.top], self.settled())
         self.assertEqual([self.repository], self.settled(self.directory)[:1])
         self.assertEqual(1, len(self.publisher._settled))

@@ -27,13 +27,14 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import NotFound, Unavailable
+from resticserver.files import Stamp
 from resticserver.sizes import Amount
 from resticserver.storage import listing as listing_module
 from resticserver.storage import snapshots as snapshots_module
 from resticserver.storage.interface import Entry, Objects, SizeChange
 from resticserver.storage.layout import cell_of
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import LASTS_NS, LEAST_STORED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots, Stamp
+from resticserver.storage.snapshots import LASTS_NS, LEAST_STORED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots
 from resticserver.storage.state import StateFile
 
 from ..contract.files import failing
@@ -109,7 +110,7 @@ class SnapshotsCase(SynchronousTestCase):
             for name in list(times):
                 here = self.path / name
                 if here.exists() and os.path.samestat(status, here.stat()):
-                    return Stamp(status.st_dev, status.st_ino, *times[name])
+                    return (status.st_dev, status.st_ino, *times[name])
             raise AssertionError("a directory without times")
 
         self.patch(snapshots_module, "stamp_of", stamp_of)
@@ -215,11 +216,11 @@ class StandsTests(SnapshotsCase):
 
     def test_another_device(self) -> None:
         """So is one of another file system, by its device."""
-        stamps = [Stamp(1, 2, 3, 4)]
+        stamps = [(1, 2, 3, 4)]
         self.patch(snapshots_module, "stamp_of", lambda status: stamps[0])
         self.names()
         self.assertEqual(0, self.scans_of(self.names))
-        stamps[0] = Stamp(2, 2, 3, 4)
+        stamps[0] = (2, 2, 3, 4)
         self.assertEqual(1, self.scans_of(self.names))
 
     def test_symlink_to_a_directory(self) -> None:
@@ -459,13 +460,13 @@ class SizeOfTests(SynchronousTestCase):
         first, second = bytes(range(32)), bytes(range(100, 132))
         across = first[16:] + second[:16]
         parts = (Objects(first + second, array("Q", [1, 2])), Objects(across, array("Q", [3])))
-        snapshot = Snapshot(Stamp(1, 2, 3, 4), 5, True, parts)
+        snapshot = Snapshot((1, 2, 3, 4), 5, True, parts)
         sizes = {first: 1, second: 2, across: 3, bytes(32): None}
         self.assertEqual(sizes, {name: snapshot.size_of(name.hex()) for name in sizes})
 
     def test_not_known(self) -> None:
         """A snapshot of names alone."""
-        self.assertIsNone(Snapshot(Stamp(1, 2, 3, 4), 5, False, (Objects(bytes(32), None),)).size_of("00" * 32))
+        self.assertIsNone(Snapshot((1, 2, 3, 4), 5, False, (Objects(bytes(32), None),)).size_of("00" * 32))
 
 
 class NotKeptTests(SnapshotsCase):
@@ -615,7 +616,7 @@ class MemoryTests(SnapshotsCase):
             listing.open()
             parts = list(listing)
             self.assertEqual(1000, sum(map(len, parts)))
-            self.assertLess(sum(part.number is not None for part in parts), 10)
+            self.assertLess(sum(part.cache_key is not None for part in parts), 10)
             self.assertFalse(self.store.snapshots.is_drafted(str(self.path / "keys")))
         self.assertLess(self.store.snapshots.used_bytes, 1000)
         self.assertEqual(0, self.scans_of(lambda: self.names("index")))
@@ -643,11 +644,11 @@ class MemoryTests(SnapshotsCase):
 
         first, second = parts(), parts()
         self.assertEqual([64, 64, 64, 8], [len(part) for part in first])
-        self.assertEqual(4, len({part.number for part in first}))
+        self.assertEqual(4, len({part.cache_key for part in first}))
         for one, other in zip(first, second, strict=True):
             self.assertIs(one, other)
         self.write("keys/" + name_of(1000))
-        self.assertFalse({part.number for part in first} & {part.number for part in parts()})
+        self.assertFalse({part.cache_key for part in first} & {part.cache_key for part in parts()})
 
     def test_slow_disk(self) -> None:
         """A part leaves when it took long, however small it is."""
@@ -684,7 +685,7 @@ class AtOnceTests(SnapshotsCase):
         read += rest
         self.assertEqual(256, self.scans)
         self.assertEqual(300, sum(map(len, everything)))
-        self.assertEqual({part.number for part in everything}, {part.number for part in read})
+        self.assertEqual({part.cache_key for part in everything}, {part.cache_key for part in read})
 
     def test_nobody_waits(self) -> None:
         """A list that stands still in a directory does not hold up another, which reads that for itself."""
@@ -819,7 +820,7 @@ class ShelfTests(SnapshotsCase):
 
         first, second = parts(), parts()
         self.assertEqual([50, 50, 30], [len(part) for part in first])
-        self.assertEqual(3, len({part.number for part in first}))
+        self.assertEqual(3, len({part.cache_key for part in first}))
         for one, other in zip(first, second, strict=True):
             self.assertIs(one, other)
         self.assertEqual(self.plain(), sorted(entry for part in first for entry in part))
@@ -1028,7 +1029,7 @@ class CoarseDisk:
     def stamp_of(self, status: os.stat_result) -> Stamp:
         """What a directory shows."""
         changed = self.changed.get(status.st_ino, 0)
-        return Stamp(status.st_dev, status.st_ino, changed, changed)
+        return (status.st_dev, status.st_ino, changed, changed)
 
     def change(self, key: str, size_bytes: int) -> None:
         """An object comes, goes, or is replaced by one of another size."""

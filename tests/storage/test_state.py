@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import StartError
 from resticserver.sizes import Amount
-from resticserver.storage import state as state_module
+from resticserver.storage import database
 from resticserver.storage.interface import Objects
 from resticserver.storage.layout import CELLS, Repository
 from resticserver.storage.state import FILE, DirectoryState, RepositoryState, StateFile
@@ -420,7 +420,7 @@ class FileTests(StateCase):
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
         other.execute("DELETE FROM directory")
-        self.patch(state_module, "_BUSY_S", 0.5)
+        self.patch(database, "_BUSY_S", 0.5)
         attempts: list[object] = []
         open_ = sqlite3.connect
 
@@ -603,7 +603,7 @@ class BrokenTests(StateCase):
                 self.assertFalse(self.state.put_repositories({("alice",): known(1)}))
                 self.state.forget_directory(self.path("keys"))
                 self.state.forget_repositories([("bob",)])
-                self.now_s += state_module._PAUSE_S + 1
+                self.now_s += database._PAUSE_S + 1
         (said,) = self.said(events)
         self.assertIn(f"cannot use {self.file}: ", said)
         self.assertIn(reason, said)
@@ -626,7 +626,7 @@ class BrokenTests(StateCase):
         with capturedLogs() as events:
             for _ in range(5):
                 self.put("index", *large)
-                self.now_s += state_module._PAUSE_S + 1
+                self.now_s += database._PAUSE_S + 1
             self.assertEqual(["keys"], self.kept("keys", "index"))
         (said,) = self.said(events)
         self.assertIn("full", said)
@@ -667,7 +667,7 @@ class BrokenTests(StateCase):
 
     def test_held_by_another(self) -> None:
         """One who holds the file for too long: nothing fails, that is said, and later it is tried again."""
-        self.patch(state_module, "_BUSY_S", 0.05)
+        self.patch(database, "_BUSY_S", 0.05)
         self.put("index", 1)
         self.state.close()
         holder = sqlite3.connect(self.file, isolation_level=None)
@@ -686,7 +686,7 @@ class BrokenTests(StateCase):
         self.file.rmdir()
         self.put("index", 1)
         self.assertFalse(self.file.exists())
-        self.now_s += state_module._PAUSE_S
+        self.now_s += database._PAUSE_S
         self.put("index", 1)
         self.assertEqual(["index"], self.kept("index"))
 
@@ -703,7 +703,7 @@ class BrokenTests(StateCase):
 
     def test_no_local_file_system(self) -> None:
         """SQLite's log needs shared memory: on another machine's file system there is no file; that is said once."""
-        self.patch(state_module, "is_local", lambda fd: False)
+        self.patch(database, "is_local", lambda fd: False)
         with capturedLogs() as events:
             for _ in range(5):
                 self.put("index", 1)
@@ -716,7 +716,7 @@ class BrokenTests(StateCase):
         """Nor is one used that came there with a copy of the data directory."""
         self.put("index", 1)
         self.state.close()
-        self.patch(state_module, "is_local", lambda fd: False)
+        self.patch(database, "is_local", lambda fd: False)
         state = self.open()
         with capturedLogs() as events:
             self.assertIsNone(state.directory(self.path("index")))

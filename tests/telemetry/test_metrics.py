@@ -17,7 +17,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.names import Kind as TargetKind
 from resticserver.names import Target
 from resticserver.telemetry import metrics
-from resticserver.telemetry.metrics import DURATION_BUCKETS_S, Counted, Exposition, Family, Kind, Sample, Tally
+from resticserver.telemetry.metrics import (
+    DURATION_BUCKETS_S,
+    Exposition,
+    Family,
+    MetricType,
+    RequestCounts,
+    Sample,
+    Tally,
+)
 from resticserver.telemetry.record import Effect, Ending, Operation, Record
 
 from ..contract.store import id_of
@@ -268,7 +276,7 @@ class TallyTests(SynchronousTestCase):
 
 def gauges(*samples: tuple[tuple[str, ...], float], name: str = "rest_server_some_bytes") -> Family:
     """A family with the labels of a repository's."""
-    return Family(Kind.GAUGE, name, "Some bytes", ("user", "repo"), [Sample(*sample) for sample in samples])
+    return Family(MetricType.GAUGE, name, "Some bytes", ("user", "repo"), [Sample(*sample) for sample in samples])
 
 
 class ExpositionTests(SynchronousTestCase):
@@ -301,7 +309,7 @@ class ExpositionTests(SynchronousTestCase):
         for number, name in enumerate(self.ODD):
             samples.append(((name, f"{name}/x"), float(number)))
             wanted[series("rest_server_some_bytes", user=name, repo=f"{name}/x")] = float(number)
-        text = Exposition().text(Counted(), (gauges(*samples),))
+        text = Exposition().text(RequestCounts(), (gauges(*samples),))
         found = {key: value for key, value in parsed(text).items() if key[0] == "rest_server_some_bytes"}
         self.assertEqual(wanted, found)
 
@@ -321,7 +329,7 @@ class ExpositionTests(SynchronousTestCase):
         Below the data directory may lie what no client can name, in any bytes: it must not cost all the others their metrics.
         """
         name = b"caf\xe9".decode("utf-8", "surrogateescape")
-        text = Exposition().text(Counted(), (gauges(((name, name), 1.0), (("alice", "alice"), 2.0)),))
+        text = Exposition().text(RequestCounts(), (gauges(((name, name), 1.0), (("alice", "alice"), 2.0)),))
         self.assertEqual(2.0, parsed(text)[series("rest_server_some_bytes", user="alice", repo="alice")])
 
     def test_cached_is_the_same(self) -> None:
@@ -381,7 +389,7 @@ class ExpositionTests(SynchronousTestCase):
 
     def test_nothing_counted(self) -> None:
         """Before the first request all families are there, so that nobody takes their absence for a fault."""
-        text = Exposition().text(Counted(), ()).decode()
+        text = Exposition().text(RequestCounts(), ()).decode()
         for operation in ("write", "read", "delete"):
             for suffix in ("", "_bytes"):
                 self.assertIn(f"# TYPE rest_server_blob_{operation}{suffix}_total counter\n", text)
@@ -391,7 +399,9 @@ class ExpositionTests(SynchronousTestCase):
         """C{_created} would be as many series again, of no use."""
         tally = Tally()
         tally(PLAIN)
-        text = Exposition().text(tally.counted, (Family(Kind.COUNTER, "rest_server_x", "X", (), [Sample((), 1)]),))
+        text = Exposition().text(
+            tally.counted, (Family(MetricType.COUNTER, "rest_server_x", "X", (), [Sample((), 1)]),)
+        )
         self.assertIn(b"rest_server_x_total 1.0\n", text)
         self.assertNotIn(b"_created", text)
         self.assertNotIn(b"# EOF", text)
@@ -399,7 +409,7 @@ class ExpositionTests(SynchronousTestCase):
     def test_large_numbers(self) -> None:
         """Bytes are exact up to what Prometheus can keep."""
         size_bytes = (1 << 53) - 1
-        text = Exposition().text(Counted(), (gauges((("a", "a"), size_bytes)),))
+        text = Exposition().text(RequestCounts(), (gauges((("a", "a"), size_bytes)),))
         self.assertEqual(size_bytes, parsed(text)[series("rest_server_some_bytes", user="a", repo="a")])
 
     def test_form(self) -> None:

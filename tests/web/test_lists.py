@@ -139,7 +139,7 @@ class TextTests(SynchronousTestCase):
         real = lists._json
 
         def count(part: Objects, with_sizes: bool) -> bytes:
-            made.append((part.number, with_sizes))
+            made.append((part.cache_key, with_sizes))
             return real(part, with_sizes)
 
         self.patch(lists, "_json", count)

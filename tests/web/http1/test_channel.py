@@ -490,7 +490,7 @@ class DescriptorTests(ChannelCase):
         bench.ask(request("POST", f"/data/{NAME}", BLOB))
         # As it is at a server that has marked its volume.
         bench.store.volume.mark()
-        bench.store.volume._stamp = ()
+        bench.store.volume._stamp = None
         other = hashlib.sha256(b"other").hexdigest()
         with capturedLogs() as events:
             for ask in (

@@ -29,7 +29,8 @@ from resticserver.errors import InsufficientStorage
 from resticserver.net.tls import ConnectionCreator, server_context
 from resticserver.quota.admission import Admission
 from resticserver.storage.interface import Chunks
-from resticserver.storage.local import LocalStore, LocalUpload
+from resticserver.storage.local import LocalStore
+from resticserver.storage.upload import LocalUpload
 from resticserver.telemetry.record import Ending, Record
 from resticserver.threads.pools import JobPool, Pools
 from resticserver.web.authentication import NoAuthentication
@@ -59,7 +60,7 @@ class SlowUpload(LocalUpload):
 
     def write(self, chunks: Chunks) -> None:
         """Write, or not."""
-        store: Any = self._store
+        store: Any = self._directories
         if self.size_bytes >= store.full_at:
             raise InsufficientStorage()
         store.directly.append(any(isinstance(chunk, memoryview) for chunk in chunks))
