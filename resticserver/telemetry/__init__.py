@@ -1,3 +1,3 @@
 """
-What is told about requests: everything here reads one L{resticserver.telemetry.record.Record} per request.
+Logs, metrics, events and the status: everything here reads one L{resticserver.telemetry.record.Record} per request.
 """

@@ -28,12 +28,12 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 _log = Logger()
 
-#: So many lines wait while nothing can be written; what comes then is lost, and counted.
+#: How many lines wait while nothing can be written; more are lost, and counted.
 MOST_WAITING = 100_000
 #: The descriptor of C{--log -}.
 STDOUT = 1
 
-#: What may not stand in a quoted field as it is.
+#: What must be escaped in a quoted field.
 _ESCAPES = {byte: f"\\x{byte:02x}" for byte in (*range(32), *range(127, 256))} | {0x22: '\\"', 0x5C: "\\\\"}
 
 
@@ -42,7 +42,7 @@ def _quoted(value: bytes | None) -> str:
 
 
 def _user(name: str | None) -> str:
-    # Names hold no white space or quotes (names.is_user_name), so letters of any script may stand as they are.
+    # Names have no white space or quotes (names.is_user_name), so letters of any script need no escape.
     return name or "-"
 
 
@@ -96,7 +96,7 @@ class AccessLog:
     """
     Publishes every record as an event with the key C{record}, for observers that want it.
 
-    Kept apart from Twisted's global log so that a request costs nothing where nobody looks.
+    Not a part of Twisted's global log, so that a request costs nothing without an observer.
     """
 
     def __init__(self) -> None:
@@ -105,12 +105,12 @@ class AccessLog:
         self._observers: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
-        """From now on tell this observer."""
+        """Add an observer."""
         self._observers.append(observer)
         self.publisher.addObserver(observer)  # type: ignore[arg-type]
 
     def remove(self, observer: Observer) -> None:
-        """Tell this observer no more."""
+        """Remove an observer."""
         self._observers.remove(observer)
         self.publisher.removeObserver(observer)  # type: ignore[arg-type]
 
@@ -125,11 +125,11 @@ class AccessLogService(Service):
     """
     A log observer that writes a line for each request to a file, as a service: the file is open while it runs.
 
-    Lines are gathered and written elsewhere, in order, so that a slow disk or a stalled pipe stops no request. Several
-    processes may have the same file: lines stay whole, for what is written at a time is written by one call.
+    Lines are collected and written in another thread, in order, so that a slow disk or a stalled pipe delays no request. Several
+    processes may write to the same file: lines stay whole, because each batch is written by one call.
 
     @param path: the file, or C{"-"} for stdout.
-    @param run: runs a callable in a thread of the log's own, one after the other; its result is not looked at.
+    @param run: runs a callable in a thread of the log's own, one after the other; its result is ignored.
     @param line: makes the line, without its end.
     """
 
@@ -152,7 +152,7 @@ class AccessLogService(Service):
         self._renewing_failed = False
         self._failed = False
         self._lost = 0
-        #: Whether the last line was not written to its end.
+        #: Whether the last line was not written completely.
         self._torn = False
         self.setName("access log")
 
@@ -167,13 +167,13 @@ class AccessLogService(Service):
         self._access_log.add(self)
 
     def stopService(self) -> None:
-        """Have written what is left, and the file closed."""
+        """Write what is left, and close the file."""
         super().stopService()
         self._access_log.remove(self)
         self._run(self._finish)
 
     def reopen(self) -> None:
-        """Open the file anew by its name, after it was rotated."""
+        """Open the file again by its name, after it was rotated."""
         self._run(self._reopen)
 
     def __call__(self, event: LogEvent) -> None:
@@ -197,7 +197,7 @@ class AccessLogService(Service):
         self._close()
 
     def _write(self) -> None:
-        """Write all that has been gathered."""
+        """Write all lines that were collected."""
         # Before the lines are taken: one that comes after asks for a job of its own.
         self._scheduled = False
         lines = [(self._lines.popleft() + "\n").encode("utf-8") for _ in range(len(self._lines))]
@@ -223,14 +223,14 @@ class AccessLogService(Service):
                 self._failed = False
 
     def _put(self, piece: bytes) -> None:
-        """Write some lines; on a line of their own, should one before them have been torn."""
+        """Write some lines; after a line end, if the line before was not written completely."""
         if self._file is None:
             return
         data = b"\n" + piece if self._torn else piece
         written = 0
         try:
             while written < len(data):
-                # An unbuffered file may take less at a time, and one that somebody has made non-blocking nothing.
+                # An unbuffered file may accept less at a time, and one that another program has made non-blocking nothing.
                 taken = self._file.write(data[written:])
                 if taken is None:
                     select.select((), (self._file,), ())
@@ -240,7 +240,7 @@ class AccessLogService(Service):
                 self._torn = data[written - 1 : written] != b"\n"
 
     def _open_anew(self) -> None:
-        """Open the file by its name; where that fails the one before is better than none, and it is tried again."""
+        """Open the file by its name. If that fails the file before stays in use, and the next write tries again."""
         try:
             opened = self._open()
         except OSError as error:
@@ -272,11 +272,11 @@ class AccessLogService(Service):
             pass
 
     def _open(self) -> RawIOBase:
-        # Unbuffered: what could not be written is not tried again behind what comes later. And no lock on stdout's buffer,
-        # for which the interpreter would wait at its end, if a pipe has stalled.
+        # Unbuffered: a failed write must not be tried again after later ones. And without a lock on stdout's buffer, for which
+        # the interpreter would wait at its end if a pipe has stalled.
         if self._path == "-":
             return cast(RawIOBase, open(STDOUT, "wb", buffering=0, closefd=False))
-        # O_NONBLOCK: a FIFO that nobody reads is an error, and nothing to wait for.
+        # O_NONBLOCK: a FIFO without a reader is an error, and must not block.
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
         os.set_blocking(fd, True)
         return cast(RawIOBase, open(fd, "ab", buffering=0))
@@ -289,7 +289,7 @@ class AccessLogService(Service):
 
 
 def batches(lines: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
-    """Lines in as few pieces as there may be; one that is longer than a piece may be is a piece of its own."""
+    """Lines in as few batches as possible; a line longer than a batch is one of its own."""
     batch = b""
     for line in lines:
         if batch and len(batch) + len(line) > most_bytes:

@@ -1,5 +1,5 @@
 """
-What an administrator wants to be told of: the kinds of events, and what an event is.
+Events that administrators can be notified of.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class EventKind(Enum):
     REPOSITORY_DELETED = "repository-deleted"
     #: An upload was refused because of a quota.
     QUOTA_REACHED = "quota-reached"
-    #: An upload was refused because the disk is full, or because so much of it must stay free.
+    #: An upload was refused because the disk is full, or because of C{--min-free}.
     DISK_FULL = "disk-full"
-    #: An upload was refused for another reason: its bytes are not what their name says, or its user may not.
+    #: An upload was refused for another reason: its hash is not its name, or its user has no right.
     UPLOAD_REFUSED = "upload-refused"
-    #: A stored object had other bytes than its name says.
+    #: The hash of a stored object was not its name.
     CORRUPTION = "corruption"
     #: An address is refused after too many failed logins.
     LOCKOUT = "lockout"
@@ -35,7 +35,7 @@ class EventKind(Enum):
     CERTIFICATE = "certificate-expiring"
 
 
-#: Refused uploads: told of once in a while for each user, repository and reason (the detail C{reason}).
+#: Refused uploads: reported once an hour for each user, repository and reason (the detail C{reason}).
 REFUSALS = frozenset((EventKind.QUOTA_REACHED, EventKind.DISK_FULL, EventKind.UPLOAD_REFUSED))
 
 
@@ -44,9 +44,9 @@ class Event:
     """
     One event.
 
-    @ivar message: what happened, for people; names in it are escaped.
+    @ivar message: what happened, as text; names in it are escaped.
     @ivar repository: as C{alice/laptop}, where it is about one.
-    @ivar user: who did it, where that is known.
+    @ivar user: of the request, if there is one.
     @ivar details: more, by kind (docs/operations.md).
     @ivar time_s: when, in seconds since 1970.
     """
@@ -76,18 +76,18 @@ class Event:
         return json.dumps(document, separators=(",", ":")).encode("ascii") + b"\n"
 
     def on_the_wire(self) -> dict[str, Any]:
-        """In what JSON has, for another process."""
+        """As types of JSON, for another process."""
         return {**asdict(self), "kind": self.kind.value}
 
     @classmethod
     def from_wire(cls, kind: str, **values: Any) -> Event:
-        """What L{on_the_wire} made."""
+        """The reverse of L{on_the_wire}."""
         return cls(EventKind(kind), **values)
 
 
-#: Whoever wants to know of every event.
+#: Called with every event.
 Tells = Callable[[Event], object]
 
 
 def nobody(event: Event) -> None:
-    """Where nobody wants to know."""
+    """Ignore an event."""

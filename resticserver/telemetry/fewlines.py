@@ -1,5 +1,5 @@
 """
-Log lines whose number is up to strangers: a scanner must not fill the disk with them.
+Log lines that any client can cause: a scanner must not fill the disk with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class FewLines:
 
     @param clock: has Twisted's C{callLater}.
     @param log: takes a line.
-    @param more: what the others are called, as C{"more TLS handshakes failed"}.
+    @param more: the words for the others, as C{"more TLS handshakes failed"}.
     """
 
     def __init__(self, clock: Any, log: Callable[[str], object], more: str) -> None:

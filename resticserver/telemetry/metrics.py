@@ -1,9 +1,8 @@
 """
-What is counted of requests, and how it is written for Prometheus.
+Request metrics, and their text format for Prometheus.
 
-A L{Tally} counts, in the process that serves; those of several processes are added up in one of them by what L{Tally.take}
-gives. L{Exposition} makes the text of it, with the client library's families and registries of its own: nothing global, and
-none of the C{_created} series that nobody asks for.
+A L{Tally} counts in each process that serves; one process adds up what L{Tally.take} returns in all of them. L{Exposition}
+makes the text, with the client library's families in registries of its own: nothing global, and no C{_created} series.
 
 The C{rest_server_blob_*} families are those of rest-server, with its labels, so that its dashboards work.
 """
@@ -23,9 +22,9 @@ from .record import Operation, Record
 
 #: The upper ends of the duration histogram, in seconds: from an answer out of a cache to a pack over a slow line.
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: Those of the fsync histogram: from memory and good flash to a disk that is ill.
+#: Those of the fsync histogram: from memory and good flash to a failing disk.
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-#: Methods that have a label of their own; the label's values must not be the clients' to choose.
+#: Methods that have a label of their own; clients must not be able to choose the label's values.
 _METHODS = {name: name.decode("ascii") for name in (b"GET", b"HEAD", b"POST", b"DELETE")}
 
 _DONE = {Operation.WRITE: "written", Operation.READ: "read", Operation.DELETE: "deleted"}
@@ -34,7 +33,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricType(Enum):
-    """What a family is for Prometheus."""
+    """The Prometheus type of a family."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -64,11 +63,11 @@ class Family(NamedTuple):
 
 class Histogram:
     """
-    Durations by how long they were.
+    A histogram of durations.
 
-    @param ends_s: the upper ends of its buckets; one more is beyond all.
+    @param ends_s: the upper ends of its buckets; one more bucket has all longer durations.
     @ivar counts: in each bucket.
-    @ivar sum_s: of all together.
+    @ivar sum_s: of all durations.
     """
 
     def __init__(self, ends_s: tuple[float, ...]) -> None:
@@ -77,17 +76,17 @@ class Histogram:
         self.sum_s = 0.0
 
     def observe(self, duration_s: float) -> None:
-        """One more."""
+        """Add one duration."""
         self.counts[bisect_left(self.ends_s, duration_s)] += 1
         self.sum_s += duration_s
 
     def add(self, counts: list[int], sum_s: float) -> None:
-        """What another has observed."""
+        """Add the durations of another histogram."""
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
         self.sum_s += sum_s
 
     def copy(self) -> Histogram:
-        """The same, for another thread."""
+        """A copy, for another thread."""
         made = Histogram(self.ends_s)
         made.counts, made.sum_s = self.counts.copy(), self.sum_s
         return made
@@ -96,7 +95,7 @@ class Histogram:
 @dataclass
 class RequestCounts:
     """
-    What was counted of requests.
+    The counters of requests.
 
     @ivar blobs: objects and bytes by operation, user, repository and type.
     @ivar requests: by method and status.
@@ -113,7 +112,7 @@ class RequestCounts:
     handshake_failures: int = 0
 
     def copy(self) -> RequestCounts:
-        """What was counted so far, for another thread."""
+        """A copy, for another thread."""
         return replace(
             self,
             blobs=self.blobs.copy(),
@@ -123,7 +122,7 @@ class RequestCounts:
         )
 
     def families(self) -> Iterator[Family]:
-        """All but the histograms."""
+        """All except the histograms."""
         labels = ("user", "repo", "type")
         done_to: dict[str, list[tuple[tuple[str, ...], tuple[int, int]]]] = {each.value: [] for each in _DONE}
         for key, both in sorted(self.blobs.items()):
@@ -153,7 +152,7 @@ class RequestCounts:
 
 class Tally:
     """
-    Counts requests, and how long the disk takes. For one thread, but for L{synced}.
+    Counts requests, and how long fsyncs take. For one thread, except for L{synced}.
 
     @ivar counted: since the start, or since it was taken.
     """
@@ -172,7 +171,7 @@ class Tally:
         effect, target = record.effect, record.target
         if effect is not None and target is not None:
             size_bytes = record.sent_bytes if effect.operation is Operation.READ else effect.size_bytes
-            # Only what is there has an effect, so a client cannot invent labels.
+            # Only existing objects have an effect, so a client cannot invent labels.
             self._add(
                 (effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes
             )
@@ -182,7 +181,7 @@ class Tally:
         self.counted.handshake_failures += 1
 
     def synced(self, duration_s: float) -> None:
-        """An C{fsync} has ended. Any thread's to call."""
+        """An C{fsync} has ended. May be called from any thread."""
         with self._syncing:
             self.counted.syncs.observe(duration_s)
 
@@ -191,7 +190,7 @@ class Tally:
         self.counted.blobs[key] = (before[0] + number, before[1] + size_bytes)
 
     def take(self) -> dict[str, Any]:
-        """What was counted since the last time, in what JSON has; it is not here any more."""
+        """Return what was counted since the last time, as types of JSON, and begin at zero again."""
         with self._syncing:
             taken, self.counted = self.counted, RequestCounts()
         return {
@@ -203,7 +202,7 @@ class Tally:
         }
 
     def add(self, taken: dict[str, Any]) -> None:
-        """What another has counted."""
+        """Add what another process has counted (L{take})."""
         for operation, user, repository, object_type, number, size_bytes in taken["blobs"]:
             self._add((operation, user, repository, object_type), number, size_bytes)
         counted = self.counted
@@ -218,24 +217,24 @@ class Tally:
         counted.handshake_failures += handshake_failures
 
     def forget(self, repositories: set[str]) -> None:
-        """These repositories are not there any more, nor are their series."""
+        """Remove the series of repositories that were deleted."""
         blobs = self.counted.blobs
         self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] not in repositories}
 
 
 class Exposition:
     """
-    Writes text for Prometheus. A line whose value has not changed since the last time is not written again: with a thousand
-    repositories these are nearly all, and to write them takes most of the time. Safe from several threads.
+    Writes text for Prometheus. A line whose value has not changed since the last time is taken from then: with a thousand
+    repositories that is nearly every line, and formatting them takes most of the time. Safe from several threads.
     """
 
     def __init__(self) -> None:
-        #: By family what comes before its lines, and each line by its labels, with the value that it has.
+        #: By family: the comments before its lines, and each line by its labels, with its value.
         self._written: dict[str, tuple[bytes, dict[tuple[str, ...], tuple[float, bytes]]]] = {}
         self._lock = threading.Lock()
 
     def text(self, counted: RequestCounts, families: Iterable[Family]) -> bytes:
-        """All of it. Takes its time where there is much; nothing of it may change meanwhile."""
+        """The whole text. Slow if there is much; nothing of it may change during the call."""
         with self._lock:
             pieces = [self._piece(family) for family in (*counted.families(), *families)]
             pieces.append(
@@ -259,7 +258,7 @@ class Exposition:
         samples = family.samples
         fresh = [sample for sample in samples if (line := known.get(sample.labels)) is None or line[0] != sample.value]
         if fresh or not before:
-            # No label's value breaks a line; the comments before the first are there in any case.
+            # Labels have no line breaks; the comments before the first line are always there.
             before, *lines = _family(family._replace(samples=fresh)).rsplit(b"\n", len(fresh) + 1)[:-1]
             known.update((labels, (value, line)) for (labels, value), line in zip(fresh, lines, strict=True))
         if len(known) != len(samples):
@@ -296,7 +295,7 @@ def _text(metric: Any) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Collector:
-        """Gives what it has when it is asked."""
+        """A collector of one metric."""
 
         def collect(self) -> Iterator[Any]:
             """The client library's call."""

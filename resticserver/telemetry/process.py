@@ -1,9 +1,9 @@
 """
-What the server's processes take of the machine, under the names that every Prometheus client uses: C{process_*}, C{python_info}
+The resources that the server's processes use, under the names that every Prometheus client uses: C{process_*}, C{python_info}
 and C{python_gc_*}. Other programs' dashboards and alerts look for them, rest-server's own among them.
 
 Where the server has workers, CPU, memory and descriptors are those of the parent and all workers together; the start is the
-parent's, and so is the collection of garbage. Reads C{/proc}, which waits for no disk, but takes too long for the reactor's
+parent's, and so is the collection of garbage. Reading C{/proc} never blocks on a disk, but takes too long for the reactor's
 thread. Where there is no C{/proc} only the start and the CPU are known.
 """
 
@@ -27,7 +27,7 @@ class Figures(NamedTuple):
     """
     One process.
 
-    @ivar started_s: when it was started, on the clock that begins with the machine.
+    @ivar started_s: when it was started, in seconds since the machine was.
     @ivar max_fds: how many descriptors it may have open.
     """
 
@@ -40,7 +40,7 @@ class Figures(NamedTuple):
 
 
 def figures_of(pid: int) -> Figures | None:
-    """Those of a process; C{None} if it has ended, or where there is no C{/proc}."""
+    """The figures of a process; C{None} if it has ended, or where there is no C{/proc}."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
@@ -81,10 +81,10 @@ class Processes:
         found = [figures for figures in all_of_them if figures is not None]
         cpu_s = sum(figures.cpu_s for figures in found) if own is not None else time.process_time()
         if workers is not None:
-            # Workers that have ended: else the counter would go back with each, which Prometheus takes for a restart.
+            # Workers that have ended: otherwise the counter would decrease with each, and Prometheus take that for a restart.
             ended = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu_s += ended.ru_utime + ended.ru_stime
-        # One that ends at this moment is in neither.
+        # A worker that ends at this moment is in neither.
         self._cpu_s = max(self._cpu_s, cpu_s)
         yield _counter("process_cpu_seconds", "User and system CPU time in seconds", self._cpu_s)
         yield _gauge(
@@ -115,7 +115,7 @@ def _python_info() -> Family:
 
 
 def _garbage() -> Iterator[Family]:
-    """What was collected, in this process."""
+    """Python's garbage collections in this process."""
     generations = gc.get_stats()
     for name, help_, key in (
         ("python_gc_objects_collected", "Objects that were collected", "collected"),

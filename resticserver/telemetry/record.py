@@ -1,5 +1,5 @@
 """
-The one record that every request leaves, whatever its end.
+The one record of every request, however it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..names import Target
 
 
 class Ending(Enum):
-    """How a request ended; each ends in exactly one of these."""
+    """How a request ended."""
 
     #: Answered with success.
     DONE = "done"
@@ -20,14 +20,14 @@ class Ending(Enum):
     REFUSED = "refused"
     #: Answered with a fault of the server (5xx).
     FAILED = "failed"
-    #: The client went away before an answer began.
+    #: The client disconnected before the answer began.
     LOST = "lost"
-    #: The answer began and did not come to its end.
+    #: The answer began and was not completed.
     TRUNCATED = "truncated"
 
 
 class Operation(Enum):
-    """What a request did to an object, in the words of the metrics."""
+    """What a request did to an object, as the metrics name it."""
 
     WRITE = "write"
     READ = "read"
@@ -38,14 +38,14 @@ class Effect(NamedTuple):
     """
     What a request did to what it named.
 
-    @ivar size_bytes: of the object that came or went; of a read only the record tells how much was sent.
+    @ivar size_bytes: of the object that was written or deleted; for a read see C{Record.sent_bytes}.
     """
 
     operation: Operation
     size_bytes: int = 0
 
 
-#: What the log shows for a client that went away before its answer; there is no HTTP status for it (nginx's custom).
+#: The status in the log of a client that disconnected before its answer, as in nginx; HTTP has none for that.
 STATUS_CLIENT_CLOSED = 499
 
 
@@ -82,5 +82,5 @@ class Record(NamedTuple):
     effect: Effect | None = None
 
 
-#: Whoever wants to know of every request.
+#: Called with the record of every request.
 Recorder = Callable[[Record], None]

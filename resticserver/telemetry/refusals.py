@@ -1,8 +1,8 @@
 """
-Uploads that were refused within the last day: who, where, why and how often, and which of them are worth a line in the log.
+Uploads that were refused within the last day, by user, repository and reason, and which of them are logged.
 
-A client that is refused tries again and again, so a refusal is told of once an hour for each user, repository and reason; all are
-counted. Pure rules: whoever has it calls it from one thread, and what L{Refusals.entries} gives may be read in another.
+A refused client tries again and again, so a refusal is reported once an hour for each user, repository and reason; all are
+counted. Pure rules for one thread; what L{Refusals.entries} returns may be read in another.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import NamedTuple
 
 from ..errors import CONTENT, DISK, MIN_FREE, QUOTA, RIGHTS
 
-#: Every reason for which an upload is refused, the ones for which there is no room first.
+#: All reasons; those of missing space come first.
 REASONS = (QUOTA, MIN_FREE, DISK, CONTENT, RIGHTS)
 #: How long a refusal is remembered.
 DAY_S = 86_400.0
-#: The same again is told of once in so long.
+#: How long the same refusal is not reported again.
 AGAIN_S = 3600.0
 #: Refusals of one hour are counted together.
 _HOUR_S = 3600.0
-#: So many different ones are remembered; the oldest is forgotten for one more.
+#: How many different refusals are remembered; then the oldest is forgotten.
 MOST_KEPT = 10_000
-#: So many different ones of one user are told of in an hour: who invents repositories must not fill the log.
+#: How many different refusals of a user are reported in an hour: a client that invents repositories must not fill the log.
 MOST_TOLD = 100
 
 #: User, repository and reason.
@@ -40,7 +40,7 @@ class Refused(NamedTuple):
     @ivar reason: one of L{REASONS}.
     @ivar number: how often.
     @ivar last_s: when the last time, in seconds since 1970.
-    @ivar message: what the client was told then.
+    @ivar message: of the last answer.
     """
 
     user: str | None
@@ -53,10 +53,10 @@ class Refused(NamedTuple):
 
 class RefusalHistory(NamedTuple):
     """
-    What is remembered for one key; times are the monotonic clock's.
+    The refusals of one key; times are the monotonic clock's.
 
-    @ivar hours: when the first and the last one of an hour was, and how many; the oldest first.
-    @ivar told_s: when it was told of.
+    @ivar hours: for each hour the times of its first and last refusal, and their number; the oldest first.
+    @ivar told_s: when it was last reported.
     """
 
     hours: tuple[tuple[float, float, int], ...]
@@ -65,11 +65,11 @@ class RefusalHistory(NamedTuple):
 
     @property
     def last_s(self) -> float:
-        """When the last one was."""
+        """The time of the last refusal."""
         return self.hours[-1][1]
 
     def within_a_day(self, now_s: float) -> tuple[tuple[float, float, int], ...]:
-        """Those hours that are not over for more than a day."""
+        """The hours that ended within the last day."""
         return tuple(hour for hour in self.hours if hour[1] > now_s - DAY_S)
 
 
@@ -77,22 +77,22 @@ class Refusals:
     """
     The refusals of one server.
 
-    @param clock: seconds that never go backwards.
+    @param clock: monotonic seconds.
     @ivar totals: how many there were since the start, by reason.
-    @ivar changes: how often something was added.
+    @ivar changes: how often L{add} was called.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: By key, the one that was added to last at the end.
+        #: By key, the last changed one at the end.
         self._entries: dict[Key, RefusalHistory] = {}
-        #: When each user's hour began, and how much of it was told of.
+        #: When each user's hour began, and how many refusals of it were reported.
         self._told: dict[str | None, tuple[float, int]] = {}
         self.totals: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self.changes = 0
 
     def add(self, user: str | None, repository: str, reason: str, message: str) -> bool:
-        """An upload was refused; whether that should be told of."""
+        """Count a refused upload; whether it is to be reported."""
         now_s = self._clock()
         self.totals[reason] += 1
         self.changes += 1
@@ -125,14 +125,14 @@ class Refusals:
             del self._entries[next(iter(self._entries))]
 
     def entries(self) -> tuple[float, list[tuple[Key, RefusalHistory]]]:
-        """The time on the monotonic clock, and all that is remembered; what is found in it is for L{within_a_day}."""
+        """The time on the monotonic clock, and all histories; for L{within_a_day}."""
         return self._clock(), list(self._entries.items())
 
     def load(self, known: Iterable[Refused], time_s: float) -> None:
         """
-        Take over what was known at the end of the last run. It counts for none of the totals.
+        Load the refusals of the last run. The totals do not count them.
 
-        @param time_s: the time, in seconds since 1970. One that was set back since makes old refusals new ones and no worse.
+        @param time_s: the time, in seconds since 1970. If the clock was set back, old refusals look new, which does no harm.
         """
         now_s = self._clock()
         entries: dict[Key, RefusalHistory] = {}
@@ -152,7 +152,7 @@ class Refusals:
 
 def within_a_day(found: tuple[float, list[tuple[Key, RefusalHistory]]], time_s: float) -> tuple[Refused, ...]:
     """
-    What was refused within the last day, the youngest first.
+    What was refused within the last day, the newest first.
 
     @param found: by L{Refusals.entries}.
     @param time_s: the time then, in seconds since 1970.

@@ -1,5 +1,5 @@
 """
-What a status page says: the state of the server and of its repositories, and what of it needs somebody's attention.
+The status page: the state of the server and of its repositories, and what needs attention.
 
 Pure rules and records; L{resticserver.web.status_pages} makes pages of them, L{resticserver.service.monitor} collects them.
 """
@@ -24,7 +24,7 @@ NEARLY_FULL = 0.9
 #: A certificate that ends so soon should be renewed.
 CERTIFICATE_S = 14 * 86_400.0
 
-#: The form of the JSON; a new number when a key changes its meaning or goes.
+#: The version of the JSON; a new number when a key changes its meaning or is removed.
 SCHEMA = 1
 
 
@@ -50,8 +50,8 @@ class RepositoryStatus:
     One repository.
 
     @ivar repository: its path; empty for the one at the root.
-    @ivar owner: whose quota it counts for.
-    @ivar last_snapshot_s: when its youngest snapshot was stored, in seconds since 1970; C{None} without one.
+    @ivar owner: the user whose quota it counts for.
+    @ivar last_snapshot_s: when its newest snapshot was stored, in seconds since 1970; C{None} without one.
     @ivar locks: how many there are, and C{oldest_lock_s} when the oldest was made, as far as is known.
     @ivar damaged: how many damaged files were found since the start.
     @ivar history: its size by days since 1970, the oldest first.
@@ -76,7 +76,7 @@ class RepositoryStatus:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name that is shown."""
         return printable(self.repository) or "/"
 
     def concerns(self, now_s: float) -> list[Concern]:
@@ -96,14 +96,14 @@ class RepositoryStatus:
         return sorted(found, key=lambda concern: -concern.level)
 
     def level(self, now_s: float) -> Level:
-        """The worst of it."""
+        """The level of the worst concern."""
         return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
 
 
 @dataclass(frozen=True, slots=True)
 class UserStatus:
     """
-    One user: the repositories below the folder of that name together, and what that user was refused, wherever that was.
+    One user: all repositories below the folder of that name, and the uploads that were refused to that user anywhere.
 
     @ivar refusals: within the last day.
     """
@@ -133,7 +133,7 @@ class UserStatus:
         return sorted(found, key=lambda concern: -concern.level)
 
     def level(self, now_s: float) -> Level:
-        """The worst of it."""
+        """The level of the worst concern."""
         return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
 
 
@@ -146,7 +146,7 @@ class ServerStatus:
     @ivar not_ready: why it is not ready; empty if it is.
     @ivar counted: whether all repositories have been counted since the start.
     @ivar certificate_s: when the TLS certificate ends; C{None} without TLS.
-    @ivar refusals: of uploads, within the last day, the youngest first.
+    @ivar refusals: of uploads, within the last day, the newest first.
     """
 
     version: str
@@ -197,7 +197,7 @@ class ServerStatus:
         if self.quota_bytes is not None:
             found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
         listed = {one.repository for one in self.repositories}
-        # The disk is the server's business, and so is what stands nowhere else.
+        # A full disk concerns the server, and so do refusals that no repository or user has.
         found += _of_refusals(
             [
                 one
@@ -234,7 +234,7 @@ class ServerStatus:
         return sorted(self.repositories, key=lambda one: (-one.level(self.time_s), one.repository))
 
     def only(self, name: str, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
-        """What a user of this name may see who may see just these; how the server and others stand is not theirs to know."""
+        """The status for a user: these repositories and the user's own figures, nothing about the server or other users."""
         shown = tuple(repositories)
         return replace(
             self,
@@ -246,7 +246,7 @@ class ServerStatus:
         ).with_refusals(one for one in self.refusals if one.user == name)
 
     def as_json(self) -> dict[str, Any]:
-        """In what JSON has (docs/operations.md)."""
+        """As types of JSON (docs/operations.md)."""
         return {
             "schema": SCHEMA,
             **_shallow(self),
@@ -264,7 +264,7 @@ class ServerStatus:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ServerStatus:
-        """What L{as_json} made."""
+        """The reverse of L{as_json}."""
 
         def known(kind: Any, values: dict[str, Any]) -> Any:
             return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
@@ -294,7 +294,7 @@ def _of_quota(used: int, most: int | None, what: str) -> list[Concern]:
 
 
 def _of_refusals(refusals: Iterable[Refused], now_s: float) -> list[Concern]:
-    """Refused uploads; where the user had no right the rules did what they are for, and nobody need do anything."""
+    """Refused uploads. Those without the right need no attention: the rules did what they are for."""
     found = []
     for level, its in (
         (Level.WARNING, [one for one in refusals if one.reason != RIGHTS]),
