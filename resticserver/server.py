@@ -29,7 +29,7 @@ from .access.throttle import Throttle
 from .config.settings import Settings
 from .dates import date_text
 from .errors import StartError
-from .net.listeners import Listeners
+from .net.listeners import METRICS, Listeners
 from .process import allocator
 from .process.descriptors import raise_limit
 from .process.orphans import Orphans
@@ -113,7 +113,7 @@ class ResticServer(SequentialServices):
         self._reactor = reactor
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
-        self.store.volume.known = self.state.marker()
+        self.store.volume.expect(self.state.marker())
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
         self.guesses = JobPool(reactor, "guesses", PASSWORD_THREADS, GUESSES_NICE)
         self.htpasswd = self._users()
@@ -190,7 +190,7 @@ class ResticServer(SequentialServices):
         else:
             self.disk = JobPool(reactor, "files", FILE_THREADS)
             services += [self.disk, self.pages, closes_idle(self.state, self.disk, reactor)]
-            self.store.on_size_change = SizeChanges(reactor, self.disk, self.store, self.events.tell).take
+            self.store.observe_size_changes(SizeChanges(reactor, self.disk, self.store, self.events.tell).take)
             self.monitoring = self._monitoring(self._count_in_workers)
             self.monitoring.worker_pids = lambda: self.workers.pids() if self.workers is not None else []
             requests = QuotaRequests(self.quota_keeper)
@@ -224,8 +224,7 @@ class ResticServer(SequentialServices):
                     self._metrics_site,
                     creator,
                     settings.shutdown_timeout_s,
-                    words="metrics on",
-                    flag="--metrics-listen",
+                    purpose=METRICS,
                 )
             )
             others.append(self._listeners[-1])
@@ -377,7 +376,7 @@ class ResticServer(SequentialServices):
             self.state.prepare()
             if volume.known is not None:
                 self.state.remember_marker(volume.known)
-            volume.learnt = self.state.remember_marker
+            volume.observe_marker(self.state.remember_marker)
             if self.settings.log:
                 AccessLogService(self.settings.log, AccessLog(), lambda job: None).try_to_open()
             for listeners in self._listeners:
@@ -481,9 +480,9 @@ class ResticServer(SequentialServices):
         """A worker has seen the volume's marker for the first time: from now on all miss it when it is gone."""
         assert self.workers is not None
         if self.store.volume.known is None:
-            self.store.volume.known = marker.encode("latin-1")
+            self.store.volume.expect(marker.encode("latin-1"))
             self.workers.tell_all("marker", marker=marker)
-            self.disk.run(self.state.remember_marker, self.store.volume.known)
+            self.disk.run(self.state.remember_marker, marker.encode("latin-1"))
 
     # --- the end
 

@@ -132,7 +132,7 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
     state = StateFile(path, asked.state_dir, read_only=True)
     store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(store=state))
     # An empty mount point must not look like a server without repositories.
-    store.volume.known = state.marker()
+    store.volume.expect(state.marker())
     store.volume.check()
     os.listdir(path)
     counting = store.counting

@@ -198,9 +198,10 @@ class WorkerServer(SequentialServices):
         self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._state = make_state(settings)
         self._volume = (store := make_store(settings, self._state)).volume
-        self._volume.known = None if marker is None else marker.encode("latin-1")
-        self._volume.gone = volume_gone
-        self._volume.learnt = lambda found: reactor.callFromThread(ipc.tell, "marker", marker=found.decode("latin-1"))
+        self._volume.expect(None if marker is None else marker.encode("latin-1"), is_missed=volume_gone)
+        self._volume.observe_marker(
+            lambda found: reactor.callFromThread(ipc.tell, "marker", marker=found.decode("latin-1"))
+        )
         flags, policy_file = make_policy(settings)
         if policy_file is not None and policy is not None:
             policy_file.take(policy)
@@ -269,7 +270,7 @@ class WorkerServer(SequentialServices):
     def _marker_learnt(self, marker: str) -> None:
         """Another worker has seen the volume's marker for the first time."""
         if self._volume.known is None:
-            self._volume.known = marker.encode("latin-1")
+            self._volume.expect(marker.encode("latin-1"))
 
     def _reload_certificates(self) -> Deferred[None]:
         """
