@@ -66,19 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: what stands behind C{usage}.
     @return: 0, 1 if it cannot be counted, or not all of some repository, 2 if the question makes no sense.
     """
-    parser = OneLineParser(
-        "rest-server usage",
-        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
-        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
-    )
-    parser.add_argument(
-        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
-    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
-    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
-    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    parser = _parser()
     try:
         asked = parser.parse_args(arguments)
         total = Limit(parse_size(asked.max_size) or None)
@@ -114,6 +102,23 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{parser.prog}: {words}: {', '.join(incomplete)}", file=sys.stderr)
     text = _json(lines, skipped, policy, total) if asked.json else _table(lines, policy, total)
     return 0 if write_line(text) and not incomplete else 1
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        "rest-server usage",
+        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
+        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
+    )
+    parser.add_argument(
+        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
+    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
+    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
+    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    return parser
 
 
 def _policy(path: str | None) -> Policy:
