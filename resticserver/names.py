@@ -1,8 +1,8 @@
 """
-Names and paths: what a repository, an object and a user may be called, and the one canonical form of a request's path.
+Names and paths: the valid names of repositories, objects and users, and the canonical form of a request's path.
 
-Pure rules, no I/O. A path is judged here once; access rules and files both use the L{Target} that comes out and never
-the raw bytes, so that no spelling can mean one thing to the policy and another to the disk.
+Pure rules, no I/O. A path is parsed here once. Access rules and the store both use the L{Target} that comes of it and never the
+raw bytes, so that no spelling can mean one thing to the policy and another to the disk.
 
 Source: restic's REST backend document and rest-server's routes (the first reserved segment ends the folder part).
 """
@@ -25,7 +25,7 @@ CONFIG = "config"
 #: Segments that end the folder part of a path, so never a repository's or a user's name.
 RESERVED = frozenset((*TYPES, CONFIG))
 
-#: Folders of the server's own; 404 for everyone, and refused as users.
+#: Folders that the server itself uses; 404 for all users, and no names of users.
 OWN_FOLDERS = frozenset(("-", ".trash", ".rest-server", ".tmp", ".htpasswd"))
 
 #: How deep repositories may lie at most.
@@ -55,7 +55,7 @@ class Target:
 
     @ivar repository: folder names from the data directory down; empty for the repository at the root.
     @ivar kind: what is named inside that repository.
-    @ivar type: one of L{TYPES}, C{"config"} for the config, C{""} for the repository itself.
+    @ivar type: the object type: one of L{TYPES}, C{"config"} for the config, C{""} for the repository itself.
     @ivar name: the object's id, C{"config"}, or C{""}.
     """
 
@@ -66,7 +66,7 @@ class Target:
 
     @property
     def route(self) -> str:
-        """The path inside the repository, as the API's routes spell it."""
+        """The path inside the repository, as the API's routes have it."""
         if self.kind is Kind.REPOSITORY:
             return ""
         if self.kind is Kind.CONFIG:
@@ -75,7 +75,7 @@ class Target:
 
 
 def is_object_id(name: str) -> bool:
-    """Whether C{name} is the lower-case hex form of a SHA-256, which is what restic calls its objects."""
+    """Whether C{name} is the lower-case hex form of a SHA-256, as restic names its objects."""
     return _ID.match(name) is not None
 
 
@@ -83,7 +83,7 @@ def is_folder_name(name: str) -> bool:
     """
     Whether a decoded path segment may be a folder of a repository.
 
-    Control characters and both slashes are refused: they are of no use in a name and of much use in a trick.
+    Control characters and both slashes are refused: no real name has them, and attacks use them.
     """
     return (
         name not in ("", ".", "..")
@@ -94,7 +94,7 @@ def is_folder_name(name: str) -> bool:
     )
 
 
-#: What file systems that fold names leave out of a comparison, as HFS+ does: joiners, marks of direction, variation selectors.
+#: Characters that file systems which fold names ignore, as HFS+ does: joiners, marks of direction, variation selectors.
 _IGNORED = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
@@ -107,15 +107,16 @@ _SHORT_NAME = re.compile(r"(?:rest-s|htpass|trash|tmp)~[0-9]+\Z")
 @lru_cache(maxsize=4096)
 def fold_name(name: str) -> str:
     """
-    A folder's name in the form in which file systems that fold names may compare it: case and Unicode form, and what Windows
-    drops (an NTFS stream such as C{::$DATA}, dots and blanks at the end). More is the same here than on any one of them.
+    A folder's name in the form in which file systems that fold names may compare it: without case and Unicode form, and without
+    what Windows drops (an NTFS stream such as C{::$DATA}, dots and spaces at the end). More names are equal here than on any
+    one file system.
     """
     name = name.partition(":")[0]
     if name.isascii():
         return name.lower().rstrip(". ")
     name = _IGNORED.sub("", unicodedata.normalize("NFKC", name))
     while True:
-        # upper() too: Unicode's case folding keeps the dotless i, which NTFS and exFAT take for an i.
+        # upper() too: Unicode's case folding keeps the dotless i, which is an i on NTFS and exFAT.
         folded = unicodedata.normalize("NFKC", name.upper().casefold()).replace("i\u0307", "i").rstrip(". ")
         if folded == name:
             return name
@@ -124,8 +125,8 @@ def fold_name(name: str) -> str:
 
 def reserved_name(name: str) -> str | None:
     """
-    The reserved name that a file system which folds names may take C{name} for; C{None} if there is none. Elsewhere C{name} is
-    reserved only if it is that very name.
+    The reserved name that C{name} may mean on a file system which folds names; C{None} if there is none. On other file systems
+    C{name} is reserved only if it equals that name.
     """
     folded = fold_name(name)
     if folded in RESERVED or folded in OWN_FOLDERS:
@@ -136,7 +137,7 @@ def reserved_name(name: str) -> str | None:
 
 
 def is_user_name(name: str) -> bool:
-    """Whether C{name} may be a user: letters of any script, digits, C{@ . _ -}, and never a name that is taken."""
+    """Whether C{name} may be a user: letters of any script, digits, C{@ . _ -}, and no reserved name."""
     return _USER.match(name) is not None and is_folder_name(name)
 
 
@@ -154,9 +155,9 @@ def parse_prefix(text: str) -> tuple[str, ...]:
 
 def path_below(path: bytes, prefix: tuple[str, ...]) -> bytes:
     """
-    What of a request's path stands below a prefix, still percent-encoded; all of it where the prefix does not stand before it.
+    The part of a request's path below a prefix, still percent-encoded; the whole path if it does not begin with the prefix.
 
-    @param path: also in the absolute form.
+    @param path: in any form.
     """
     if not path.startswith(b"/"):
         path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
@@ -174,9 +175,9 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
     The canonical form of a request's path.
 
     @param path: the raw path of the request target, still percent-encoded, without the query. The absolute form of
-        RFC 9112 section 3.2.2 is taken too; its authority is not looked at.
+        RFC 9112 section 3.2.2 is accepted too; its authority is ignored.
     @param max_depth: how many folders a repository may be deep.
-    @param prefix: folders that stand before every repository and mean nothing; without them the path names nothing.
+    @param prefix: folders that must come first, and are no part of the repository.
     @raise NotFound: for every path that names nothing, whatever the reason.
     """
     if not path.startswith(b"/"):
@@ -186,7 +187,7 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
         path = b"/" + rest.partition(b"/")[2]
     simple = _SIMPLE_OBJECT.match(path)
     if simple is not None:
-        # Most requests name an object, and their folders are few: the rules below have judged them before.
+        # Most requests name an object, and there are few different folders, which are in a cache.
         return Target(
             _folders(simple[1], max_depth, prefix), Kind.OBJECT, simple[2].decode("ascii"), simple[3].decode("ascii")
         )
@@ -209,10 +210,10 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
             return Target(repository, Kind.REPOSITORY)
         case ["config"]:
             return Target(repository, Kind.CONFIG, CONFIG, CONFIG)
-        case [kind, ""] if kind in TYPES:
-            return Target(repository, Kind.LIST, kind)
-        case [kind, name] if kind in TYPES and is_object_id(name):
-            return Target(repository, Kind.OBJECT, kind, name)
+        case [object_type, ""] if object_type in TYPES:
+            return Target(repository, Kind.LIST, object_type)
+        case [object_type, name] if object_type in TYPES and is_object_id(name):
+            return Target(repository, Kind.OBJECT, object_type, name)
     raise NotFound()
 
 
@@ -222,7 +223,7 @@ def _folders(path: bytes, max_depth: int, prefix: tuple[str, ...]) -> tuple[str,
     The repository that a path names.
 
     @param path: with both its slashes.
-    @raise NotFound: it names none.
+    @raise NotFound: it names no repository.
     """
     target = parse_target(path, max_depth, prefix)
     if target.kind is not Kind.REPOSITORY:
@@ -231,7 +232,11 @@ def _folders(path: bytes, max_depth: int, prefix: tuple[str, ...]) -> tuple[str,
 
 
 def _segment(raw: bytes) -> str:
-    """One decoded segment; a slash that appears by decoding, or bytes that are no UTF-8, make the path name nothing."""
+    """
+    One decoded segment.
+
+    @raise NotFound: it has an encoded slash, or is not UTF-8.
+    """
     if b"%" in raw:
         raw = unquote_to_bytes(raw)
         if b"/" in raw:
@@ -242,16 +247,16 @@ def _segment(raw: bytes) -> str:
         raise NotFound() from None
 
 
-# --- why something is no name, for people
+# --- why a name or a path is refused, as messages
 
 
 def why_reserved(word: str) -> str:
-    """What to tell whoever wants a repository of a name that is taken."""
+    """The message for a reserved name in a repository's path."""
     return f'"{word}" is a reserved name, choose another repository path'
 
 
 def why_no_folder(name: str) -> str:
-    """Why a decoded path segment may be no folder of a repository; empty if it may."""
+    """Why a decoded path segment cannot be a folder of a repository; empty if it can."""
     if is_folder_name(name):
         return ""
     if name in RESERVED or name in OWN_FOLDERS:
@@ -265,7 +270,7 @@ def why_no_folder(name: str) -> str:
 
 
 def why_no_user(name: str) -> str:
-    """Why something may not be a user's name; empty if it may."""
+    """Why a text cannot be a user's name; empty if it can."""
     if is_user_name(name):
         return ""
     odd = next((c for c in name if not re.match(r"[\w@.\-]", c)), "")
@@ -276,18 +281,18 @@ def why_no_user(name: str) -> str:
 
 def why_no_repository(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> str:
     """
-    Why a path is no repository's, as L{parse_target} takes it: which part of it is wrong, and how.
+    Why L{parse_target} finds no repository at a path: which part of it is wrong, and how.
 
-    @return: a phrase; empty if it is one.
+    @return: a phrase; empty if the path is a repository's.
     """
     return _why_no_folders(path, max_depth, prefix, whole=True)
 
 
 def why_nothing(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) -> str:
     """
-    Why a path names nothing at all, as L{parse_target} takes it.
+    Why L{parse_target} finds nothing at a path.
 
-    @return: a phrase; empty if it names something.
+    @return: a phrase; empty if the path names something.
     """
     try:
         parse_target(path, max_depth, prefix)
@@ -300,7 +305,7 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
     """
     What is wrong with a path.
 
-    @param whole: whether it should be a repository's, else something inside of one will do.
+    @param whole: whether it must be a repository's path; otherwise it may lead into one.
     """
     if not path.startswith(b"/"):
         scheme, _, rest = path.partition(b"://")
@@ -333,10 +338,10 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
     return f"a repository's path ends in a slash: {last}/"
 
 
-def _why_not_inside(kind: str, rest: list[str]) -> str:
-    """What is wrong with what stands behind a reserved word."""
-    if kind == CONFIG:
+def _why_not_inside(word: str, rest: list[str]) -> str:
+    """What is wrong with the path after a reserved name."""
+    if word == CONFIG:
         return f"{CONFIG!r} is a reserved name and a file, so nothing stands behind it"
     if len(rest) > 1:
-        return f"{kind!r} is a reserved name, and behind it stands one name and no folder: {kind}/ID"
+        return f"{word!r} is a reserved name, and behind it stands one name and no folder: {word}/ID"
     return f"{rest[0]!r} is no object's name: those have 64 digits, 0 to 9 and a to f"

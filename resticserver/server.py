@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from .config.settings import Settings
 from .errors import StartError
-from .net.listeners import Listeners
+from .net.listeners import METRICS, Listeners
 from .process import allocator
 from .process.descriptors import raise_limit
 from .process.orphans import Orphans
@@ -99,8 +99,7 @@ class ResticServer(SequentialServices):
             self._metrics_site,
             core.connection_creator,
             core.settings.shutdown_timeout_s,
-            words="metrics on",
-            flag="--metrics-listen",
+            purpose=METRICS,
         )
 
     def _metrics_site(self) -> RepositorySite:
@@ -157,7 +156,7 @@ class ResticServer(SequentialServices):
         core.state.prepare()
         if volume.known is not None:
             core.state.remember_marker(volume.known)
-        volume.learnt = core.state.remember_marker
+        volume.observe_marker(core.state.remember_marker)
         if core.settings.log:
             AccessLogService(core.settings.log, AccessLog(), lambda job: None).try_to_open()
         for front in self._fronts:

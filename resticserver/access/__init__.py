@@ -1,3 +1,3 @@
 """
-Who you are and what you may. Knows no HTTP and no reactor.
+Authentication and authorization. Knows no HTTP and no reactor.
 """

@@ -1,5 +1,5 @@
 """
-The user whom a client's certificate names.
+The user that a client's certificate names.
 
 Source: RFC 5280 (subject and subjectAltName).
 """
@@ -16,7 +16,7 @@ from ..names import is_user_name
 
 def user_of(certificate: x509.Certificate, source: str) -> str | None:
     """
-    The one name of a certificate, which has been verified; C{None} if it has none, several, or none that a user may have.
+    The user that a verified certificate names; C{None} if it has no name, several names, or one that no user can have.
 
     @param source: C{cn} (the subject's common name), C{email} or C{dns} (a subjectAltName of that kind).
     """

@@ -2,8 +2,8 @@
 Users and password hashes from an htpasswd file.
 
 Reading and checking block (bcrypt takes some 75 ms at cost 10) and belong in a pool. bcrypt (C{$2y$ $2a$ $2b$}), the
-crypts C{$6$ $5$ $apr1$} and C{{SHA}} are taken; an entry of another kind is named in the log and refuses everyone,
-without harm to the others.
+crypts C{$6$ $5$ $apr1$} and C{{SHA}} are supported. An entry of another kind is logged, and its user cannot log in; the
+other entries are not affected.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
 
-#: bcrypt looks at no more of a password than this; bcrypt 5 raises on longer ones.
+#: bcrypt uses no more bytes of a password than this; bcrypt 5 raises on longer ones.
 _BCRYPT_BYTES = 72
 
 _BCRYPT_PREFIXES = ("$2y$", "$2a$", "$2b$")
 _SHA_PREFIX = "{SHA}"
 
-#: What passlib checks, and its names for it.
+#: The hashes that passlib checks, and its names for them.
 _CRYPTS = {"$6$": "sha512_crypt", "$5$": "sha256_crypt", "$apr1$": "apr_md5_crypt"}
 
-#: Cost, 22 letters of salt (of the last only two bits count; bcrypt raises where others are set), 31 of hash.
+#: Cost, 22 letters of salt (only two bits of the last one count; bcrypt raises if others are set), 31 of hash.
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
-#: A login at this cost takes some ten seconds, and nothing can stop it; one more takes twice as long.
+#: A login at this cost takes about ten seconds and cannot be interrupted; the next cost takes twice as long.
 _MOST_COST = 17
 
-#: Rounds of $5$ and $6$ that are taken. passlib needs about a second for so many, and there is no way to stop it.
+#: The most rounds of $5$ and $6$ that are supported. passlib needs about a second for them, and cannot be interrupted.
 _MOST_ROUNDS = 1_000_000
 
-#: passlib refuses longer passwords, for the crypts take the longer the longer a password is.
+#: passlib refuses longer passwords, because the time of these hashes grows with the length.
 _LONGEST_BYTES = 4096
 
-#: How much of a name that is none is shown.
+#: How much of an invalid name is shown.
 _LONGEST_SHOWN = 60
 
-#: bcrypt's digest stands behind its salt without a sign between them.
+#: bcrypt's digest follows its salt without a separator.
 _BCRYPT_DIGEST_LETTERS = 31
 
-#: For how long and of how many pairs it is known that they were verified.
+#: For how long, and for how many pairs, it is remembered that they were verified.
 _REMEMBER_S = 36 * 3600.0
 _MOST_REMEMBERED = 10_000
 
@@ -67,13 +67,13 @@ def parse_htpasswd(data: bytes | str, path: str = "htpasswd") -> tuple[dict[str,
     The entries of an htpasswd file.
 
     @param path: what to call the file in warnings.
-    @return: hashes by user (the last entry of a user holds, as in rest-server; Apache takes the first), and one warning
-        for each line that was left out; a bad line never breaks the others.
+    @return: hashes by user (the last entry of a user counts, as in rest-server; in Apache the first does), and one warning
+        for each line that was left out; a bad line does not affect the others.
     """
     users: dict[str, str] = {}
     warnings = []
     text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
-    # Only at newlines: what splitlines() takes for an end of line besides could hide an entry from those who edit the file.
+    # Only at newlines: splitlines() has other ends of lines, and an editor could show one entry where there are two.
     for number, line in enumerate(text.split("\n"), 1):
         if (entry := entry_of(line)) is None:
             continue
@@ -91,8 +91,8 @@ def entry_of(line: str) -> tuple[str, str] | None:
     """
     User and hash of one line, whether they are valid or not; C{None} for a comment or an empty line.
 
-    Spaces around the line and before the hash are not a part of it, as in rest-server. What stands behind a second colon is
-    not looked at, as in Apache and rest-server. Windows' editors begin a file with a byte order mark.
+    Spaces around the line and before the hash are ignored, as in rest-server. Text after a second colon is ignored, as in
+    Apache and rest-server. Editors on Windows begin a file with a byte order mark.
     """
     line = line.removeprefix("\ufeff").strip()
     if not line or line.startswith("#"):
@@ -102,11 +102,11 @@ def entry_of(line: str) -> tuple[str, str] | None:
 
 
 def _problem_of_name(user: str, line: str) -> str | None:
-    """What is wrong with the name in a line, or with the line as a whole; C{None} if nothing is."""
+    """What is wrong with the name in a line, or with the line as a whole; C{None} if it is valid."""
     if any("\udc80" <= letter <= "\udcff" for letter in line):
         return "it has bytes that are not UTF-8"
     if ":" not in line:
-        return "there is no colon in it"  # and maybe a password, so nothing of it is shown
+        return "there is no colon in it"  # the line may be a password, so it is not shown
     if is_user_name(user):
         return None
     shown = user if len(user) <= _LONGEST_SHOWN else user[:_LONGEST_SHOWN] + "..."
@@ -119,7 +119,7 @@ def _problem_of_name(user: str, line: str) -> str | None:
 
 
 def _problem_of(hashed: str) -> str | None:
-    """What is wrong with an entry, without a letter of it; C{None} if nothing is, and a check of it will not raise."""
+    """What is wrong with an entry, without showing it; C{None} if it is valid: then L{check_password} does not raise."""
     if hashed.startswith(_SHA_PREFIX):
         return None if _is_sha(hashed) else "malformed {SHA} hash"
     if hashed.startswith(_BCRYPT_PREFIXES):
@@ -133,7 +133,7 @@ def _problem_of(hashed: str) -> str | None:
         parsed = crypt.from_string(hashed)
     except ValueError:
         return f"malformed {crypt.ident} hash"
-    # int() is generous: rounds of 5_000 would be another spelling of the same.
+    # int() accepts 5_000 as well, which would be another spelling of the same rounds.
     if parsed.checksum is None or parsed.to_string() != hashed:
         return f"malformed {crypt.ident} hash"
     if getattr(parsed, "rounds", 0) > _MOST_ROUNDS:
@@ -149,10 +149,10 @@ def _is_sha(hashed: str) -> bool:
 
 
 def _crypt_of(hashed: str) -> Any:
-    """passlib's class for an entry; C{None} for entries that are not passlib's."""
+    """passlib's class for an entry; C{None} for entries that passlib does not check."""
     for prefix, name in _CRYPTS.items():
         if hashed.startswith(prefix):
-            # Not at the top: it takes as long as a login, and most files have no such entry.
+            # Imported late: that takes as long as a login, and most files have no such entry.
             import passlib.hash  # type: ignore[import-untyped]
 
             return getattr(passlib.hash, name)
@@ -161,11 +161,11 @@ def _crypt_of(hashed: str) -> Any:
 
 def check_password(hashed: str, password: bytes) -> bool:
     """
-    Whether a password has this hash; takes its time, for bcrypt with the GIL released.
+    Whether a password has this hash. Slow; bcrypt releases the GIL.
 
-    A password that cannot be right (with a NUL; too long for the crypts) takes the time of another that is wrong.
+    A password that cannot be right (with a NUL; too long for passlib) takes as long as any wrong one.
 
-    @param hashed: an entry that L{parse_htpasswd} let through.
+    @param hashed: an entry that L{parse_htpasswd} returned.
     """
     if hashed.startswith(_SHA_PREFIX):
         digest = hashlib.sha1(password).digest()
@@ -184,7 +184,7 @@ def check_password(hashed: str, password: bytes) -> bool:
     return right and possible
 
 
-#: The number of a reading that did not take place: no user was verified by it.
+#: The number of a snapshot before the file was ever read; it has no users.
 _NO_READING = -1
 
 
@@ -198,7 +198,7 @@ class _Snapshot:
 
     users: Mapping[str, str]
     number: int
-    #: What an unknown user's password is checked against, so that both refusals cost the same.
+    #: The password of an unknown user is checked against this, so that both refusals take as long.
     decoy: str
 
 
@@ -207,11 +207,11 @@ class Htpasswd(MadeOfFiles):
     """
     The users of one htpasswd file, read again when it changes.
 
-    Verified passwords are remembered by a salted digest, together with the entry that they were verified against (so that
-    a changed entry forgets them) and the place that they came from: C{cache_s} seconds as right, or until the file is read
-    again, and a day and a half (a daily backup may be late) as such that were right.
+    Verified passwords are remembered by a salted digest of the password, the entry (so that a changed entry forgets them) and
+    the place that they came from. For C{cache_s} seconds, or until the file is read again, they are not checked again. For a
+    day and a half (a daily backup may be late) it is known that they were right.
 
-    @ivar clock: seconds that never go backwards.
+    @param clock: monotonic seconds.
     """
 
     path: str
@@ -232,7 +232,8 @@ class Htpasswd(MadeOfFiles):
         """
         Read the file for the first time.
 
-        @param may_be_missing: asked where it cannot be read: whether it will be there later. Until then L{is_missing} is true.
+        @param may_be_missing: called if it cannot be read; returns whether it will be there later. Until then L{is_missing} is
+            true.
         @raise StartError: it cannot be read.
         """
         try:
@@ -245,7 +246,7 @@ class Htpasswd(MadeOfFiles):
             if isinstance(error, FileNotFoundError):
                 advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
                 raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {reason}") from error
-            # The file exists, so --no-auth is not what the operator wants.
+            # The file exists, so --no-auth is not what the operator needs.
             raise StartError(f"--htpasswd-file: cannot load {self.path}: {reason}") from error
 
     def _read_again(self) -> None:
@@ -256,13 +257,13 @@ class Htpasswd(MadeOfFiles):
         _log.error(words, path=self.path, error=reason_of(error) if isinstance(error, OSError) else error)
 
     def say_reloaded(self) -> None:
-        """Log that what was read again holds, everywhere."""
+        """Log that the file as it is now is in use, in all processes."""
         _log.info("Reloaded htpasswd file")
 
     def _read(self) -> _Snapshot:
         data = self._watched.read()
         if b"\0" in data:
-            # UTF-16, or what a crash of the machine has left: not even its lines are lines.
+            # UTF-16, or what a crash of the machine has left.
             raise OSError(errno.EINVAL, "it is not UTF-8 text, there are NUL bytes in it", self.path)
         users, warnings = parse_htpasswd(data, self.path)
         for warning in warnings:
@@ -274,14 +275,14 @@ class Htpasswd(MadeOfFiles):
 
     def is_cached(self, user: str, password: bytes, place: str) -> bool:
         """
-        Whether this pair was verified within the last minute; quick, for the reactor's thread.
+        Whether this pair was verified within the last minute. Quick, for the reactor's thread.
 
-        @param place: where it comes from; what was right elsewhere is not known here.
+        @param place: where the login comes from; only logins from there count.
         """
         return self.cached(user, password, place)[0] > 0
 
     def cached(self, user: str, password: bytes, place: str) -> tuple[float, int]:
-        """For how many seconds that will be so, 0 for not at all, and by which reading of the file."""
+        """For how many more seconds L{is_cached} is true (0 if it is not), and by which reading of the file."""
         at_s, reading = self._verified_at(user, password, place)
         if reading != self._snapshot.number:
             return 0.0, reading
@@ -294,26 +295,26 @@ class Htpasswd(MadeOfFiles):
 
     @property
     def reading(self) -> int:
-        """Which reading of the file holds; each has a higher number than the one before."""
+        """The number of the reading of the file that is in use; each is higher than the one before."""
         return self._snapshot.number
 
     def was_verified(self, user: str, password: bytes, place: str) -> bool:
         """
-        Whether this pair was verified within the last day and a half, against the entry that the user has now; quick.
+        Whether this pair was verified within the last day and a half, against the entry that the user has now. Quick.
 
-        That lets nobody in: it tells those who know a password from those who guess.
+        That is no login: it distinguishes users who know a password from guesses.
         """
         at_s, reading = self._verified_at(user, password, place)
         return reading > 0 and self.clock() < at_s + _REMEMBER_S
 
     def _verified_at(self, user: str, password: bytes, place: str) -> tuple[float, int]:
-        """When it was, and by which reading: by none, the 0th, if never."""
+        """When it was verified, and by which reading: 0 for never."""
         never = (0.0, 0)
         hashed = self._snapshot.users.get(user)
         return never if hashed is None else self._verified.get(self._key(user, hashed, password, place), never)
 
     def check(self, user: str, password: bytes, place: str) -> bool:
-        """Whether user and password are right; blocks, and as long for an unknown user as for a wrong password."""
+        """Whether user and password are right. Blocks, as long for an unknown user as for a wrong password."""
         snapshot = self._snapshot
         hashed = snapshot.users.get(user)
         if hashed is None:
@@ -324,7 +325,7 @@ class Htpasswd(MadeOfFiles):
         key = self._key(user, hashed, password, place)
         with self._lock:
             now = self.clock()
-            self._verified.pop(key, None)  # it becomes the youngest
+            self._verified.pop(key, None)  # so that it becomes the newest
             self._verified[key] = (now, snapshot.number)
             while len(self._verified) > _MOST_REMEMBERED or next(iter(self._verified.values()))[0] + _REMEMBER_S <= now:
                 del self._verified[next(iter(self._verified))]
@@ -335,12 +336,12 @@ class Htpasswd(MadeOfFiles):
 
 
 def joined(*parts: bytes) -> bytes:
-    """Parts as one, so that no others give the same."""
+    """Parts as one, with their lengths, so that no other parts give the same bytes."""
     return b"".join(b"%d:%s" % (len(part), part) for part in parts)
 
 
 def _cost_of(hashed: str) -> tuple[object, ...]:
-    """What the time of a check depends on; equal for entries that take the same time."""
+    """A key of entries whose checks take the same time."""
     if hashed.startswith(_SHA_PREFIX):
         return (_SHA_PREFIX,)
     if hashed.startswith(_BCRYPT_PREFIXES):
@@ -351,8 +352,8 @@ def _cost_of(hashed: str) -> tuple[object, ...]:
 
 def _decoy_like(users: Mapping[str, str]) -> str:
     """
-    A hash that nobody has, of the kind and cost that most users have; the cheapest where there are no users, since then
-    there is nobody to tell from the unknown.
+    A hash of no password, of the kind and cost that most users have. Without users it is the cheapest, since no user can be
+    found out then.
     """
     costs = Counter(map(_cost_of, users.values()))
     usual = max(costs, key=lambda cost: costs[cost], default=(_SHA_PREFIX,))
@@ -360,5 +361,5 @@ def _decoy_like(users: Mapping[str, str]) -> str:
         return _SHA_PREFIX + base64.b64encode(secrets.token_bytes(20)).decode("ascii")
     like = next(hashed for hashed in users.values() if _cost_of(hashed) == usual)
     letters = _BCRYPT_DIGEST_LETTERS if like.startswith(_BCRYPT_PREFIXES) else len(like) - like.rindex("$") - 1
-    # Making a real hash would cost as much as a login; any letters of the digest's alphabet are as good.
+    # A real hash would take as long as a login; random letters of the digest's alphabet do as well.
     return like[:-letters] + "".join(secrets.choice(string.ascii_letters) for _ in range(letters))

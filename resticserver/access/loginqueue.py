@@ -1,16 +1,16 @@
 """
-The queue of password checks: whose check is next, and whose is given up when too many wait.
+The queue of password checks: which check is next, and which one is dropped when too many wait.
 
-Password checks are slow on purpose, so a flood of guesses always has more of them than the server can make. Who gets the
-next one is decided when a thread is free, and fairly between addresses:
+Password checks are slow on purpose, so a flood of guesses always needs more of them than the server can make. Which one is
+next is decided when a thread is free, and fairly between addresses:
 
-  1. passwords that were right lately, at the same place;
-  2. addresses without failed logins in the last minutes;
-  3. the networks, then the addresses, then the users at an address, that have tried least in the last minutes without being
-     right; those that tried about as much take turns.
+1. passwords that were right lately, from the same place;
+2. addresses without failed logins in the last minutes;
+3. the networks, then the addresses, then the users at an address, with the fewest unsuccessful attempts in the last minutes;
+   those with about as many take turns.
 
-When the queue is full, the longest waiter of the most crowded address is given up, of an address with failures if there is
-one. No I/O, no threads: all is called in the reactor's thread.
+When the queue is full, the check that waits longest is dropped, of the address with the most checks (one with failures, if
+there is any). No I/O and no threads: everything is called in the reactor's thread.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .throttle import Login, wider_network_of
 
 T = TypeVar("T")
 
-#: An address with a failed login counts as one for so long.
+#: How long an address counts as one with a failed login.
 FAILED_S = 600.0
-#: What was tried counts half after so long, a quarter after twice that.
+#: Attempts count half after so long, and a quarter after twice that.
 HALF_LIFE_S = 60.0
-#: Networks, addresses, and users at addresses that are remembered; the one that was seen the longest ago is forgotten first.
+#: How many networks, addresses, and users at addresses are remembered; the one seen longest ago is forgotten first.
 MOST_SOURCES = 30_000
 
 
@@ -38,9 +38,9 @@ class _Source:
     """
     A network, an address, or a user's name at an address.
 
-    @ivar attempts: attempts that were not right (yet); halved as time goes by.
-    @ivar halved_s: when they were halved last.
-    @ivar failed_s: when a password was wrong last.
+    @ivar attempts: attempts that were not successful (yet); halved as time passes.
+    @ivar halved_s: when they were last halved.
+    @ivar failed_s: when a password was last wrong.
     @ivar turn: when it had its last turn; 0 for never.
     @ivar waiting: how many of its attempts wait.
     """
@@ -64,7 +64,7 @@ class _Source:
 
     @property
     def weight(self) -> int:
-        """How much it has tried: the same for 0 to 3, for 4 to 7, for 8 to 15, for 16 to 31, and so on."""
+        """How many attempts it has, in steps: 0 to 3, 4 to 7, 8 to 15, 16 to 31, and so on."""
         return (self.attempts >> 2).bit_length()
 
 
@@ -73,8 +73,8 @@ class Waiting(Generic[T]):
     """
     One check that waits, or has waited.
 
-    @ivar item: the caller's.
-    @ivar verified: the password was right lately, at the same place.
+    @ivar item: what the caller has added.
+    @ivar verified: whether the password was right lately, from the same place.
     """
 
     item: T
@@ -90,7 +90,7 @@ class Waiting(Generic[T]):
         return self.network, self.address, self.user
 
     def claim(self, now_s: float) -> tuple[bool, int, int]:
-        """The lower, the sooner it has its turn."""
+        """The lower, the sooner is its turn."""
         return self.address.failed(now_s), self.network.weight, self.address.weight
 
 
@@ -98,15 +98,15 @@ class LoginQueue(Generic[T]):
     """
     Checks that wait for a thread.
 
-    @param size: how many may wait. Verified ones are not counted: there are no more of them than logins that were right.
-    @param clock: seconds that never go backwards.
+    @param size: how many may wait. Verified ones are not counted: there are no more of them than successful logins.
+    @param clock: monotonic seconds.
     """
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self.size = size
         self._clock = clock
         self._sources: dict[str, _Source] = {}
-        #: In the order in which they came.
+        #: In the order of their arrival.
         self._waiting: dict[Waiting[T], None] = {}
         self._guesses = 0
         self._numbers = count(1)
@@ -117,12 +117,12 @@ class LoginQueue(Generic[T]):
 
     def add(self, login: Login, verified: bool, item: T) -> tuple[Waiting[T], Waiting[T] | None]:
         """
-        Let a check wait.
+        Add a check.
 
-        @return: it, and the one that is given up for it, which may be itself.
+        @return: the check, and the one that is dropped for it, which may be itself.
         """
         place = login.place
-        # What can be no user's name is one name, however many there are.
+        # All names that no user can have count as one name.
         name = login.user if is_user_name(login.user) else ""
         # No network or address has a space in it.
         keys = f"network {wider_network_of(place)}", place, f"{place} {name}"
@@ -136,12 +136,12 @@ class LoginQueue(Generic[T]):
         self._guesses += 1
         if self._guesses <= self.size:
             return waiting, None
-        given_up = self._most_crowded()
-        self.remove(given_up)
-        return waiting, given_up
+        dropped = self._most_crowded()
+        self.remove(dropped)
+        return waiting, dropped
 
     def first(self) -> Waiting[T] | None:
-        """Whose turn it is; it still waits."""
+        """The next check; it stays in the queue."""
         now_s = self._clock()
         for waiting in self._waiting:
             for source in waiting.sources:
@@ -149,14 +149,14 @@ class LoginQueue(Generic[T]):
         return min(self._waiting, key=lambda waiting: self._rank(waiting, now_s), default=None)
 
     def take(self, waiting: Waiting[T]) -> None:
-        """Its check begins: it waits no longer, and has had its turn."""
+        """Remove a check because it begins: this was its turn."""
         self.remove(waiting)
         turn = next(self._turns)
         for source in waiting.sources:
             source.turn = turn
 
     def remove(self, waiting: Waiting[T]) -> None:
-        """It waits no longer."""
+        """Remove a check."""
         if waiting not in self._waiting:
             return
         del self._waiting[waiting]
@@ -165,7 +165,7 @@ class LoginQueue(Generic[T]):
             source.waiting -= 1
 
     def was_right(self, waiting: Waiting[T]) -> None:
-        """The password was right: that was no guess."""
+        """The password was right."""
         for source in waiting.sources:
             source.attempts = max(0, source.attempts - 1)
 
@@ -175,8 +175,8 @@ class LoginQueue(Generic[T]):
 
     def is_quiet(self, waiting: Waiting[T], most: int) -> bool:
         """
-        Whether the first one is no part of a flood, as far as can be told: it was right lately, or its address has tried
-        little, and no more than C{most} wait that cannot be told from it.
+        Whether a check is probably no part of a flood: its password was right lately, or its address has few attempts and no
+        more than C{most} waiting checks have the same claim or a better one.
         """
         if waiting.verified:
             return True
@@ -188,14 +188,14 @@ class LoginQueue(Generic[T]):
 
     @staticmethod
     def _rank(waiting: Waiting[T], now_s: float) -> tuple[object, ...]:
-        """The lowest is the first."""
+        """The check with the lowest rank is next."""
         network, address, user = waiting.sources
         return (
             not waiting.verified,
             waiting.claim(now_s),
             user.failed(now_s),
             user.weight,
-            # In turn, by networks, then addresses, then users.
+            # Take turns, by networks, then addresses, then users.
             network.turn,
             address.turn,
             user.turn,
@@ -203,7 +203,7 @@ class LoginQueue(Generic[T]):
         )
 
     def _most_crowded(self) -> Waiting[T]:
-        """Who is given up."""
+        """The check to drop."""
         now_s = self._clock()
         guesses = [waiting for waiting in self._waiting if not waiting.verified]
 

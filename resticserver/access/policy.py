@@ -1,9 +1,9 @@
 """
-Who may do what: the one decision, as a pure rule.
+Authorization: the decision whether a user may do something, as a pure rule.
 
-Deny by default. Every request comes through L{Policy.decide} with the canonical L{resticserver.names.Target}, once. The
-flags of the command line (C{--append-only}, C{--read-only}, C{--private-repos}) and the policy file are the same thing: the
-file grants a right, the flags take away from it, so the stricter always wins.
+Deny by default. Every request goes through L{Policy.decide} once, with the canonical L{resticserver.names.Target}. The policy
+file grants rights, and the options of the command line (C{--append-only}, C{--read-only}, C{--private-repos}) take rights
+away, so the stricter one always wins.
 
 | right  | reads, lists | locks: make, remove | make objects | remove objects |
 |--------|--------------|---------------------|--------------|----------------|
@@ -12,8 +12,8 @@ file grants a right, the flags take away from it, so the stricter always wins.
 | append | yes          | yes                 | yes          | no             |
 | full   | yes          | yes                 | yes          | yes            |
 
-To make a repository takes C{create} besides C{append}, to delete a whole one C{delete-repository} besides C{full}.
-(That nothing stored is ever replaced by other bytes holds always, in the store.)
+Making a repository needs C{create} besides C{append}, and deleting a whole one C{delete-repository} besides C{full}.
+(The store never replaces an intact object by other bytes, whatever the rights.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..sizes import UNLIMITED, Limit
 
 
 class Action(Enum):
-    """What a request wants to do to what it names."""
+    """What a request asks for."""
 
     READ = "read"
     SAVE = "save"
@@ -39,7 +39,7 @@ class Action(Enum):
     DELETE_REPOSITORY = "delete the repository"
 
 
-#: What each method means for what a path names; no other method is one there.
+#: What each method means, by what the path names; other methods are not allowed there.
 ACTIONS: Mapping[Kind, Mapping[bytes, Action]] = {
     Kind.REPOSITORY: {b"POST": Action.CREATE, b"DELETE": Action.DELETE_REPOSITORY},
     Kind.LIST: {b"GET": Action.READ},
@@ -49,7 +49,7 @@ ACTIONS: Mapping[Kind, Mapping[bytes, Action]] = {
 
 
 class Right(IntEnum):
-    """What may be done in a repository; each holds all those before it."""
+    """What may be done in a repository; each right includes those before it."""
 
     NONE = 0
     READ = 1
@@ -60,10 +60,10 @@ class Right(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Decision:
     """
-    Whether it may be done.
+    Whether an action is allowed.
 
-    @ivar reason: if not, why: a phrase for the client's user, which tells nothing of others' repositories.
-    @ivar rule: what decided, for the administrator.
+    @ivar reason: why it is not: a phrase for the client's user, which reveals nothing about repositories of others.
+    @ivar rule: the rule that decided, for the administrator.
     """
 
     allowed: bool
@@ -75,18 +75,18 @@ class Decides(Protocol):
     """What the routes need of a policy."""
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
-        """Whether C{user} (C{None} without authentication) may do this."""
+        """Whether a user (C{None} without authentication) may do this."""
 
     def may_delete_repositories(self) -> bool:
-        """Whether anyone may: else the method does not exist."""
+        """Whether any user may: otherwise the method does not exist."""
 
 
 class RepositoryPattern:
     """
     Repositories by their folders, segment by segment: C{*} and C{?} never cross a slash, C{**} is any number of folders,
-    C{{user}} is the name of whoever asks. C{/} is the repository at the root.
+    C{{user}} is the name of the request's user. C{/} is the repository at the root.
 
-    @raise ValueError: no pattern.
+    @raise ValueError: the text is no pattern.
     """
 
     def __init__(self, text: str) -> None:
@@ -99,7 +99,7 @@ class RepositoryPattern:
             raise ValueError(f"{text!r}: there is {{user}} and nothing else in braces")
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
-        """Whether this is one of them."""
+        """Whether a repository is one of them."""
         return self._match(user, self._segments, repository)
 
     def _match(self, user: str, segments: tuple[str, ...], folders: tuple[str, ...]) -> bool:
@@ -119,7 +119,7 @@ class RepositoryPattern:
 
 @lru_cache(maxsize=10_000)
 def _segment_pattern(segment: str, user: str) -> re.Pattern[str]:
-    # The name is put in after the wildcards were found: no letter of it is one.
+    # The name is inserted after the wildcards were translated, so it has none.
     pieces = (
         "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in piece)
         for piece in segment.split("{user}")
@@ -127,18 +127,18 @@ def _segment_pattern(segment: str, user: str) -> re.Pattern[str]:
     return re.compile(re.escape(user).join(pieces) + r"\Z", re.DOTALL)
 
 
-#: Whom a rule is for: everyone who is known.
+#: The name for all authenticated users.
 EVERYONE = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
-    One rule: the first whose users and repositories fit decides.
+    One rule: the first one with matching users and repositories decides.
 
     @ivar users: names, or L{EVERYONE}.
     @ivar number: its place in the file, from 1.
-    @ivar limit: for each repository that it matches.
+    @ivar limit: the quota of each repository that it matches.
     """
 
     users: frozenset[str]
@@ -150,7 +150,7 @@ class Rule:
     number: int = 0
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
-        """Whether it is for this user and this repository."""
+        """Whether the rule is for this user and this repository."""
         return (EVERYONE in self.users or user in self.users) and any(
             pattern.matches(user, repository) for pattern in self.repositories
         )
@@ -158,7 +158,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """What a policy file says, resolved: groups are gone from it."""
+    """The content of a policy file, with groups resolved."""
 
     rules: tuple[Rule, ...]
     default: Right = Right.NONE
@@ -174,10 +174,10 @@ class Policy:
     """
     The rules of one server.
 
-    @ivar append_only: nothing is removed but locks.
-    @ivar read_only: nothing is made or removed but locks.
-    @ivar private_repos: a user's repositories lie below the folder of their name, and nowhere else.
-    @ivar grants: of the policy file; C{None} without one: whoever came in has every right but to delete repositories.
+    @ivar append_only: only locks may be removed.
+    @ivar read_only: only locks may be made and removed.
+    @ivar private_repos: users may use only repositories below the folder of their name.
+    @ivar grants: of the policy file; C{None} without one: every user has every right except to delete repositories.
     """
 
     append_only: bool = False
@@ -186,12 +186,12 @@ class Policy:
     grants: Grants | None = None
 
     def may_delete_repositories(self) -> bool:
-        """Whether anyone may delete a whole repository."""
+        """Whether any user may delete a whole repository."""
         return self.grants is not None and any(rule.delete_repository for rule in self.grants.rules)
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
         """
-        Whether C{user} (C{None} without authentication) may do this.
+        Whether a user (C{None} without authentication) may do this.
         """
         if self.private_repos and (user is None or target.repository[:1] != (user,)):
             reason = "private repositories: the path must start with your user name"
@@ -204,7 +204,7 @@ class Policy:
         return self._granted(user, action, target, needed)
 
     def _granted(self, user: str | None, action: Action, target: Target, needed: Right) -> Decision:
-        """What the file says of it."""
+        """The decision of the policy file."""
         if self.grants is None:
             if action is Action.DELETE_REPOSITORY:
                 return Decision(False, "no policy grants this", "no policy file")
@@ -231,17 +231,17 @@ class Policy:
         )
 
     def limit_of_user(self, name: str) -> Limit:
-        """The quota of all repositories below the folder of that name: the user's own entry, or everyone's."""
+        """The quota of a user, for all repositories below the folder of that name: the user's own, or everyone's."""
         limits = self.grants.user_limits if self.grants is not None else {}
         return limits.get(name) or limits.get(EVERYONE, UNLIMITED)
 
     def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
-        """The quota that a repository has for what this user adds to it: that of the rule that decides."""
+        """The quota of a repository for what this user adds to it: that of the rule that decides."""
         rule = self.rule_for(user, repository)
         return UNLIMITED if rule is None else rule.limit
 
     def rule_for(self, user: str | None, repository: tuple[str, ...]) -> Rule | None:
-        """The rule that decides; C{None} if none fits or nobody is known."""
+        """The rule that decides; C{None} if none matches, or without authentication."""
         if self.grants is None or user is None:
             return None
         return next((rule for rule in self.grants.rules if rule.matches(user, repository)), None)
@@ -255,7 +255,7 @@ _REFUSALS = {
 
 
 def _needed(action: Action, target: Target) -> Right:
-    """The right that an action takes."""
+    """The right that an action needs."""
     if action is Action.READ:
         return Right.READ
     if target.type == _LOCKS and action in (Action.SAVE, Action.REMOVE):

@@ -1,5 +1,5 @@
 """
-Whose word is taken for where a request comes from, and who that is.
+Trusted proxies, and the client's address as they report it.
 
 Sources: RFC 7239 (C{Forwarded}); C{X-Forwarded-For} as nginx, HAProxy and Apache write it.
 """
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: What stands for the other end of a unix socket: only those whom the file's mode lets in can be there.
+#: The address of the client of a unix socket. It is trusted, because the file's mode decides which users can connect.
 UNIX = "-"
 
 _DEFAULT = ("127.0.0.0/8", "::1/128")
 
-#: More proxies than this are not looked behind.
+#: How many proxies are followed at most.
 _MOST_HOPS = 32
 
 #: An address as both headers write it, with or without a port: 192.0.2.1:80, [2001:db8::1]:80, 2001:db8::1.
 _NODE = re.compile(r"\[(?P<v6>[^\]]*)\](?::\w+)?|(?P<v4>[0-9.]+)(?::\w+)?|(?P<bare>[0-9A-Fa-f:.]+)(?:%[\w.-]+)?")
 
-#: A pair of a Forwarded element, or what separates pairs (;) and elements (,).
+#: A pair of a Forwarded element, or a separator of pairs (;) or elements (,).
 _FORWARDED = re.compile(
     r'\s*(?:(?P<name>[\w!#$%&\'*+.^`|~-]+)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s;,"]*)|(?P<separator>[;,]))'
 )
@@ -33,14 +33,14 @@ _FORWARDED = re.compile(
 
 @dataclass(frozen=True)
 class TrustedProxies:
-    """Networks; unix sockets are always trusted."""
+    """The networks of trusted proxies; unix sockets are always trusted."""
 
     networks: tuple[IPNetwork, ...]
 
     @classmethod
     def parse(cls, values: Sequence[str]) -> TrustedProxies:
         """
-        The values of C{--trusted-proxy}: networks or addresses; none at all are this machine's own, C{none} is none.
+        From the values of C{--trusted-proxy}: networks or addresses. No values mean this machine's own, C{none} means none.
 
         @raise ValueError: one is neither.
         """
@@ -60,7 +60,7 @@ class TrustedProxies:
         return ", ".join([*map(str, self.networks), "unix sockets"])
 
     def trusts(self, address: str) -> bool:
-        """Whether what this address says of others is believed."""
+        """Whether this is the address of a trusted proxy."""
         if address == UNIX:
             return True
         parsed = _parsed(address)
@@ -68,11 +68,11 @@ class TrustedProxies:
 
     def client_address(self, peers: Sequence[str], x_forwarded_for: Sequence[bytes], forwarded: Sequence[bytes]) -> str:
         """
-        The nearest address that is not trusted, for what stands behind it is only its own word; the farthest if all are.
+        The nearest address that is not trusted, since it may claim any addresses behind it; the farthest if all are trusted.
 
-        C{X-Forwarded-For} is read where there is one, for most proxies write that and pass on a C{Forwarded} as it came.
+        C{X-Forwarded-For} is used if there is one, because most proxies write that and forward a C{Forwarded} unchanged.
 
-        @param peers: what the connection says, the nearest first.
+        @param peers: the addresses of the connection, the nearest first.
         @param x_forwarded_for: the header's values, and those of C{Forwarded}, in their order.
         """
         address = peers[0]
@@ -99,7 +99,7 @@ def _x_forwarded_for(values: Iterable[bytes]) -> Iterator[str]:
 
 
 def _forwarded(values: Iterable[bytes]) -> Iterator[str]:
-    """What the elements say of C{for}, the nearest first; nothing if they are not to be understood."""
+    """The values of C{for}, the nearest first; none if the header is malformed."""
     text = b",".join(values).decode("latin-1")
     elements = [""]
     position = 0
@@ -116,13 +116,13 @@ def _forwarded(values: Iterable[bytes]) -> Iterator[str]:
 
 
 def _host_of(node: str) -> str:
-    """An element without its port and brackets; anything for what is no address (C{unknown}, C{_hidden})."""
+    """An element without its port and brackets; any text for one that is no address (C{unknown}, C{_hidden})."""
     found = _NODE.fullmatch(node)
     return (found["v6"] or found["v4"] or found["bare"] or "") if found is not None else ""
 
 
 def plain_address(text: str) -> str:
-    """An address in its shortest form, without a scope, and an IPv4 address as such; what is none, as it is."""
+    """An address in its shortest form, without a scope, and IPv4 in its own form; any other text unchanged."""
     parsed = _parsed(text)
     return text if parsed is None else str(parsed)
 

@@ -1,9 +1,8 @@
 """
-Failed logins, counted in token buckets: who guesses waits longer and longer, and an address that goes on is refused.
+Failed logins, counted in token buckets: each failure delays the next login, and an address with too many is refused.
 
-A user is never refused, only slowed: else anyone could stop somebody's backups by failing in that name. Nothing blocks
-here and nothing is told in advance: a token is taken before a check and given back after a success, so that guesses that
-run at the same time count too.
+A user is never refused, only delayed: otherwise any client could stop a user's backups by failing in that name. A token is
+taken before a check and returned after a success, so that guesses at the same time count too. Nothing blocks here.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from typing import NamedTuple
 from ..names import is_user_name
 from .proxies import plain_address
 
-#: No answer is later than this because of failures.
+#: The longest delay.
 MOST_DELAY_S = 5.0
-#: Each failure beyond the free ones makes the next answer so much later.
+#: By how much each failure beyond the free ones delays the next answer.
 DELAY_STEP_S = 0.5
-#: Users, and addresses, that are remembered; the one that failed the longest ago is forgotten first.
+#: How many users, and how many addresses, are remembered; the one that failed longest ago is forgotten first.
 MOST_BUCKETS = 10_000
-#: Passwords a minute that may be looked for in vain among those that were right lately; and, when an address has used these
-#: up, in each user's name: its other users need not suffer for one that guesses.
+#: How many passwords a minute an address may look up in vain among those that were right lately; and, when it has used these
+#: up, how many for each user, so that one user who guesses does not block the others there.
 LOOKUPS = 100
 LOOKUPS_OF_A_USER = 5
 
@@ -49,7 +48,7 @@ class Login(NamedTuple):
     """
     One attempt to log in.
 
-    @ivar address_is_trusted: this is many clients' address (a trusted proxy's own).
+    @ivar address_is_trusted: the address is a trusted proxy's own, which many clients share.
     @ivar known: the request before on the same connection had the same credentials, and they were right.
     """
 
@@ -61,18 +60,18 @@ class Login(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it comes from, as far as that is told apart."""
+        """Where it comes from: an address, or a network for IPv6."""
         return network_of(self.address) or self.address
 
 
 @dataclass(frozen=True)
 class Verdict:
     """
-    What becomes of an attempt.
+    The decision about an attempt.
 
-    @ivar delay_s: how long it has to wait before it is looked at.
-    @ivar refused: it is not looked at.
-    @ivar lockout_began: this is the first that is refused.
+    @ivar delay_s: how long it must wait before the password is checked.
+    @ivar refused: the password is not checked.
+    @ivar lockout_began: it is the first one that is refused.
     """
 
     delay_s: float = 0.0
@@ -83,9 +82,9 @@ class Verdict:
 @dataclass
 class _Bucket:
     """
-    Tokens; below 0 they are a debt.
+    Tokens; fewer than 0 are a debt.
 
-    @ivar tokens: as they were at C{at_s}.
+    @ivar tokens: the number at C{at_s}.
     @ivar locked: nothing is admitted until the debt is paid.
     """
 
@@ -95,15 +94,15 @@ class _Bucket:
 
     @property
     def delay_s(self) -> float:
-        """For the attempt that took the last token."""
+        """The delay of the attempt that took the last token."""
         return round(min(MOST_DELAY_S, max(0.0, -self.tokens) * DELAY_STEP_S), 3)
 
 
 class _Buckets:
     """
-    Buckets by key. A full one is as good as none and is forgotten sooner or later.
+    Buckets by key. A full one means the same as none, and is forgotten at some time.
 
-    @param capacity: how many tokens each holds, and gets back in a minute.
+    @param capacity: how many tokens each can hold, and gets back in a minute.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
@@ -115,7 +114,7 @@ class _Buckets:
         return len(self._buckets)
 
     def get(self, key: str) -> _Bucket:
-        """The bucket of a key as it is now; it is the last to be forgotten."""
+        """The bucket of a key as it is now; it will be forgotten last."""
         bucket = self._buckets.pop(key, None)
         if bucket is None:
             bucket = _Bucket(self.capacity, self._clock())
@@ -125,7 +124,7 @@ class _Buckets:
         return bucket
 
     def give_back(self, key: str) -> None:
-        """A token that was taken for nothing."""
+        """Return a token."""
         bucket = self._buckets.get(key)
         if bucket is not None:
             bucket.tokens = min(bucket.tokens + 1, self.capacity)
@@ -136,7 +135,7 @@ class _Buckets:
         bucket.at_s = now
 
     def _forget(self) -> None:
-        """Make room for one: two of the oldest go if they are full, one in any case if there are too many."""
+        """Make room for one: of the two oldest, remove those that are full, and the oldest if there are too many."""
         for key in list(islice(self._buckets, 2)):
             self._refill(self._buckets[key])
             if self._buckets[key].tokens >= self.capacity or len(self._buckets) >= MOST_BUCKETS:
@@ -145,10 +144,10 @@ class _Buckets:
 
 class Throttle:
     """
-    The buckets of users and of addresses. Each holds as many tokens as failures are free in a minute, and fills up in one.
+    The buckets of users and of addresses. Each holds as many tokens as failures are free in a minute, and fills up in a minute.
 
-    @param failures_per_minute: 0 lets everything through.
-    @param clock: seconds that never go backwards.
+    @param failures_per_minute: 0 admits everything.
+    @param clock: monotonic seconds.
     """
 
     def __init__(self, failures_per_minute: int, clock: Callable[[], float]) -> None:
@@ -160,10 +159,10 @@ class Throttle:
 
     def admit(self, user: str, address: str, exempt_address: bool) -> Verdict:
         """
-        Whether a password may be tried, and when. Takes a token of the user's and one of the address's.
+        Whether a password may be checked, and when. Takes a token of the user's and one of the address's.
 
-        @param user: any text: it may be no user at all.
-        @param exempt_address: this is many clients' address (a trusted proxy's own), and not counted.
+        @param user: any text; there need not be such a user.
+        @param exempt_address: do not count the address: it is a trusted proxy's own, which many clients share.
         """
         if not self._capacity:
             return Verdict()
@@ -175,18 +174,18 @@ class Throttle:
                 return Verdict(refused=True)
             bucket.locked = False
             if bucket.tokens - 1 < -self._capacity:
-                # From here on the debt takes a minute to be paid.
+                # From now on it takes a minute to pay the debt.
                 bucket.locked = True
                 return Verdict(refused=True, lockout_began=True)
             bucket.tokens -= 1
             delay_s = bucket.delay_s
-        # What is refused is not the user's failure: it cost no check, and must not slow the user down.
+        # A refused attempt does not count for the user: it cost no check, and must not delay the user.
         bucket = self._users.get(_name_of(user))
         bucket.tokens = max(bucket.tokens - 1, -float(self._capacity) - MOST_DELAY_S / DELAY_STEP_S)
         return Verdict(max(delay_s, bucket.delay_s))
 
     def give_back(self, user: str, address: str) -> None:
-        """An admitted attempt was no failure."""
+        """Return the tokens of an attempt that was no failure."""
         self._users.give_back(_name_of(user))
         network = network_of(address)
         if network is not None:
@@ -194,22 +193,22 @@ class Throttle:
 
     def may_look_up(self, user: str, address: str, exempt_address: bool) -> bool:
         """
-        Whether a password may be looked for among those that were right lately. That is as good a guess as any, and much
-        faster, so there is a bound to the misses of an address (of a user, where the address is not counted).
+        Whether a password may be looked up among those that were right lately. A lookup is a guess too, and a fast one, so an
+        address (or a user, where the address is not counted) may have only so many misses.
         """
         return not self._capacity or any(
             bucket.tokens >= 1 for bucket in self._lookup_buckets(user, address, exempt_address)
         )
 
     def missed(self, user: str, address: str, exempt_address: bool) -> None:
-        """It was not among them."""
+        """Count a lookup that found nothing."""
         for bucket in self._lookup_buckets(user, address, exempt_address):
             if bucket.tokens >= 1:
                 bucket.tokens -= 1
                 return
 
     def _lookup_buckets(self, user: str, address: str, exempt_address: bool) -> Iterator[_Bucket]:
-        """What a look is taken from: the first that has a token."""
+        """The buckets of a lookup; it uses the first one that has a token."""
         network = None if exempt_address else network_of(address)
         name = _name_of(user)
         # No network has a space in it.
@@ -219,15 +218,15 @@ class Throttle:
 
 
 def _name_of(user: str) -> str:
-    """The key of a user; what can be no user's name is one key, however long and however many it is."""
+    """The key of a user. All texts that are no user's name share one key."""
     return user if is_user_name(user) else ""
 
 
 @lru_cache(maxsize=10_000)
 def wider_network_of(place: str) -> str:
     """
-    The network that a place (L{Login.place}) is in: an IPv4 address's /24, a /64's /48, which are often one customer's or
-    one hoster's. Other places are their own.
+    The network that a place (L{Login.place}) is in: the /24 of an IPv4 address, the /48 of a /64. They often belong to one
+    customer or one hoster. Any other place is returned unchanged.
     """
     try:
         network = ipaddress.ip_network(place)
@@ -238,7 +237,7 @@ def wider_network_of(place: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def network_of(address: str) -> str | None:
-    """What is counted as one address: for IPv6 the /64, which is what one customer has; C{None} for a unix socket."""
+    """What counts as one address: for IPv6 the /64, which one customer has; C{None} for a unix socket."""
     try:
         parsed = ipaddress.ip_address(plain_address(address))
     except ValueError:

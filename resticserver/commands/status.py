@@ -35,23 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     @return: 0 if all is well, 1 if something needs attention, 2 if the status is unknown, or incomplete because the
         server still counts.
     """
-    parser = OneLineParser(
-        "rest-server status",
-        description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
-        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or "
-        "not yet, because the server still counts.",
-    )
-    parser.add_argument(
-        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
-    )
-    parser.add_argument("--user", metavar="NAME", help="whose repositories; the user metrics sees all")
-    parser.add_argument(
-        "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"
-    )
-    parser.add_argument(
-        "--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate"
-    )
-    parser.add_argument("--json", action="store_true", help="print what the server says as it is")
+    parser = _parser()
     try:
         asked = parser.parse_args(arguments)
     except SystemExit as left:
@@ -79,6 +63,27 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     # Repositories that were not counted yet may be in any state.
     return 0 if status.counted else 2
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        "rest-server status",
+        description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
+        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or "
+        "not yet, because the server still counts.",
+    )
+    parser.add_argument(
+        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
+    )
+    parser.add_argument("--user", metavar="NAME", help="whose repositories; the user metrics sees all")
+    parser.add_argument(
+        "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"
+    )
+    parser.add_argument(
+        "--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate"
+    )
+    parser.add_argument("--json", action="store_true", help="print what the server says as it is")
+    return parser
 
 
 class _NotAsked(Exception):

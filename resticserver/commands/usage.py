@@ -65,19 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the arguments after C{usage}.
     @return: 0; 1 if nothing could be counted, or a repository only in part; 2 for invalid arguments.
     """
-    parser = OneLineParser(
-        "rest-server usage",
-        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
-        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
-    )
-    parser.add_argument(
-        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
-    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
-    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
-    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    parser = _parser()
     try:
         asked = parser.parse_args(arguments)
         total = Limit(parse_size(asked.max_size) or None)
@@ -115,6 +103,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if write_line(text) and not incomplete else 1
 
 
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        "rest-server usage",
+        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
+        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
+    )
+    parser.add_argument(
+        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
+    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
+    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
+    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    return parser
+
+
 def _policy(path: str | None) -> Policy:
     if path is None:
         return Policy()
@@ -132,7 +137,7 @@ def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None
     state = StateFile(path, asked.state_dir, read_only=True)
     store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(store=state))
     # An empty mount point must not look like a server without repositories.
-    store.volume.known = state.marker()
+    store.volume.expect(state.marker())
     store.volume.check()
     os.listdir(path)
     counting = store.counting

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
+class Purpose(NamedTuple):
+    """
+    What addresses are for.
+
+    @ivar flag: the option that has them.
+    @ivar words: what is logged before each of them; if it is set, sockets of systemd do not replace them.
+    """
+
+    flag: str
+    words: str | None = None
+
+
+REQUESTS = Purpose("--listen")
+METRICS = Purpose("--metrics-listen", "metrics on")
+
+
 class Listeners(Service):
     """
     All sockets that the server listens on, and the connections that came from them.
@@ -35,8 +51,7 @@ class Listeners(Service):
     @param make_site: makes the HTTP factory when the service starts.
     @param connection_creator: for TLS, or C{None}.
     @param shutdown_timeout_s: how long transfers may go on after the stop began.
-    @param words: what is logged before each address; sockets are not inherited then.
-    @param flag: the option that has the addresses.
+    @param purpose: what the addresses are for.
     """
 
     def __init__(
@@ -46,13 +61,12 @@ class Listeners(Service):
         make_site: Callable[[], RepositorySite],
         connection_creator: Any,
         shutdown_timeout_s: float,
-        words: str | None = None,
-        flag: str = "--listen",
+        purpose: Purpose = REQUESTS,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
-        self._words = words
-        self._flag = flag
+        self._words = purpose.words
+        self._flag = purpose.flag
         self._make_site = make_site
         self._connection_creator = connection_creator
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -61,7 +75,7 @@ class Listeners(Service):
         self._site: RepositorySite | None = None
         #: Called before it is logged where the server listens.
         self.announcing: Callable[[], object] = lambda: None
-        self.setName(words or "listeners")
+        self.setName(purpose.words or "listeners")
 
     def open(self) -> None:
         """

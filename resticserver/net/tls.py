@@ -70,14 +70,7 @@ def server_context(
         context.use_certificate_chain_file(certificate_path)
     except SSL.Error as error:
         raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
-    try:
-        # Not by OpenSSL, which asks for a passphrase at a terminal, and a daemon has none.
-        private: Any = serialization.load_pem_private_key(key, None)
-    except TypeError as error:
-        words = "is protected by a passphrase, which nobody is there to type"
-        raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise StartError(f"--tls-key: {key_path} holds no usable PEM private key: {_reason(error)}") from error
+    private = _private_key(key_path, key)
     try:
         context.use_privatekey(private)
         context.check_privatekey()
@@ -105,6 +98,22 @@ def server_context(
         # pyOpenSSL asks for partial writes: one record a call, each of which releases and takes the interpreter's lock.
         context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     return context
+
+
+def _private_key(path: str, content: bytes) -> Any:
+    """
+    The private key of a PEM file.
+
+    @raise StartError: it has none, or one with a passphrase.
+    """
+    try:
+        # Not by OpenSSL, which asks for a passphrase at a terminal, and a daemon has none.
+        return serialization.load_pem_private_key(content, None)
+    except TypeError as error:
+        words = "is protected by a passphrase, which nobody is there to type"
+        raise StartError(f"--tls-key: {path} {words}: {_reason(error)}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise StartError(f"--tls-key: {path} holds no usable PEM private key: {_reason(error)}") from error
 
 
 def _empty_context(minimum_version: str) -> SSL.Context:

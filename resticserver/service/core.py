@@ -54,7 +54,7 @@ class Core:
         self.reactor = reactor
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
-        self.store.volume.known = self.state.marker()
+        self.store.volume.expect(self.state.marker())
         self.htpasswd = self._users()
         flags, self.policy_file = make_policy(settings)
         if self.policy_file is not None:

@@ -20,6 +20,7 @@ from ..access.proxies import TrustedProxies
 from ..config.settings import Settings
 from ..process.descriptors import bounds
 from ..storage.local import LocalStore
+from ..storage.publish import Publisher
 from ..storage.readonly import ReadOnlyStore
 from ..storage.snapshots import Snapshots
 from ..storage.state import StateFile
@@ -77,12 +78,12 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
     store = kind(
         settings.path,
         verify=not settings.no_verify_upload,
-        group_accessible=settings.group_accessible_repos,
         max_depth=settings.max_depth,
-        snapshots=Snapshots(store=state),
         min_free=settings.min_free,
+        publisher=Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher(),
+        snapshots=Snapshots(store=state),
     )
-    store.volume.remembered_in = state.marker_file
+    store.volume.expect(None, remembered_in=state.marker_file)
     return store
 
 
@@ -178,8 +179,8 @@ class Frontend:
         tally, store = parts.tally, parts.store
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
-            store.publisher.synced = tally.synced
-        store.on_size_change = SizeChanges(reactor, self.disk, store, parts.tell).take
+            store.publisher.observe_fsyncs(tally.synced)
+        store.observe_size_changes(SizeChanges(reactor, self.disk, store, parts.tell).take)
         self.readiness = Readiness(reactor, store, self.disk)
         idle = closes_idle(parts.state, self.disk, reactor)
         self.services += [self.disk, self._quick, self._writers, parts.pages, idle]

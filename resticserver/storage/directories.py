@@ -50,7 +50,7 @@ class DataDirectory:
     @param snapshots: what lists have read.
     @param verify: whether the hash of an upload must be its name.
     @param min_free: how much of the file system uploads must leave free.
-    @ivar on_size_change: called from any thread when an object has another size than before.
+    @ivar on_size_change: called with objects whose size has changed; see L{observe_size_changes}.
     """
 
     def __init__(
@@ -65,6 +65,10 @@ class DataDirectory:
         self.spelling = Spelling(self.path)
         self.free_space = FreeSpaceGuard(min_free) if min_free is not None else None
         self.on_size_change: Callable[[SizeChange], object] = lambda change: None
+
+    def observe_size_changes(self, observer: Callable[[SizeChange], object]) -> None:
+        """Call C{observer}, from any thread, with each object that has another size than before."""
+        self.on_size_change = observer
 
     def object_path(self, repository: Repository, object_type: str, name: str) -> str:
         """The path of an object's file."""

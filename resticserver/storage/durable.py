@@ -31,7 +31,7 @@ class DurableDirectories:
     Makes directories, and makes names durable. Safe from several threads.
 
     @param directory_mode: of new directories, whatever the umask.
-    @ivar synced: called with the seconds that each fsync took, if it is set.
+    @ivar synced: called with the seconds that each fsync took; see L{observe_fsyncs}.
     """
 
     def __init__(self, directory_mode: int) -> None:
@@ -41,6 +41,10 @@ class DurableDirectories:
         #: The stamp of each directory when its names were made durable; the oldest first.
         self._settled: dict[str, Stamp] = {}
         self._settled_guard = threading.Lock()
+
+    def observe_fsyncs(self, synced: Callable[[float], object]) -> None:
+        """Call C{synced}, from any thread, with the seconds that each fsync took."""
+        self.synced = synced
 
     def make_directory(self, path: str) -> bool:
         """

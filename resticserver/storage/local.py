@@ -23,7 +23,7 @@ from .free_space import space_errors
 from .interface import Listing, NotDurable, SizeChange, Stored, Upload
 from .layout import Repository, object_directory, repository_path
 from .listing import LocalListing
-from .publish import TEMPORARY_FOLDER, Mechanisms, Publisher
+from .publish import TEMPORARY_FOLDER, Publisher
 from .snapshots import Snapshots
 from .stored import LocalObject, hash_of, opened
 from .sweep import sweep
@@ -38,10 +38,10 @@ class LocalStore(DataDirectory):
 
     @param path: the data directory.
     @param verify: whether the hash of an upload must be its name. A name conflict is always decided by hash.
-    @param group_accessible: files 0660 and directories 0770 instead of 0600 and 0700, whatever the umask.
     @param max_depth: how many folders deep repositories may lie.
-    @param snapshots: keeps what lists have read, except for locks.
     @param min_free: how much of the file system uploads must leave free.
+    @param publisher: makes files and directories; has their modes.
+    @param snapshots: keeps what lists have read, except for locks.
     @ivar counting: counts what is stored.
     @cvar read_only: whether the store works also where it cannot write.
     """
@@ -53,15 +53,18 @@ class LocalStore(DataDirectory):
         path: str,
         *,
         verify: bool = True,
-        group_accessible: bool = False,
         max_depth: int = 2,
-        mechanisms: Mechanisms | None = None,
-        snapshots: Snapshots | None = None,
         min_free: FreeSpace | None = None,
+        publisher: Publisher | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
-        file_mode, directory_mode = (0o660, 0o770) if group_accessible else (0o600, 0o700)
-        publisher = Publisher(file_mode, directory_mode, mechanisms)
-        super().__init__(path, publisher, snapshots if snapshots is not None else Snapshots(), verify, min_free)
+        super().__init__(
+            path,
+            publisher if publisher is not None else Publisher(),
+            snapshots if snapshots is not None else Snapshots(),
+            verify,
+            min_free,
+        )
         self._no_snapshots = Snapshots(bound_bytes=0)
         self.counting = Counting(
             self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change), self.spelling

@@ -76,7 +76,9 @@ class Publisher(DurableDirectories):
     @ivar mechanisms: which ways may be tried; L{mechanisms_on} returns those that one file system supports.
     """
 
-    def __init__(self, file_mode: int, directory_mode: int, mechanisms: Mechanisms | None = None) -> None:
+    def __init__(
+        self, file_mode: int = 0o600, directory_mode: int = 0o700, mechanisms: Mechanisms | None = None
+    ) -> None:
         super().__init__(directory_mode)
         self.file_mode = file_mode
         self.mechanisms = mechanisms if mechanisms is not None else Mechanisms()

@@ -43,7 +43,7 @@ class Volume:
     The marker of one data directory. Safe from several threads.
 
     @ivar known: the marker that must be there; C{None} while none was ever seen.
-    @ivar learnt: called with the marker when it is seen for the first time, in any thread.
+    @ivar learnt: see L{observe_marker}.
     @ivar gone: whether it was missing at the last look, which was logged.
     @ivar remembered_in: the file that keeps the marker for the next start, if there is one.
     """
@@ -59,6 +59,23 @@ class Volume:
         self.gone = False
         self._seen_s = float("-inf")
         self.remembered_in: str | None = None
+
+    def expect(self, marker: bytes | None, remembered_in: str | None = None, is_missed: bool = False) -> None:
+        """
+        Require a marker from now on.
+
+        @param marker: of an earlier run or of another process; C{None} if none was ever seen.
+        @param remembered_in: the file that keeps it for the next start, if there is one.
+        @param is_missed: whether it is known to be missing, and that was logged.
+        """
+        self.known = marker
+        self.gone = is_missed
+        if remembered_in is not None:
+            self.remembered_in = remembered_in
+
+    def observe_marker(self, learnt: Callable[[bytes], object]) -> None:
+        """Call C{learnt}, from any thread, with the marker when it is seen for the first time."""
+        self.learnt = learnt
 
     def seen_lately(self) -> bool:
         """Whether the volume was there within the last second; never blocks, and is for any thread."""

@@ -188,9 +188,8 @@ class WorkerServer(SequentialServices):
         self._state = make_state(settings)
         store = make_store(settings, self._state)
         self._volume = store.volume
-        self._volume.known = known.marker
-        self._volume.gone = known.volume_gone
-        self._volume.learnt = lambda found: reactor.callFromThread(ipc.tell, MarkerFound(found))
+        self._volume.expect(known.marker, is_missed=known.volume_gone)
+        self._volume.observe_marker(lambda found: reactor.callFromThread(ipc.tell, MarkerFound(found)))
         flags, self._policy_file = make_policy(settings)
         if self._policy_file is not None and known.policy is not None:
             self._policy_file.take(known.policy)
@@ -263,7 +262,7 @@ class WorkerServer(SequentialServices):
     def _marker_found(self, marker: bytes) -> None:
         """Another worker has seen the volume's marker for the first time."""
         if self._volume.known is None:
-            self._volume.known = marker
+            self._volume.expect(marker)
 
 
 def _keys(repository: Repository, cells: list[int]) -> list[Key]:

@@ -64,7 +64,7 @@ class MultiProcess(WorkersOwner):
         self._directory_locks = WorkerDirectoryLocks(self._workers)
         self.quota_keeper = core.make_quota_keeper(self._directory_locks)
         self.disk = JobPool(reactor, "files", FILE_THREADS)
-        core.store.on_size_change = SizeChanges(reactor, self.disk, core.store, core.events.tell).take
+        core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
         self.monitoring = core.make_monitoring(
             self.quota_keeper, self.readiness, self.disk, self._gather, self._workers.pids, self._families
@@ -109,7 +109,7 @@ class MultiProcess(WorkersOwner):
     def _marker_found(self, marker: bytes) -> None:
         volume, state = self._core.store.volume, self._core.state
         if volume.known is None:
-            volume.known = marker
+            volume.expect(marker)
             self._workers.tell_all(MarkerFound(marker))
             self.disk.run(state.remember_marker, marker)
 

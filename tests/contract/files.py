@@ -30,7 +30,8 @@ from resticserver.sizes import Amount
 from resticserver.storage import publish
 from resticserver.storage.interface import NotDurable, Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
-from resticserver.storage.publish import Mechanisms
+from resticserver.storage.publish import Mechanisms, Publisher
+from resticserver.storage.snapshots import Snapshots
 
 from ..support.scratch import scratch_directory
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all
@@ -97,9 +98,15 @@ class FileStoreContract(StoreContract):
 
     def make_store(self, verify: bool = True, group_accessible: bool = False) -> LocalStore:
         """A prepared store over this test's data directory."""
-        store = LocalStore(str(self.root), verify=verify, group_accessible=group_accessible, mechanisms=self.mechanisms)
+        modes = (0o660, 0o770) if group_accessible else (0o600, 0o700)
+        publisher = Publisher(*modes, self.mechanisms)
+        store = LocalStore(str(self.root), verify=verify, publisher=publisher, snapshots=self.make_snapshots())
         store.prepare()
         return store
+
+    def make_snapshots(self) -> Snapshots:
+        """What a store keeps of its lists."""
+        return Snapshots()
 
     def contents(self) -> dict[str, bytes]:
         """Every file below the data directory."""

@@ -18,7 +18,7 @@ from resticserver.errors import StartError
 from resticserver.storage import publish
 from resticserver.storage.interface import Listing, Outcome
 from resticserver.storage.local import LocalStore
-from resticserver.storage.publish import Mechanisms
+from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.snapshots import Snapshots
 
 from .files import FileStoreContract, failing
@@ -100,10 +100,13 @@ class RemembersLists(FileStoreContract, SynchronousTestCase):
     for which the server waits stand for the steps of the kernel's clock, which here pass before each list.
     """
 
+    def make_snapshots(self) -> Snapshots:
+        """All that is read is kept."""
+        return Snapshots(now_ns=lambda: time.time_ns() + 3600 * 10**9, keeps_times=lambda fd: True)
+
     def make_store(self, verify: bool = True, group_accessible: bool = False) -> LocalStore:
         """A store that keeps all it reads."""
         store = super().make_store(verify, group_accessible)
-        store.snapshots = Snapshots(now_ns=lambda: time.time_ns() + 3600 * 10**9, keeps_times=lambda fd: True)
         list_objects = store.list_objects
 
         def after_a_step(*args: Any, **named: Any) -> Listing:
@@ -133,7 +136,7 @@ class Fallbacks(SynchronousTestCase):
     def each_case(self, check: Callable[[LocalStore], None]) -> None:
         """Run a check on a store whose file system behaves as each case says."""
         for what, codes, left in self.cases:
-            store = LocalStore(self.mktemp(), mechanisms=Mechanisms(True, True, True))
+            store = LocalStore(self.mktemp(), publisher=Publisher(mechanisms=Mechanisms(True, True, True)))
             refuse(self, *codes)
             store.prepare()
             store.create_repository(ROOT)
@@ -195,7 +198,7 @@ class Prepare(SynchronousTestCase):
         """To see whether it can write the store leaves nothing, whatever way it writes."""
         for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
             path = self.mktemp()
-            LocalStore(path, mechanisms=mechanisms).prepare()
+            LocalStore(path, publisher=Publisher(mechanisms=mechanisms)).prepare()
             self.assertEqual([], os.listdir(path))
 
     def test_a_file_is_there(self) -> None:
@@ -248,6 +251,6 @@ class Prepare(SynchronousTestCase):
                 with open(path, "wb"):
                     pass
             os.makedirs(f"{root}/y/.tmp")
-            LocalStore(root, mechanisms=mechanisms).prepare()
+            LocalStore(root, publisher=Publisher(mechanisms=mechanisms)).prepare()
             self.assertEqual(3, sum(len(files) for _, _, files in os.walk(root)))
             self.assertTrue(os.path.isdir(f"{root}/y/.tmp"))

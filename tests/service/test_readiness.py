@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.service.readiness import FRESH_S, PATIENCE_S, Readiness
 from resticserver.sizes import FreeSpace
 from resticserver.storage.local import LocalStore
-from resticserver.storage.publish import Mechanisms
+from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.readonly import ReadOnlyStore
 
 from ..support.memory import HeldPool
@@ -81,7 +81,7 @@ class FoundTests(ReadinessCase):
 
     def test_named_temporary_files(self) -> None:
         """Also where there are no unnamed files nothing stays that is not the server's own."""
-        store = self.make_store(mechanisms=Mechanisms(unnamed=False))
+        store = self.make_store(publisher=Publisher(mechanisms=Mechanisms(unnamed=False)))
         self.assertEqual("", self.found(self.readiness(store=store)))
         left = [name for name in os.listdir(self.path) if name not in ("alice", ".rest-server", ".tmp")]
         self.assertEqual([], left)

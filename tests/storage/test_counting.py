@@ -24,7 +24,7 @@ from resticserver.storage import upload as upload_module
 from resticserver.storage.counting import MOST_NAMED, Counting
 from resticserver.storage.layout import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
-from resticserver.storage.publish import Mechanisms
+from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import StateFile
 
@@ -126,7 +126,7 @@ class WhatCountsTests(CountingCase):
     def test_unfinished_uploads(self) -> None:
         """What is on its way does not count, whatever the way."""
         for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
-            store = self.make_store(mechanisms=mechanisms)
+            store = self.make_store(publisher=Publisher(mechanisms=mechanisms))
             upload = store.upload(ALICE, "data", id_of(b"x"))
             upload.open()
             upload.write([b"x"])

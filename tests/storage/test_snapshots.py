@@ -295,7 +295,7 @@ class PresentSizesTests(SnapshotsCase):
     def setUp(self) -> None:
         super().setUp()
         self.changes: list[SizeChange] = []
-        self.store.on_size_change = self.changes.append
+        self.store.observe_size_changes(self.changes.append)
 
     def sizes(self, kind: str = "keys") -> dict[str, int]:
         """What a list says."""

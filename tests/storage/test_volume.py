@@ -90,7 +90,7 @@ class VolumeTests(SynchronousTestCase):
 
         def look(path: object, **named: Any) -> os.stat_result:
             if str(path).endswith("/.rest-server/id"):
-                self.store.volume.known = b"learnt meanwhile"
+                self.store.volume.expect(b"learnt meanwhile")
             return looks(path, **named)  # type: ignore[arg-type]
 
         self.patch(os, "stat", look)
@@ -240,8 +240,7 @@ class VolumeTests(SynchronousTestCase):
         for make in (lambda: None, self.path.rmdir):
             make()
             self.store = LocalStore(str(self.path))
-            self.store.volume.known = known
-            self.store.volume.remembered_in = "/var/lib/state/volume-id"
+            self.store.volume.expect(known, remembered_in="/var/lib/state/volume-id")
             with capturedLogs() as events:
                 self.store.prepare()
             self.assertEqual(1, len(events))
