@@ -73,9 +73,12 @@ class Listeners(Service):
         self._ports: list[IListeningPort] = []
         self._activated = False
         self._site: RepositorySite | None = None
-        #: Called before it is logged where the server listens.
-        self.announcing: Callable[[], object] = lambda: None
+        self._announcing: Callable[[], object] = lambda: None
         self.setName(purpose.words or "listeners")
+
+    def before_announcing(self, call: Callable[[], object]) -> None:
+        """Call something before it is logged where the server listens."""
+        self._announcing = call
 
     def open(self) -> None:
         """
@@ -120,7 +123,7 @@ class Listeners(Service):
         super().startService()
         if not self._ports:
             self.open()
-        self.announcing()
+        self._announcing()
         if self._activated:
             _log.info("systemd socket activation mode")
             return

@@ -126,7 +126,7 @@ class SingleProcess:
             core.connection_creator,
             settings.shutdown_timeout_s,
         )
-        self.front.announcing = announcing
+        self.front.before_announcing(announcing)
         profile = [CpuProfile(settings.cpu_profile)] if settings.cpu_profile else []
         self.services = [*profile, *self._frontend.services]
 
