@@ -24,8 +24,9 @@ from .hooks import Events
 from .integrity import EventEffects
 from .logins import PasswordChecker
 from .monitor import Monitoring, Sources
-from .quota_keeper import ClosesDirectories, QuotaKeeper, QuotaRules
+from .quota_keeper import QuotaKeeper, QuotaRules
 from .readiness import Readiness
+from .repository_counter import ClosesDirectories
 
 #: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
 #: Checks of guesses have the lowest priority: a flood of guesses gets at most half the cores, and of these only what

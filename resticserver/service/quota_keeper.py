@@ -29,15 +29,16 @@ from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
 from ..names import Target
-from ..quota.admission import NOTHING, Key
+from ..quota.admission import NOTHING
 from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
-from ..storage.layout import CELLS, Repository, cell_of
+from ..storage.layout import Repository, cell_of
 from ..storage.state import StateFile
 from ..threads.serial_jobs import Pool
 from ..threads.single_flight import SingleFlight, ended_within
 from .kept_counts import STEP, KeptCounts
+from .repository_counter import ClosesDirectories, RepositoryCounter
 
 #: The pause between counts: this many seconds, or this many times the duration of the last count, whichever is longer.
 COUNT_AGAIN_S = 600.0
@@ -50,9 +51,6 @@ FRESH_S = 3.0
 SOON_S = 15.0
 #: The pause after a failed count.
 TRY_AGAIN_S = 10.0
-#: How many directories are locked and counted together at first. Later batches are sized to take COUNT_S seconds.
-FIRST_BATCH = 16
-COUNT_S = 0.02
 
 SNAPSHOTS, LOCKS = cell_of("snapshots", ""), cell_of("locks", "")
 
@@ -75,16 +73,6 @@ class Quotas(Protocol):
 
     def limit_of_repository(self, user: str | None, repository: Repository) -> Limit:
         """The limit of a repository, for uploads by this user."""
-
-
-class ClosesDirectories(Protocol):
-    """The L{DirectoryLocks} of this process, or of all workers."""
-
-    async def close(self, keys: list[Key]) -> None:
-        """Lock directories against changes. When this returns, all earlier changes were settled."""
-
-    def open(self, keys: list[Key]) -> None:
-        """Unlock directories."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +115,8 @@ class QuotaKeeper(Service):
         self._counting = counting
         self._state = state
         self._pool = pool
-        self._directory_locks = directory_locks
         self.ledger = Ledger(limit)
+        self._counter = RepositoryCounter(reactor, self.ledger, counting, pool, directory_locks, self._is_running)
         self.active = False
         #: True once all repositories are known: from the state file, or because all were counted.
         self._based = False
@@ -144,6 +132,9 @@ class QuotaKeeper(Service):
         self._asking: dict[int, object] = {}
         self._next_count: IDelayedCall | None = None
         self.setName("accounts")
+
+    def _is_running(self) -> bool:
+        return bool(self.running)
 
     # --- start and stop
 
@@ -459,46 +450,7 @@ class QuotaKeeper(Service):
         @param join: whether the result of a count in progress is good enough. It may miss recent changes by other
             programs.
         """
-        return self._once(("count", repository), lambda: self._count_cells(repository), join)
-
-    async def _count_cells(self, repository: Repository) -> None:
-        account = self.ledger.repositories.get(repository)
-        snapshot_before_s = account.last_snapshot_s if account is not None else None
-        known = await self._closed(repository, list(range(CELLS)), lambda: self._counting.known(repository))
-        left = [cell for cell in range(CELLS) if cell not in known]
-        batch = FIRST_BATCH
-        while left:
-            cells, left = left[:batch], left[batch:]
-            began = self._reactor.seconds()
-            await self._closed(repository, cells, partial(self._counting.count, repository, cells))
-            took = max(self._reactor.seconds() - began, 0.001)
-            batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
-        lock_before_s = account.oldest_lock_s if account is not None else None
-        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
-        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
-        if repository in self.ledger.repositories:
-            account = self.ledger.account(repository)
-            account.oldest_lock_s = oldest_lock_s
-            if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
-                account.last_snapshot_s = last_snapshot_s
-        self.ledger.all_counted(repository)
-
-    async def _closed(
-        self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]]
-    ) -> dict[int, Amount]:
-        """Lock cells, count them, and enter the result in the ledger."""
-        if not self.running:
-            raise Unavailable("the server stops")
-        keys = [(repository, cell) for cell in cells]
-        try:
-            await self._directory_locks.close(keys)
-            found = await self._pool.run(look)
-            drift = self.ledger.count(repository, found)
-        finally:
-            self._directory_locks.open(keys)
-        if drift != NOTHING and self._complete:
-            _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
-        return found
+        return self._once(("count", repository), lambda: self._counter.count(repository, self._complete), join)
 
     def _once(
         self, key: Hashable, work: Callable[[], Coroutine[Deferred[Any], Any, None]], join: bool = False

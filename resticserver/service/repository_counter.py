@@ -1,0 +1,107 @@
+"""
+Counts what is stored in a repository, a few directories at a time, while nothing changes in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ..errors import Unavailable
+from ..quota.admission import NOTHING, Key
+from ..quota.ledger import Ledger
+from ..sizes import Amount
+from ..storage.counting import Counting
+from ..storage.layout import CELLS, Repository
+from ..threads.serial_jobs import Pool
+
+#: How many directories are locked and counted together at first. Later batches are sized to take COUNT_S seconds.
+FIRST_BATCH = 16
+COUNT_S = 0.02
+
+_log = Logger()
+
+
+class ClosesDirectories(Protocol):
+    """The L{DirectoryLocks} of this process, or of all workers."""
+
+    async def close(self, keys: list[Key]) -> None:
+        """Lock directories against changes. When this returns, all earlier changes were settled."""
+
+    def open(self, keys: list[Key]) -> None:
+        """Unlock directories."""
+
+
+class RepositoryCounter:
+    """
+    Counts into the ledger.
+
+    @param pool: where directories are read.
+    @param is_running: whether the server still counts.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        ledger: Ledger,
+        counting: Counting,
+        pool: Pool,
+        directory_locks: ClosesDirectories,
+        is_running: Callable[[], bool],
+    ) -> None:
+        self._reactor = reactor
+        self._ledger = ledger
+        self._counting = counting
+        self._pool = pool
+        self._directory_locks = directory_locks
+        self._is_running = is_running
+
+    async def count(self, repository: Repository, was_known: bool) -> None:
+        """
+        Count a repository.
+
+        @param was_known: whether a difference means that something else has changed the repository, which is logged.
+        @raise Unavailable: the server stops, or the volume is missing.
+        """
+        account = self._ledger.repositories.get(repository)
+        snapshot_before_s = account.last_snapshot_s if account is not None else None
+        cells = list(range(CELLS))
+        known = await self._count_locked(repository, cells, partial(self._counting.known, repository), was_known)
+        left = [cell for cell in cells if cell not in known]
+        batch = FIRST_BATCH
+        while left:
+            cells, left = left[:batch], left[batch:]
+            began = self._reactor.seconds()
+            await self._count_locked(repository, cells, partial(self._counting.count, repository, cells), was_known)
+            took = max(self._reactor.seconds() - began, 0.001)
+            batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
+        lock_before_s = account.oldest_lock_s if account is not None else None
+        last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
+        oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
+        if repository in self._ledger.repositories:
+            account = self._ledger.account(repository)
+            account.oldest_lock_s = oldest_lock_s
+            if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
+                account.last_snapshot_s = last_snapshot_s
+        self._ledger.all_counted(repository)
+
+    async def _count_locked(
+        self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]], was_known: bool
+    ) -> dict[int, Amount]:
+        """Lock cells, count them, and enter the result in the ledger."""
+        if not self._is_running():
+            raise Unavailable("the server stops")
+        keys = [(repository, cell) for cell in cells]
+        try:
+            await self._directory_locks.close(keys)
+            found = await self._pool.run(look)
+            drift = self._ledger.count(repository, found)
+        finally:
+            self._directory_locks.open(keys)
+        if drift != NOTHING and was_known:
+            _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
+        return found
