@@ -15,6 +15,7 @@ from resticserver.web.http1.body import SILENCE_S, WAITING_BYTES, Body
 from resticserver.web.http1.closing import Closing
 from resticserver.web.http1.exchange import Exchange
 from resticserver.web.http1.gate import ReadGate
+from resticserver.web.http1.socket_writer import SocketWriter
 
 from ...support.memory import MemoryTransport
 
@@ -57,7 +58,7 @@ class ExchangeTests(SynchronousTestCase):
         self.transport = MemoryTransport()
         self.transport.protocol = self
         self.transport.registerProducer(self, True)
-        self.writer = None
+        self.writer: SocketWriter | None = None
         self.secure = False
         self.ignores_input = False
         self.freed = 0
