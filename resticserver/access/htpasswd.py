@@ -211,7 +211,7 @@ class Htpasswd(MadeOfFiles):
     the place that they came from. For C{cache_s} seconds, or until the file is read again, they are not checked again. For a
     day and a half (a daily backup may be late) it is known that they were right.
 
-    @param clock: monotonic seconds.
+    @ivar clock: monotonic seconds.
     """
 
     path: str

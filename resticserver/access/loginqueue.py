@@ -4,10 +4,10 @@ The queue of password checks: which check is next, and which one is dropped when
 Password checks are slow on purpose, so a flood of guesses always needs more of them than the server can make. Which one is
 next is decided when a thread is free, and fairly between addresses:
 
-1. passwords that were right lately, from the same place;
-2. addresses without failed logins in the last minutes;
-3. the networks, then the addresses, then the users at an address, with the fewest unsuccessful attempts in the last minutes;
-   those with about as many take turns.
+  1. passwords that were right lately, from the same place;
+  2. addresses without failed logins in the last minutes;
+  3. the networks, then the addresses, then the users at an address, with the fewest unsuccessful attempts in the last
+     minutes; those with about as many take turns.
 
 When the queue is full, the check that waits longest is dropped, of the address with the most checks (one with failures, if
 there is any). No I/O and no threads: everything is called in the reactor's thread.
