@@ -21,6 +21,7 @@ from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Admission, Admitted, DirectoryLocks
 from resticserver.service import quota_keeper as accounts_module
+from resticserver.service import repository_counter
 from resticserver.service.kept_counts import STEP
 from resticserver.service.quota_keeper import (
     COUNT_AGAIN_S,
@@ -149,7 +150,7 @@ class AccountsCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.data = scratch_directory(self) / "data"
         # As many at a time as at first: a Clock does not tell how long that takes.
-        self.patch(accounts_module, "COUNT_S", 0.001)
+        self.patch(repository_counter, "COUNT_S", 0.001)
         self.quotas = FixedQuotas()
         self.pool: Any = InlinePool()
         self.clock: Any = Clock()
