@@ -70,7 +70,7 @@ class RepositoryCounter:
         account = self._ledger.repositories.get(repository)
         snapshot_before_s = account.last_snapshot_s if account is not None else None
         cells = list(range(CELLS))
-        known = await self._count_locked(repository, cells, partial(self._counting.known, repository), was_known)
+        known = await self._count_locked(repository, cells, lambda: self._counting.known(repository), was_known)
         left = [cell for cell in cells if cell not in known]
         batch = FIRST_BATCH
         while left:

@@ -20,8 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.names import Kind, Target
 from resticserver.quota.admission import Admission, Admitted, DirectoryLocks
+from resticserver.service import kept_counts, repository_counter
 from resticserver.service import quota_keeper as accounts_module
-from resticserver.service import repository_counter
 from resticserver.service.kept_counts import STEP
 from resticserver.service.quota_keeper import (
     COUNT_AGAIN_S,
@@ -1072,6 +1072,7 @@ class RestartTests(AccountsCase):
         pool = StepPool()
         # A ceiling that is as low as it may be: nothing more than there was.
         self.patch(accounts_module, "STEP", Amount())
+        self.patch(kept_counts, "STEP", Amount())
         most = max(self.stored().size_bytes, len(first))
         self.state.put_repositories({ALICE: RepositoryState(Amount(most, 200), *self.promised()[ALICE][1:])})
         self.crash(1 << 50, pool=pool)
