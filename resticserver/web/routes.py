@@ -190,7 +190,9 @@ class Api:
         if not self._policy.may_delete_repositories():
             raise self._not_allowed(request, route)
 
-    def _not_allowed(self, request: StreamingRequest, route: Route) -> MethodNotAllowed:
+    def _not_allowed(self, request: StreamingRequest, route: Route) -> MethodNotAllowed | NotFound:
+        if not route.handlers:
+            return NotFound()
         methods = [method for method in METHODS if method in route.handlers]
         target = request.target
         if route.access is not Access.POLICY or target is None:
@@ -325,8 +327,6 @@ class Api:
 
     async def nothing(self, request: StreamingRequest) -> Page:
         """A path that names nothing."""
-        if self._repositories is None:
-            raise NotFound()
         site = request.site
         if request.method == b"POST" and b"create" in request.args:
             # The client wants to make a repository there, and learns what is wrong with its name.
@@ -334,9 +334,10 @@ class Api:
         raise NotFound(request.why_nothing)
 
     def nowhere(self) -> Route:
-        """Where every other path leads: also there 401 comes first, except on a site without repositories."""
-        access = Access.EVERYONE if self._repositories is None else Access.USERS
-        return Route(access, dict.fromkeys(METHODS, self.nothing))
+        """Where every other path leads. Also there 401 comes first; on a site without repositories it is 404 by any method."""
+        if self._repositories is None:
+            return Route(Access.EVERYONE, {})
+        return Route(Access.USERS, dict.fromkeys(METHODS, self.nothing))
 
     def route(self, handlers: Mapping[bytes, Handler], access: Access) -> Route:
         """Where a path leads on this site."""

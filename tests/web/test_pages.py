@@ -328,7 +328,7 @@ class PlaceTests(PagesCase):
         """Where nothing else is served all else is 404, for everyone and every method, whoever it is."""
         site = self.site(alone=True)
         for path in ("/", "/alice/", "/alice/config", "/alice/data/", "/-/", "/x", "/config", f"/data/{'ab' * 32}"):
-            for method in ("GET", "HEAD", "POST", "DELETE"):
+            for method in ("GET", "HEAD", "POST", "DELETE", "PUT", "OPTIONS", "X"):
                 body = b"" if method == "POST" else None
                 self.assertEqual(404, self.status(site, method, path, body), path)
                 self.assertEqual(404, self.status(site, method, path, body, **login("alice")), path)
