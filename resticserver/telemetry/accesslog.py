@@ -63,7 +63,7 @@ def combined_line(record: Record) -> str:
 
 
 def json_line(record: Record) -> str:
-    """One line of JSON, without the line end. The keys are documented in docs/operations.md."""
+    """One line of JSON, without the line end. The keys are documented in docs/monitoring.md."""
     target = record.target
     document = {
         "time": date_text(record.started, "milliseconds"),

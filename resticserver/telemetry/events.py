@@ -47,7 +47,7 @@ class Event:
     @ivar message: what happened, for people; names in it are escaped.
     @ivar repository: such as C{alice/laptop}, if the event concerns one.
     @ivar user: the user who caused it, if known.
-    @ivar details: further values, depending on the kind (docs/operations.md).
+    @ivar details: further values, depending on the kind (docs/monitoring.md).
     @ivar time_s: when, in seconds since 1970.
     """
 
@@ -89,5 +89,5 @@ class Event:
 Tells = Callable[[Event], object]
 
 
-def nobody(event: Event) -> None:
+def ignore_event(event: Event) -> None:
     """Ignore an event."""

@@ -254,7 +254,7 @@ class ServerStatus:
         ).with_refusals(one for one in self.refusals if one.user == name)
 
     def as_json(self) -> dict[str, Any]:
-        """The status as JSON types (docs/operations.md)."""
+        """The status as JSON types (docs/monitoring.md)."""
         return {
             "schema": SCHEMA,
             **_shallow(self),

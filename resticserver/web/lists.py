@@ -5,7 +5,7 @@ What a part looks like as JSON is kept as long as the store gives out the same p
 again is some looks at directories and memory that is copied to the socket.
 
 A list is never compressed. restic would take it, but ids are random: gzip at its quickest halves a list and takes ten
-times as long as sending it whole does on one machine (docs/design.md).
+times as long as sending it whole does on one machine (docs/decisions/lists.md).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, NotPermi
 from ..names import Kind, Target, path_below, why_no_repository, why_reserved
 from ..quota.admission import Admission
 from ..storage.interface import RepositoryStore
-from ..telemetry.events import EventKind, Tells, nobody
+from ..telemetry.events import EventKind, Tells, ignore_event
 from ..threads.pools import Pools
 from ..threads.serial_jobs import shielded
 from .authentication import Authentication
@@ -98,7 +98,7 @@ class Repositories:
     pools: Pools
     admission: Admission
     auto_create: bool = False
-    tell: Tells = nobody
+    tell: Tells = ignore_event
 
 
 class Api:

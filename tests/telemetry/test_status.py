@@ -141,7 +141,7 @@ class RepositoryTests(SynchronousTestCase):
         self.assertEqual(2, len(replace(WELL, refusals=(disk, quota, rights)).concerns(NOW_S)))
 
     def test_stale_lock_needs_attention(self) -> None:
-        """docs/operations.md: a lock older than half an hour is one of what needs attention, so it counts as that."""
+        """docs/monitoring.md: a lock older than half an hour is one of what needs attention, so it counts as that."""
         one = replace(WELL, locks=1, oldest_lock_s=NOW_S - 3600)
         self.assertGreaterEqual(one.level(NOW_S), WARNING)
 
@@ -333,7 +333,7 @@ class JsonTests(SynchronousTestCase):
         self.assertEqual(["no snapshot yet"], document["repositories"][1]["concerns"])
 
     def test_keys(self) -> None:
-        """The keys are those that docs/operations.md has."""
+        """The keys are those that docs/monitoring.md has."""
         document = self.full.as_json()
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
         self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
