@@ -56,6 +56,9 @@ class QuotaBackend(Protocol):
         @param change: by how much it changed what is stored.
         """
 
+    async def settled(self) -> None:
+        """Wait until all that was settled before is booked, so that the next reservation can use it."""
+
     def recount(self, repository: Repository) -> None:
         """Ask for a recount of a repository, because much of it has changed."""
 
@@ -72,6 +75,9 @@ class NoQuota:
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """Does nothing."""
+
+    async def settled(self) -> None:
+        """Nothing to wait for."""
 
     def recount(self, repository: Repository) -> None:
         """Does nothing."""
@@ -204,6 +210,11 @@ class Admitted:
             self._quota.settle(self._number, repository, cell, change)
         if self._inside:
             self._directory_locks.leave(key)
+
+    async def settled(self) -> None:
+        """After C{end}: wait until the reservation is given back."""
+        if self._number:
+            await self._quota.settled()
 
 
 class Admission:

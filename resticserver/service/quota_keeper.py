@@ -303,6 +303,9 @@ class QuotaKeeper(Service):
         if held is not None:
             self.ledger.release(held[0])
 
+    async def settled(self) -> None:
+        """Everything is booked as it is settled."""
+
     def _count_soon(self, repository: Repository) -> None:
         """
         Schedule a recount after a removal, such as by C{prune}. Another program may have put the removed object there,

@@ -87,6 +87,7 @@ class UploadSession:
         except BaseException:
             # A client that hears of the refusal may try again at once.
             await self._abort()
+            await self._admitted.settled()
             raise
         self.end()
         return self.outcome

@@ -5,6 +5,7 @@ Quotas with workers: the parent keeps them (L{resticserver.service.quota_keeper.
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -82,6 +83,14 @@ class RemoteQuota:
         """See L{resticserver.quota.admission.QuotaBackend.settle}."""
         if self.active:
             self._ipc.tell(Settle(number, cell, repository, change))
+
+    async def settled(self) -> None:
+        """See L{resticserver.quota.admission.QuotaBackend.settled}."""
+        if self.active:
+            # The parent reads messages in order, and it does not know this number: the answer means only that it has read
+            # all earlier ones. A parent that is gone books nothing any more.
+            with suppress(Unavailable):
+                await self.grow(0, 0)
 
     def recount(self, repository: Repository) -> None:
         """Ask the parent to recount a repository."""

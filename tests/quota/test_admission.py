@@ -261,7 +261,7 @@ class NotedBooks:
         self.most = most
         self.reserved = 0
         self.asked: list[Any] = []
-        self.settled: list[Any] = []
+        self.ends: list[Any] = []
         self.again: list[Repository] = []
         self.error: Exception | None = None
         self.number = 7
@@ -285,7 +285,10 @@ class NotedBooks:
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """It has ended."""
-        self.settled.append((number, repository, cell, change))
+        self.ends.append((number, repository, cell, change))
+
+    async def settled(self) -> None:
+        """It is booked at once."""
 
     def recount(self, repository: Repository) -> None:
         """Much has changed."""
@@ -334,7 +337,7 @@ class PlaceTests(SynchronousTestCase):
             self.quota.error = error
             admitted = Deferred.fromCoroutine(self.admission.admit(None, TARGET, 5))
             self.assertIs(error, self.failureResultOf(admitted).value)
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
 
     def test_known_length(self) -> None:
         """As long as it stays within what it said nothing more is asked for."""
@@ -364,7 +367,7 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual("it is full", self.failureResultOf(covered, InsufficientStorage).value.message)
         self.cover(admitted, STEP_BYTES + 100)
         admitted.end()
-        self.assertEqual([(7, *KEY, Amount())], self.quota.settled)
+        self.assertEqual([(7, *KEY, Amount())], self.quota.ends)
 
     def test_more_than_a_step_is_asked_for_once(self) -> None:
         """A refusal of exactly what is needed is not asked for again."""
@@ -388,10 +391,10 @@ class PlaceTests(SynchronousTestCase):
         self.cover(admitted, 1 << 40)
         self.assertEqual(1, len(self.quota.asked))
         admitted.end()
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
         admitted = self.admit(5)
         admitted.end(Amount(5, 1))
-        self.assertEqual([(0, *KEY, Amount(5, 1))], self.quota.settled)
+        self.assertEqual([(0, *KEY, Amount(5, 1))], self.quota.ends)
 
     def test_end(self) -> None:
         """It is settled once, with what has become of it."""
@@ -399,19 +402,19 @@ class PlaceTests(SynchronousTestCase):
         admitted.end(Amount(5, 1))
         admitted.end(Amount(9, 9))
         admitted.end()
-        self.assertEqual([(7, *KEY, Amount(5, 1))], self.quota.settled)
+        self.assertEqual([(7, *KEY, Amount(5, 1))], self.quota.ends)
 
     def test_end_without_change(self) -> None:
         """A reservation is settled also where nothing came of it."""
         self.admit(5).end()
-        self.assertEqual([(7, *KEY, Amount(0, 0))], self.quota.settled)
+        self.assertEqual([(7, *KEY, Amount(0, 0))], self.quota.ends)
 
     def test_each_has_its_cell(self) -> None:
         """What was changed is the object's own directory."""
         for kind, name in (("data", "00" * 32), ("data", "ff" * 32), ("index", NAME), ("config", "config")):
             target = Target(ALICE, Kind.CONFIG if kind == "config" else Kind.OBJECT, kind, name)
             self.admit(1, target).end()
-            self.assertEqual((7, ALICE, cell_of(kind, name), Amount()), self.quota.settled.pop())
+            self.assertEqual((7, ALICE, cell_of(kind, name), Amount()), self.quota.ends.pop())
 
     def test_fence(self) -> None:
         """From enter to end the directory cannot be counted; what it was settled with is told before it can be."""
@@ -421,10 +424,10 @@ class PlaceTests(SynchronousTestCase):
             self.successResultOf(self.enter(admitted))
             self.assertFalse(self.closed())
         closing = Deferred.fromCoroutine(self.directory_locks.close([KEY]))
-        closing.addCallback(lambda _: self.quota.settled.append("closed"))
+        closing.addCallback(lambda _: self.quota.ends.append("closed"))
         admitted.end(Amount(5, 1))
         self.successResultOf(closing)
-        self.assertEqual([(7, *KEY, Amount(5, 1)), "closed"], self.quota.settled)
+        self.assertEqual([(7, *KEY, Amount(5, 1)), "closed"], self.quota.ends)
         admitted.end()
         self.directory_locks.open([KEY])
         self.assertTrue(self.closed())
@@ -443,7 +446,7 @@ class PlaceTests(SynchronousTestCase):
         entering.cancel()
         self.failureResultOf(entering, CancelledError)
         admitted.end()
-        self.assertEqual([(7, *KEY, Amount())], self.quota.settled)
+        self.assertEqual([(7, *KEY, Amount())], self.quota.ends)
         self.directory_locks.open([KEY])
         self.assertTrue(self.closed())
 
@@ -495,13 +498,13 @@ class RoutesTests(SynchronousTestCase):
             name = hashlib.sha256(blob).hexdigest()
             self.assertEqual([200], self.bench.ask(request("POST", f"/data/{name}", blob)).statuses())
             self.assertEqual(length, self.sizes()[-1])
-            self.assertEqual((7, (), int(name[:2], 16), Amount(length, 1)), self.quota.settled.pop())
+            self.assertEqual((7, (), int(name[:2], 16), Amount(length, 1)), self.quota.ends.pop())
             self.bench.ask(request("POST", f"/data/{name}", blob))
-            self.assertEqual(Amount(0, 0), self.quota.settled.pop()[3])
+            self.assertEqual(Amount(0, 0), self.quota.ends.pop()[3])
             self.bench.ask(request("DELETE", f"/data/{name}"))
-            self.assertEqual((0, (), int(name[:2], 16), Amount(-length, -1)), self.quota.settled.pop())
+            self.assertEqual((0, (), int(name[:2], 16), Amount(-length, -1)), self.quota.ends.pop())
             self.bench.ask(request("DELETE", f"/data/{name}"))
-            self.assertEqual([], self.quota.settled)
+            self.assertEqual([], self.quota.ends)
 
     def test_whole_length_however_late(self) -> None:
         """What is reserved is all of the body, also where a part of it came while the password was being checked."""
@@ -578,7 +581,7 @@ class RoutesTests(SynchronousTestCase):
         self.assertEqual([("", 0), (7, STEP_BYTES)], [(a[0] or "", a[-1]) for a in self.quota.asked])
         connection.send(b"1f4\r\n" + blob[500:] + b"\r\n", b"0\r\n\r\n")
         self.assertEqual([200], connection.statuses())
-        self.assertEqual([(7, (), int(name[:2], 16), Amount(1000, 1))], self.quota.settled)
+        self.assertEqual([(7, (), int(name[:2], 16), Amount(1000, 1))], self.quota.ends)
 
     def test_refused_while_it_comes(self) -> None:
         """A body that turns out too long is 507, settled without change, and nothing is left."""
@@ -591,7 +594,7 @@ class RoutesTests(SynchronousTestCase):
             b"1f4\r\n" + blob + b"\r\n0\r\n\r\n",
         )
         self.assertEqual([507], connection.statuses())
-        self.assertEqual([(7, (), int(name[:2], 16), Amount())], self.quota.settled)
+        self.assertEqual([(7, (), int(name[:2], 16), Amount())], self.quota.ends)
 
     def test_refused(self) -> None:
         """507 and 503, and nothing was reserved that could be settled."""
@@ -600,7 +603,7 @@ class RoutesTests(SynchronousTestCase):
             connection = self.bench.ask(request("POST", f"/data/{NAME}", b"x"))
             self.assertEqual([status], connection.statuses())
             self.assertIn(str(error).encode(), connection.received)
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
 
     def test_failed(self) -> None:
         """Whatever fails gives its room back: another hash, a client that goes, a repository that is not there."""
@@ -610,8 +613,8 @@ class RoutesTests(SynchronousTestCase):
             connection = self.bench.connect()
             connection.send(request("POST", f"/data/{NAME}", b"x" * 300_000)[: -300_000 + sent])
             connection.lose()
-        self.assertEqual([7] * 4, [settled[0] for settled in self.quota.settled])
-        self.assertEqual({Amount()}, {settled[3] for settled in self.quota.settled})
+        self.assertEqual([7] * 4, [settled[0] for settled in self.quota.ends])
+        self.assertEqual({Amount()}, {settled[3] for settled in self.quota.ends})
 
     def test_client_gone_while_the_fence_is_closed(self) -> None:
         """Room is given back, and the fence can be opened and closed."""
@@ -623,7 +626,7 @@ class RoutesTests(SynchronousTestCase):
             connection = self.bench.ask(request(method, f"/data/{name}", body))
             self.assertEqual([], connection.statuses())
             connection.lose()
-        self.assertEqual([(7, *key, Amount()), (7, *key, Amount())], self.quota.settled)
+        self.assertEqual([(7, *key, Amount()), (7, *key, Amount())], self.quota.ends)
         self.directory_locks.open([key])
         self.successResultOf(Deferred.fromCoroutine(self.directory_locks.close([key])))
 
@@ -638,9 +641,9 @@ class RoutesTests(SynchronousTestCase):
         closing = Deferred.fromCoroutine(self.directory_locks.close([key]))
         connection.lose()
         self.assertNoResult(closing)
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
         pool.release(3)
-        self.assertEqual([(7, *key, Amount(1, 1))], self.quota.settled)
+        self.assertEqual([(7, *key, Amount(1, 1))], self.quota.ends)
         self.successResultOf(closing)
 
     def test_client_gone_while_it_is_removed(self) -> None:
@@ -654,10 +657,10 @@ class RoutesTests(SynchronousTestCase):
         closing = Deferred.fromCoroutine(self.directory_locks.close([((), int(name[:2], 16))]))
         connection.lose()
         self.assertNoResult(closing)
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
         pool.release()
         self.successResultOf(closing)
-        self.assertEqual(Amount(-1, -1), self.quota.settled[0][3])
+        self.assertEqual(Amount(-1, -1), self.quota.ends[0][3])
 
     def test_removed_and_failed(self) -> None:
         """What is gone is booked, also where nobody knows whether it is gone for good."""
@@ -671,6 +674,6 @@ class RoutesTests(SynchronousTestCase):
                     self.assertEqual([500], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
         finally:
             patch.restore()
-        self.assertEqual([(0, (), int(name[:2], 16), Amount(-1, -1))], self.quota.settled)
+        self.assertEqual([(0, (), int(name[:2], 16), Amount(-1, -1))], self.quota.ends)
         self.assertEqual([200], self.bench.ask(request("DELETE", f"/data/{name}")).statuses())
-        self.assertEqual(1, len(self.quota.settled))
+        self.assertEqual(1, len(self.quota.ends))

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access.policy import Policy
@@ -33,7 +34,9 @@ class WatchedQuota:
     def __init__(self, left_bytes: int) -> None:
         self.left_bytes = left_bytes
         self.connection: Connection | None = None
-        self.settled: list[tuple[Amount, bytes]] = []
+        self.ends: list[tuple[Amount, bytes]] = []
+        #: Fires when what was settled is booked, in another process.
+        self.booked: Deferred[None] = succeed(None)
 
     async def reserve(self, user: str | None, target: Target, size_bytes: int) -> int:
         """Reserve."""
@@ -48,7 +51,11 @@ class WatchedQuota:
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """An upload has ended."""
         assert self.connection is not None
-        self.settled.append((change, self.connection.received))
+        self.ends.append((change, self.connection.received))
+
+    async def settled(self) -> None:
+        """Until everything is booked."""
+        await self.booked
 
     def recount(self, repository: Repository) -> None:
         """Not asked for here."""
@@ -78,14 +85,14 @@ class EndTests(SynchronousTestCase):
         """What is stored is settled before the answer."""
         self.begin()
         self.connection.send(request("POST", f"/alice/data/{NAME}", CONTENT))
-        self.assertEqual([(Amount(1000, 1), b"")], self.quota.settled)
+        self.assertEqual([(Amount(1000, 1), b"")], self.quota.ends)
         self.assertEqual([200], self.connection.statuses())
 
     def test_wrong_content(self) -> None:
         """A refused upload's reservation is given back before the answer: a client may try again at once."""
         self.begin()
         self.connection.send(request("POST", f"/alice/data/{OTHER}", CONTENT))
-        self.assertEqual([(Amount(), b"")], self.quota.settled)
+        self.assertEqual([(Amount(), b"")], self.quota.ends)
         self.assertEqual([400], self.connection.statuses())
 
     def test_grown_too_large(self) -> None:
@@ -98,13 +105,23 @@ class EndTests(SynchronousTestCase):
                 break
             pool.release()
         self.assertEqual([507], self.connection.statuses())
-        self.assertEqual([(Amount(), b"")], self.quota.settled)
+        self.assertEqual([(Amount(), b"")], self.quota.ends)
+
+    def test_booked_elsewhere(self) -> None:
+        """Where another process books it, the answer waits for that."""
+        self.begin()
+        self.quota.booked = Deferred()
+        self.connection.send(request("POST", f"/alice/data/{OTHER}", CONTENT))
+        self.assertEqual([(Amount(), b"")], self.quota.ends)
+        self.assertEqual(b"", self.connection.received)
+        self.quota.booked.callback(None)
+        self.assertEqual([400], self.connection.statuses())
 
     def test_no_repository(self) -> None:
         """And where there is no repository."""
         self.begin()
         self.connection.send(request("POST", f"/bob/data/{NAME}", CONTENT))
-        self.assertEqual([(Amount(), b"")], self.quota.settled)
+        self.assertEqual([(Amount(), b"")], self.quota.ends)
         self.assertEqual([404], self.connection.statuses())
 
     def test_client_gone(self) -> None:
@@ -113,7 +130,7 @@ class EndTests(SynchronousTestCase):
         self.begin(pool)
         self.connection.send(request("POST", f"/alice/data/{NAME}", CONTENT))
         self.connection.lose()
-        self.assertEqual([], self.quota.settled)
+        self.assertEqual([], self.quota.ends)
         pool.release(5)
-        self.assertEqual([(Amount(1000, 1), b"")], self.quota.settled)
+        self.assertEqual([(Amount(1000, 1), b"")], self.quota.ends)
         self.assertEqual(1, len(self.bench.records))

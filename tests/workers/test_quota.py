@@ -181,6 +181,21 @@ class RemoteQuotaTests(AccountsCase):
         self.clock.pump()
         self.assertEqual(Amount(), self.used())
 
+    def test_settled(self) -> None:
+        """L{RemoteQuota.settled} waits until the parent has booked what was settled, or is gone."""
+        number = self.successResultOf(self.far(900))
+        self.remote.settle(number, ALICE, 5, Amount())
+        waiting = Deferred.fromCoroutine(self.remote.settled())
+        self.assertNoResult(waiting)
+        self.assertEqual(Amount(900, 1), self.reserved())
+        self.clock.pump()
+        self.successResultOf(waiting)
+        self.assertEqual(Amount(), self.reserved())
+        self.parents.close()
+        waiting = Deferred.fromCoroutine(self.remote.settled())
+        self.clock.pump()
+        self.successResultOf(waiting)
+
     def test_every_kind(self) -> None:
         """Of every type, in every repository, and who asks makes a difference only where there is a rule."""
         for repository in ((), ALICE, LAPTOP, ("ü \udcff",)):
