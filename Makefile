@@ -52,7 +52,7 @@ unit: $(VENV)/dev
 
 nightly: $(VENV)/dev
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) \
-		tests.web.test_spelling tests.storage.test_snapshots tests.quota.test_ledger tests.storage.test_counting
+		tests.web.test_spelling tests.storage.test_directory_snapshots tests.quota.test_ledger tests.storage.test_counting
 	RESTICSERVER_QUOTA_SECONDS=30 RESTICSERVER_QUOTA_ROUNDS=20 $(VENV)/bin/python -Wd $(TRIAL) tests.integration.test_quota
 
 coverage: $(VENV)/dev

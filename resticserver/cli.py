@@ -14,7 +14,7 @@ from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
 from .config.options import Options
 from .errors import StartError
 from .process import allocator
-from .process.signals import end_the_start, told_to_end
+from .process.start_signals import end_the_start, told_to_end
 from .process.utf8 import use_utf8
 
 

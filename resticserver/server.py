@@ -25,14 +25,14 @@ from .net.listeners import METRICS, Listeners
 from .process import allocator
 from .process.descriptors import raise_limit
 from .process.orphans import Orphans
-from .process.signals import end_the_start
+from .process.start_signals import end_the_start
 from .service.announcement import announce
+from .service.certificate_expiry import expiry_watch
 from .service.core import Core
-from .service.expiry import expiry_watch
 from .service.frontend import SequentialServices, make_pages, make_pages_site
-from .service.lifecycle import Signals
-from .service.refusals import KeptRefusals
+from .service.kept_refusals import KeptRefusals
 from .service.reloading import Reloading
+from .service.signals import Signals
 from .service.systemd import ServiceManager
 from .service.topology import Front, SingleProcess, Topology
 from .telemetry.accesslog import AccessLog, AccessLogService

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import NotFound
-from resticserver.names import (
-    OWN_FOLDERS,
-    RESERVED,
-    TYPES,
-    Kind,
-    Target,
-    is_folder_name,
-    is_object_id,
-    is_user_name,
-    parse_target,
-)
+from resticserver.names import OWN_FOLDERS, RESERVED, TYPES, is_folder_name, is_object_id, is_user_name
+from resticserver.targets import Kind, Target, parse_target
 
 ID = "0123456789abcdef" * 4
 ID_BYTES = ID.encode()

@@ -19,7 +19,8 @@ from resticserver.access.policyfile import PolicyFile
 from resticserver.dates import date_text
 from resticserver.errors import NotFound, StartError
 from resticserver.files import reason_of
-from resticserver.names import Kind, is_user_name, parse_target, why_no_repository, why_no_user, why_nothing
+from resticserver.names import is_user_name, why_no_user
+from resticserver.targets import Kind, parse_target, why_no_repository, why_nothing
 
 from .support.htpasswd import sha_line
 from .support.memory import Bench, request

@@ -1,7 +1,7 @@
 """
 Authorization: the decision whether a user may do something, as a pure rule.
 
-Deny by default. Every request goes through L{Policy.decide} once, with the canonical L{resticserver.names.Target}. The policy
+Deny by default. Every request goes through L{Policy.decide} once, with the canonical L{resticserver.targets.Target}. The policy
 file grants rights, and the options of the command line (C{--append-only}, C{--read-only}, C{--private-repos}) take rights
 away, so the stricter one always wins.
 
@@ -25,8 +25,8 @@ from enum import Enum, IntEnum
 from functools import lru_cache
 from typing import Protocol
 
-from ..names import Kind, Target
 from ..sizes import UNLIMITED, Limit
+from ..targets import Kind, Target
 
 
 class Action(Enum):

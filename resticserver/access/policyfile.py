@@ -28,8 +28,9 @@ from twisted.logger import Logger
 
 from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
-from ..names import Target, is_user_name
+from ..names import is_user_name
 from ..sizes import Limit, parse_size
+from ..targets import Target
 from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
 
 _RIGHTS = {right.name.lower(): right for right in Right}

@@ -15,8 +15,9 @@ from ..access.policyfile import PolicyError, parse_policy
 from ..config.console import OneLineParser, write_line
 from ..errors import NotFound
 from ..files import read_file, reason_of
-from ..names import MOST_FOLDERS, Kind, Target, parse_prefix, parse_target, why_no_user, why_nothing, why_reserved
+from ..names import MOST_FOLDERS, why_no_user, why_reserved
 from ..process.utf8 import as_text
+from ..targets import Kind, Target, parse_prefix, parse_target, why_nothing
 from ..telemetry.status import printable
 
 

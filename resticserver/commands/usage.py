@@ -26,9 +26,9 @@ from ..names import MOST_FOLDERS
 from ..quota.ledger import owner_of
 from ..sizes import Amount, Limit, format_size, parse_size
 from ..storage.counting import Counting
+from ..storage.directory_snapshots import Snapshots
 from ..storage.layout import CELLS, Repository, repository_path
 from ..storage.local import LocalStore
-from ..storage.snapshots import Snapshots
 from ..storage.state import RepositoryState, StateFile
 from ..telemetry.status import printable
 from .table import text_table

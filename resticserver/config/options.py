@@ -20,9 +20,10 @@ from ..access.proxies import TrustedProxies
 from ..access.throttle import parse_rate
 from ..errors import StartError
 from ..files import runnable
-from ..names import MOST_FOLDERS, parse_prefix
+from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
 from ..sizes import parse_free_space, parse_size
+from ..targets import parse_prefix
 from . import sources
 from .console import write_line
 from .settings import DEFAULT_LISTEN, Settings, default_path

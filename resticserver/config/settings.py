@@ -1,5 +1,6 @@
 """
-The frozen settings of a server: the values of the flags, checked and typed. Nothing is opened here.
+The frozen settings of a server: the values of the flags, checked and typed. Nothing is opened here. The
+defaults of the flags stand in L{resticserver.config.options}; those here are for tests and programs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import StartError
-from .addresses import parse_address, tls_factory, wants_tls
+from .endpoints import parse_address, tls_factory, wants_tls
 from .ports import SocketEndpoint, UnixPort
 from .sockets import bound_address, inherited_sockets, process_environment
 

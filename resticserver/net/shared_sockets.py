@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import StartError
-from .addresses import parse_address, tls_factory, wants_tls
+from .endpoints import parse_address, tls_factory, wants_tls
 from .ports import NO_ROOM, REST_S, SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint, ProxyProtocolFactory
 from .sockets import joined_address, unix_address

@@ -2,28 +2,23 @@
 Admission of uploads, as the routes use it. Each upload and each removal gets an L{Admitted}, which ends with the
 change.
 
-A L{QuotaBackend} keeps the quotas: in this process, or in the parent of several workers. L{DirectoryLocks} records
-which directories have a commit or a removal under way, because a directory must not change while it is counted.
+A L{QuotaBackend} keeps the quotas: in this process, or in the parent of several workers. Whether an upload fits is decided by
+L{resticserver.quota.ledger.Ledger}, after L{resticserver.service.quota_keeper.QuotaKeeper} has counted again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
-
-from ..errors import InsufficientStorage, Unavailable
-from ..names import Target
+from ..errors import InsufficientStorage
 from ..sizes import Amount
 from ..storage.layout import Repository, cell_of
+from ..targets import Target
+from .directory_locks import DirectoryLocks, Key
 
 #: An upload of unknown length reserves quota in steps of this size, as long as the quota allows.
 STEP_BYTES = 4 << 20
 
-#: A repository and the number of one of its cells.
-Key = tuple[Repository, int]
 
 #: An empty change.
 NOTHING = Amount()
@@ -81,68 +76,6 @@ class NoQuota:
 
     def recount(self, repository: Repository) -> None:
         """Does nothing."""
-
-
-class DirectoryLocks:
-    """
-    Tracks which directories are being changed, and which ones are locked against changes.
-
-    @param closed: the directories that are locked from the start.
-    """
-
-    def __init__(self, closed: Iterable[Key] = ()) -> None:
-        self._inside: Counter[Key] = Counter()
-        self._closed: dict[Key, list[Deferred[None]]] = {key: [] for key in closed}
-        self._leaving: dict[Key, list[Deferred[None]]] = {}
-        self._refusal: str | None = None
-
-    def refuse(self, reason: str) -> None:
-        """Refuse all further changes, because the quota ledger would not learn of them."""
-        self._refusal = reason
-        self.open_all()
-
-    def open_all(self) -> None:
-        """Unlock all directories."""
-        self.open(list(self._closed))
-
-    async def enter(self, key: Key) -> None:
-        """
-        Wait until a directory is unlocked. From then until L{leave}, it cannot be locked.
-
-        @raise Unavailable: changes are refused (L{refuse}).
-        """
-        while (waiting := self._closed.get(key)) is not None:
-            opened: Deferred[None] = Deferred()
-            waiting.append(opened)
-            await opened
-        if self._refusal is not None:
-            raise Unavailable(self._refusal)
-        self._inside[key] += 1
-
-    def leave(self, key: Key) -> None:
-        """The change in the directory is done."""
-        self._inside[key] -= 1
-        if not self._inside[key]:
-            del self._inside[key]
-            for left in self._leaving.pop(key, ()):
-                left.callback(None)
-
-    async def close(self, keys: Iterable[Key]) -> None:
-        """Lock directories against new changes, and wait until the changes under way are done."""
-        keys = list(keys)
-        for key in keys:
-            self._closed.setdefault(key, [])
-        for key in keys:
-            while self._inside[key]:
-                left: Deferred[None] = Deferred()
-                self._leaving.setdefault(key, []).append(left)
-                await left
-
-    def open(self, keys: Iterable[Key]) -> None:
-        """Unlock directories, and let waiting changes proceed."""
-        for key in keys:
-            for opened in self._closed.pop(key, ()):
-                opened.callback(None)
 
 
 class Admitted:

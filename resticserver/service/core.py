@@ -17,13 +17,14 @@ from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
 from ..errors import StartError
-from ..telemetry.metrics import Family, MetricType, Sample, Tally, gauge
+from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
-from .frontend import PAGE_THREADS, make_certificates, make_policy, make_state, make_store
+from .event_effects import EventEffects
+from .factories import make_certificates, make_policy, make_state, make_store
+from .frontend import PAGE_THREADS
 from .hooks import Events
-from .integrity import EventEffects
-from .logins import PasswordChecker
-from .monitor import Monitoring, Sources
+from .logins import CheckPools, PasswordChecker
+from .monitoring import Monitoring, Sources
 from .quota_keeper import QuotaKeeper, QuotaRules
 from .readiness import Readiness
 from .repository_counter import ClosesDirectories
@@ -100,8 +101,8 @@ class Core:
             return None
         throttle = Throttle(self.settings.auth_failures, self.reactor.seconds)
         tell = self.events.tell_now_and_then
-        pools = (self.passwords, self.guesses)
-        return PasswordChecker(self.htpasswd, *pools, throttle, self.reactor, tell, PASSWORD_THREADS)
+        pools = CheckPools(self.passwords, self.guesses, PASSWORD_THREADS)
+        return PasswordChecker(self.htpasswd, pools, throttle, self.reactor, tell)
 
     def make_quota_keeper(self, directory_locks: ClosesDirectories) -> QuotaKeeper:
         """Make the quotas of the whole server."""
@@ -139,19 +140,7 @@ class Core:
 
     def _families(self) -> Iterator[Family]:
         if self.password_checker is not None:
-            for name, help_, value in (
-                (
-                    "rest_server_auth_failures",
-                    "Logins with a wrong password or an unknown user",
-                    self.password_checker.failures,
-                ),
-                (
-                    "rest_server_auth_lockouts",
-                    "How often an address was refused from then on",
-                    self.password_checker.lockouts,
-                ),
-            ):
-                yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
+            yield from self.password_checker.families()
         if self.certificates is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",

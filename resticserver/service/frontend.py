@@ -1,10 +1,10 @@
 """
-Everything behind the connections of one process, be it a single-process server or a worker.
+Everything behind the connections of one process, be it a single-process server or a worker: its pools, its services, its
+routes.
 """
 
 from __future__ import annotations
 
-import cProfile
 import math
 import os
 from dataclasses import dataclass
@@ -14,15 +14,11 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, Logger
 
-from ..access.policy import Decides, Policy
-from ..access.policyfile import PolicyFile
+from ..access.policy import Decides
 from ..access.proxies import TrustedProxies
 from ..config.settings import Settings
 from ..process.descriptors import bounds
 from ..storage.local import LocalStore
-from ..storage.publish import Publisher
-from ..storage.readonly import ReadOnlyStore
-from ..storage.snapshots import Snapshots
 from ..storage.state import StateFile
 from ..telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from ..telemetry.events import Tells
@@ -30,16 +26,15 @@ from ..telemetry.metrics import Tally
 from ..telemetry.record import Recorder
 from ..telemetry.status import ServerStatus
 from ..threads.pools import JobPool, Pools, QuickPool
+from .factories import closes_idle_state_file
 from .integrity import SizeChanges
 from .readiness import Readiness
-from .reloading import Repeated
 
 if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
-    from ..net.tls import ReloadingCertificates
-    from ..quota.admission import DirectoryLocks, QuotaBackend
-    from ..threads.serial_jobs import Pool
+    from ..quota.admission import QuotaBackend
+    from ..quota.directory_locks import DirectoryLocks
     from ..web.authentication import Authentication, ChecksPasswords
     from ..web.http1.site import RepositorySite
     from ..web.page import Page
@@ -55,61 +50,7 @@ WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
 #: Metrics and status pages that are made concurrently. This touches no files, so pages work even if a disk hangs.
 PAGE_THREADS = 1
 
-#: How often to check whether the state file is idle.
-STATE_INTERVAL_S = 10.0
-
 _log = Logger()
-
-
-def make_state(settings: Settings) -> StateFile:
-    """Make the state file object; nothing is opened."""
-    file_mode = 0o660 if settings.group_accessible_repos else 0o600
-    return StateFile(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
-
-
-def closes_idle(state: StateFile, pool: Pool, reactor: Any) -> IService:
-    """A service that closes the state file when it is idle: a volume with an open file cannot be unmounted."""
-    return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
-
-
-def make_store(settings: Settings, state: StateFile) -> LocalStore:
-    """Make the store of the data directory; nothing is opened."""
-    kind = ReadOnlyStore if settings.read_only else LocalStore
-    store = kind(
-        settings.path,
-        verify=not settings.no_verify_upload,
-        max_depth=settings.max_depth,
-        min_free=settings.min_free,
-        publisher=Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher(),
-        snapshots=Snapshots(store=state),
-    )
-    store.volume.expect(None, remembered_in=state.marker_file)
-    return store
-
-
-def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:
-    """Make the rules of the flags, and the policy file, which is not read yet."""
-    flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
-    return flags, None if settings.policy is None else PolicyFile(settings.policy, flags)
-
-
-def make_certificates(settings: Settings) -> ReloadingCertificates | None:
-    """
-    Make the server's certificates; C{None} without TLS.
-
-    @raise StartError: a file cannot be used.
-    """
-    if not settings.tls:
-        return None
-    from ..net.tls import ReloadingCertificates  # importing OpenSSL takes a while
-
-    return ReloadingCertificates(
-        settings.certificate_path,
-        settings.key_path,
-        settings.tls_min_ver,
-        settings.tls_client_ca,
-        settings.tls_client_required,
-    )
 
 
 class ShowsServer(Protocol):
@@ -182,7 +123,7 @@ class Frontend:
             store.publisher.observe_fsyncs(tally.synced)
         store.observe_size_changes(SizeChanges(reactor, self.disk, store, parts.tell).take)
         self.readiness = Readiness(reactor, store, self.disk)
-        idle = closes_idle(parts.state, self.disk, reactor)
+        idle = closes_idle_state_file(parts.state, self.disk, reactor)
         self.services += [self.disk, self._quick, self._writers, parts.pages, idle]
 
     def reopen_log(self) -> None:
@@ -289,30 +230,6 @@ class SequentialServices(MultiService):
             stopping = child.stopService()
             if stopping is not None:
                 await stopping
-
-
-class CpuProfile(Service):
-    """
-    Profiles the reactor's thread from the start to the stop of this service.
-
-    @param path: the file for the profile.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._profile = cProfile.Profile()
-        self.setName("profile")
-
-    def startService(self) -> None:
-        """Begin to profile."""
-        super().startService()
-        self._profile.enable()
-
-    def stopService(self) -> None:
-        """Write the profile."""
-        super().stopService()
-        self._profile.disable()
-        self._profile.dump_stats(self._path)
 
 
 def _debug_line(event: LogEvent) -> None:

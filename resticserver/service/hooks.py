@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from ..errors import CONTENT
 from ..process.orphans import child_of_ours
-from ..storage.snapshots import LASTS_NS
+from ..storage.directory_snapshots import LASTS_NS
 from ..telemetry.events import REFUSALS, Event, EventKind, Tells
 from ..telemetry.metrics import Family, MetricType, Sample
 from ..telemetry.refusals import Refusals

@@ -16,7 +16,7 @@ from ..quota.ledger import Ledger, RepositoryAccount
 from ..sizes import Amount
 from ..storage.layout import Repository
 from ..storage.state import RepositoryState, StateFile
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 from ..threads.single_flight import SingleFlight
 
 #: How far above the current amount a ceiling is set.

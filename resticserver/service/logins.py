@@ -1,14 +1,15 @@
 """
-Password checks. One L{PasswordChecker}, in the process that reads the htpasswd file, serves all connections. Workers
-ask it (L{resticserver.workers.logins}).
+Logins with a password: the cache of right ones, the throttle, the queue and the check, put together. One L{PasswordChecker},
+in the process that reads the htpasswd file, serves all connections. Workers ask it (L{resticserver.workers.logins}).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -22,7 +23,8 @@ from ..errors import Forbidden, Unauthorized, Unavailable
 from ..names import is_user_name
 from ..storage.volume import GONE
 from ..telemetry.events import Event, EventKind
-from ..threads.serial_jobs import Pool
+from ..telemetry.metrics import Family, MetricType, Sample
+from ..threads.interface import Pool
 
 #: The most password checks that wait for a thread: a flood of logins must not make others wait for minutes.
 MOST_CHECKS = 32
@@ -53,6 +55,21 @@ class _Check:
     begun: bool = False
 
 
+class CheckPools(NamedTuple):
+    """
+    Where passwords are checked.
+
+    @ivar logins: checks passwords of clients that were right recently or have made few attempts.
+    @ivar guesses: checks all other passwords, and may be slow. A flood of guesses can keep all cores busy with its
+        connections alone, and other logins should not wait for a thread of low priority.
+    @ivar threads: the size of each pool; at most this many checks are given to it at a time.
+    """
+
+    logins: Pool
+    guesses: Pool
+    threads: int = 1
+
+
 class PasswordChecker:
     """
     Checks passwords in their own pools. Several logins with the same credentials wait for one check.
@@ -64,10 +81,6 @@ class PasswordChecker:
 
     Checks wait here and not in a pool, so that the next one is chosen when a thread becomes free (L{LoginQueue}).
 
-    @param pool: checks passwords of clients that were right recently or have made few attempts.
-    @param guesses: checks all other passwords, and may be slow. A flood of guesses can keep all cores busy with its
-        connections alone, and other logins should not wait for a thread of low priority.
-    @param threads: the size of each pool; at most this many checks are given to it at a time.
     @ivar failures: the number of wrong passwords.
     @ivar lockouts: how often an address was locked out.
     """
@@ -75,19 +88,16 @@ class PasswordChecker:
     def __init__(
         self,
         htpasswd: Htpasswd,
-        pool: Pool,
-        guesses: Pool,
+        pools: CheckPools,
         throttle: Throttle,
         reactor: IReactorTime,
         tell: Callable[[Event, str], object] = lambda event, key: None,
-        threads: int = 1,
     ) -> None:
         self._tell = tell
         self._htpasswd = htpasswd
-        self._pools = (pool, guesses)
+        self._pools = pools
         self._throttle = throttle
         self._reactor = reactor
-        self._threads = threads
         self._checks: dict[tuple[str, bytes, str], _Check] = {}
         self._queue: LoginQueue[_Check] = LoginQueue(MOST_CHECKS, reactor.seconds)
         #: The numbers of running checks: of logins, and of guesses.
@@ -124,6 +134,14 @@ class PasswordChecker:
         if not self.is_cached(login):
             await self.check(login)
         return self._htpasswd.cached(login.user, login.password, login.place)
+
+    def families(self) -> Iterator[Family]:
+        """Metrics of failed logins."""
+        for name, help_, value in (
+            ("rest_server_auth_failures", "Logins with a wrong password or an unknown user", self.failures),
+            ("rest_server_auth_lockouts", "How often an address was refused from then on", self.lockouts),
+        ):
+            yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
 
     def _may_look_up(self, login: Login) -> bool:
         return login.known or self._throttle.may_look_up(login.user, login.address, login.address_is_trusted)
@@ -196,13 +214,15 @@ class PasswordChecker:
         """Begin as many checks as there are free threads."""
         while (waiting := self._queue.first()) is not None:
             guess = not self._queue.is_quiet(waiting, FLOOD_CHECKS)
-            if self._running[guess] + (self._resting if guess else 0) >= self._threads:
+            if self._running[guess] + (self._resting if guess else 0) >= self._pools.threads:
                 return
             self._queue.take(waiting)
             check, login = waiting.item, waiting.item.login
             check.begun = True
             self._running[guess] += 1
-            running = self._pools[guess].run(self._look_at, login.user, login.password, login.place)
+            running = (self._pools.guesses if guess else self._pools.logins).run(
+                self._look_at, login.user, login.password, login.place
+            )
             running.addBoth(self._checked, check, waiting, guess)
 
     def _look_at(self, user: str, password: bytes, place: str) -> tuple[bool, float]:

@@ -28,14 +28,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
-from ..names import Target
 from ..quota.admission import NOTHING
 from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
 from ..storage.layout import Repository, cell_of
 from ..storage.state import StateFile
-from ..threads.serial_jobs import Pool
+from ..targets import Target
+from ..threads.interface import Pool
 from ..threads.single_flight import SingleFlight, ended_within
 from .kept_counts import STEP, KeptCounts
 from .repository_counter import ClosesDirectories, RepositoryCounter

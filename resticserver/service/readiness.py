@@ -1,5 +1,5 @@
 """
-Readiness: whether the data directory exists and is writable.
+Readiness (C{/-/ready}): whether the data directory exists and is writable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from ..errors import ServerError
 from ..storage.local import LocalStore
 from ..storage.publish import UNWRITABLE
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 from ..threads.single_flight import TimedFlight
 
 #: How long a result is cached, however many clients ask.

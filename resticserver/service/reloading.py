@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from twisted.application.service import IService, Service
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python import log
 
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
+from .repeated import Repeated
 
 #: How often the files with users and rules are checked, and how often those with certificates.
 RULES_INTERVAL_S = 5.0
@@ -34,38 +33,6 @@ class Reloads(Protocol):
 
     def say_reloaded(self) -> None:
         """Log that the new content is in effect."""
-
-
-class Repeated(Service):
-    """
-    Calls a function every few seconds. Replaces Twisted's TimerService, whose module takes 30 ms to import in every
-    process.
-
-    @param call: the next interval begins after its Deferred has fired.
-    @param now: whether to call it at the start, too.
-    """
-
-    def __init__(
-        self, name: str, reactor: Any, interval_s: float, call: Callable[[], Awaitable[None]], now: bool = False
-    ) -> None:
-        self._now = now
-        self._call = LoopingCall(call)
-        self._call.clock = reactor
-        self._interval_s = interval_s
-        self._ended: Deferred[Any] | None = None
-        self.setName(name)
-
-    def startService(self) -> None:
-        """Begin to call."""
-        super().startService()
-        self._ended = self._call.start(self._interval_s, now=self._now).addErrback(lambda why: log.err(why))
-
-    def stopService(self) -> Deferred[Any] | None:
-        """Stop calling. The Deferred fires when the current call has ended."""
-        super().stopService()
-        if self._call.running:
-            self._call.stop()
-        return self._ended
 
 
 class Reloading:

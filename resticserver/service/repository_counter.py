@@ -12,12 +12,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..errors import Unavailable
-from ..quota.admission import NOTHING, Key
+from ..quota.admission import NOTHING
+from ..quota.directory_locks import Key
 from ..quota.ledger import Ledger
 from ..sizes import Amount
 from ..storage.counting import Counting
 from ..storage.layout import CELLS, Repository
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 
 #: How many directories are locked and counted together at first. Later batches are sized to take COUNT_S seconds.
 FIRST_BATCH = 16

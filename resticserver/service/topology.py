@@ -11,11 +11,12 @@ from typing import Any, Protocol
 from twisted.application.service import IService
 
 from ..net.listeners import Listeners
-from ..quota.admission import DirectoryLocks
+from ..quota.directory_locks import DirectoryLocks
 from ..threads.pools import JobPool
 from .core import Core
-from .frontend import CpuProfile, Frontend, FrontendParts
-from .monitor import Monitoring
+from .cpu_profile import CpuProfile
+from .frontend import Frontend, FrontendParts
+from .monitoring import Monitoring
 from .quota_keeper import QuotaKeeper
 from .readiness import Readiness
 from .reloading import Reloads

@@ -1,3 +1,11 @@
 """
 Repositories and where they are kept. Knows no HTTP and no reactor: plain blocking Python, safe from several threads.
+
+ - C{interface}: what a store can do; C{local}, C{readonly}: the store of files, on C{directories} and C{layout}
+ - an upload: C{upload} (verify, flush, publish, flush the directory), C{publish}, C{durable}, C{free_space}; C{sweep} removes
+   what a killed server has left
+ - reading: C{reading}, C{nowait}
+ - lists: C{listing}, C{directory_snapshots}, C{filesystem_types}
+ - which path is which: C{folding}, C{volume}
+ - what is known for the next start: C{counting}, C{state}, C{database}
 """

@@ -2,7 +2,7 @@
 What is stored, counted on disk: which repositories there are, and how much is in each directory of one.
 
 Blocking, for a pool. A directory that has not changed since it was read costs one C{stat}
-(L{resticserver.storage.snapshots}).
+(L{resticserver.storage.directory_snapshots}).
 
 A directory that cannot be read or entered (C{lost+found}, another user's folder, a dead FUSE mount) is skipped and logged
 once (L{Skipped}): it must not stop the server from starting, or from counting and storing elsewhere.
@@ -21,11 +21,11 @@ from twisted.logger import Logger
 
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount
+from .directory_snapshots import Snapshots
 from .folding import Spelling, means_reserved
 from .interface import SizeChange
 from .layout import CELLS, Repository, cell_directory, repository_path
 from .listing import DirectoryReader, open_and_read
-from .snapshots import Snapshots
 from .volume import Volume
 
 #: Errors of this process and not of the directory: the whole count is tried again.

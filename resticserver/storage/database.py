@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from twisted.logger import Logger
 
-from .filesystem import is_local
+from .filesystem_types import is_local
 
 #: How long to wait for another process that has the file locked.
 _BUSY_S = 5.0

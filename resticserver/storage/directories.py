@@ -17,13 +17,13 @@ from ..errors import NoSuchRepository, NotFound
 from ..files import is_directory, is_link
 from ..names import CONFIG
 from ..sizes import FreeSpace
+from .directory_snapshots import SETTLED_NS, Snapshot, Snapshots
 from .folding import Spelling
 from .free_space import FreeSpaceGuard
 from .interface import SizeChange
 from .layout import Repository, object_directory
 from .nowait import Nowait
 from .publish import Publisher
-from .snapshots import SETTLED_NS, Snapshot, Snapshots
 from .volume import Volume
 
 #: How often a directory is looked for again that was removed in between.

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from ..errors import NoSuchRepository, NotFound
 from ..names import fold_name, reserved_name
-from .filesystem import folds_only_case, folds_only_forms, type_of
+from .filesystem_types import folds_only_case, folds_only_forms, type_of
 from .layout import Repository, repository_path
 
 #: How long the result for a directory is used, and for how many directories and repositories results are kept.

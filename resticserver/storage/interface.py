@@ -2,7 +2,7 @@
 What a repository store can do, one ability each, and what an upload, a stored object and a list are.
 
 Everything here blocks and is called from a pool, except for what is called C{nowait}. A repository is named by its folders
-(L{resticserver.names.Target}), which were checked before: a store does not check names again. Any method may raise
+(L{resticserver.targets.Target}), which were checked before: a store does not check names again. Any method may raise
 Unavailable: the volume is gone.
 """
 

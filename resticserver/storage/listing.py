@@ -20,9 +20,9 @@ from ..errors import NotFound
 from ..files import is_directory, stamp_of
 from ..names import is_object_id
 from .directories import DataDirectory
+from .directory_snapshots import Snapshot, SnapshotBuilder, Snapshots
 from .interface import Objects, SizeChange
 from .layout import Repository, repository_path
-from .snapshots import Snapshot, SnapshotBuilder, Snapshots
 from .volume import Volume
 
 #: A part of a list has this many objects at most, and is given out after this long.

@@ -19,13 +19,13 @@ from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
 from .directories import DataDirectory, not_a_file
+from .directory_snapshots import Snapshots
 from .free_space import space_errors
 from .interface import Listing, NotDurable, SizeChange, Stored, Upload
 from .layout import Repository, object_directory, repository_path
 from .listing import LocalListing
 from .publish import TEMPORARY_FOLDER, Publisher
-from .snapshots import Snapshots
-from .stored import LocalObject, hash_of, opened
+from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
 from .upload import LocalUpload
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .filesystem import type_of
+from .filesystem_types import type_of
 from .layout import Repository
 
 #: Local file systems that keep the promise.

@@ -20,7 +20,7 @@ from .free_space import FreeSpaceGuard, Sent, no_space, space_errors
 from .interface import Chunks, Outcome
 from .layout import PRUNE_NEEDS, Repository, object_directory, repository_path
 from .publish import TemporaryFile
-from .stored import hash_of, opened, same_bytes
+from .reading import hash_of, opened, same_bytes
 
 #: writev(2) takes this many buffers at most (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024

@@ -5,6 +5,9 @@ A L{Tally} counts in the process that serves the requests. With several processe
 their L{Tally.take}. L{Exposition} makes the text. It uses the client library's metric families with a registry of its
 own: nothing is global, and there are no unused C{_created} series.
 
+Families about other things are made where these are: repositories in L{resticserver.service.repository_figures}, logins in
+L{resticserver.service.logins}, events in L{resticserver.service.hooks}, the rest in L{resticserver.service.monitoring}.
+
 The C{rest_server_blob_*} families and their labels are those of rest-server, so that its dashboards work.
 """
 

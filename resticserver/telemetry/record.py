@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from ..names import Target
+from ..targets import Target
 
 
 class Ending(Enum):

@@ -1,7 +1,7 @@
 """
 The content of a status page: the state of the server and its repositories, and what needs attention.
 
-Pure rules and records. L{resticserver.service.monitor} collects them, and L{resticserver.web.status_pages} makes pages
+Pure rules and records. L{resticserver.service.monitoring} collects them, and L{resticserver.web.status_pages} makes pages
 of them.
 """
 

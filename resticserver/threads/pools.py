@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
-from .serial_jobs import Pool
+from .interface import Pool
 
 T = TypeVar("T")
 

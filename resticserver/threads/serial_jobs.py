@@ -1,35 +1,20 @@
 """
-Pool jobs for the web layer: one at a time per object, with a cleanup after the last one.
+Pool jobs on one object, such as an upload: one at a time, with a cleanup after the last one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from .interface import Pool
+
 T = TypeVar("T")
 
 _log = Logger()
-
-
-class Pool(Protocol):
-    """Runs blocking calls in other threads."""
-
-    def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
-        """Run C{job(*args)}; the Deferred fires with its result in the reactor's thread."""
-
-
-def shielded(running: Deferred[T]) -> Deferred[T]:
-    """
-    Return a Deferred that fires when C{running} does. Cancelling it ends only this wait, and does not cancel
-    C{running}.
-    """
-    waiting: Deferred[T] = Deferred()
-    running.addBoth(waiting.callback)
-    return waiting
 
 
 class SerialJobs:

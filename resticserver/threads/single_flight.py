@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from .serial_jobs import Pool, shielded
+from .interface import Pool, shielded
 
 T = TypeVar("T")
 

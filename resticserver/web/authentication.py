@@ -13,7 +13,7 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from ..access.certificates import user_of
+from ..access.client_certificates import user_of
 from ..access.throttle import Login
 from ..errors import Unauthorized
 from ..names import is_user_name

@@ -4,10 +4,11 @@ One download: a stored object, or a part of it.
 
 from __future__ import annotations
 
-from ..names import Target
 from ..storage.interface import Stored
+from ..targets import Target
 from ..telemetry.record import Effect, Operation
-from ..threads.serial_jobs import Pool, SerialJobs
+from ..threads.interface import Pool
+from ..threads.serial_jobs import SerialJobs
 from .http1 import replies
 from .http1.ranges import Part, choose_part
 from .http1.request import StreamingRequest

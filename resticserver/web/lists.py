@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 from ..lru import BoundedCache
 from ..storage.interface import Listing, Objects
-from ..threads.serial_jobs import Pool, SerialJobs
+from ..threads.interface import Pool
+from ..threads.serial_jobs import SerialJobs
 from .http1 import replies
 from .http1.request import StreamingRequest
 from .transfer.body import send_chunks

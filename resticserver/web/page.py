@@ -1,5 +1,5 @@
 """
-What a page of the server itself says.
+An answer that is made whole: the status, type and body of one of the server's own pages.
 """
 
 from __future__ import annotations

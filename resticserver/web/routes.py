@@ -5,7 +5,7 @@ A route is registered by L{authorized_route}, with who may use it; there is no o
 (401 comes before anything else), its path leads to a route, then the method is judged (405), then the policy decides about the
 target (403), then the handler runs. Every error becomes an answer in L{Api.answer}.
 
-Repository routes stand inside a repository: L{resticserver.names.parse_target} has taken its folders off the path, so that no
+Repository routes stand inside a repository: L{resticserver.targets.parse_target} has taken its folders off the path, so that no
 rule of werkzeug's decides what a path means. Klein's own dispatch costs as much as the whole rest of a small request, so
 L{PreparedRoutes} looks up once where each kind of path leads.
 
@@ -31,12 +31,13 @@ from werkzeug.exceptions import HTTPException
 
 from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, NotPermitted
-from ..names import Kind, Target, path_below, why_no_repository, why_reserved
+from ..names import why_reserved
 from ..quota.admission import Admission
 from ..storage.interface import RepositoryStore
+from ..targets import Kind, Target, path_below, why_no_repository
 from ..telemetry.events import EventKind, Tells, ignore_event
+from ..threads.interface import shielded
 from ..threads.pools import Pools
-from ..threads.serial_jobs import shielded
 from .authentication import Authentication
 from .downloads import OCTETS, send_object
 from .http1 import replies

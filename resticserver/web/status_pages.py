@@ -23,10 +23,11 @@ from ..access.policy import Action, Decides
 from ..dates import date_text
 from ..errors import NotFound
 from ..files import read_file
-from ..names import Kind, Target, is_folder_name, parse_target
+from ..names import is_folder_name
 from ..sizes import format_size
+from ..targets import Kind, Target, parse_target
 from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 from .page import METRICS_USER, Page
 
 _HTML = b"text/html; charset=utf-8"

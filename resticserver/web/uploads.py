@@ -1,5 +1,5 @@
 """
-One upload, from the reservation of its quota to its end; and one removal.
+One upload, from the reservation of its quota to its end; and one removal. The events of both.
 
 A commit that runs may still succeed after its client is gone. So each of them is an object that ends exactly once, whatever
 happens: the end settles the quota, lets the directory be counted again, and completes the request's record.
@@ -26,14 +26,15 @@ from ..errors import (
     NotPermitted,
     short_name,
 )
-from ..names import Kind, Target
 from ..quota.admission import NOTHING, Admission, Admitted
 from ..sizes import Amount
 from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Upload
+from ..targets import Kind, Target
 from ..telemetry.events import Event, EventKind
 from ..telemetry.record import Effect, Operation
+from ..threads.interface import shielded
 from ..threads.pools import Pools
-from ..threads.serial_jobs import SerialJobs, shielded
+from ..threads.serial_jobs import SerialJobs
 from .http1.body import WAITING_BYTES
 from .http1.request import StreamingRequest
 from .transfer.body import receive_body

@@ -22,25 +22,21 @@ from twisted.logger import Logger, globalLogBeginner
 from .. import __version__
 from ..config.settings import Settings
 from ..errors import StartError
-from ..net.addresses import tls_factory
+from ..net.endpoints import tls_factory
 from ..net.shared_sockets import shared_factory
 from ..process import allocator
 from ..process.clock import use_monotonic_clock
-from ..quota.admission import DirectoryLocks, Key
-from ..service.frontend import (
-    PAGE_THREADS,
-    CpuProfile,
-    Frontend,
-    FrontendParts,
-    SequentialServices,
-    make_certificates,
-    make_policy,
-    make_state,
-    make_store,
-)
+from ..quota.directory_locks import DirectoryLocks, Key
+from ..service.cpu_profile import CpuProfile
+from ..service.factories import make_certificates, make_policy, make_state, make_store
+from ..service.frontend import PAGE_THREADS, Frontend, FrontendParts, SequentialServices
 from ..storage.layout import Repository
 from ..threads.pools import JobPool
-from .commands import (
+from .connections import Connections
+from .ipc import Command, Handlers, IpcConnection
+from .log import RemoteLog
+from .logins import RemotePasswordChecker
+from .messages import (
     Abort,
     Begin,
     CloseDirectories,
@@ -58,14 +54,10 @@ from .commands import (
     Stop,
     UsersChanged,
 )
-from .connections import Connections
-from .ipc import Command, Handlers, IpcConnection
-from .log import RemoteLog
-from .logins import RemotePasswordChecker
 from .monitoring import WorkerMonitoring
 from .parent import LAST_WORDS_S
-from .process import IPC_FD, PARENTS_SIGNALS
 from .quota import RemoteQuota
+from .worker import IPC_FD, PARENTS_SIGNALS
 
 #: How long sending the last messages may take if the parent is busy.
 _FLUSH_S = 5.0

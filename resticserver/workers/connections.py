@@ -15,8 +15,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from ..web.http1.site import RepositorySite
-from .commands import ConnectionsEnded
 from .ipc import IpcConnection
+from .messages import ConnectionsEnded
 
 
 class Connections(Service):

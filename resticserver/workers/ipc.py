@@ -3,7 +3,7 @@ Messages between the server's processes. The parent and each worker are connecte
 L{IpcConnection} at each end.
 
 A message is a L{Command} (one-way) or a L{Question}, which is answered by a value or by one of its errors. All
-messages are defined in L{resticserver.workers.commands}. A frame is a length of four bytes and a JSON object, and may
+messages are defined in L{resticserver.workers.messages}. A frame is a length of four bytes and a JSON object, and may
 carry one file descriptor::
 
     {"tell": NAME, "with": {...}}              a command

@@ -10,8 +10,8 @@ from typing import Any
 
 from twisted.logger import LogEvent, LogLevel, eventAsText
 
-from .commands import LogLine
 from .ipc import IpcConnection
+from .messages import LogLine
 
 #: While this much data waits for the parent, further lines are dropped and counted.
 MOST_LOG_BYTES = 4 << 20

@@ -20,8 +20,8 @@ from ..access.htpasswd import joined
 from ..access.throttle import Login
 from ..errors import Unavailable
 from ..service.logins import PasswordChecker
-from .commands import CheckLogin, WithdrawLogin
 from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
+from .messages import CheckLogin, WithdrawLogin
 
 #: The most logins that a worker caches. The oldest one is dropped first, and the parent is asked again.
 MOST_REMEMBERED = 10_000

@@ -16,14 +16,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ..errors import Unavailable
-from ..service.monitor import Monitoring
+from ..service.monitoring import Monitoring
 from ..telemetry.metrics import CONTENT_TYPE, Tally
 from ..telemetry.status import ServerStatus
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 from ..threads.single_flight import CachedFlight
 from ..web.page import Page
-from .commands import Counts, GetMetrics, GetStatus
 from .ipc import Failed, Handlers, IpcConnection, IpcConnectionLost
+from .messages import Counts, GetMetrics, GetStatus
 
 #: The interval at which a worker sends its counts.
 SEND_S = 1.0

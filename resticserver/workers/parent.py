@@ -29,20 +29,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ..errors import StartError
-from ..net.addresses import parse_address
+from ..net.endpoints import parse_address
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
 from ..net.sockets import inherited_sockets, process_environment
-from .commands import (
-    Abort,
-    Begin,
-    ConnectionsEnded,
-    LogLine,
-    Retire,
-    Serve,
-    Stop,
-)
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
-from .process import Worker
+from .messages import Abort, Begin, ConnectionsEnded, LogLine, Retire, Serve, Stop
+from .worker import Worker
 
 #: The time limit for a worker's start, which takes a second.
 START_TIMEOUT_S = 60.0

@@ -12,14 +12,15 @@ from typing import Protocol, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 
 from ..errors import InsufficientStorage, ServerError, Unavailable
-from ..names import CONFIG, Kind, Target
-from ..quota.admission import Key
+from ..names import CONFIG
+from ..quota.directory_locks import Key
 from ..service.quota_keeper import QuotaKeeper
 from ..sizes import Amount
 from ..storage.layout import Repository
-from ..threads.serial_jobs import shielded
-from .commands import CloseDirectories, Grow, OpenDirectories, Recount, Reserve, Settle
+from ..targets import Kind, Target
+from ..threads.interface import shielded
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
+from .messages import CloseDirectories, Grow, OpenDirectories, Recount, Reserve, Settle
 
 T = TypeVar("T")
 
@@ -148,7 +149,7 @@ class SendsToAll(Protocol):
 
 class WorkerDirectoryLocks:
     """
-    The L{resticserver.quota.admission.DirectoryLocks} of all workers.
+    The L{resticserver.quota.directory_locks.DirectoryLocks} of all workers.
 
     @ivar closed: the directories that are locked now, for workers that start.
     """

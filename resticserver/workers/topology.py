@@ -11,14 +11,16 @@ from twisted.internet.defer import Deferred
 
 from .. import __version__
 from ..service.core import Core
-from ..service.frontend import closes_idle
+from ..service.factories import closes_idle_state_file
 from ..service.integrity import SizeChanges
 from ..service.readiness import Readiness
 from ..service.reloading import Reloads
 from ..telemetry.metrics import Family, gauge
 from ..threads.pools import JobPool
 from ..threads.single_flight import ended_within
-from .commands import (
+from .ipc import Handlers
+from .logins import LoginRequests
+from .messages import (
     Begin,
     EnableQuota,
     EventHappened,
@@ -29,8 +31,6 @@ from .commands import (
     SendCounts,
     UsersChanged,
 )
-from .ipc import Handlers
-from .logins import LoginRequests
 from .monitoring import MonitoringRequests
 from .parent import LAST_WORDS_S, Workers, WorkersOwner
 from .quota import QuotaRequests, WorkerDirectoryLocks
@@ -72,7 +72,7 @@ class MultiProcess(WorkersOwner):
         self._quota_requests = QuotaRequests(self.quota_keeper)
         self._monitoring_requests = MonitoringRequests(reactor, self.monitoring, core.pages)
         self._login_requests = LoginRequests(core.password_checker) if core.password_checker is not None else None
-        self.services = [self.disk, core.pages, closes_idle(core.state, self.disk, reactor)]
+        self.services = [self.disk, core.pages, closes_idle_state_file(core.state, self.disk, reactor)]
 
     # --- one worker
 

@@ -14,8 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.access.policy import ACTIONS, Action, Grants, Policy, RepositoryPattern, Right, Rule
 from resticserver.access.policyfile import parse_policy
 from resticserver.errors import NotFound
-from resticserver.names import parse_target
 from resticserver.sizes import UNLIMITED, Limit
+from resticserver.targets import parse_target
 
 ID = "0123456789abcdef" * 4
 

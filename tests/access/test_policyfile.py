@@ -13,8 +13,8 @@ import resticserver
 from resticserver.access.policy import Action, Policy, Right
 from resticserver.access.policyfile import PolicyError, PolicyFile, parse_policy
 from resticserver.errors import StartError
-from resticserver.names import parse_target
 from resticserver.sizes import Limit
+from resticserver.targets import parse_target
 
 #: what is wrong -> a part of what is said
 WRONG = (

@@ -17,9 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.commands import usage
 from resticserver.sizes import Amount
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.layout import CELLS
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import RepositoryState, StateFile
 
 from ..support.scratch import scratch_directory

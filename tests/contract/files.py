@@ -28,10 +28,10 @@ from resticserver.errors import Forbidden, HashMismatch, InsufficientStorage, No
 from resticserver.names import TYPES
 from resticserver.sizes import Amount
 from resticserver.storage import publish
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.interface import NotDurable, Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
-from resticserver.storage.snapshots import Snapshots
 
 from ..support.scratch import scratch_directory
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all

@@ -16,10 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import StartError
 from resticserver.storage import publish
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.interface import Listing, Outcome
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
-from resticserver.storage.snapshots import Snapshots
 
 from .files import FileStoreContract, failing
 from .store import ROOT, id_of, key_of, load, save

@@ -17,10 +17,11 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
-from resticserver.names import Kind, Target
-from resticserver.quota.admission import STEP_BYTES, Admission, Admitted, DirectoryLocks, NoQuota
+from resticserver.quota.admission import STEP_BYTES, Admission, Admitted, NoQuota
+from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository, cell_of
+from resticserver.targets import Kind, Target
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.request import StreamingRequest
 

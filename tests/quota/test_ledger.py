@@ -20,7 +20,7 @@ from resticserver.storage.layout import CELLS, Repository, cell_directory, cell_
 from resticserver.web.http1.replies import reason_phrase
 
 from ..contract.store import id_of
-from ..storage.test_snapshots import PROFILE
+from ..storage.test_directory_snapshots import PROFILE
 
 GIB = 1 << 30
 ALICE: Repository = ("alice",)

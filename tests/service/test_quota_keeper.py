@@ -18,8 +18,8 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
-from resticserver.names import Kind, Target
-from resticserver.quota.admission import Admission, Admitted, DirectoryLocks
+from resticserver.quota.admission import Admission, Admitted
+from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.service import kept_counts, repository_counter
 from resticserver.service import quota_keeper as accounts_module
 from resticserver.service.kept_counts import STEP
@@ -32,10 +32,11 @@ from resticserver.service.quota_keeper import (
     QuotaRules,
 )
 from resticserver.sizes import UNLIMITED, Amount, Limit
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.layout import Repository, cell_of
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import RepositoryState, StateFile
+from resticserver.targets import Kind, Target
 
 from ..contract.store import id_of, save
 from ..support.memory import InlinePool

@@ -19,13 +19,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Forbidden, HashMismatch, Unavailable
 from resticserver.sizes import Amount
-from resticserver.storage import stored as stored_module
+from resticserver.storage import reading as stored_module
 from resticserver.storage import upload as upload_module
 from resticserver.storage.counting import MOST_NAMED, Counting
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.layout import CELLS, Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
-from resticserver.storage.snapshots import Snapshots
 from resticserver.storage.state import StateFile
 
 from ..contract.store import id_of, save

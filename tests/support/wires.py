@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from resticserver.threads.serial_jobs import shielded
+from resticserver.threads.interface import shielded
 from resticserver.workers.ipc import Command, Failed, Handlers, Question
 
 

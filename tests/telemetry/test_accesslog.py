@@ -19,7 +19,7 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import StartError
-from resticserver.names import parse_target
+from resticserver.targets import parse_target
 from resticserver.telemetry import accesslog
 from resticserver.telemetry.accesslog import FORMATS, AccessLog, AccessLogService, combined_line, json_line
 from resticserver.telemetry.record import Ending, Record

@@ -14,8 +14,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.names import Kind as TargetKind
-from resticserver.names import Target
+from resticserver.targets import Kind as TargetKind
+from resticserver.targets import Target
 from resticserver.telemetry import metrics
 from resticserver.telemetry.metrics import (
     DURATION_BUCKETS_S,

@@ -19,7 +19,7 @@ from resticserver.access import throttle
 from resticserver.access.throttle import Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.service import logins
-from resticserver.service.logins import PasswordChecker
+from resticserver.service.logins import CheckPools, PasswordChecker
 from resticserver.web.authentication import (
     CertificateAuthentication,
     NoAuthentication,
@@ -29,8 +29,8 @@ from resticserver.web.authentication import (
 )
 from resticserver.web.http1.head import HeaderFields
 
-from ..access.test_certificates import ALICE
-from ..access.test_certificates import certificate as certificate_for
+from ..access.test_client_certificates import ALICE
+from ..access.test_client_certificates import certificate as certificate_for
 
 
 def basic(credentials: str | bytes) -> bytes:
@@ -177,7 +177,7 @@ class AuthenticationTests(SynchronousTestCase):
         """A judge whose pool has so many threads."""
         throttle = Throttle(4, self.clock.seconds)
         users: Any = self.users
-        return PasswordChecker(users, self.pool, self.guesses, throttle, self.clock, threads=threads)
+        return PasswordChecker(users, CheckPools(self.pool, self.guesses, threads), throttle, self.clock)
 
     def ask(self, *headers: bytes, authentication: Any = None, **more: Any) -> Deferred[str | None]:
         """A request at the door."""

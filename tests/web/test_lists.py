@@ -17,8 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.lru import BoundedCache
 from resticserver.storage import listing as listing_module
+from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.interface import Objects
-from resticserver.storage.snapshots import Snapshots
 from resticserver.web import lists
 from resticserver.web.lists import CHUNK_BYTES, FIRST_CHUNK_BYTES, ListResponses, ListText
 from tests.contract.store import id_of

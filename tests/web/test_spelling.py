@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.access.policy import Action, Decision, Policy
 from resticserver.access.policyfile import parse_policy
 from resticserver.errors import NotFound
-from resticserver.names import Target
+from resticserver.targets import Target
 
 from ..support.memory import Bench
 

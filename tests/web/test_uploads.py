@@ -13,10 +13,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access.policy import Policy
 from resticserver.errors import InsufficientStorage
-from resticserver.names import Target
-from resticserver.quota.admission import Admission, DirectoryLocks
+from resticserver.quota.admission import Admission
+from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository
+from resticserver.targets import Target
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api

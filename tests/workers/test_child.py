@@ -21,10 +21,10 @@ from resticserver.config.settings import Settings
 from resticserver.errors import StartError
 from resticserver.workers import log
 from resticserver.workers.child import WorkerProcess
-from resticserver.workers.commands import Begin, ConnectionsEnded, LogLine
 from resticserver.workers.connections import Connections, CountingFactory
 from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.log import RemoteLog
+from resticserver.workers.messages import Begin, ConnectionsEnded, LogLine
 
 from ..support.memory import Bench
 from ..support.wires import StepReactor

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.access.htpasswd import Htpasswd
 from resticserver.access.throttle import Login, Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
-from resticserver.service.logins import PasswordChecker
+from resticserver.service.logins import CheckPools, PasswordChecker
 from resticserver.workers import logins as remembering
 from resticserver.workers.ipc import Failed, IpcConnectionLost
 from resticserver.workers.logins import LoginRequests, RemotePasswordChecker
@@ -45,7 +45,9 @@ class RemotePasswordCheckerTests(SynchronousTestCase):
 
     def start(self) -> None:
         """A parent that checks passwords in the pool, and a worker."""
-        self.parents = PasswordChecker(self.users, self.pool, self.pool, Throttle(4, self.clock.seconds), self.clock)
+        self.parents = PasswordChecker(
+            self.users, CheckPools(self.pool, self.pool), Throttle(4, self.clock.seconds), self.clock
+        )
         self.requests = LoginRequests(self.parents)
         self.ipc = DirectIpc(self.requests.handlers())
         self.check = RemotePasswordChecker(self.ipc, self.users.reading, self.clock.seconds)  # type: ignore[arg-type]

@@ -7,11 +7,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from resticserver.errors import Unavailable
-from resticserver.workers.commands import GetMetrics
 from resticserver.workers.ipc import Failed, IpcConnectionLost
+from resticserver.workers.messages import GetMetrics
 from resticserver.workers.monitoring import SEND_S, MonitoringRequests, WorkerMonitoring
 
-from ..service.test_monitor import MonitoringCase, steady
+from ..service.test_monitoring import MonitoringCase, steady
 from ..support.memory import InlinePool
 from ..support.wires import DirectIpc
 from ..telemetry.test_metrics import PLAIN, parsed, series

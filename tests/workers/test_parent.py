@@ -18,7 +18,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import StartError
 from resticserver.net import listeners
 from resticserver.workers import parent
-from resticserver.workers.commands import (
+from resticserver.workers.ipc import Handlers, IpcConnection
+from resticserver.workers.messages import (
     Abort,
     Begin,
     ConnectionsEnded,
@@ -32,9 +33,8 @@ from resticserver.workers.commands import (
     Stop,
     UsersChanged,
 )
-from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.parent import Workers
-from resticserver.workers.process import IPC_FD
+from resticserver.workers.worker import IPC_FD
 
 from ..support.wires import StepReactor
 

@@ -10,15 +10,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
-from resticserver.names import Kind, Target
-from resticserver.quota.admission import DirectoryLocks, Key
+from resticserver.quota.directory_locks import DirectoryLocks, Key
 from resticserver.service.quota_keeper import (
     PATIENCE_S,
 )
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository, cell_of
-from resticserver.workers.commands import CloseDirectories, OpenDirectories
+from resticserver.targets import Kind, Target
 from resticserver.workers.ipc import IpcConnection
+from resticserver.workers.messages import CloseDirectories, OpenDirectories
 from resticserver.workers.quota import QuotaRequests, RemoteQuota, WorkerDirectoryLocks
 
 from ..contract.store import id_of

@@ -1,6 +1,7 @@
 """
 The end of a connection: closed in order, half closed until the client has read its answer, or aborted; and the deadlines
-that lead there.
+that lead there. The exchange sets them; their lengths stand in L{resticserver.web.http1.site} (idle),
+L{resticserver.web.http1.body} (a silent client) and L{resticserver.web.http1.socket_writer} (a client that reads nothing).
 """
 
 from __future__ import annotations

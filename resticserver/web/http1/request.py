@@ -15,7 +15,7 @@ from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
 from ...errors import NotFound, ServerError
-from ...names import Target, parse_target
+from ...targets import Target, parse_target
 from ...telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
 from . import replies
 from .body import Body

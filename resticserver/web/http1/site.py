@@ -15,7 +15,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from ...access.proxies import TrustedProxies
-from ...telemetry.fewlines import FewLines
+from ...telemetry.rate_limited_log import FewLines
 from ...telemetry.record import Record, Recorder
 from .channel import StreamingChannel
 from .request import StreamingRequest

@@ -18,7 +18,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Chunks, Stored
-from ...threads.serial_jobs import Pool, SerialJobs
+from ...threads.interface import Pool
+from ...threads.serial_jobs import SerialJobs
 from ..http1.gate import ReadGate
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest

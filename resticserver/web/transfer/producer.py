@@ -1,6 +1,6 @@
 """
-Answers through the reactor's thread, with back-pressure: a pool job reads a chunk while the one before is on its way. Lists
-go so, and objects where sendfile and TLS transfers cannot.
+Answers through the reactor's thread, the slower way, with back-pressure: a pool job reads a chunk while the one before is
+on its way. Lists go so, and objects where sendfile and TLS transfers cannot.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from typing import Protocol, Self
 from ..files import Stamp, stamp_of
 from ..lru import BoundedCache
 from ..sizes import Amount
-from . import filesystem
+from ..storage import filesystem_types as filesystem
 from .interface import ID_BYTES, Objects
 
 #: Memory for snapshots; some 1.6 million objects.

@@ -26,14 +26,14 @@ from ..quota.ledger import RepositoryAccount
 from ..sizes import Amount, Limit
 from ..storage.layout import Repository
 from ..telemetry.metrics import CONTENT_TYPE, Exposition, Family, MetricType, RequestCounts, Sample, Tally, gauge
-from ..telemetry.process import Processes
+from ..telemetry.process_metrics import Processes
 from ..telemetry.refusals import REASONS, Key, RefusalHistory, Refusals, within_a_day
 from ..telemetry.status import ServerStatus
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
 from ..web.page import Page
 from .quota_keeper import QuotaKeeper, Quotas
-from .stored import find_stored, find_user
+from .repository_figures import find_stored, find_user
 
 #: How long a page waits for a disk. Values that are not known by then are left out.
 PATIENCE_S = 2.0

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.access.certificates import user_of
+from resticserver.access.client_certificates import user_of
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 

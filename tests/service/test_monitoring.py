@@ -1,5 +1,5 @@
 """
-L{resticserver.service.monitor}: the metrics of the whole server, put together from what was counted, the books and the disk.
+L{resticserver.service.monitoring}: the metrics of the whole server, put together from what was counted, the books and the disk.
 """
 
 from __future__ import annotations
@@ -23,24 +23,19 @@ from resticserver.access.policyfile import PolicyFile
 from resticserver.access.throttle import Login, Throttle
 from resticserver.config.settings import Settings
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
-from resticserver.names import Kind, Target
-from resticserver.quota.admission import DirectoryLocks
+from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.quota.ledger import Ledger
 from resticserver.server import ResticServer
-from resticserver.service.logins import PasswordChecker
-from resticserver.service.monitor import (
-    MISSING_S,
-    PATIENCE_S,
-    Monitoring,
-    Sources,
-)
+from resticserver.service.logins import CheckPools, PasswordChecker
+from resticserver.service.monitoring import MISSING_S, PATIENCE_S, Monitoring, Sources
 from resticserver.service.quota_keeper import QuotaKeeper, QuotaRules
-from resticserver.service.stored import MOST_POINTS
+from resticserver.service.repository_figures import MOST_POINTS
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
-from resticserver.telemetry import process
+from resticserver.targets import Kind, Target
+from resticserver.telemetry import process_metrics as process
 from resticserver.telemetry.metrics import Family, gauge
 from resticserver.telemetry.refusals import Refusals
 from resticserver.threads.single_flight import CachedFlight
@@ -554,7 +549,7 @@ class LoginsTests(SynchronousTestCase):
         clock = Clock()
         users = Htpasswd(path, clock.seconds)
         users.load()
-        check = PasswordChecker(users, InlinePool(), InlinePool(), Throttle(3, clock.seconds), clock)
+        check = PasswordChecker(users, CheckPools(InlinePool(), InlinePool()), Throttle(3, clock.seconds), clock)
 
         def ask(password: bytes, address: str = "192.0.2.1") -> Deferred[None]:
             asked = Deferred.fromCoroutine(check.check(Login("alice", password, address, False, False)))
@@ -692,7 +687,7 @@ class AccountsTests(SynchronousTestCase):
 
 
 class ProcessTests(MonitoringCase):
-    """L{resticserver.telemetry.process}: what the processes take."""
+    """L{resticserver.telemetry.process_metrics}: what the processes take."""
 
     def test_without_proc(self) -> None:
         """Where there is no C{/proc} the start and the CPU are known, and what Python says."""

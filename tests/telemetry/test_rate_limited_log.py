@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.telemetry.fewlines import MOST_LINES, PERIOD_S, FewLines
+from resticserver.telemetry.rate_limited_log import MOST_LINES, PERIOD_S, FewLines
 
 
 class FewLinesTests(SynchronousTestCase):

@@ -18,8 +18,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .commands import Ping
 from .ipc import Failed, IpcConnection, IpcConnectionLost
+from .messages import Ping
 
 #: The file descriptor of a worker's connection to the parent.
 IPC_FD = 3

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from ..dates import date_text
 from ..telemetry.events import Event, EventKind
 from .hooks import Events
-from .reloading import Repeated
+from .repeated import Repeated
 
 if TYPE_CHECKING:
     from ..net.tls import ReloadingCertificates

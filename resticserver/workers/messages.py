@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Forbidden, InsufficientStorage, StartError, Unauthorized, Unavailable
-from ..quota.admission import Key
+from ..quota.directory_locks import Key
 from ..sizes import Amount
 from ..storage.layout import Repository
 from ..telemetry.events import Event

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.storage.filesystem import keeps_times, type_of
+from resticserver.storage.filesystem_types import keeps_times, type_of
 
 FDINFO = b"pos:\t0\nflags:\t02100000\nmnt_id:\t27\nino:\t131074\n"
 #: As proc(5) has it: any number of optional fields before the hyphen, blanks in paths escaped.

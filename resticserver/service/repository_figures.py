@@ -1,5 +1,5 @@
 """
-Stored data for the metrics and the status: the repositories and users in the quota ledger.
+Metrics (C{rest_server_repository_*}, C{rest_server_user_*}) and status of what is stored, made from the quota ledger.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import NotFound, Unavailable
 from resticserver.files import Stamp
 from resticserver.sizes import Amount
+from resticserver.storage import directory_snapshots as snapshots_module
 from resticserver.storage import listing as listing_module
-from resticserver.storage import snapshots as snapshots_module
+from resticserver.storage.directory_snapshots import LASTS_NS, LEAST_STORED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots
 from resticserver.storage.interface import Entry, Objects, SizeChange
 from resticserver.storage.layout import cell_of
 from resticserver.storage.local import LocalStore
-from resticserver.storage.snapshots import LASTS_NS, LEAST_STORED, QUIET_NS, SETTLED_NS, Snapshot, Snapshots
 from resticserver.storage.state import StateFile
 
 from ..contract.files import failing

@@ -1,5 +1,5 @@
 """
-L{resticserver.telemetry.refusals} and L{resticserver.service.refusals}: what was refused within the last day, what of it
+L{resticserver.telemetry.refusals} and L{resticserver.service.kept_refusals}: what was refused within the last day, what of it
 is told of, and how it is kept for the next start.
 """
 
@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import DISK, QUOTA, RIGHTS
-from resticserver.service.refusals import KEEP_S, KeptRefusals
+from resticserver.service.kept_refusals import KEEP_S, KeptRefusals
 from resticserver.storage.state import FILE, StateFile
 from resticserver.telemetry import refusals as refusals_module
 from resticserver.telemetry.refusals import (

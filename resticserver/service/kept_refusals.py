@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ..storage.state import StateFile
 from ..telemetry.refusals import Refusals, Refused, within_a_day
-from ..threads.serial_jobs import Pool
+from ..threads.interface import Pool
 
 #: Refusals are saved at most this often. A crash loses no more than this time.
 KEEP_S = 60.0

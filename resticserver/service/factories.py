@@ -1,0 +1,77 @@
+"""
+The parts that both the server and its workers build from the settings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import IService
+
+from ..access.policy import Policy
+from ..access.policyfile import PolicyFile
+from ..config.settings import Settings
+from ..storage.directory_snapshots import Snapshots
+from ..storage.local import LocalStore
+from ..storage.publish import Publisher
+from ..storage.readonly import ReadOnlyStore
+from ..storage.state import StateFile
+from .repeated import Repeated
+
+if TYPE_CHECKING:
+    from ..net.tls import ReloadingCertificates
+    from ..threads.interface import Pool
+
+#: How often to check whether the state file is idle.
+STATE_INTERVAL_S = 10.0
+
+
+def make_state(settings: Settings) -> StateFile:
+    """Make the state file object; nothing is opened."""
+    file_mode = 0o660 if settings.group_accessible_repos else 0o600
+    return StateFile(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
+
+
+def closes_idle_state_file(state: StateFile, pool: Pool, reactor: Any) -> IService:
+    """A service that closes the state file when it is idle: a volume with an open file cannot be unmounted."""
+    return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
+
+
+def make_store(settings: Settings, state: StateFile) -> LocalStore:
+    """Make the store of the data directory; nothing is opened."""
+    kind = ReadOnlyStore if settings.read_only else LocalStore
+    store = kind(
+        settings.path,
+        verify=not settings.no_verify_upload,
+        max_depth=settings.max_depth,
+        min_free=settings.min_free,
+        publisher=Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher(),
+        snapshots=Snapshots(store=state),
+    )
+    store.volume.expect(None, remembered_in=state.marker_file)
+    return store
+
+
+def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:
+    """Make the rules of the flags, and the policy file, which is not read yet."""
+    flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
+    return flags, None if settings.policy is None else PolicyFile(settings.policy, flags)
+
+
+def make_certificates(settings: Settings) -> ReloadingCertificates | None:
+    """
+    Make the server's certificates; C{None} without TLS.
+
+    @raise StartError: a file cannot be used.
+    """
+    if not settings.tls:
+        return None
+    from ..net.tls import ReloadingCertificates  # importing OpenSSL takes a while
+
+    return ReloadingCertificates(
+        settings.certificate_path,
+        settings.key_path,
+        settings.tls_min_ver,
+        settings.tls_client_ca,
+        settings.tls_client_required,
+    )
