@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogBeginner
@@ -16,6 +17,11 @@ from .errors import StartError
 from .process import allocator
 from .process.start_signals import end_the_start, told_to_end
 from .process.utf8 import use_utf8
+
+#: The subcommands; each is a module of L{resticserver.commands} with a function C{main}.
+COMMANDS = ("user", "policy", "usage", "status")
+#: Those whose output has names of files, or text made of them.
+UTF8_COMMANDS = ("usage", "status")
 
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     @return: the exit status.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in ("user", "policy", "usage", "status"):
+    if arguments and arguments[0] in COMMANDS:
         return _subcommand(arguments[0], arguments[1:])
     end_the_start()
     # If the start fails, this spares Python's final garbage collection most of its work: a tenth of the time of a
@@ -75,26 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
-    # The server does not need these modules, so they are imported only here.
-    if name == "user":
-        from .commands import user
-
-        return user.main(arguments)
-    if name != "policy":
-        # Their output contains file names, or text derived from file names.
+    if name in UTF8_COMMANDS:
         try:
             use_utf8()
         except StartError as error:
             print(f"rest-server {name}: {error}", file=sys.stderr)
             return 1
-    if name == "status":
-        from .commands import status
-
-        return status.main(arguments)
-    if name == "usage":
-        from .commands import usage
-
-        return usage.main(arguments)
-    from .commands import policy
-
-    return policy.main(arguments)
+    # The server does not need these modules, so they are imported only here.
+    command = import_module(f"{__package__}.commands.{name}")
+    return int(command.main(arguments))

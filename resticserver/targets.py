@@ -206,7 +206,9 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
         if tuple(segments[: len(prefix)]) != prefix:
             return f"it is not below /{'/'.join(prefix)} (--proxy-prefix)"
         del segments[: len(prefix)]
-    *folders, last = segments or [prefix[-1]]
+    if not segments:
+        prefix, segments = prefix[:-1], [prefix[-1]]
+    *folders, last = segments
     for number, folder in enumerate(folders):
         if folder in RESERVED:
             return why_reserved(folder) if whole else _why_not_inside(folder, segments[number + 1 :])
@@ -216,9 +218,10 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
             return f"repositories lie at most {max_depth} folders deep here (--max-depth)"
     if not last:
         return ""
+    whole_path = "/".join(("", *prefix, *folders, last, ""))
     if last in TYPES:
-        return f"{last!r} is a reserved name, and a list ends in a slash: {last}/"
-    return f"a repository's path ends in a slash: {last}/"
+        return f"{last!r} is a reserved name, and a list ends in a slash: {whole_path}"
+    return f"a repository's path ends in a slash: {whole_path}"
 
 
 def _why_not_inside(word: str, rest: list[str]) -> str:

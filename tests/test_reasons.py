@@ -51,8 +51,12 @@ PATHS: tuple[tuple[bytes, str, str], ...] = (
     (b"/.tmp/", '".tmp" is a reserved name, choose another', "folder 1: '.tmp' is a reserved name"),
     (b"/a/-/", '"-" is a reserved name, choose another', "folder 2: '-' is a reserved name"),
     (b"/a/b/c/", "at most 2 folders deep here (--max-depth)", "at most 2 folders deep here (--max-depth)"),
-    (b"/alice", "a repository's path ends in a slash: alice/", "a repository's path ends in a slash: alice/"),
-    (b"/alice/data", "'data' is a reserved name, and a list ends in a slash: data/", "a list ends in a slash: data/"),
+    (b"/alice", "a repository's path ends in a slash: /alice/", "a repository's path ends in a slash: /alice/"),
+    (
+        b"/alice/data",
+        "'data' is a reserved name, and a list ends in a slash: /alice/data/",
+        "a list ends in a slash: /alice/data/",
+    ),
     (b"/alice//", "folder 2: it is empty", "folder 2: it is empty"),
     (b"/../", "folder 1: '..' is no name", "folder 1: '..' is no name"),
     (b"/a%2fb/", "'a%2fb' has a slash in it", "'a%2fb' has a slash in it"),
@@ -101,7 +105,7 @@ class NameTests(SynchronousTestCase):
         """What is not below the prefix, and what is."""
         self.assertEqual("it is not below /backup (--proxy-prefix)", why_nothing(b"/alice/", 2, PREFIX))
         self.assertEqual("", why_nothing(b"/backup/alice/", 2, PREFIX))
-        self.assertIn("ends in a slash: backup/", why_nothing(b"/backup", 2, PREFIX))
+        self.assertIn("ends in a slash: /backup/", why_nothing(b"/backup", 2, PREFIX))
         self.assertIn('"data" is a reserved name', why_no_repository(b"/backup/data/", 2, PREFIX))
 
     def test_users(self) -> None:
@@ -126,7 +130,7 @@ class AnswerTests(SynchronousTestCase):
             ("/data/x/?create=true", 404, reserved.format("data")),
             ("/.tmp/?create=true", 404, reserved.format(".tmp")),
             ("/a/b/c/?create=true", 404, "repositories lie at most 2 folders deep here (--max-depth)"),
-            ("/alice?create=true", 404, "a repository's path ends in a slash: alice/"),
+            ("/alice?create=true", 404, "a repository's path ends in a slash: /alice/"),
             ("/a%0d%0ab/?create=true", 404, r"folder 1: 'a\r\nb' has '\r' in it"),
             ("/alice/", 400, "nothing was created: to create a repository, POST with ?create=true"),
             ("/alice/?create=", 400, "nothing was created: to create a repository, POST with ?create=true"),

@@ -6,7 +6,6 @@ Counts on disk, whether a server runs or not. The server's state file speeds thi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,15 +15,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..access.policy import Policy
-from ..access.policyfile import PolicyError, parse_policy
+from ..access.policyfile import parse_policy
 from ..config.console import OneLineParser, write_line
-from ..config.settings import default_path
+from ..config.server_flags import add_server_flags, server_settings
+from ..config.settings import Settings
 from ..dates import date_text
 from ..errors import ServerError, StartError
 from ..files import read_file, reason_of
-from ..names import MOST_FOLDERS
 from ..quota.ledger import owner_of
-from ..sizes import Amount, Limit, format_size, parse_size
+from ..sizes import Amount, Limit, format_size
 from ..storage.counting import Counting
 from ..storage.directory_snapshots import Snapshots
 from ..storage.layout import CELLS, Repository, repository_path
@@ -68,25 +67,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     try:
         asked = parser.parse_args(arguments)
-        total = Limit(parse_size(asked.max_size) or None)
-        policy = _policy(asked.policy)
+        settings = server_settings(asked, parser.prog)
+        policy = _policy(settings.policy)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
     except (OSError, ValueError) as error:
-        where = f"{asked.policy}: " if isinstance(error, OSError | PolicyError) else ""
-        print(f"{parser.prog}: {where}{reason_of(error) if isinstance(error, OSError) else error}", file=sys.stderr)
-        return 2
-    if not 0 <= asked.max_depth <= MOST_FOLDERS:
-        print(
-            f"{parser.prog}: --max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed",
-            file=sys.stderr,
-        )
+        why = reason_of(error) if isinstance(error, OSError) else str(error)
+        print(f"{parser.prog}: {settings.policy}: {why}", file=sys.stderr)
         return 2
     progress = _Progress() if sys.stderr.isatty() else None
     try:
-        lines, skipped = _lines(asked, policy, progress)
+        lines, skipped = _lines(settings, policy, progress)
     except (ServerError, StartError, OSError) as error:
-        what = (error.filename if isinstance(error, OSError) else None) or asked.path
+        what = (error.filename if isinstance(error, OSError) else None) or settings.path
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"{parser.prog}: cannot count {what}: {reason}", file=sys.stderr)
         return 1
@@ -99,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     if incomplete:
         words = "the size is not complete" if len(incomplete) == 1 else "these sizes are not complete"
         print(f"{parser.prog}: {words}: {', '.join(incomplete)}", file=sys.stderr)
+    total = settings.limit
     text = _json(lines, skipped, policy, total) if asked.json else _table(lines, policy, total)
     return 0 if write_line(text) and not incomplete else 1
 
@@ -109,14 +103,8 @@ def _parser() -> OneLineParser:
         description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
         "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
     )
-    parser.add_argument(
-        "--path", default=default_path(), metavar="DIR", help="the data directory (default %(default)s)"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--policy", metavar="FILE", help="the server's policy file, for quotas")
-    parser.add_argument("--max-size", default="0", metavar="SIZE", help="as the server has it")
-    parser.add_argument("--max-depth", type=int, default=2, metavar="N", help="as the server has it (default 2)")
-    parser.add_argument("--state-dir", metavar="DIR", help="as the server has it")
+    add_server_flags(parser, "path", "policy", "max-size", "max-depth", "state-dir")
     return parser
 
 
@@ -126,16 +114,16 @@ def _policy(path: str | None) -> Policy:
     return replace(Policy(), grants=parse_policy(read_file(path)[0].decode("utf-8")))
 
 
-def _lines(asked: argparse.Namespace, policy: Policy, progress: _Progress | None) -> tuple[list[Line], dict[str, str]]:
+def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tuple[list[Line], dict[str, str]]:
     """
     Count all repositories.
 
     @return: the repositories, and the skipped directories with the reasons.
     @raise OSError: the data directory cannot be read.
     """
-    path = os.path.abspath(asked.path)
-    state = StateFile(path, asked.state_dir, read_only=True)
-    store = LocalStore(path, max_depth=asked.max_depth, snapshots=Snapshots(store=state))
+    path = os.path.abspath(settings.path)
+    state = StateFile(path, settings.state_dir, read_only=True)
+    store = LocalStore(path, max_depth=settings.max_depth, snapshots=Snapshots(store=state))
     # An empty mount point must not look like a server without repositories.
     store.volume.expect(state.marker())
     store.volume.check()

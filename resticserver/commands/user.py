@@ -25,7 +25,7 @@ import bcrypt
 
 from ..access.htpasswd import entry_of, parse_htpasswd
 from ..config.console import OneLineParser, write_line
-from ..config.settings import Settings, default_path
+from ..config.server_flags import add_server_flags, server_settings
 from ..files import read_file
 from ..names import is_user_name
 from ..process.utf8 import as_text
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         given = _parser().parse_args(list(arguments))
+        path = server_settings(given, "rest-server user").htpasswd_path
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
     if "user" in given:
         given.user = as_text(given.user)
-    path = Settings(path=given.path or default_path(), htpasswd_file=given.htpasswd_file).htpasswd_path
     try:
         if given.command == "list":
             _list(path)
@@ -94,10 +94,7 @@ def _complain(line: str, after_prompt: bool = False) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     where = OneLineParser(add_help=False)
-    where.add_argument("--path", metavar="DIR", help=f"data directory (default {default_path()})")
-    where.add_argument(
-        "--htpasswd-file", metavar="FILE", help="htpasswd file with the users (default .htpasswd in the data directory)"
-    )
+    add_server_flags(where, "path", "htpasswd-file")
     user = OneLineParser(add_help=False)
     user.add_argument("user", metavar="USER")
     # There is no option for the password itself, because every user of the machine can read command lines.

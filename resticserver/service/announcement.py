@@ -49,7 +49,9 @@ def announce(settings: Settings, users_loaded: bool) -> None:
         ("Private repositories", settings.private_repos),
         ("Group accessible repos", settings.group_accessible_repos),
     ):
-        _log.info("{what} {state}", what=what, state="enabled" if on else "disabled")
+        # With a policy it is the policy that says so, and "disabled" would read as if everything were allowed.
+        if on or not settings.policy or what == "Group accessible repos":
+            _log.info("{what} {state}", what=what, state="enabled" if on else "disabled")
     if settings.tls:
         _log.info(
             "TLS enabled, private key {key}, pubkey {certificate}",

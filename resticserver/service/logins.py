@@ -122,7 +122,7 @@ class PasswordChecker:
         if self._htpasswd.is_missing:
             raise Unavailable(GONE)
         if not await self._check(login):
-            raise Unauthorized()
+            raise Unauthorized("wrong user or password")
 
     async def believe(self, login: Login) -> tuple[float, int]:
         """

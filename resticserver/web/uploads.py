@@ -8,6 +8,7 @@ happens: the end settles the quota, lets the directory be counted again, and com
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
@@ -147,7 +148,8 @@ class UploadSession:
             words = f"a damaged file of {{repository}} was replaced: {target.type} {target.name}"
             return event_of(EventKind.CORRUPTION, words, request, target)
         if self.outcome is Outcome.STORED and target.type == "snapshots":
-            return event_of(EventKind.SNAPSHOT, f"new snapshot {target.name[:8]} in {{repository}}", request, target)
+            event = event_of(EventKind.SNAPSHOT, f"new snapshot {target.name[:8]} in {{repository}}", request, target)
+            return replace(event, message=event.message + _of_user(request))
         if self.outcome is Outcome.STORED and target.kind is Kind.CONFIG:
             return event_of(EventKind.REPOSITORY_CREATED, "{repository} was created", request, target)
         return None
@@ -197,6 +199,11 @@ def event_of(kind: EventKind, words: str, request: StreamingRequest, target: Tar
     return Event(kind, message, repository, request.user_name, details)
 
 
+def _of_user(request: StreamingRequest) -> str:
+    """The user, as a message ends with it."""
+    return "" if request.user_name is None else f" (user {ascii(short_name(request.user_name))[1:-1]})"
+
+
 def refusal_of(request: StreamingRequest, target: Target, error: BaseException) -> Event | None:
     """The event of an upload, or a new repository, that was refused with this error; C{None} for other errors."""
     limit_of = ""
@@ -216,8 +223,7 @@ def refusal_of(request: StreamingRequest, target: Target, error: BaseException) 
         message = f"refused to create repository {name}: {why}"
     else:
         message = f"refused an upload to repository {name}: {why}"
-    if request.user_name is not None:
-        message += f" (user {ascii(short_name(request.user_name))[1:-1]})"
+    message += _of_user(request)
     details = {"reason": reason, "why": why, "type": target.type, "name": target.name}
     if limit_of:
         details["limit_of"] = limit_of

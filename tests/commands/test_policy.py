@@ -113,7 +113,7 @@ class PolicyCheckTests(SynchronousTestCase):
             ),
             (
                 ("alice", "GET", "/x"),
-                "/x names nothing that the server has: a repository's path ends in a slash: x/ (every",
+                "/x names nothing that the server has: a repository's path ends in a slash: /x/ (every",
             ),
             (("alice", "GET", "/data/x"), "/data/x names nothing that the server has: 'x' is no object's name"),
             (("alice", "GET", "/a/b/c/config"), "repositories lie at most 2 folders deep here (--max-depth)"),

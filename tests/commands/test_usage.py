@@ -215,7 +215,8 @@ class UsageTests(SynchronousTestCase):
             (2, ("--max-size", "lots"), "no size"),
             (2, ("--policy", str(self.path / "none.toml")), "No such file"),
             (2, ("--colour",), "unrecognized"),
-            (2, ("--max-depth", "x"), "invalid int"),
+            (2, ("--max-depth", "x"), "a number from 0 to 16"),
+            (2, ("--config", str(self.path / "none.toml")), "cannot read"),
         ):
             found, out, err = self.run_usage(*arguments)
             self.assertEqual((status, ""), (found, out), arguments)

@@ -101,10 +101,12 @@ class StrangersTests(AccessCase):
             ):
                 reply = self.ask(server, user, method, path, b"" if method == "POST" else None, password)
                 challenge = reply.headers["WWW-Authenticate"]
-                answers.add((reply.status, reply.reason, challenge, reply.body if method != "HEAD" else b"same"))
-        self.assertEqual({401}, {status for status, _, _, _ in answers})
-        ((_, reason, challenge),) = {answer[:3] for answer in answers}
-        self.assertEqual("authentication required", reason)
+                body = reply.body if method != "HEAD" else f"{reply.reason}\n".encode()
+                answers.add((reply.status, reply.reason, challenge, body))
+                # Without a name nobody tries to log in: that says so. Otherwise nothing tells which of both is wrong.
+                self.assertEqual("wrong user or password" if user else "authentication required", reply.reason)
+        ((status, challenge),) = {(status, challenge) for status, _, challenge, _ in answers}
+        self.assertEqual((401, 2), (status, len(answers)))
         self.assertRegex(challenge, r'^Basic realm="[^"]+", charset="UTF-8"$')
 
     def test_known_and_not_allowed(self) -> None:

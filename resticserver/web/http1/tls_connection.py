@@ -50,6 +50,10 @@ def behind_tls(connection_creator: Any, factory: IProtocolFactory) -> TLSMemoryB
     return made
 
 
+#: Parts of OpenSSL's reasons for the alerts of clients that refuse the server's certificate.
+_DISTRUST = ("alert unknown ca", "alert bad certificate", "alert certificate unknown")
+
+
 class TlsSite(Protocol):
     """What a TLS connection needs of its site (L{resticserver.web.http1.site.RepositorySite})."""
 
@@ -271,5 +275,6 @@ class TlsConnection(BufferingTLSTransport):
 def _words(error: BaseException | None) -> str:
     """OpenSSL's reasons of an error."""
     if isinstance(error, Error) and not isinstance(error, SysCallError) and error.args and error.args[0]:
-        return ", ".join(dict.fromkeys(reason for _, _, reason in error.args[0] if reason))
+        said = ", ".join(dict.fromkeys(reason for _, _, reason in error.args[0] if reason))
+        return f"{said} (the client does not trust the certificate)" if any(a in said for a in _DISTRUST) else said
     return ""

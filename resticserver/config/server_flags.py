@@ -1,0 +1,55 @@
+"""
+The server's own flags in its subcommands: with the same names, and from the same places. A subcommand that is told of the
+server's C{--config} file, or runs with its environment, works on the same directories by the same rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .options import Options
+from .settings import Settings, default_path
+
+_HELP = {
+    "path": ("DIR", f"data directory (default {default_path()})"),
+    "htpasswd-file": ("FILE", "htpasswd file with the users (default .htpasswd in the data directory)"),
+    "policy": ("FILE", "the server's policy file"),
+    "max-size": ("SIZE", "limit of all repositories together"),
+    "max-depth": ("N", "how many folders deep repositories may lie (default 2)"),
+    "state-dir": ("DIR", "directory of the server's state file (default .rest-server in the data directory)"),
+}
+
+
+def add_server_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add some of the server's flags to a subcommand, and C{--config}."""
+    group = parser.add_argument_group(
+        "the server's flags", "Without them the values of --config and of the environment (REST_SERVER_*) apply."
+    )
+    group.add_argument("--config", metavar="FILE", help="the server's configuration file (default $REST_SERVER_CONFIG)")
+    for name in names:
+        metavar, text = _HELP[name]
+        group.add_argument(f"--{name}", metavar=metavar, help=text)
+
+
+def server_settings(asked: argparse.Namespace, program: str) -> Settings:
+    """
+    The server's settings, as it would have them with these flags.
+
+    @param asked: parsed with L{add_server_flags}.
+    @raise SystemExit: a value is invalid; status 2, and one line was printed.
+    """
+    values = vars(asked)
+    arguments = [
+        f"--{name}={values[key]}"
+        for name in ("config", *_HELP)
+        if values.get(key := name.replace("-", "_")) is not None
+    ]
+    options = Options()
+    try:
+        options.parseOptions(arguments)
+    except SystemExit as left:
+        reason = str(left.code).removeprefix("rest-server: ")
+        print(f"{program}: {reason}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return options.settings
