@@ -17,6 +17,7 @@ from .errors import StartError
 from .process import allocator
 from .process.start_signals import end_the_start, told_to_end
 from .process.utf8 import use_utf8
+from .threads.reactor import installed_reactor
 
 #: The subcommands; each is a module of L{resticserver.commands} with a function C{main}.
 COMMANDS = ("user", "policy", "usage", "status")
@@ -63,8 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     observer: Any = stderr_observer(options.settings.debug)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
 
-    from twisted.internet import reactor
-
     from .tap import makeService
 
     service = makeService(options)
@@ -73,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartError:
         allocator.leave_out_what_stays()
         return 0 if told_to_end() else 1  # the reason was logged
+    reactor = installed_reactor()
     if told_to_end():
-        reactor.callWhenRunning(reactor.stop)  # type: ignore[attr-defined]
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+        reactor.callWhenRunning(reactor.stop)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
     return 0
 
 

@@ -36,6 +36,7 @@ from .service.signals import Signals
 from .service.systemd import ServiceManager
 from .service.topology import Front, SingleProcess, Topology
 from .telemetry.accesslog import AccessLog, AccessLogService
+from .threads.reactor import IReactor
 from .workers.topology import MultiProcess
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ResticServer(SequentialServices):
     @raise StartError: a file named in the settings cannot be used.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, where_it_stands: Callable[[str], str] = str) -> None:
+    def __init__(self, settings: Settings, reactor: IReactor, where_it_stands: Callable[[str], str] = str) -> None:
         super().__init__()
         self._where_it_stands = where_it_stands
         self._reactor = reactor

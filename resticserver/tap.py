@@ -10,12 +10,12 @@ from .config.options import Options as Options  # twistd looks it up here
 from .errors import StartError
 from .process.clock import use_monotonic_clock
 from .server import ResticServer
+from .threads.reactor import installed_reactor
 
 
 def makeService(options: Options) -> IService:
     """Build the server as one service, for twistd."""
-    from twisted.internet import reactor
-
+    reactor = installed_reactor()
     use_monotonic_clock(reactor)
     try:
         return ResticServer(options.settings, reactor, options.where_it_stands)

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import StartError
+from ..threads.reactor import IReactor
 from .endpoints import parse_address, tls_factory, wants_tls
 from .ports import SocketEndpoint, UnixPort
 from .sockets import bound_address, inherited_sockets, process_environment
@@ -56,7 +57,7 @@ class Listeners(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactor,
         addresses: tuple[str, ...],
         make_site: Callable[[], RepositorySite],
         connection_creator: Any,

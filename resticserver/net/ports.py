@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
+from ..threads.reactor import IReactor
 from .sockets import BACKLOG
 
 #: Errors that mean that the system has no room for one more connection; how long none is accepted then.
@@ -34,7 +35,7 @@ class SocketEndpoint:
     @ivar unlink: the path to remove when the port closes, for unix sockets that the server has made.
     """
 
-    def __init__(self, reactor: Any, open_socket: Callable[[], socket.socket], unlink: str | None = None) -> None:
+    def __init__(self, reactor: IReactor, open_socket: Callable[[], socket.socket], unlink: str | None = None) -> None:
         self._reactor = reactor
         self.open_socket = open_socket
         self.unlink = unlink
@@ -81,7 +82,7 @@ class _RestingPort(tcp.Port):
     A port that accepts no connection for a while when there is no room for one; they wait in the socket's backlog.
     """
 
-    reactor: Any
+    reactor: IReactor
     _rest_call: Any = None
     #: Whether it was logged that there is no room, and no connection was accepted since.
     _logged = False
@@ -146,7 +147,7 @@ class UnixPort(_RestingPort, unix.Port):
     _unlink: str | None = None
 
     @classmethod
-    def adopt(cls, reactor: Any, fd: int, factory: IProtocolFactory, unlink: str | None) -> UnixPort:
+    def adopt(cls, reactor: IReactor, fd: int, factory: IProtocolFactory, unlink: str | None) -> UnixPort:
         """A port over a duplicate of C{fd}."""
         port = cls._fromListeningDescriptor(reactor, fd, factory)
         port._unlink = unlink

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import StartError
+from ..threads.reactor import IReactor
 from .endpoints import parse_address, tls_factory, wants_tls
 from .ports import NO_ROOM, REST_S, SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint, ProxyProtocolFactory
@@ -136,7 +137,7 @@ class Acceptor:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactor,
         listening: socket.socket,
         unlink: str | None,
         take: Callable[[socket.socket], object],

@@ -5,9 +5,10 @@ Warns when the TLS certificate is about to expire.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 
 from ..dates import date_text
 from ..telemetry.events import Event, EventKind
@@ -22,7 +23,7 @@ EXPIRY_INTERVAL_S = 86_400.0
 EXPIRY_DAYS = 14
 
 
-def expiry_watch(reactor: Any, certificates: ReloadingCertificates, events: Events) -> Repeated:
+def expiry_watch(reactor: IReactorTime, certificates: ReloadingCertificates, events: Events) -> Repeated:
     """A service that sends an event each day, beginning two weeks before the certificate expires."""
 
     def look() -> Deferred[None]:

@@ -19,6 +19,7 @@ from ..config.settings import Settings
 from ..errors import StartError
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
+from ..threads.reactor import IReactor
 from .event_effects import EventEffects
 from .factories import make_certificates, make_policy, make_state, make_store
 from .frontend import PAGE_THREADS
@@ -51,7 +52,7 @@ class Core:
     @raise StartError: a file named in the settings cannot be used.
     """
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(self, settings: Settings, reactor: IReactor) -> None:
         self.settings = settings
         self.reactor = reactor
         self.state = make_state(settings)

@@ -4,7 +4,7 @@ The parts that both the server and its workers build from the settings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
 
@@ -16,6 +16,7 @@ from ..storage.local import LocalStore
 from ..storage.publish import Publisher
 from ..storage.readonly import ReadOnlyStore
 from ..storage.state import StateFile
+from ..threads.reactor import IReactor
 from .repeated import Repeated
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def make_state(settings: Settings) -> StateFile:
     return StateFile(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
 
 
-def closes_idle_state_file(state: StateFile, pool: Pool, reactor: Any) -> IService:
+def closes_idle_state_file(state: StateFile, pool: Pool, reactor: IReactor) -> IService:
     """A service that closes the state file when it is idle: a volume with an open file cannot be unmounted."""
     return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred
@@ -26,6 +26,7 @@ from ..telemetry.metrics import Tally
 from ..telemetry.record import Recorder
 from ..telemetry.status import ServerStatus
 from ..threads.pools import JobPool, Pools, QuickPool
+from ..threads.reactor import IReactor
 from .factories import closes_idle_state_file
 from .integrity import SizeChanges
 from .readiness import Readiness
@@ -97,7 +98,7 @@ class Frontend:
         one.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, parts: FrontendParts) -> None:
+    def __init__(self, settings: Settings, reactor: IReactor, parts: FrontendParts) -> None:
         self._settings = settings
         self._reactor = reactor
         self._parts = parts
@@ -170,7 +171,7 @@ def make_pages(
 
 
 def make_pages_site(
-    settings: Settings, reactor: Any, password_checker: ChecksPasswords | None, policy: Decides, pages: ServerPages
+    settings: Settings, reactor: IReactor, password_checker: ChecksPasswords | None, policy: Decides, pages: ServerPages
 ) -> RepositorySite:
     """The HTTP server factory of C{--metrics-listen}. Its requests are not counted, nor in the access log."""
     from ..web.routes import Api
@@ -179,7 +180,7 @@ def make_pages_site(
     return make_site(settings, reactor, lambda record: None, api.resource())
 
 
-def make_site(settings: Settings, reactor: Any, recorder: Recorder, resource: IResource) -> RepositorySite:
+def make_site(settings: Settings, reactor: IReactor, recorder: Recorder, resource: IResource) -> RepositorySite:
     """Make the HTTP server factory for a resource."""
     from ..web.http1.site import RepositorySite
 

@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -32,6 +31,7 @@ from ..telemetry.events import REFUSALS, Event, EventKind, Tells
 from ..telemetry.metrics import Family, MetricType, Sample
 from ..telemetry.refusals import Refusals
 from ..threads.pools import JobPool
+from ..threads.reactor import IReactor
 
 #: The most events that wait for the command. The oldest one is dropped for a new one.
 MOST_WAITING = 1000
@@ -70,7 +70,7 @@ class Events(Service):
     @ivar refusals: the uploads that were refused.
     """
 
-    def __init__(self, reactor: Any, command: tuple[str, ...]) -> None:
+    def __init__(self, reactor: IReactor, command: tuple[str, ...]) -> None:
         self._reactor = reactor
         self._command = command
         self._pool = JobPool(reactor, "events", 1)

@@ -9,8 +9,8 @@ change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from ..storage.interface import SizeChange
@@ -34,7 +34,7 @@ class SizeChanges:
     @param tell: receives a C{corruption} event, once for each damaged object.
     """
 
-    def __init__(self, reactor: Any, pool: Pool, store: LocalStore, tell: Tells) -> None:
+    def __init__(self, reactor: IReactorFromThreads, pool: Pool, store: LocalStore, tell: Tells) -> None:
         self._reactor = reactor
         self._pool = pool
         self._store = store

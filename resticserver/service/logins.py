@@ -275,4 +275,4 @@ class PasswordChecker:
     def _end(check: _Check, right: Failure | bool) -> None:
         """Answer all waiting callers. A callback may cancel others."""
         while check.answers:
-            check.answers.pop(0).callback(right)  # type: ignore[arg-type]
+            check.answers.pop(0).callback(right)

@@ -176,7 +176,7 @@ class QuotaKeeper(Service):
                 self._kept.loaded(repository, state.at_most)
                 self._based = True
 
-    async def stopService(self) -> None:  # type: ignore[override]
+    async def stopService(self) -> None:
         """Save what is known for the next start."""
         super().stopService()
         if self._next_count is not None and self._next_count.active():

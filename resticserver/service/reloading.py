@@ -5,10 +5,11 @@ Reloads files that have changed, and repeats other actions every few seconds.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ..threads.interface import Pool
@@ -59,7 +60,7 @@ class Reloading:
         self._done = done
         self._lock = DeferredLock()
 
-    def watches(self, reactor: Any) -> list[IService]:
+    def watches(self, reactor: IReactorTime) -> list[IService]:
         """The services that check for changes."""
         return [
             Repeated("rules watch", reactor, RULES_INTERVAL_S, self.reload_rules),

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python import log
 
@@ -23,7 +24,12 @@ class Repeated(Service):
     """
 
     def __init__(
-        self, name: str, reactor: Any, interval_s: float, call: Callable[[], Awaitable[None]], now: bool = False
+        self,
+        name: str,
+        reactor: IReactorTime,
+        interval_s: float,
+        call: Callable[[], Awaitable[None]],
+        now: bool = False,
     ) -> None:
         self._now = now
         self._call = LoopingCall(call)

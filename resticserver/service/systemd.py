@@ -11,11 +11,12 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+
+from ..threads.reactor import IReactor
 
 _log = Logger()
 
@@ -27,7 +28,7 @@ class ServiceManager(Service):
     @param environment: the environment variables, which say whether the manager wants notifications.
     """
 
-    def __init__(self, reactor: Any, environment: Mapping[str, str]) -> None:
+    def __init__(self, reactor: IReactor, environment: Mapping[str, str]) -> None:
         self._reactor = reactor
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._interval_s = _watchdog_s(environment) / 2

@@ -32,6 +32,7 @@ from ..service.factories import make_certificates, make_policy, make_state, make
 from ..service.frontend import PAGE_THREADS, Frontend, FrontendParts, SequentialServices
 from ..storage.layout import Repository
 from ..threads.pools import JobPool
+from ..threads.reactor import IReactor, installed_reactor
 from .connections import Connections
 from .ipc import Command, Handlers, IpcConnection
 from .log import RemoteLog
@@ -77,14 +78,13 @@ def main(number: str) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     allocator.keep_large_blocks()
 
-    from twisted.internet import reactor
-
+    reactor = installed_reactor()
     use_monotonic_clock(reactor)
     process = WorkerProcess(reactor, socket.socket(fileno=IPC_FD), int(number))
     observer: Any = process.log
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    reactor.callWhenRunning(process.ipc.start)  # type: ignore[attr-defined]
-    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined, call-arg]
+    reactor.callWhenRunning(process.ipc.start)
+    reactor.run(installSignalHandlers=False)  # type: ignore[call-arg]
     return process.status
 
 
@@ -97,7 +97,7 @@ class WorkerProcess:
     @ivar status: the exit status.
     """
 
-    def __init__(self, reactor: Any, connection: socket.socket, number: int) -> None:
+    def __init__(self, reactor: IReactor, connection: socket.socket, number: int) -> None:
         self._reactor = reactor
         self._number = number
         self._ending = self._ended = False
@@ -173,7 +173,7 @@ class WorkerServer(SequentialServices):
     @raise StartError: a file cannot be used.
     """
 
-    def __init__(self, reactor: Any, settings: Settings, ipc: IpcConnection, number: int, known: Begin) -> None:
+    def __init__(self, reactor: IReactor, settings: Settings, ipc: IpcConnection, number: int, known: Begin) -> None:
         super().__init__()
         self._ipc = ipc
         self.shutdown_timeout_s = settings.shutdown_timeout_s

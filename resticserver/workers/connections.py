@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from ..threads.reactor import IReactor
 from ..web.http1.site import RepositorySite
 from .ipc import IpcConnection
 from .messages import ConnectionsEnded
@@ -29,7 +30,7 @@ class Connections(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactor,
         site: RepositorySite,
         factories: list[IProtocolFactory],
         ipc: IpcConnection,
@@ -37,7 +38,7 @@ class Connections(Service):
     ) -> None:
         self._reactor = reactor
         self._site = site
-        self._factories = [CountingFactory(factory, self._one_ended) for factory in factories]
+        self._factories: Any = [CountingFactory(factory, self._one_ended) for factory in factories]
         self._ipc = ipc
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ended = 0

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
 
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import LogEvent, LogLevel, eventAsText
 
 from .ipc import IpcConnection
@@ -25,7 +25,7 @@ class RemoteLog:
     errors of other packages. If the parent is gone, it writes to stderr.
     """
 
-    def __init__(self, reactor: Any, ipc: IpcConnection) -> None:
+    def __init__(self, reactor: IReactorFromThreads, ipc: IpcConnection) -> None:
         self._reactor = reactor
         self._ipc = ipc
         self._thread = threading.get_ident()

@@ -32,6 +32,7 @@ from ..errors import StartError
 from ..net.endpoints import parse_address
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
 from ..net.sockets import inherited_sockets, process_environment
+from ..threads.reactor import IReactor
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
 from .messages import Abort, Begin, ConnectionsEnded, LogLine, Retire, Serve, Stop
 from .worker import Worker
@@ -86,7 +87,7 @@ class Workers(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactor,
         addresses: tuple[str, ...],
         number: int,
         shutdown_timeout_s: float,

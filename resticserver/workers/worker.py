@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
@@ -18,6 +17,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..threads.reactor import IReactor
 from .ipc import Failed, IpcConnection, IpcConnectionLost
 from .messages import Ping
 
@@ -67,7 +67,7 @@ class Worker(ProcessProtocol):
         """The name in log lines."""
         return f"worker {self.number} (process {self.pid})"
 
-    def spawn(self, reactor: Any) -> socket.socket:
+    def spawn(self, reactor: IReactor) -> socket.socket:
         """
         Start the process.
 
@@ -133,7 +133,7 @@ class Worker(ProcessProtocol):
         except Exception as error:  # the process has ended already
             _log.debug("{worker} cannot be killed: {error}", worker=self, error=error)
 
-    def kill_after(self, reactor: Any, seconds: float) -> None:
+    def kill_after(self, reactor: IReactor, seconds: float) -> None:
         """Kill the process later, unless it has ended by then."""
         self._kill_later = reactor.callLater(seconds, self.kill)
 

@@ -41,7 +41,7 @@ from resticserver.net.ports import REST_S, SocketEndpoint, UnixPort
 from resticserver.net.sockets import bound_address, inherited_sockets, tcp_socket, unix_socket
 
 from ..support.descriptors import no_descriptors
-from ..support.wires import StepReactor
+from ..support.wires import StepReactor, as_reactor
 
 #: address -> the host and port that are opened, as rest-server takes them
 HOST_PORTS = (
@@ -484,14 +484,14 @@ class PortTests(TestCase):
 
     async def listening(self, address: str) -> IListeningPort:
         """A port at an address."""
-        port: IListeningPort = await parse_address(reactor, address).listen(greeter())  # type: ignore[misc]
+        port: IListeningPort = await parse_address(reactor, address).listen(greeter())
         self.addCleanup(port.stopListening)
         return port
 
     async def heard_from(self, endpoint: Any) -> bytes:
         """What a client hears at an endpoint."""
         heard = Heard()
-        factory = Factory.forProtocol(lambda: heard)  # type: ignore[arg-type]
+        factory = Factory.forProtocol(lambda: heard)
         factory.noisy = False
         await endpoint.connect(factory)
         return await heard.done
@@ -513,7 +513,7 @@ class PortTests(TestCase):
             stepped = StepReactor()
             with make() as listening:
                 outcome: list[Any] = []
-                SocketEndpoint(stepped, lambda: listening).listen(greeter()).addBoth(outcome.append)
+                SocketEndpoint(as_reactor(stepped), lambda: listening).listen(greeter()).addBoth(outcome.append)
             (port,) = outcome
             self.assertEqual({port}, stepped.readers)
             client = socket.socket(port.socket.family, socket.SOCK_STREAM)
@@ -604,7 +604,7 @@ class PortTests(TestCase):
         path = self.mktemp()
         given = unix_socket(path)
         os.chmod(path, 0o604)
-        port = await SocketEndpoint(reactor, lambda: given).listen(greeter())
+        port = await SocketEndpoint(as_reactor(reactor), lambda: given).listen(greeter())
         self.addCleanup(port.stopListening)
         self.assertIsInstance(port, UnixPort)
         self.assertEqual(0o604, mode_of(path))
@@ -623,7 +623,7 @@ class FakeSite(Factory):
     """What listeners need of a site."""
 
     noisy = False
-    protocol = Greeting  # type: ignore[assignment]
+    protocol = Greeting
 
     def __init__(self) -> None:
         self.drained: Deferred[None] = Deferred()
@@ -651,7 +651,7 @@ class ListenersTests(SynchronousTestCase):
     def listeners(self, *addresses: str) -> Listeners:
         """The service."""
         make_site: Callable[[], Any] = lambda: self.site  # noqa: E731
-        return Listeners(self.memory, addresses, make_site, None, 30.0)
+        return Listeners(as_reactor(self.memory), addresses, make_site, None, 30.0)
 
     def test_listens_everywhere(self) -> None:
         """Each address is opened, in order."""

@@ -70,7 +70,7 @@ class ProxyProtocolTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A connection from the proxy."""
         self.above = Above()
-        factory = Factory.forProtocol(lambda: self.above)  # type: ignore[arg-type]
+        factory = Factory.forProtocol(lambda: self.above)
         self.transport = StringTransport(peerAddress=PROXY)
         self.protocol = ProxyProtocolFactory(factory).buildProtocol(PROXY)
         assert self.protocol is not None
@@ -85,7 +85,7 @@ class ProxyProtocolTests(SynchronousTestCase):
                     continue  # taken when it comes at once, as it does
                 self.setUp()
                 for piece in pieces:
-                    self.protocol.dataReceived(piece)  # type: ignore[union-attr]
+                    self.protocol.dataReceived(piece)
                 self.assertEqual(b"GET /", self.above.received, pieces)
                 assert self.above.transport is not None
                 self.assertEqual(address, self.above.transport.getPeer(), pieces)
@@ -98,11 +98,11 @@ class ProxyProtocolTests(SynchronousTestCase):
                 self.setUp()
                 for piece in pieces:
                     if not self.transport.disconnecting:
-                        self.protocol.dataReceived(piece)  # type: ignore[union-attr]
+                        self.protocol.dataReceived(piece)
                 self.assertTrue(self.transport.disconnecting, data)
                 self.assertEqual(b"", self.above.received, data)
 
     def test_faults_above_are_not_hidden(self) -> None:
         """What fails above fails as it would without a header."""
-        self.assertRaises(ValueError, self.protocol.dataReceived, HEADERS[0][0] + b"bad")  # type: ignore[union-attr]
-        self.assertRaises(ValueError, self.protocol.dataReceived, b"bad")  # type: ignore[union-attr]
+        self.assertRaises(ValueError, self.protocol.dataReceived, HEADERS[0][0] + b"bad")
+        self.assertRaises(ValueError, self.protocol.dataReceived, b"bad")

@@ -25,7 +25,7 @@ from resticserver.net.proxy_protocol import ProxyProtocolFactory
 from resticserver.net.shared_sockets import Acceptor, open_shared, shared_factory
 
 from ..support.certificates import make_certificate
-from ..support.wires import StepReactor
+from ..support.wires import StepReactor, as_reactor
 
 
 def short_directory(test: SynchronousTestCase) -> str:
@@ -168,7 +168,7 @@ class AcceptorTests(SynchronousTestCase):
         self.addCleanup(self.close_taken)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.where = self.listening.getsockname()
-        self.acceptor = Acceptor(self.reactor, self.listening, None, self.taken.append)
+        self.acceptor = Acceptor(as_reactor(self.reactor), self.listening, None, self.taken.append)
         self.addCleanup(self.acceptor.close)
 
     def close_taken(self) -> None:
@@ -216,13 +216,13 @@ class AcceptorTests(SynchronousTestCase):
         self.assertEqual(f"127.0.0.1:{self.where[1]}", self.acceptor.address)
         path = f"{short_directory(self)}/s"
         listening, unlink = open_shared(f"unix:{path}")
-        acceptor = Acceptor(self.reactor, listening, unlink, self.taken.append)
+        acceptor = Acceptor(as_reactor(self.reactor), listening, unlink, self.taken.append)
         self.assertEqual(path, acceptor.address)
         acceptor.close()
         self.assertFalse(os.path.exists(path))
         listening, unlink = open_shared(f"unix:{path}")
         os.unlink(path)
-        Acceptor(self.reactor, listening, unlink, self.taken.append).close()
+        Acceptor(as_reactor(self.reactor), listening, unlink, self.taken.append).close()
 
     def broken(self, *codes: int) -> None:
         """Let the next accepts fail."""

@@ -231,7 +231,7 @@ class TlsTests(SynchronousTestCase):
         client_context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         if certificate is not None and key is not None:
             client_context.use_certificate(x509.load_pem_x509_certificate(certificate))
-            client_context.use_privatekey(key)  # type: ignore[arg-type]
+            client_context.use_privatekey(key)
         client = SSL.Connection(client_context, None)
         server = ConnectionCreator(context).serverConnectionForTLS(None)  # type: ignore[arg-type]
         handshake(server, client)

@@ -26,6 +26,7 @@ from resticserver.telemetry.events import Event, EventKind
 from ..support.processes import process_test
 from ..support.scratch import scratch_directory
 from ..support.waiting import PATIENCE_S
+from ..support.wires import as_reactor
 
 SNAPSHOT = Event(EventKind.SNAPSHOT, "new snapshot", "alice/laptop", "alice", {"name": "0a"}, time_s=1772366405.75)
 
@@ -76,7 +77,7 @@ class TellingTests(SynchronousTestCase):
     def test_now_and_then(self) -> None:
         """The same again is told of once an hour, another one at once."""
         clock = Clock()
-        told = Events(clock, ())
+        told = Events(as_reactor(clock), ())
         certificate = Event(EventKind.CERTIFICATE, "ends")
         for key, after_s, number in (
             ("alice", 0, 1),
@@ -95,7 +96,7 @@ class TellingTests(SynchronousTestCase):
         A refused upload is told of once for each user, repository and reason; the others are counted and nothing else. Who
         observes, and the refusals, hear of all.
         """
-        told = Events(Clock(), ())
+        told = Events(as_reactor(Clock()), ())
         heard: list[Any] = []
         told.observe(heard.append)
         with capturedLogs() as logged:
@@ -116,14 +117,14 @@ class TellingTests(SynchronousTestCase):
 
     def test_many_keys(self) -> None:
         """However many things are told of, what is remembered of them has a bound."""
-        told = Events(Clock(), ())
+        told = Events(as_reactor(Clock()), ())
         for number in range(hooks._MOST_TOLD + 10):
             told.tell_now_and_then(SNAPSHOT, str(number))
         self.assertLessEqual(len(told._told), hooks._MOST_TOLD)
 
     def test_log(self) -> None:
         """Bad news is a warning, a backup is news, all else is only for those who look for it."""
-        told = Events(Clock(), ())
+        told = Events(as_reactor(Clock()), ())
         with capturedLogs() as logged:
             for kind in EventKind:
                 told.tell(Event(kind, kind.value, repository=kind.value))
@@ -145,7 +146,7 @@ class TellingTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """What comes more quickly than the command takes it: the oldest is given up, and that is counted."""
-        told = Held(Clock(), ("true",))
+        told = Held(as_reactor(Clock()), ("true",))
         told.startService()
         for number in range(hooks.MOST_WAITING + 3):
             told.tell(Event(EventKind.SNAPSHOT, str(number)))
@@ -189,7 +190,7 @@ async def gone(pid: int) -> bool:
             return True
         if status.rpartition(")")[2].split()[0] == "Z":
             return True
-        await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+        await deferLater(reactor, 0.01, lambda: None)
     return False
 
 
@@ -205,11 +206,11 @@ class CommandTests(TestCase):
     async def written(self, lines: int) -> None:
         """Wait until the script has written so many lines."""
         while not self.output.exists() or self.output.read_text().count("\n") < lines:
-            await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.01, lambda: None)
 
     def started(self, script: str) -> Events:
         """Events that are told to a shell script, which finds C{$output}."""
-        told = Events(reactor, ("/bin/sh", "-c", f"output={shlex.quote(str(self.output))}; {script}"))
+        told = Events(as_reactor(reactor), ("/bin/sh", "-c", f"output={shlex.quote(str(self.output))}; {script}"))
         told.startService()
         self.addCleanup(lambda: told.stopService() if told.running else None)
         return told
@@ -217,7 +218,7 @@ class CommandTests(TestCase):
     async def until(self, told: Events, outcome: str, number: int = 1) -> None:
         """Wait until so many have come to this end."""
         while sum(value for (_, how), value in counts(told).items() if how == outcome) < number:
-            await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.01, lambda: None)
 
     def test_delivered(self) -> Deferred[None]:
         """Each event is a line on the command's input, one command after the other, in order."""
@@ -291,7 +292,7 @@ class CommandTests(TestCase):
         command.chmod(0o700)
 
         async def test() -> None:
-            told = Events(reactor, (str(command),))
+            told = Events(as_reactor(reactor), (str(command),))
             told.startService()
             self.addCleanup(told.stopService)
             for _ in range(700):
@@ -349,7 +350,7 @@ class CommandTests(TestCase):
         """A program that is gone since the start is one that fails."""
 
         async def test() -> None:
-            told = Events(reactor, (str(self.output),))
+            told = Events(as_reactor(reactor), (str(self.output),))
             told.startService()
             told.tell(SNAPSHOT)
             await self.until(told, "failed")

@@ -48,6 +48,7 @@ from ..support.memory import HeldPool, InlinePool
 from ..support.processes import process_test
 from ..support.scratch import scratch_directory
 from ..support.skipping import skipped
+from ..support.wires import as_reactor
 from ..telemetry.test_metrics import PLAIN, SKIP_WITHOUT_PROMTOOL, Series, complaints, parsed, series
 
 POLICY = """
@@ -578,7 +579,7 @@ class ServerTests(SynchronousTestCase):
 
     def found(self, **settings: Any) -> dict[Series, float]:
         """The samples of a server that was not started."""
-        server = ResticServer(Settings(str(self.scratch), **settings), Clock())
+        server = ResticServer(Settings(str(self.scratch), **settings), as_reactor(Clock()))
         families = [family for more in server.topology.monitoring._sources.families for family in more()]
         self.server = server
         return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import select
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from resticserver.threads.interface import shielded
+from resticserver.threads.reactor import IReactor
 from resticserver.workers.ipc import Command, Failed, Handlers, Question
 
 
@@ -69,6 +70,11 @@ class StepReactor(Clock):
             if writer in self.writers:
                 writer.doWrite()
         return bool(readable or writable)
+
+
+def as_reactor(partial: object) -> IReactor:
+    """A reactor of a test, which provides only what the test needs."""
+    return cast(IReactor, partial)
 
 
 class DirectIpc:

@@ -188,7 +188,7 @@ class QuickPoolTests(JobPoolTests):
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what threads do."""
         while not condition():
-            await deferLater(reactor, 0.001)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.001)
 
     async def test_quick(self) -> None:
         """One thread is enough for jobs that are quick."""

@@ -49,7 +49,7 @@ class PagesCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.why_not = ""
         self.made = 0
-        self.authentication: Any = PasswordAuthentication(ChecksPasswords())  # type: ignore[arg-type]
+        self.authentication: Any = PasswordAuthentication(ChecksPasswords())
 
     async def metrics(self) -> Page:
         """The page."""

@@ -110,7 +110,7 @@ class SpellingTests(SynchronousTestCase):
         """
         bench = self.bench
         policy, store = SpyPolicy(), SpyStore()
-        bench.api._policy, bench.api._store = policy, store  # type: ignore[assignment]
+        bench.api._policy, bench.api._store = policy, store
         connection = bench.connect()
         connection.send(method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         connection.lose()
@@ -141,7 +141,7 @@ class SpellingTests(SynchronousTestCase):
         )
         for policy in (Policy(private_repos=True), Policy(grants=grants)):
             store = SpyStore()
-            self.bench.api._policy, self.bench.api._store = policy, store  # type: ignore[assignment]
+            self.bench.api._policy, self.bench.api._store = policy, store
             self.bench.api._authentication = Alice()
             connection = self.bench.connect()
             connection.send(method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")

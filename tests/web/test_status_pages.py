@@ -512,7 +512,7 @@ class WhoTests(StatusCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.authentication = PasswordAuthentication(ChecksPasswords())  # type: ignore[arg-type]
+        self.authentication = PasswordAuthentication(ChecksPasswords())
         names = ("alice", "alice/laptop", "alice/secret", "bob/shared", "bob/hidden", "carol", "")
         self.status = server(
             *(repository(name) for name in names),

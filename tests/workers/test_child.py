@@ -27,7 +27,7 @@ from resticserver.workers.log import RemoteLog
 from resticserver.workers.messages import Begin, ConnectionsEnded, LogLine
 
 from ..support.memory import Bench
-from ..support.wires import StepReactor
+from ..support.wires import StepReactor, as_reactor
 
 
 class FullReactor(StepReactor):
@@ -61,7 +61,7 @@ class RemoteLogTests(SynchronousTestCase):
         for ipc in (self.ipc, self.parent):
             ipc.start()
             self.addCleanup(ipc.close)
-        self.log = RemoteLog(self.reactor, self.ipc)
+        self.log = RemoteLog(as_reactor(self.reactor), self.ipc)
         self.publisher = LogPublisher(self.log)  # type: ignore[arg-type]
 
     def logger(self, namespace: str = "resticserver.storage.local") -> Logger:
@@ -159,7 +159,7 @@ class ConnectionsTests(SynchronousTestCase):
             ipc.start()
             self.addCleanup(ipc.close)
         self.site = Bench(self.mktemp()).site
-        self.connections = Connections(self.reactor, self.site, [self.site], self.ipc, 30.0)
+        self.connections = Connections(as_reactor(self.reactor), self.site, [self.site], self.ipc, 30.0)
         self.connections.startService()
 
     def test_gone_already(self) -> None:
@@ -190,7 +190,7 @@ class WorkerProcessTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
-        self.process = WorkerProcess(self.reactor, ours, 1)
+        self.process = WorkerProcess(as_reactor(self.reactor), ours, 1)
         self.parent = IpcConnection(self.reactor, parents, "a worker", {}, lambda: None)
         for ipc in (self.process.ipc, self.parent):
             ipc.start()

@@ -36,7 +36,7 @@ from resticserver.workers.messages import (
 from resticserver.workers.parent import Workers
 from resticserver.workers.worker import IPC_FD
 
-from ..support.wires import StepReactor
+from ..support.wires import StepReactor, as_reactor
 
 
 class FakeProcess:
@@ -118,7 +118,7 @@ class WorkersTests(SynchronousTestCase):
         self.patch(Workers, "_wait_until_ready", lambda service: self.reactor.pump())
         self.heard: list[Any] = []
         self.state = 1
-        self.workers = Workers(self.reactor, ("127.0.0.1:0",), 2, 30.0, self)
+        self.workers = Workers(as_reactor(self.reactor), ("127.0.0.1:0",), 2, 30.0, self)
         self.workers.startService()
         self.reactor.pump()
         self.one, self.two = self.reactor.processes

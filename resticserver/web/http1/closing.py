@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .gate import ReadGate
 from .socket_writer import STALL_S, SocketWriter
@@ -20,7 +20,7 @@ class Deadline:
     A call at a point in time that moves with every request. Moving it is cheap: the timer stays as long as it is early enough.
     """
 
-    def __init__(self, reactor: Any, call: Callable[[], object]) -> None:
+    def __init__(self, reactor: IReactorTime, call: Callable[[], object]) -> None:
         self._reactor = reactor
         self._call = call
         self._at: float | None = None
@@ -82,7 +82,7 @@ class Closing:
     close_timeout_s = 2.0
     linger_s = 10.0
 
-    def __init__(self, connection: ClosingConnection, reactor: Any, gate: ReadGate) -> None:
+    def __init__(self, connection: ClosingConnection, reactor: IReactorTime, gate: ReadGate) -> None:
         self._connection = connection
         self._reactor = reactor
         self._gate = gate

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 
 from ...access.proxies import TrustedProxies
@@ -40,7 +41,7 @@ class Owner(Protocol):
     What a connection needs of the server that accepted it. L{resticserver.web.http1.site.RepositorySite} documents them.
     """
 
-    reactor: Any
+    reactor: IReactorTime
     timeOut: float
     resource: IResource
     proxies: TrustedProxies

@@ -49,7 +49,7 @@ class RepositorySite(Site):
 
     noisy = False
     request_factory = StreamingRequest
-    timeOut: float  # type: ignore[assignment]
+    timeOut: float
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from OpenSSL.SSL import Error, SysCallError, WantReadError, ZeroReturnError
 from twisted.internet import tcp
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory, IReactorTime
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
@@ -57,7 +57,7 @@ _DISTRUST = ("alert unknown ca", "alert bad certificate", "alert certificate unk
 class TlsSite(Protocol):
     """What a TLS connection needs of its site (L{resticserver.web.http1.site.RepositorySite})."""
 
-    reactor: Any
+    reactor: IReactorTime
     turns: Turns
 
     def handshake_failed(self, address: str, why: str) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorFDSet
 
 from ...storage.interface import Chunks, Stored
 from ...threads.interface import Pool
+from ...threads.reactor import IReactor
 from ...threads.serial_jobs import SerialJobs
 from ..http1.gate import ReadGate
 from ..http1.ranges import Part
@@ -55,7 +56,7 @@ def _lent_socket(request: StreamingRequest) -> LentSocket | None:
     duplicate = duplicate_of(request)
     if duplicate is None:
         return None
-    return LentSocket(duplicate, site.reactor, request.abort, site.pool_turns, writer.openssl)
+    return LentSocket(duplicate, cast(IReactor, site.reactor), request.abort, site.pool_turns, writer.openssl)
 
 
 async def receive_body(

@@ -26,6 +26,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ...storage.interface import Chunks, Stored
+from ...threads.reactor import IReactor
 from ..http1.body import SILENCE_S
 from ..http1.ranges import Part
 from ..http1.socket_writer import STALL_S
@@ -62,7 +63,7 @@ class LentSocket(NamedTuple):
     """
 
     duplicate: socket.socket
-    reactor: Any
+    reactor: IReactor
     abort: Callable[[], None]
     turns: Turns
     openssl: Any = None
@@ -159,7 +160,7 @@ class SocketTransfer:
         done, self._done = self._done, None
         self._close()
         if done is not None:
-            done.callback(result)  # type: ignore[arg-type]
+            done.callback(result)
 
     def _stop(self) -> None:
         """The client is gone or the server stops: end the running job, then close."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -33,7 +32,11 @@ class ChunkProducer:
     """
 
     def __init__(
-        self, consumer: IConsumer, reactor: Any, abort: Callable[[], None], fetch: Callable[[], Deferred[bytes]]
+        self,
+        consumer: IConsumer,
+        reactor: IReactorTime,
+        abort: Callable[[], None],
+        fetch: Callable[[], Deferred[bytes]],
     ) -> None:
         self._consumer = consumer
         self._reactor = reactor
@@ -75,7 +78,7 @@ class ChunkProducer:
         self._forget()
         if done is not None:
             self._consumer.unregisterProducer()
-            done.callback(result)  # type: ignore[arg-type]
+            done.callback(result)
 
     def _forget(self) -> None:
         self._done = None

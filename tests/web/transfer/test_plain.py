@@ -46,7 +46,7 @@ from ...support.certificates import make_certificate
 from ...support.client import connect, object_id, random_bytes, read_reply
 from ...support.scratch import files_below, scratch_directory
 from ...support.waiting import PATIENCE_S, wait_until
-from ...support.wires import StepReactor
+from ...support.wires import StepReactor, as_reactor
 
 MIB = 1 << 20
 BODY = random_bytes(seed=3, length=3 * MIB + 17)
@@ -370,7 +370,7 @@ class SilenceTests(SynchronousTestCase):
         self.addCleanup(theirs.close)
         reactor = StepReactor()
         aborted: list[float] = []
-        lent = plain.LentSocket(ours, reactor, lambda: aborted.append(reactor.seconds()), Turns(reactor))
+        lent = plain.LentSocket(ours, as_reactor(reactor), lambda: aborted.append(reactor.seconds()), Turns(reactor))
         transfer = plain.ReceiveTransfer(lent, maybeDeferred, (), MIB, lambda chunks: None)
         done = transfer.start()
         reactor.advance(300)
