@@ -242,13 +242,18 @@ class LayerTests(SynchronousTestCase):
         self.assert_none(bad)
 
     def test_reactor(self) -> None:
-        """Only C{tap.py}, C{cli.py} and C{workers/child.py} import the reactor, and not before they are called."""
+        """
+        Only C{threads/reactor.py} imports the reactor, when it is asked for it; and only C{tap.py}, C{cli.py} and
+        C{workers/child.py} ask.
+        """
+        asked = f"{PACKAGE}.threads.reactor.installed_reactor"
         importers = set()
         for module, imported, at_top in all_imports():
             if belongs_to(imported, "twisted.internet.reactor"):
-                self.assertFalse(at_top, module)
+                self.assertEqual((f"{PACKAGE}.threads.reactor", False), (module, at_top))
+            if belongs_to(imported, asked):
                 importers.add(module)
-        self.assertLessEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.workers.child"})
+        self.assertEqual(importers, {f"{PACKAGE}.tap", f"{PACKAGE}.cli", f"{PACKAGE}.workers.child"})
 
     @process_test
     def test_imports_do_no_work(self) -> None:
