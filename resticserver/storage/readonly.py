@@ -47,14 +47,14 @@ class ReadOnlyStore(LocalStore):
         """A new upload, of a lock; does no I/O yet."""
         return _LockUpload(self, repository, object_type, name, length)
 
-    def remove_object(self, repository: Repository, object_type: str, name: str) -> Amount:
+    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Amount:
         """
         Remove an object, as L{LocalStore.remove_object}.
 
         @raise Forbidden: it is there and cannot be removed, because nothing can be written.
         """
         try:
-            return super().remove_object(repository, object_type, name)
+            return super().remove_object(repository, object_type, name, keep_s)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise

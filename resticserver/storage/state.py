@@ -207,6 +207,9 @@ CREATE TABLE IF NOT EXISTS refusal (
         found = {}
         rows: list[Any] = self._rows("SELECT name, most_bytes, most_objects, sizes, objects FROM repository")
         for name, most_bytes, most_objects, sizes, objects in rows:
+            if len(sizes) == len(objects) == 8 * (CELLS - 1):
+                # Of a version without a trash.
+                sizes, objects = sizes + bytes(8), objects + bytes(8)
             if len(sizes) == len(objects) == 8 * CELLS:
                 at_most = Amount(most_bytes, most_objects)
                 found[_repository(name)] = RepositoryState(at_most, _numbers("q", sizes), _numbers("q", objects))
