@@ -68,7 +68,7 @@ class Skipped:
             words = "cannot read {path}: {reason}; it is skipped, and if it is part of a repository its last known size counts"
             _log.warn(words, path=ascii(path)[1:-1], reason=reason)
         elif number == MOST_NAMED + 1:
-            _log.warn("more than {most} directories cannot be read: no more are named", most=MOST_NAMED)
+            _log.warn("more than {most} directories cannot be read: further ones are not logged", most=MOST_NAMED)
 
     def read(self, path: str) -> None:
         """Note a directory that was read: those above it can be entered."""

@@ -94,7 +94,9 @@ class LocalStore(DataDirectory):
             may_write = self._try_to_write()
         except OSError as error:
             hint = (
-                "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+                "; use --read-only to serve it anyway"
+                if error.errno == errno.EROFS and os.path.isdir(self.path)
+                else ""
             )
             raise StartError(f"--path: cannot use the data directory {self.path}: {error.strerror}{hint}") from error
         if may_write and self._sweep():

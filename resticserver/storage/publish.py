@@ -118,7 +118,7 @@ class Publisher(DurableDirectories):
         self._refused[key] = time.monotonic() + _REFUSED_S
         if key not in self._told:
             self._told.add(key)
-            _log.info("this file system does not take {off}; going on without", off=way)
+            _log.info("this file system does not support {off}; continuing without it", off=way)
 
     def temporary(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
         """
@@ -156,7 +156,7 @@ class Publisher(DurableDirectories):
             if not swept:
                 return self._adopt(file)
             file.discard()  # a sweep removed it before it was locked
-        raise OSError(errno.EIO, "no temporary file can be made", os.path.dirname(path))
+        raise OSError(errno.EIO, "cannot create a temporary file", os.path.dirname(path))
 
     def _adopt(self, file: TemporaryFile) -> TemporaryFile:
         try:
@@ -346,7 +346,9 @@ class TemporaryFile:
                 pass
             except OSError as error:
                 _log.warn(
-                    "cannot remove {path} ({error}): the next start of the server will", path=path, error=error.strerror
+                    "cannot remove {path} ({error}): it will be removed at the next start",
+                    path=path,
+                    error=error.strerror,
                 )
 
     def discard(self) -> None:

@@ -355,7 +355,7 @@ class MarkerFile:
             with suppress(OSError):
                 os.unlink(temporary)
             reason = error.strerror if isinstance(error, OSError) else error
-            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be noticed"
+            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be detected"
             _log.warn(words, path=self.path, error=reason)
 
 

@@ -221,7 +221,7 @@ class Prepare(SynchronousTestCase):
                 error = self.assertRaises(StartError, LocalStore(path).prepare)
             finally:
                 patch.restore()
-            hint = "; --read-only serves what is there" if code == errno.EROFS else ""
+            hint = "; use --read-only to serve it anyway" if code == errno.EROFS else ""
             words = f"--path: cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}"
             self.assertEqual(words, str(error))
 

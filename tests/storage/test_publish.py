@@ -254,7 +254,7 @@ class FaultTests(TemporaryCase):
                     file.discard()
             finally:
                 patch.restore()
-            self.assertEqual(["cannot remove {path} ({error}): the next start of the server will"], formats(events))
+            self.assertEqual(["cannot remove {path} ({error}): it will be removed at the next start"], formats(events))
             self.assertTrue((self.directory / f"{number}").exists())
         self.assertEqual(before, self.open_files())
         self.assertEqual(8, sweep(str(self.repository)))
@@ -366,7 +366,7 @@ class RefusalTests(TemporaryCase):
             now_s[0] += publish._REFUSED_S
             self.publish_another(publisher, "later")
             self.assertEqual(4, len(tried))
-        self.assertEqual(1, sum("does not take" in text for text in formats(events)))
+        self.assertEqual(1, sum("does not support" in text for text in formats(events)))
         patch.restore()
         now_s[0] += publish._REFUSED_S
         self.assertEqual(Mechanisms(), self.believed(publisher))
