@@ -301,6 +301,16 @@ REFERENCE = (
                 """,
             ),
             OptionReference(
+                "delete-delay",
+                "DURATION",
+                "0",
+                """
+                How long deleted objects are kept in the [trash](how-to.md#undo-deletions), such as `12h` or `30d` (units
+                `s`, `m`, `h`, `d`, `w`); `0` deletes at once. A [policy](policy.md#trash) can have longer delays. A shorter
+                delay set later does not shorten what is in the trash already.
+                """,
+            ),
+            OptionReference(
                 "auto-create",
                 "",
                 "off",

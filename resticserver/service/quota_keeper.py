@@ -74,6 +74,9 @@ class Quotas(Protocol):
     def limit_of_repository(self, user: str | None, repository: Repository) -> Limit:
         """The limit of a repository, for uploads by this user."""
 
+    def trash_counts(self, user: str | None, repository: Repository) -> bool:
+        """Whether the trash of a repository of this owner counts."""
+
 
 @dataclass(frozen=True)
 class QuotaRules:
@@ -115,7 +118,7 @@ class QuotaKeeper(Service):
         self._counting = counting
         self._state = state
         self._pool = pool
-        self.ledger = Ledger(limit)
+        self.ledger = Ledger(limit, lambda repository: self.quotas.trash_counts(owner_of(repository), repository))
         self._counter = RepositoryCounter(reactor, self.ledger, counting, pool, directory_locks, self._is_running)
         self.active = False
         #: True once all repositories are known: from the state file, or because all were counted.
@@ -163,6 +166,7 @@ class QuotaKeeper(Service):
             if self._limited:
                 _log.info("Initializing quota (can take a while)...")
             self._reactor.callLater(0, self._begin)
+        self.ledger.refresh()
         return self.active
 
     def _begin(self) -> None:
@@ -306,6 +310,11 @@ class QuotaKeeper(Service):
     async def settled(self) -> None:
         """Everything is booked as it is settled."""
 
+    def count_soon(self, repository: Repository) -> None:
+        """Count a repository again within some seconds: something was removed from its trash."""
+        if self.active and self.running:
+            self._count_soon(repository)
+
     def _count_soon(self, repository: Repository) -> None:
         """
         Schedule a recount after a removal, such as by C{prune}. Another program may have put the removed object there,
@@ -437,7 +446,9 @@ class QuotaKeeper(Service):
             await self._count(repository)  # it may exist by now
         await self._kept.write([one for one in self.ledger.repositories.values() if one.counted and one.changed], STEP)
         await self._kept.forget_gone()
-        sizes = {name: account.used_bytes for name, account in self.ledger.repositories.items() if account.counted}
+        sizes = {
+            name: account.stored.size_bytes for name, account in self.ledger.repositories.items() if account.counted
+        }
         await self._pool.run(self._state.put_history, int(time.time() // 86_400), sizes)
         if not self._complete:
             self._based = self._complete = True

@@ -70,6 +70,10 @@ class DataDirectory:
         """Call C{observer}, from any thread, with each object that has another size than before."""
         self.on_size_change = observer
 
+    def trash_words(self, repository: Repository) -> str:
+        """What the refusal of an upload says about the repository's trash, which takes space as well."""
+        return ""
+
     def object_path(self, repository: Repository, object_type: str, name: str) -> str:
         """The path of an object's file."""
         return f"{object_directory(self.path, repository, object_type, name)}/{name}"

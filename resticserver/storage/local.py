@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
 
 from twisted.logger import Logger
 
-from ..errors import InsufficientStorage, NoSuchRepository, NotFound, StartError
+from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerError, StartError
 from ..files import is_directory
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
@@ -22,14 +23,17 @@ from .directories import DataDirectory, not_a_file
 from .directory_snapshots import Snapshots
 from .free_space import space_errors
 from .interface import Listing, NotDurable, SizeChange, Stored, Upload
-from .layout import Repository, object_directory, repository_path
+from .layout import TRASH_CELL, Repository, object_directory, repository_path
 from .listing import LocalListing
 from .publish import TEMPORARY_FOLDER, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
-from .trash import is_kept
+from .trash import is_kept, trash_words
 from .trash_moves import Trash
 from .upload import LocalUpload
+
+#: For how many seconds a refusal repeats what it says about the trash.
+_TRASH_WORDS_S = 10.0
 
 _log = Logger()
 
@@ -70,6 +74,8 @@ class LocalStore(DataDirectory):
         )
         self._no_snapshots = Snapshots(bound_bytes=0)
         self.trash = Trash(self.path, self.publisher)
+        #: What refusals say about the trash of repositories, and until when on the monotonic clock.
+        self._trash_words: dict[Repository, tuple[float, str]] = {}
         self.counting = Counting(
             self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change), self.spelling
         )
@@ -254,6 +260,21 @@ class LocalStore(DataDirectory):
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
+
+    def trash_words(self, repository: Repository) -> str:
+        """What the refusal of an upload says about the repository's trash. It is counted once in some seconds."""
+        now_s = time.monotonic()
+        found = self._trash_words.get(repository)
+        if found is None or found[0] < now_s:
+            try:
+                amount = self.counting.count(repository, (TRASH_CELL,)).get(TRASH_CELL, Amount())
+                words = trash_words(amount.size_bytes, self.counting.trash_ends_s(repository, 0))
+            except (OSError, ServerError):
+                words = ""
+            if len(self._trash_words) > 1000:
+                self._trash_words.clear()
+            found = self._trash_words[repository] = (now_s + _TRASH_WORDS_S, words)
+        return found[1]
 
     # --- objects
 

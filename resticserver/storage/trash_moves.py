@@ -26,6 +26,7 @@ from .layout import Repository, object_directory, repository_path
 from .publish import TEMPORARY_FOLDER, Publisher, rename_noreplace
 from .reading import hash_of, opened
 from .trash import (
+    DAY_S,
     TrashDay,
     Trashed,
     day_name,
@@ -134,17 +135,23 @@ class Trash:
         self._publisher.make_directory(top)
         with self._lock(repository, exclusive=False):
             self._publisher.make_directory(day)
-            fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, self._publisher.file_mode)
-            try:
-                self._publisher.fsync(fd)
-                inode = os.fstat(fd).st_ino
-            finally:
-                os.close(fd)
-            self._publisher.fsync_directory(day)
+            inode = self._keep_for(day, delay_s)
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[file] = inode
         return day
+
+    def _keep_for(self, day: str, delay_s: float) -> int:
+        """Have a day kept for so many seconds at least, durably; the inode of the file that says so."""
+        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(f"{day}/{keep_name(delay_s)}", flags, self._publisher.file_mode)
+        try:
+            self._publisher.fsync(fd)
+            inode = os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+        self._publisher.fsync_directory(day)
+        return inode
 
     def _move_to_day(self, source: str, day: str, object_type: str, name: str) -> str:
         """Move a file into a day's directory; the directory that it is in then."""
@@ -367,6 +374,18 @@ class Trash:
             if not left:
                 self.remove_if_empty(day)
         return Expired(Amount(size_bytes, objects), False, min(next_s, default=None))
+
+    def prolong(self, repository: Repository, since_s: float, by_s: float) -> None:
+        """
+        Keep for longer what was deleted since a time, because the clock was behind then.
+
+        @param since_s: in seconds since 1970.
+        @param by_s: by how many seconds.
+        """
+        for day in trash_days(self.path, repository):
+            if day.begins_s + DAY_S > since_s and day.delay_s is not None:
+                with suppress(FileNotFoundError), self._lock(repository, exclusive=False):
+                    self._keep_for(day.path, day.delay_s + by_s)
 
     def remove(self, repository: Repository, objects: list[Trashed]) -> Amount:
         """

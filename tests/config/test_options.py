@@ -48,6 +48,8 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--max-size=1000000",), {"max_size_bytes": 1_000_000}),
     (("--min-free", "20GB"), {"min_free_bytes": 20 * 10**9}),
     (("--min-free=2.5%",), {"min_free_percent": 2.5}),
+    (("--delete-delay", "12h"), {"delete_delay_s": 43200.0}),
+    (("--delete-delay=30d",), {"delete_delay_s": 30 * 86400.0}),
     (("--state-dir", "/var/lib/restic-rest"), {"state_dir": "/var/lib/restic-rest"}),
     (("--metrics-listen", "127.0.0.1:9090"), {"metrics_listen": "127.0.0.1:9090"}),
     (("--log=-", "--log-format", "json"), {"log": "-", "log_format": "json"}),

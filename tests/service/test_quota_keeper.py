@@ -128,6 +128,7 @@ class FixedQuotas:
     def __init__(self) -> None:
         self.users: dict[str, Limit] = {}
         self.repositories: dict[Repository, Limit] = {}
+        self.uncounted: set[Repository] = set()
 
     def has_limits(self) -> bool:
         """Whether there are any."""
@@ -140,6 +141,10 @@ class FixedQuotas:
     def limit_of_repository(self, user: str | None, repository: Repository) -> Limit:
         """A repository's."""
         return self.repositories.get(repository, UNLIMITED)
+
+    def trash_counts(self, user: str | None, repository: Repository) -> bool:
+        """In all but C{uncounted}."""
+        return repository not in self.uncounted
 
 
 class AccountsCase(SynchronousTestCase):
