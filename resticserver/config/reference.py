@@ -303,7 +303,7 @@ REFERENCE = (
             OptionReference(
                 "delete-delay",
                 "DURATION",
-                "0",
+                "none",
                 """
                 How long deleted objects are kept in the [trash](how-to.md#undo-deletions), such as `12h` or `30d` (units
                 `s`, `m`, `h`, `d`, `w`); `0` deletes at once. A [policy](policy.md#trash) can have longer delays. A shorter

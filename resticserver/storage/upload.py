@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from twisted.logger import Logger
 
