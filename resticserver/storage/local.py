@@ -365,20 +365,23 @@ class LocalStore(DataDirectory):
             self.fsync_reached(repository, object_type, name)
             return Amount()
         path = self.object_path(repository, object_type, name)
+        to_trash = bool(keep_s) and is_kept(object_type)
         try:
             status = os.stat(path)  # through a symlink, as lists count it
-        except OSError:
+        except OSError as error:
+            if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise  # what cannot be looked at cannot be kept, and must not be lost
             status = None
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        if keep_s and regular and is_kept(object_type):
+        if to_trash and regular:
             kept = self.trash.keep(repository, object_type, path, keep_s)
             removed = kept is not None
         else:
             removed = self._remove_file(path, durable=False)
         if not removed:
             self.volume.check()
-            if keep_s and is_kept(object_type):
+            if to_trash:
                 self.trash.fsync_missing(repository, object_type)
             self.fsync_reached(repository, object_type, name)
             return Amount()

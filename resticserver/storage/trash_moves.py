@@ -110,6 +110,8 @@ class Trash:
                         if not os.path.lexists(source):
                             return None  # else the trash was emptied in between
         except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(source):
+                raise  # something else has the name of a directory in the trash
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
 
@@ -202,8 +204,10 @@ class Trash:
         before = os.lstat(source)
         try:
             self._move_file(source, target)
+        except (FileExistsError, FileNotFoundError):
+            raise
         except OSError:
-            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
+            # A call may fail and have succeeded: network file systems may lose the answer.
             if not _is_moved(source, target, before):
                 raise
 

@@ -194,6 +194,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "auth-failures": ("many",),
     "max-size": ("lots",),
     "min-free": ("lots",),
+    "delete-delay": ("soon",),
     "on-event": ("/no/such/program",),
     "workers": ("many",),
     "shutdown-timeout": ("soon",),
