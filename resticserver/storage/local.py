@@ -388,10 +388,11 @@ class LocalStore(DataDirectory):
         # Of two removals at the same time only one gets here.
         change = Amount(-status.st_size, -1) if status is not None and regular else Amount()
         try:
-            if kept is not None:
-                self.publisher.fsync_directory(kept)
             try:
-                self.publisher.fsync_directory(os.path.dirname(path))
+                if kept is not None:
+                    self.trash.fsync_moved(kept, os.path.dirname(path))
+                else:
+                    self.publisher.fsync_directory(os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between
                 self.fsync_reached(repository, object_type, name)
         except OSError as error:

@@ -16,11 +16,13 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..names import CONFIG
 from ..sizes import Amount
+from .filesystem_types import renames_at_once
 from .free_space import space_errors
 from .layout import Repository, object_directory, repository_path
 from .publish import TEMPORARY_FOLDER, Publisher, rename_noreplace
@@ -48,6 +50,7 @@ _MOST_KNOWN = 10_000
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EMLINK)
 _COPY_BYTES = 1 << 20
+_LOCK_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Damaged(ValueError):
@@ -81,6 +84,10 @@ class Trash:
         self._publisher = publisher
         #: Days whose directory, with the file that keeps it for so long, was made durable: by that file's path, its inode.
         self._known: dict[str, int] = {}
+        #: By device: whether one fsync makes a rename durable in both directories.
+        self._at_once: dict[int, bool] = {}
+        #: Whether an object had to be copied: the trash of a repository is on another file system then.
+        self._copies = False
         self._moving = threading.Lock()
 
     # --- into the trash
@@ -104,8 +111,11 @@ class Trash:
                 for _ in range(_ATTEMPTS):
                     try:
                         day = self._make_day(repository, delay_s)
-                        with self._lock(repository, exclusive=False):
+                        fd = self._shared_lock(repository)
+                        try:
                             return self._move_to_day(source, day, object_type, name)
+                        finally:
+                            os.close(fd)
                     except FileNotFoundError:
                         if not os.path.lexists(source):
                             return None  # else the trash was emptied in between
@@ -114,6 +124,26 @@ class Trash:
                 raise  # something else has the name of a directory in the trash
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
+
+    def fsync_moved(self, kept: str, source_directory: str) -> None:
+        """
+        Make durable that an object was moved to the trash.
+
+        @param kept: the directory that it is in now.
+        @param source_directory: the directory that it was in.
+        @raise FileNotFoundError: its directory is gone.
+        """
+        fd = os.open(source_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            device = os.fstat(fd).st_dev
+            at_once = self._at_once.get(device)
+            if at_once is None:
+                at_once = self._at_once[device] = renames_at_once(fd)
+            if not at_once or self._copies:
+                self._publisher.fsync_directory(kept)
+            self._publisher.fsync(fd)
+        finally:
+            os.close(fd)
 
     def fsync_missing(self, repository: Repository, object_type: str) -> None:
         """
@@ -127,17 +157,20 @@ class Trash:
     def _make_day(self, repository: Repository, delay_s: float) -> str:
         """The directory of today, which is kept for so long at least."""
         top = trash_path(self.path, repository)
-        day = f"{top}/{day_name(time.time())}"
-        file = f"{day}/{keep_name(delay_s)}"
+        day = f"{top}/{_today(int(time.time() // DAY_S))}"
+        file = f"{day}/{_keep_name(delay_s)}"
         known = self._known.get(file)
         if known is not None:
             with suppress(FileNotFoundError):
                 if os.stat(file).st_ino == known:
                     return day
         self._publisher.make_directory(top)
-        with self._lock(repository, exclusive=False):
+        fd = self._shared_lock(repository)
+        try:
             self._publisher.make_directory(day)
             inode = self._keep_for(day, delay_s)
+        finally:
+            os.close(fd)
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[file] = inode
@@ -175,24 +208,38 @@ class Trash:
 
     # --- moving
 
-    @contextmanager
-    def _lock(self, repository: Repository, exclusive: bool) -> Iterator[None]:
+    def _shared_lock(self, repository: Repository) -> int:
         """
-        Hold the lock of a repository's trash.
+        Take the lock of a repository's trash together with other deletions.
 
-        @raise FileNotFoundError: it has none.
+        @return: a descriptor; closing it releases the lock.
+        @raise FileNotFoundError: it has no trash.
         """
-        path = trash_path(self.path, repository)
-        with ExitStack() as held:
-            if exclusive:
-                held.enter_context(self._moving)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            held.callback(os.close, fd)
-            with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            if os.fstat(fd).st_nlink == 0:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            yield
+        fd = os.open(trash_path(self.path, repository), _LOCK_FLAGS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:
+            pass  # this file system has no locks
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @contextmanager
+    def _locked(self, repository: Repository) -> Iterator[None]:
+        """
+        Hold the lock of a repository's trash alone.
+
+        @raise FileNotFoundError: it has no trash.
+        """
+        fd = os.open(trash_path(self.path, repository), _LOCK_FLAGS)
+        try:
+            with self._moving:
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+        finally:
+            os.close(fd)
 
     def _move(self, source: str, target: str) -> None:
         """
@@ -201,14 +248,13 @@ class Trash:
         @raise FileExistsError: the target's name is taken; the file is where it was.
         @raise FileNotFoundError: the file, or the target's directory, is missing.
         """
-        before = os.lstat(source)
         try:
             self._move_file(source, target)
         except (FileExistsError, FileNotFoundError):
             raise
         except OSError:
             # A call may fail and have succeeded: network file systems may lose the answer.
-            if not _is_moved(source, target, before):
+            if not _is_missing(source) or _is_missing(target):
                 raise
 
     def _move_file(self, source: str, target: str) -> None:
@@ -235,6 +281,7 @@ class Trash:
 
     def _copy(self, source: str, target: str) -> None:
         """Move a file to another file system: a durable copy first, with the same modification time."""
+        self._copies = True
         directory = os.path.dirname(target)
         repository = directory.rpartition("/.trash/")[0] or directory
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -284,7 +331,7 @@ class Trash:
         if not os.path.isdir(directory):
             for path in dict.fromkeys((f"{top}/{trashed.object_type}", directory)):
                 publisher.make_directory(path)
-        with self._lock(repository, exclusive=True):
+        with self._locked(repository):
             if not os.path.samestat(os.lstat(trashed.path), verified):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), trashed.path)
             moved = self._move_back(trashed, target)
@@ -388,7 +435,7 @@ class Trash:
         """
         for day in trash_days(self.path, repository):
             if day.begins_s + DAY_S > since_s and day.delay_s is not None:
-                with suppress(FileNotFoundError), self._lock(repository, exclusive=False):
+                with suppress(FileNotFoundError), self._locked(repository):
                     self._keep_for(day.path, day.delay_s + by_s)
 
     def remove(self, repository: Repository, objects: list[Trashed]) -> Amount:
@@ -400,7 +447,7 @@ class Trash:
         removed = Amount()
         if not objects:
             return removed
-        with suppress(FileNotFoundError), self._lock(repository, exclusive=True):
+        with suppress(FileNotFoundError), self._locked(repository):
             for trashed in objects:
                 with suppress(FileNotFoundError):
                     status = os.lstat(trashed.path)
@@ -411,7 +458,7 @@ class Trash:
 
     def remove_if_empty(self, day: TrashDay) -> None:
         """Remove the directories of a day if nothing is in them, then the trash's; and the repository's if that was all."""
-        with suppress(FileNotFoundError), self._lock(day.repository, exclusive=True):
+        with suppress(FileNotFoundError), self._locked(day.repository):
             for _, directory in list(type_directories(day)):
                 if not _remove_directory(directory):
                     return
@@ -453,10 +500,19 @@ def _directory_lock(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_moved(source: str, target: str, before: os.stat_result) -> bool:
-    with suppress(OSError):
-        return not os.path.lexists(source) and os.path.samestat(os.lstat(target), before)
+def _is_missing(path: str) -> bool:
+    """Whether certainly nothing has this name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
     return False
+
+
+_today = lru_cache(maxsize=4)(lambda day: day_name(day * DAY_S))
+_keep_name = lru_cache(maxsize=1000)(keep_name)
 
 
 def _is_same(first: str, second: str) -> bool:
