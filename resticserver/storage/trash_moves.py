@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
+from ..errors import NotFound
 from ..names import CONFIG
 from ..sizes import Amount
+from .filesystem_types import is_local
 from .free_space import space_errors
 from .layout import Repository, object_directory, repository_path
 from .publish import TEMPORARY_FOLDER, Publisher, rename_noreplace
@@ -82,18 +84,21 @@ class Trash:
         #: Days whose directory, with the file that keeps it for so long, was made durable: by that file's path, its inode.
         self._known: dict[str, int] = {}
         self._moving = threading.Lock()
+        #: For giving names without C{renameat2}. Not L{_moving}: whoever wants this one has the shared lock already.
+        self._naming = threading.Lock()
 
     # --- into the trash
 
     def keep(self, repository: Repository, object_type: str, source: str, delay_s: float) -> str | None:
         """
-        Move an object to the trash. That is not durable yet: fsync the returned directory, then the object's own. Whatever
+        Move an object to the trash. That is not durable yet: L{fsync} the returned directory, then the object's own. Whatever
         fails, the object stays where it was.
 
         @param source: its path.
         @param delay_s: how long it is to be kept at least.
         @return: the directory in the trash; C{None} if there was no such object.
         @raise InsufficientStorage: there is no room for a directory.
+        @raise OSError: the trash, or a directory in it, is no directory or is a link, or cannot be written.
         """
         name = os.path.basename(source)
         try:
@@ -110,8 +115,15 @@ class Trash:
                         if not os.path.lexists(source):
                             return None  # else the trash was emptied in between
         except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(source):
+                raise  # something in the trash is no directory
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
+
+    def fsync(self, directory: str) -> None:
+        """Make durable what was moved into a directory of the trash. If it is gone, it was emptied in between."""
+        with suppress(FileNotFoundError):
+            self._publisher.fsync_directory(directory)
 
     def fsync_missing(self, repository: Repository, object_type: str) -> None:
         """
@@ -127,6 +139,7 @@ class Trash:
         top = trash_path(self.path, repository)
         day = f"{top}/{day_name(time.time())}"
         file = f"{day}/{keep_name(delay_s)}"
+        _refuse_link(day)
         known = self._known.get(file)
         if known is not None:
             with suppress(FileNotFoundError):
@@ -143,11 +156,15 @@ class Trash:
 
     def _keep_for(self, day: str, delay_s: float) -> int:
         """Have a day kept for so many seconds at least, durably; the inode of the file that says so."""
-        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Only for reading: it may be another user's of the same group.
+        flags = os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(f"{day}/{keep_name(delay_s)}", flags, self._publisher.file_mode)
         try:
+            status = os.fstat(fd)
+            if status.st_uid == os.geteuid():
+                os.fchmod(fd, self._publisher.file_mode)  # whatever the umask
             self._publisher.fsync(fd)
-            inode = os.fstat(fd).st_ino
+            inode = status.st_ino
         finally:
             os.close(fd)
         self._publisher.fsync_directory(day)
@@ -157,6 +174,7 @@ class Trash:
         """Move a file into a day's directory; the directory that it is in then."""
         for twin in range(1, _MOST_TWINS):
             directory = f"{day}/{object_type}" if twin == 1 else f"{day}/{object_type}.{twin}"
+            _refuse_link(directory)
             target = f"{directory}/{name}"
             with suppress(FileExistsError):
                 try:
@@ -202,9 +220,11 @@ class Trash:
         before = os.lstat(source)
         try:
             self._move_file(source, target)
-        except OSError:
-            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
-            if not _is_moved(source, target, before):
+        except OSError as error:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call. Elsewhere these
+            # errors mean that another deletion was first, which must not be counted twice.
+            local = error.errno in (errno.ENOENT, errno.EEXIST) and _is_local(os.path.dirname(target))
+            if local or not _is_moved(source, target, before):
                 raise
 
     def _move_file(self, source: str, target: str) -> None:
@@ -218,8 +238,8 @@ class Trash:
                     return
                 if error.errno not in _UNSUPPORTED:
                     raise
-        # Names in the trash are given only under this lock or that of its directory.
-        with self._moving, _directory_lock(os.path.dirname(target)):
+        # Names in the trash are given only under these locks.
+        with self._naming, _directory_lock(os.path.dirname(target)):
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             try:
@@ -285,7 +305,7 @@ class Trash:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), trashed.path)
             moved = self._move_back(trashed, target)
         publisher.fsync_directory(directory)
-        publisher.fsync_directory(os.path.dirname(trashed.path))
+        self.fsync(os.path.dirname(trashed.path))
         return moved
 
     def _move_back(self, trashed: Trashed, target: str) -> bool:
@@ -313,10 +333,13 @@ class Trash:
             if _is_same(trashed.path, target):
                 os.unlink(trashed.path)  # an earlier run was killed between the two steps
                 return True
-            with opened(target) as fd:
-                if hash_of(fd) != trashed.name:
-                    raise
-            return False
+            try:
+                with opened(target) as fd:
+                    if hash_of(fd) == trashed.name:
+                        return False
+            except NotFound:
+                pass  # a directory, or what else is no file
+            raise
 
     def _move_noreplace(self, source: str, target: str) -> None:
         try:
@@ -333,8 +356,6 @@ class Trash:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(trashed.path, target)
-        with suppress(OSError):
-            os.rmdir(folder)
 
     # --- the end
 
@@ -428,14 +449,27 @@ def _renewed(source: str, target: str, name: str) -> bool:
     Delete an object that was deleted on the same day before, if both are the same: one copy stays, as if it was deleted now.
     Whether that was done.
     """
-    with suppress(OSError):
+    with suppress(OSError, NotFound):
         with opened(target) as kept, opened(source) as again:
             if not hash_of(kept) == hash_of(again) == name:
                 return False
             os.fchmod(kept, stat.S_IMODE(os.fstat(kept).st_mode))
+            # Another deletion and an upload may have put another file there.
+            if not os.path.samestat(os.fstat(again), os.lstat(source)):
+                return False
         os.unlink(source)
         return True
     return False
+
+
+def _refuse_link(path: str) -> None:
+    """
+    Nothing is moved out of the trash through a link.
+
+    @raise NotADirectoryError: it is one.
+    """
+    if os.path.islink(path):
+        raise NotADirectoryError(errno.ENOTDIR, "a link, which the trash must not have", path)
 
 
 @contextmanager
@@ -452,6 +486,16 @@ def _directory_lock(path: str) -> Iterator[None]:
 def _is_moved(source: str, target: str, before: os.stat_result) -> bool:
     with suppress(OSError):
         return not os.path.lexists(source) and os.path.samestat(os.lstat(target), before)
+    return False
+
+
+def _is_local(directory: str) -> bool:
+    with suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return is_local(fd)
+        finally:
+            os.close(fd)
     return False
 
 
