@@ -228,7 +228,7 @@ class LocalStore(DataDirectory):
         kept = self.trash.keep(repository, CONFIG, f"{path}/{CONFIG}", keep_s)
         if kept is None:
             return False
-        self.publisher.fsync_directory(kept)
+        self.trash.fsync(kept)
         self.publisher.fsync_directory(path)
         return True
 
@@ -242,12 +242,12 @@ class LocalStore(DataDirectory):
             if not is_object_id(name):
                 continue
             path = f"{directory}/{name}"
-            if keep_s and is_kept(object_type) and os.path.isfile(path):
+            if keep_s and is_kept(object_type) and os.path.isfile(path) and not os.path.islink(path):
                 kept.add(self.trash.keep(repository, object_type, path, keep_s))
             else:
                 self._remove_file(path, durable=False)
         for trash_directory in filter(None, kept):
-            self.publisher.fsync_directory(trash_directory)
+            self.trash.fsync(trash_directory)
         if not _remove_if_empty(directory):
             self.publisher.fsync_directory(directory)
 
@@ -374,7 +374,8 @@ class LocalStore(DataDirectory):
             status = None
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        if to_trash and regular:
+        # Of a link only the link is removed, and its file stays.
+        if to_trash and regular and not os.path.islink(path):
             kept = self.trash.keep(repository, object_type, path, keep_s)
             removed = kept is not None
         else:

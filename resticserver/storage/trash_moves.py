@@ -20,9 +20,10 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..errors import NotFound
 from ..names import CONFIG
 from ..sizes import Amount
-from .filesystem_types import renames_at_once
+from .filesystem_types import is_local, renames_at_once
 from .free_space import space_errors
 from .layout import Repository, object_directory, repository_path
 from .publish import TEMPORARY_FOLDER, Publisher, rename_noreplace
@@ -89,18 +90,21 @@ class Trash:
         #: Whether an object had to be copied: the trash of a repository is on another file system then.
         self._copies = False
         self._moving = threading.Lock()
+        #: For giving names without C{renameat2}. Not L{_moving}: whoever wants this one has the shared lock already.
+        self._naming = threading.Lock()
 
     # --- into the trash
 
     def keep(self, repository: Repository, object_type: str, source: str, delay_s: float) -> str | None:
         """
-        Move an object to the trash. That is not durable yet: fsync the returned directory, then the object's own. Whatever
+        Move an object to the trash. That is not durable yet: L{fsync} the returned directory, then the object's own. Whatever
         fails, the object stays where it was.
 
         @param source: its path.
         @param delay_s: how long it is to be kept at least.
         @return: the directory in the trash; C{None} if there was no such object.
         @raise InsufficientStorage: there is no room for a directory.
+        @raise OSError: the trash, or a directory in it, is no directory or is a link, or cannot be written.
         """
         name = os.path.basename(source)
         try:
@@ -121,7 +125,7 @@ class Trash:
                             return None  # else the trash was emptied in between
         except (FileNotFoundError, NotADirectoryError):
             if os.path.lexists(source):
-                raise  # something else has the name of a directory in the trash
+                raise  # something in the trash is no directory
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
 
@@ -140,10 +144,15 @@ class Trash:
             if at_once is None:
                 at_once = self._at_once[device] = renames_at_once(fd)
             if not at_once or self._copies:
-                self._publisher.fsync_directory(kept)
+                self.fsync(kept)
             self._publisher.fsync(fd)
         finally:
             os.close(fd)
+
+    def fsync(self, directory: str) -> None:
+        """Make durable what was moved into a directory of the trash. If it is gone, it was emptied in between."""
+        with suppress(FileNotFoundError):
+            self._publisher.fsync_directory(directory)
 
     def fsync_missing(self, repository: Repository, object_type: str) -> None:
         """
@@ -159,6 +168,7 @@ class Trash:
         top = trash_path(self.path, repository)
         day = f"{top}/{_today(int(time.time() // DAY_S))}"
         file = f"{day}/{_keep_name(delay_s)}"
+        _refuse_link(day)
         known = self._known.get(file)
         if known is not None:
             with suppress(FileNotFoundError):
@@ -178,11 +188,15 @@ class Trash:
 
     def _keep_for(self, day: str, delay_s: float) -> int:
         """Have a day kept for so many seconds at least, durably; the inode of the file that says so."""
-        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Only for reading: it may be another user's of the same group.
+        flags = os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(f"{day}/{keep_name(delay_s)}", flags, self._publisher.file_mode)
         try:
+            status = os.fstat(fd)
+            if status.st_uid == os.geteuid():
+                os.fchmod(fd, self._publisher.file_mode)  # whatever the umask
             self._publisher.fsync(fd)
-            inode = os.fstat(fd).st_ino
+            inode = status.st_ino
         finally:
             os.close(fd)
         self._publisher.fsync_directory(day)
@@ -192,6 +206,7 @@ class Trash:
         """Move a file into a day's directory; the directory that it is in then."""
         for twin in range(1, _MOST_TWINS):
             directory = f"{day}/{object_type}" if twin == 1 else f"{day}/{object_type}.{twin}"
+            _refuse_link(directory)
             target = f"{directory}/{name}"
             with suppress(FileExistsError):
                 try:
@@ -250,11 +265,11 @@ class Trash:
         """
         try:
             self._move_file(source, target)
-        except (FileExistsError, FileNotFoundError):
-            raise
-        except OSError:
-            # A call may fail and have succeeded: network file systems may lose the answer.
-            if not _is_missing(source) or _is_missing(target):
+        except OSError as error:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call. Elsewhere these
+            # errors mean that another deletion was first, which must not be counted twice.
+            local = error.errno in (errno.ENOENT, errno.EEXIST) and _is_local(os.path.dirname(target))
+            if local or not _is_missing(source) or _is_missing(target):
                 raise
 
     def _move_file(self, source: str, target: str) -> None:
@@ -268,8 +283,8 @@ class Trash:
                     return
                 if error.errno not in _UNSUPPORTED:
                     raise
-        # Names in the trash are given only under this lock or that of its directory.
-        with self._moving, _directory_lock(os.path.dirname(target)):
+        # Names in the trash are given only under these locks.
+        with self._naming, _directory_lock(os.path.dirname(target)):
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             try:
@@ -336,7 +351,7 @@ class Trash:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), trashed.path)
             moved = self._move_back(trashed, target)
         publisher.fsync_directory(directory)
-        publisher.fsync_directory(os.path.dirname(trashed.path))
+        self.fsync(os.path.dirname(trashed.path))
         return moved
 
     def _move_back(self, trashed: Trashed, target: str) -> bool:
@@ -364,10 +379,13 @@ class Trash:
             if _is_same(trashed.path, target):
                 os.unlink(trashed.path)  # an earlier run was killed between the two steps
                 return True
-            with opened(target) as fd:
-                if hash_of(fd) != trashed.name:
-                    raise
-            return False
+            try:
+                with opened(target) as fd:
+                    if hash_of(fd) == trashed.name:
+                        return False
+            except NotFound:
+                pass  # a directory, or what else is no file
+            raise
 
     def _move_noreplace(self, source: str, target: str) -> None:
         try:
@@ -384,8 +402,6 @@ class Trash:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(trashed.path, target)
-        with suppress(OSError):
-            os.rmdir(folder)
 
     # --- the end
 
@@ -479,14 +495,27 @@ def _renewed(source: str, target: str, name: str) -> bool:
     Delete an object that was deleted on the same day before, if both are the same: one copy stays, as if it was deleted now.
     Whether that was done.
     """
-    with suppress(OSError):
+    with suppress(OSError, NotFound):
         with opened(target) as kept, opened(source) as again:
             if not hash_of(kept) == hash_of(again) == name:
                 return False
             os.fchmod(kept, stat.S_IMODE(os.fstat(kept).st_mode))
+            # Another deletion and an upload may have put another file there.
+            if not os.path.samestat(os.fstat(again), os.lstat(source)):
+                return False
         os.unlink(source)
         return True
     return False
+
+
+def _refuse_link(path: str) -> None:
+    """
+    Nothing is moved out of the trash through a link.
+
+    @raise NotADirectoryError: it is one.
+    """
+    if os.path.islink(path):
+        raise NotADirectoryError(errno.ENOTDIR, "a link, which the trash must not have", path)
 
 
 @contextmanager
@@ -513,6 +542,16 @@ def _is_missing(path: str) -> bool:
 
 _today = lru_cache(maxsize=4)(lambda day: day_name(day * DAY_S))
 _keep_name = lru_cache(maxsize=1000)(keep_name)
+
+
+def _is_local(directory: str) -> bool:
+    with suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return is_local(fd)
+        finally:
+            os.close(fd)
+    return False
 
 
 def _is_same(first: str, second: str) -> bool:
