@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import NotFound
-from ..names import CONFIG
+from ..names import CONFIG, TYPES
 from ..sizes import Amount
 from .filesystem_types import is_local, renames_at_once
 from .free_space import space_errors
@@ -343,6 +343,10 @@ class Trash:
             if hash_of(fd) != trashed.name:
                 raise Damaged("its content is not what its name says")
         top = repository_path(self.path, repository)
+        if trashed.object_type == CONFIG:
+            # Of a repository that was deleted: restic cannot lock it without the directory of its locks.
+            for object_type in TYPES:
+                publisher.make_directory(f"{top}/{object_type}")
         if not os.path.isdir(directory):
             for path in dict.fromkeys((f"{top}/{trashed.object_type}", directory)):
                 publisher.make_directory(path)

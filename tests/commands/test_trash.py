@@ -21,6 +21,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.commands import trash
+from resticserver.names import TYPES
 from resticserver.storage.local import LocalStore
 from resticserver.storage.trash_moves import Trash
 
@@ -467,6 +468,8 @@ class RestoreTests(TrashCase):
         self.assertEqual("restored 2 objects (7 bytes)\n", self.succeed("restore", LAPTOP))
         self.assertEqual(b"1", self.live(name).read_bytes())
         self.assertEqual(b"config", (self.laptop / "config").read_bytes())
+        # Without these restic could not use it.
+        self.assertEqual({"config", *TYPES}, set(os.listdir(self.laptop)))
 
     @skipped(None if os.geteuid() == 0 else "only root can give files away")
     def test_owner(self) -> None:

@@ -169,6 +169,7 @@ class ResticTests(TrashCase):
         server = start_server(self, self.data, *flags)
         restic = Restic(self, f"http://alice:secret@127.0.0.1:{server.port}/alice/laptop/", self.scratch)
         self.assert_as_before(restic, snapshots)
+        restic.succeed("backup", str(self.scratch / "tree"))
 
 
 class SharedResticTests(ResticTests):
