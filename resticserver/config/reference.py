@@ -266,8 +266,9 @@ REFERENCE = (
                 "",
                 "off",
                 """
-                Nothing can be created or deleted except locks, which restic needs for reading. The file system may be
-                read-only as well: then locks are answered 403, and clients need `--no-lock`. See
+                Nothing can be created or deleted except locks, which restic needs for reading, and nothing is removed from
+                the [trash](how-to.md#undo-deletions). The file system may be read-only as well: then locks are answered
+                403, and clients need `--no-lock`. See
                 [read-only disks](operations.md#read-only-disks).
                 """,
             ),
