@@ -22,10 +22,13 @@ from resticserver.names import TYPES
 
 from ..support.client import Client, object_id, random_bytes
 from ..support.htpasswd import sha_line
+from ..support.quota import start_on_tmpfs, why_no_tmpfs
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, change_tree, make_tree
 from ..support.scratch import contents_below, files_below, hash_of_file, scratch_directory
 from ..support.server import ServerProcess, installed, server_environment, start_server
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
+from .test_clock import LIBRARY
 
 MIB = 1 << 20
 TWO = ("--workers", "2")
@@ -658,3 +661,85 @@ class ReadOnlyTests(TrashCase):
         self.succeed("list")
         self.succeed("restore", "a")
         self.assertEqual(before, {path.name: path.read_bytes() for path in own.iterdir()})
+
+
+class FullDiskTests(TrashCase):
+    """A disk that is full, of what lies in the trash."""
+
+    @skipped(why_no_tmpfs())
+    def test_full(self) -> None:
+        """What is deleted gives no room, and the refusal names it; emptying gives room at once."""
+        server, self.data = start_on_tmpfs(self, str(24 * MIB), "--delete-delay", "1h")
+        with server.client() as client:
+            client.create_repository("/a/")
+            names = []
+            for number in range(100):
+                body = random_bytes(number, 900_000)
+                reply = client.post(f"/a/data/{object_id(body)}", body)
+                if reply.status != 200:
+                    break
+                names.append(object_id(body))
+            self.assertEqual(507, reply.status)
+            self.assertNotIn("trash", reply.reason)
+            for number in range(100, 100_000):
+                if client.post("/a/data/" + object_id(b"%d" % number), b"%d" % number).status != 200:
+                    break
+            for name in names:
+                self.assertIn(client.delete(f"/a/data/{name}").status, (200, 507))
+            deleted = len(names) - len(set(names) & set(client.list("data", "/a/")))
+            self.assertEqual(deleted, len(self.trashed()))
+            self.assertGreater(deleted, 0)
+            # What a refusal says about the trash is looked up once in ten seconds.
+            found = wait_until(lambda: self.refusal(client), timeout_s=20)
+            self.assertRegex(found, r"MiB are in the trash until \d{4}-\d\d-\d\d or later$")
+            self.assertIn("removed ", self.succeed("empty", "a", "--yes"))
+            client.save("data", random_bytes(1, 900_000), "/a/")
+        self.assertIsNone(server.said("Traceback"))
+
+    def refusal(self, client: Client) -> str:
+        """Why an upload is refused, once that names the trash."""
+        body = random_bytes(7, 990_000)
+        reply = client.post(f"/a/data/{object_id(body)}", body)
+        self.assertEqual(507, reply.status)
+        return reply.reason if "trash" in reply.reason else ""
+
+
+class ClockTests(TrashCase):
+    """The system's time is wrong for a while."""
+
+    @skipped(None if LIBRARY else "libfaketime is not installed")
+    def test_step(self) -> None:
+        """A step of some days ahead removes nothing, and neither does the step back."""
+        offset = self.scratch / "offset"
+        offset.write_text("+0\n")
+        assert LIBRARY is not None
+        faketime = {
+            "LD_PRELOAD": LIBRARY,
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+        server = start_server(self, self.data, "--delete-delay", "1h", extra=faketime)
+        with server.client() as client:
+            client.create_repository("/a/")
+            name = client.save("data", b"body", "/a/")
+            client.delete(f"/a/data/{name}")
+            new = self.scratch / "new"
+            new.write_text("+3d\n")
+            os.replace(new, offset)
+            server.wait_for_line(
+                "the clock was set ahead by 259[0-9]{3} s: nothing is removed from the trash for a day"
+            )
+            time.sleep(1)
+            self.assertEqual(1, len(self.trashed()))
+        server.stop()
+        # The retention of what was deleted since the start is longer by the step, also for a server that starts then.
+        server = start_server(self, self.data, "--delete-delay", "1h", extra=faketime)
+        with server.client() as client:
+            # The expiry looks at once, so it has looked when this was answered some times.
+            for _ in range(20):
+                self.assertEqual(404, client.get(f"/a/data/{name}").status)
+        time.sleep(1)
+        self.assertEqual(1, len(self.trashed()))
+        self.assertIsNone(server.said("Traceback"))
