@@ -67,7 +67,8 @@ class Options(usage.Options):
         'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
         "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
         "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
-        "rest-server usage (how much is stored), rest-server status (the state of a running server)."
+        "rest-server usage (how much is stored), rest-server status (the state of a running server), rest-server trash (list, "
+        "restore and remove deleted objects)."
     )
 
     optFlags = [
