@@ -1,11 +1,29 @@
 """
+Durations as people write them: seconds, or a number with the unit C{s}, C{m}, C{h}, C{d} or C{w}.
+
 Timestamps in the only format the server uses: ISO 8601 in UTC, such as C{2026-11-24T23:10:05Z}. The access log is the
 exception and uses Apache's format.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?) ?(?P<unit>[smhdw]?)\Z", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """
+    Parse a duration into seconds.
+
+    @raise ValueError: the text is not a duration.
+    """
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration, as 60s, 5m, 12h or 30d is")
+    return float(match["number"]) * _UNITS_S[match["unit"]]
 
 
 def date_text(seconds: float, timespec: str = "seconds") -> str:

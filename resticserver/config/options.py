@@ -18,11 +18,12 @@ from twisted.python import usage
 from .. import __version__
 from ..access.proxies import TrustedProxies
 from ..access.throttle import parse_rate
+from ..dates import parse_duration
 from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
-from ..sizes import parse_free_space, parse_size
+from ..sizes import parse_bandwidth, parse_free_space, parse_size
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
@@ -120,6 +121,20 @@ class Options(usage.Options):
         ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
+        ["header-timeout", None, "60s", "how long the head of a request may take"],
+        [
+            "stall-timeout",
+            None,
+            "310s",
+            "how long a transfer may move no byte; restic itself gives up after five minutes",
+        ],
+        ["max-connections", None, "0", "connections at once; 0 for no limit"],
+        ["max-connections-per-address", None, "0", "connections at once from one address; 0 for no limit"],
+        ["max-object-size", None, "1GiB", "largest object that is stored; 0 for no limit"],
+        ["max-uploads", None, "0", "uploads at once, locks not counted; 0 for no limit"],
+        ["bandwidth", None, "0", "bytes a second for all uploads, and for all downloads, such as 50M; 0 for no limit"],
+        ["bandwidth-up", None, None, "the same for uploads only (default --bandwidth)"],
+        ["bandwidth-down", None, None, "the same for downloads only (default --bandwidth)"],
         ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
         ["workers", None, "1", "processes that serve: a number, or auto for one for each core"],
         ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
@@ -341,6 +356,14 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
+        workers = _workers(self["workers"])
+        if 0 < self._parsed("max-uploads", _number) < workers:
+            reason = f"each of the {workers} workers needs one at least"
+            raise usage.UsageError(f"--max-uploads {self['max-uploads']}: {reason}")
+
+    def _bandwidth(self, flag: str) -> int:
+        """The limit of one direction: its own flag's, or that of both."""
+        return self._parsed(flag if self[flag] is not None else "bandwidth", _bandwidth)
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""
@@ -381,6 +404,14 @@ class Options(usage.Options):
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
             debug=bool(self["debug"]),
+            header_timeout_s=self._parsed("header-timeout", _timeout),
+            stall_timeout_s=self._parsed("stall-timeout", _timeout),
+            max_connections=self._parsed("max-connections", _number),
+            max_connections_per_address=self._parsed("max-connections-per-address", _number),
+            max_object_size_bytes=self._parsed("max-object-size", parse_size),
+            max_uploads=self._parsed("max-uploads", _number),
+            bandwidth_up=self._bandwidth("bandwidth-up"),
+            bandwidth_down=self._bandwidth("bandwidth-down"),
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
@@ -452,6 +483,23 @@ def _workers(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
         raise usage.UsageError(f"--workers {text}: a number from 1 to {MOST_WORKERS}, or auto, is needed")
     return int(text)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text}: a number is needed, or 0 for no limit")
+    return int(text)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError(f"{text}: at least 1s is needed")
+    return seconds
+
+
+def _bandwidth(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_bandwidth(text)
 
 
 def _seconds(text: str) -> float:

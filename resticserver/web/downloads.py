@@ -37,12 +37,16 @@ async def send_object(request: StreamingRequest, target: Target, stored: Stored,
         finally:
             stored.close()
         if content is not None:
+            if request.download_share is not None:
+                await request.download_share.take_all(len(content))
             _begin(request, target, part, stored.size_bytes)
             request.write(content)
             return
     jobs = SerialJobs(pool)
     try:
         part, content = await jobs.run(_open, stored, wanted)
+        if content is not None and request.download_share is not None:
+            await request.download_share.take_all(len(content))
         _begin(request, target, part, stored.size_bytes)
         if content is not None:
             request.write(content)

@@ -61,6 +61,8 @@ class ListResponses:
         jobs = SerialJobs(self._pool)
         try:
             first = await jobs.run(text.open)
+            if request.download_share is not None:
+                await request.download_share.take_all(len(first))
             if text.ended:
                 replies.send(request, 200, first, content_type)
                 return

@@ -19,9 +19,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver import __version__
 from resticserver.config.settings import Settings
 from resticserver.errors import StartError
+from resticserver.net.counted import CountingFactory
 from resticserver.workers import log
 from resticserver.workers.child import WorkerProcess
-from resticserver.workers.connections import Connections, CountingFactory
+from resticserver.workers.connections import Connections
 from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.log import RemoteLog
 from resticserver.workers.messages import Begin, ConnectionsEnded, LogLine
@@ -151,9 +152,9 @@ class ConnectionsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
-        self.ended: list[int] = []
+        self.ended: list[list[int]] = []
         self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)
-        handlers: Handlers = {ConnectionsEnded: lambda number: self.ended.append(number)}
+        handlers: Handlers = {ConnectionsEnded: lambda numbers: self.ended.append(numbers)}
         self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)
         for ipc in (self.ipc, self.parent):
             ipc.start()
@@ -169,14 +170,14 @@ class ConnectionsTests(SynchronousTestCase):
             raise OSError(107, "not connected")
 
         self.reactor.adoptStreamConnection = gone  # type: ignore[attr-defined]
-        for _ in range(3):
+        for number in range(3):
             one, other = socket.socketpair()
             other.close()
             fd = one.detach()
-            self.connections.serve(fd, 0)
+            self.connections.serve(fd, 0, number)
             self.assertRaises(OSError, os.fstat, fd)
         self.reactor.pump()
-        self.assertEqual([3], self.ended)
+        self.assertEqual([[0, 1, 2]], self.ended)
 
     def test_stop(self) -> None:
         """Without connections it is over at once, and nothing is left to be called."""
