@@ -363,7 +363,8 @@ class Options(usage.Options):
 
     def _bandwidth(self, flag: str) -> int:
         """The limit of one direction: its own flag's, or that of both."""
-        return self._parsed(flag if self[flag] is not None else "bandwidth", _bandwidth)
+        both = self._parsed("bandwidth", _bandwidth)
+        return both if self[flag] is None else self._parsed(flag, _bandwidth)
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""

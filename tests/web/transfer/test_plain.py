@@ -31,6 +31,7 @@ from resticserver.quota.admission import Admission
 from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore
 from resticserver.storage.upload import LocalUpload
+from resticserver.telemetry.limited import Limited
 from resticserver.telemetry.record import Ending, Record
 from resticserver.threads.pools import JobPool, Pools
 from resticserver.web.authentication import NoAuthentication
@@ -114,7 +115,8 @@ class DirectCase(TestCase):
         self.records: list[Record] = []
         repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission())
         api = Api(NoAuthentication(), Policy(), repositories)
-        self.site = RepositorySite(api.resource(), real, self.records.append)
+        # What it logs of limits is on a clock: a timer would outlive the test.
+        self.site = RepositorySite(api.resource(), real, self.records.append, SiteOptions(limited=Limited(Clock())))
         port = real.listenTCP(0, self.factory(), interface="127.0.0.1")
         self.address = ("127.0.0.1", port.getHost().port)
         self.clients = ThreadPool(0, 4)
