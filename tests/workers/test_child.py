@@ -11,15 +11,12 @@ import sys
 import threading
 from typing import Any
 
-from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger, LogLevel, LogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import __version__
 from resticserver.config.settings import Settings
 from resticserver.errors import StartError
-from resticserver.net.counted import CountingFactory
 from resticserver.workers import log
 from resticserver.workers.child import WorkerProcess
 from resticserver.workers.connections import Connections
@@ -125,25 +122,6 @@ class RemoteLogTests(SynchronousTestCase):
         self.patch(sys, "stderr", err)
         self.logger().info("to whom it may concern")
         self.assertEqual("to whom it may concern\n", err.getvalue())
-
-
-class CountingFactoryTests(SynchronousTestCase):
-    """L{CountingFactory}."""
-
-    def test_ends(self) -> None:
-        """Each protocol's end is counted once, and is the protocol's as before."""
-        ends: list[str] = []
-
-        class Ending(Protocol):
-            def connectionLost(self, reason: Failure = connectionDone) -> None:
-                ends.append("lost")
-
-        counted = CountingFactory(Factory.forProtocol(Ending), lambda: ends.append("counted"))
-        for protocol in [counted.buildProtocol(None) for _ in range(2)]:
-            protocol.connectionLost(Failure(ValueError()))
-            self.assertEqual(["counted", "lost"], ends)
-            self.assertNotIn("connectionLost", vars(protocol))
-            ends.clear()
 
 
 class ConnectionsTests(SynchronousTestCase):
