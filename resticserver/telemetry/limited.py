@@ -65,6 +65,6 @@ class Limited:
         self.count(limit)
         lines = self._lines.get(limit)
         if lines is None:
-            more = f"more times --{limit} was reached"
+            more = f"more times the limit {limit} was reached"
             lines = self._lines[limit] = FewLines(self._clock, _warn, more, MOST_LINES)
         lines.say(line)

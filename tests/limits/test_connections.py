@@ -71,7 +71,7 @@ class ConnectionLimitsTests(SynchronousTestCase):
         self.assertEqual(
             [
                 "--max-connections: there are 1; one more from 192.0.2.1 was closed",
-                "98 more times --max-connections was reached within 60 s; "
+                "98 more times the limit max-connections was reached within 60 s; "
                 "the last: --max-connections: there are 1; one more from 192.0.2.1 was closed",
             ],
             list(map(formatEvent, events)),

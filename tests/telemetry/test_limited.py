@@ -31,8 +31,8 @@ class LimitedTests(SynchronousTestCase):
             [
                 "head 0",
                 "stall 0",
-                "2 more times --header-timeout was reached within 60 s; the last: head 2",
-                "2 more times --stall-timeout was reached within 60 s; the last: stall 2",
+                "2 more times the limit header-timeout was reached within 60 s; the last: head 2",
+                "2 more times the limit stall-timeout was reached within 60 s; the last: stall 2",
                 "head 3",
             ],
             list(map(formatEvent, events)),

@@ -12,7 +12,7 @@ import ssl
 import time
 
 from resticserver.access.policy import Policy
-from resticserver.limits.bandwidth import Bandwidth, BothDirections
+from resticserver.limits.bandwidth import BURST_S, Bandwidth, BothDirections
 from resticserver.quota.admission import Admission
 from resticserver.telemetry.record import Ending
 from resticserver.threads.pools import Pools
@@ -23,8 +23,8 @@ from resticserver.web.transfer import body as bodies
 from ...support.client import read_reply
 from .test_plain import BODY, MIB, DirectCase, TlsCase, head, real
 
-#: Bytes a second: the body takes a second and a half.
-RATE = 2 * MIB
+#: Bytes a second.
+RATE = 4 * MIB
 
 
 class BandwidthTests(DirectCase):
@@ -44,7 +44,7 @@ class BandwidthTests(DirectCase):
     def assert_took(self, bytes_: int, begun_s: float) -> None:
         """Not much less time than the limit wants, and not several times as much."""
         took_s = time.monotonic() - begun_s
-        self.assertGreater(took_s, 0.7 * bytes_ / RATE)
+        self.assertGreater(took_s, 0.9 * (bytes_ / RATE - BURST_S))
         self.assertLess(took_s, 5 * bytes_ / RATE)
 
     async def test_upload(self) -> None:
