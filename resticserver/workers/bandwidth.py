@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from ..limits.bandwidth import BothDirections, Usage
-from .ipc import Command, Handlers, IpcConnection
+from .ipc import Handlers, IpcConnection
 from .messages import BandwidthParts, BandwidthUsed
 
 #: How often workers report, and limits are divided.
@@ -66,13 +66,15 @@ class Tells(Protocol):
 
 
 class BandwidthRequests:
-    """The parent's side of L{WorkerBandwidth}: the latest report of each worker, up and down."""
+    """The parent's side of L{WorkerBandwidth}."""
 
     def __init__(self) -> None:
-        self._reports: dict[Tells, tuple[list[Usage], list[Usage]]] = {}
+        #: The latest report of each worker, up and down; C{None} before its first one.
+        self._reports: dict[Tells, tuple[list[Usage], list[Usage]] | None] = {}
 
     def handlers(self, worker: Tells) -> Handlers:
-        """The handlers of a worker's messages."""
+        """The handlers of a worker's messages. The worker has been started."""
+        self._reports[worker] = None
         return {BandwidthUsed: partial(self._used, worker)}
 
     def worker_gone(self, worker: object) -> None:
@@ -86,11 +88,13 @@ class BandwidthRequests:
             self._divide()
 
     def _divide(self) -> None:
-        ups = parts_of({worker: up for worker, (up, _) in self._reports.items()})
-        downs = parts_of({worker: down for worker, (_, down) in self._reports.items()})
-        for worker in self._reports:
-            command: Command = BandwidthParts(ups[worker], downs[worker])
-            worker.ipc.tell(command)
+        reports = {worker: report for worker, report in self._reports.items() if report is not None}
+        if len(reports) < len(self._reports):
+            return  # one that has just started uses its part of everything, until it reports
+        ups = parts_of({worker: up for worker, (up, _) in reports.items()})
+        downs = parts_of({worker: down for worker, (_, down) in reports.items()})
+        for worker in reports:
+            worker.ipc.tell(BandwidthParts(ups[worker], downs[worker]))
 
 
 def parts_of(reports: Mapping[Tells, list[Usage]]) -> dict[Tells, dict[str, float]]:
