@@ -22,7 +22,7 @@ def parse_duration(text: str) -> float:
     """
     match = _DURATION.match(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no duration, as 60s, 5m, 12h or 30d is")
+        raise ValueError(f"{text!r} is not a duration, such as 60s, 5m, 12h or 30d")
     return float(match["number"]) * _UNITS_S[match["unit"]]
 
 

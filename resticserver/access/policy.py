@@ -86,6 +86,9 @@ class Decides(Protocol):
         second, for each direction; C{None} for no limit.
         """
 
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds; 0 for not at all."""
+
 
 class RepositoryPattern:
     """
@@ -100,9 +103,9 @@ class RepositoryPattern:
         inner = text.removeprefix("/").removesuffix("/")
         self._segments: tuple[str, ...] = tuple(inner.split("/")) if inner else ()
         if not text or "//" in text or any(segment in ("", ".", "..") for segment in self._segments):
-            raise ValueError(f"{text!r} is no repository pattern")
+            raise ValueError(f"{text!r} is not a repository pattern")
         if set("{}") & set(inner.replace("{user}", "")):
-            raise ValueError(f"{text!r}: there is {{user}} and nothing else in braces")
+            raise ValueError(f"{text!r}: {{user}} is the only placeholder")
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
         """Whether a repository is one of them."""
@@ -146,6 +149,8 @@ class Rule:
     @ivar number: its place in the file, from 1.
     @ivar limit: the quota of each repository that it matches.
     @ivar bandwidth: how many bytes a second each of its users may move in each direction; C{None} for no limit.
+    @ivar delete_delay_s: how long deleted objects are kept in the trash, in seconds.
+    @ivar trash_counts: whether the trash counts towards quotas.
     """
 
     users: frozenset[str]
@@ -155,6 +160,8 @@ class Rule:
     delete_repository: bool = False
     limit: Limit = UNLIMITED
     number: int = 0
+    delete_delay_s: float = 0
+    trash_counts: bool = True
     bandwidth: int | None = None
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
@@ -183,7 +190,7 @@ class Grants:
 
 
 _LOCKS = "locks"
-_ALL_RIGHTS = Decision(True, rule="no policy file: all rights")
+_ALL_RIGHTS = Decision(True, rule="the default without a policy file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +202,14 @@ class Policy:
     @ivar read_only: only locks may be made and removed.
     @ivar private_repos: users may use only repositories below the folder of their name.
     @ivar grants: of the policy file; C{None} without one: every user has every right except to delete repositories.
+    @ivar delete_delay_s: how long deleted objects are kept in the trash at least, in seconds; 0 for not at all.
     """
 
     append_only: bool = False
     private_repos: bool = False
     read_only: bool = False
     grants: Grants | None = None
+    delete_delay_s: float = 0
 
     def may_delete_repositories(self) -> bool:
         """Whether any user may delete a whole repository."""
@@ -215,16 +224,16 @@ class Policy:
             return Decision(False, reason, "--private-repos")
         needed = _needed(action, target)
         if self.read_only and needed > Right.READ:
-            return Decision(False, "read-only: only locks may be made and removed", "--read-only")
+            return Decision(False, "read-only: only locks may be created or deleted", "--read-only")
         if self.append_only and needed > Right.APPEND:
-            return Decision(False, "append-only: only locks may be removed", "--append-only")
+            return Decision(False, "append-only: only locks may be deleted", "--append-only")
         return self._granted(user, action, target, needed)
 
     def _granted(self, user: str | None, action: Action, target: Target, needed: Right) -> Decision:
         """The decision of the policy file."""
         if self.grants is None:
             if action is Action.DELETE_REPOSITORY:
-                return Decision(False, "no policy grants this", "no policy file")
+                return Decision(False, "no policy grants this", "the default without a policy file")
             return _ALL_RIGHTS
         rule = self.rule_for(user, target.repository)
         if rule is None:
@@ -235,9 +244,9 @@ class Policy:
         if right < needed:
             return Decision(False, _REFUSALS[right], said)
         if action is Action.CREATE and not create:
-            return Decision(False, "you may not create this repository", f"{said}, not create")
+            return Decision(False, "you may not create this repository", f"{said}, without create")
         if action is Action.DELETE_REPOSITORY and not delete:
-            return Decision(False, "you may not delete this repository", f"{said}, not delete-repository")
+            return Decision(False, "you may not delete this repository", f"{said}, without delete-repository")
         return Decision(True, rule=said)
 
     def has_limits(self) -> bool:
@@ -264,6 +273,26 @@ class Policy:
         rule = self.rule_for(user, repository)
         return None if rule is None or rule.bandwidth is None else (rule.number, rule.bandwidth)
 
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds: the longer of flag and rule."""
+        rule = self.rule_for(user, repository)
+        return self.delete_delay_s if rule is None else max(self.delete_delay_s, rule.delete_delay_s)
+
+    def shortest_delete_delay(self) -> float | None:
+        """The shortest time, in seconds, after which something deleted from now on may end; C{None} if nothing is kept."""
+        rules = () if self.grants is None else self.grants.rules
+        delays = [max(self.delete_delay_s, rule.delete_delay_s) for rule in rules] + [self.delete_delay_s]
+        return min((delay_s for delay_s in delays if delay_s), default=None)
+
+    def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
+        """
+        Whether the trash of a repository counts towards quotas.
+
+        @param user: the repository's owner.
+        """
+        rule = self.rule_for(user, repository)
+        return rule is None or rule.trash_counts
+
     def rule_for(self, user: str | None, repository: tuple[str, ...]) -> Rule | None:
         """The rule that decides; C{None} if none matches, or without authentication."""
         if self.grants is None or user is None:
@@ -272,7 +301,7 @@ class Policy:
 
 
 _REFUSALS = {
-    Right.NONE: "you have no right to this repository",
+    Right.NONE: "you have no access to this repository",
     Right.READ: "you may only read this repository",
     Right.APPEND: "you may only add to this repository",
 }

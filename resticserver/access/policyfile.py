@@ -26,6 +26,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ..dates import parse_duration
 from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
@@ -45,6 +46,8 @@ _RULE_KEYS = frozenset(
         "quota",
         "max-objects",
         "bandwidth",
+        "delete-delay",
+        "trash-counts",
         "comment",
     )
 )
@@ -68,12 +71,12 @@ def parse_policy(text: str) -> Grants:
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(str(error)) from error
     except RecursionError:
-        raise PolicyError("nested too deep") from None
+        raise PolicyError("nested too deeply") from None
     _only(document, _KEYS, "")
     groups = _groups(document.get("groups", {}))
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise PolicyError("rule: write each as [[rule]]")
+        raise PolicyError("rule: must be an array of tables, each written as [[rule]]")
     rules = tuple(_rule(number, table, groups) for number, table in enumerate(tables, 1))
     return Grants(rules, _right(document.get("default", "none"), "default"), _users(document.get("users", {})))
 
@@ -81,7 +84,7 @@ def parse_policy(text: str) -> Grants:
 def _only(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
     for key in table:
         if key not in known:
-            raise PolicyError(f"{where}{key}: no such key; there are {', '.join(sorted(known))}")
+            raise PolicyError(f"{where}{key}: unknown key; the keys are {', '.join(sorted(known))}")
 
 
 def _groups(table: Any) -> dict[str, frozenset[str]]:
@@ -90,10 +93,10 @@ def _groups(table: Any) -> dict[str, frozenset[str]]:
     groups = {}
     for name, members in table.items():
         if not is_user_name(name):
-            raise PolicyError(f"groups.{name}: not a name")
+            raise PolicyError(f"groups.{name}: not a group name")
         for member in _strings(members, f"groups.{name}"):
             if not is_user_name(member) or member.startswith("@"):
-                raise PolicyError(f"groups.{name}: {member!r} is no user name")
+                raise PolicyError(f"groups.{name}: {member!r} is not a user name")
         groups[name] = frozenset(members)
     return groups
 
@@ -108,12 +111,12 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
     for name in _strings(table["users"], f"{where}users"):
         if name.startswith("@"):
             if name[1:] not in groups:
-                raise PolicyError(f"{where}users: there is no group {name[1:]!r}")
+                raise PolicyError(f"{where}users: unknown group {name[1:]!r}")
             users |= groups[name[1:]]
         elif name == EVERYONE or is_user_name(name):
             users.add(name)
         else:
-            raise PolicyError(f"{where}users: {name!r} is no user name")
+            raise PolicyError(f"{where}users: {name!r} is not a user name")
     patterns = []
     for pattern in _strings(table["repositories"], f"{where}repositories"):
         try:
@@ -128,7 +131,18 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
     if delete and right < Right.FULL:
         raise PolicyError(f'{where}delete-repository: needs rights = "full"')
     bandwidth = _bandwidth(table, where)
-    return Rule(frozenset(users), tuple(patterns), right, create, delete, _limit(table, where), number, bandwidth)
+    return Rule(
+        frozenset(users),
+        tuple(patterns),
+        right,
+        create,
+        delete,
+        _limit(table, where),
+        number,
+        _duration(table, "delete-delay", where),
+        _boolean(table, "trash-counts", where, default=True),
+        bandwidth,
+    )
 
 
 def _users(table: Any) -> dict[str, Limit]:
@@ -151,8 +165,16 @@ def _strings(value: Any, where: str) -> list[str]:
     return value
 
 
-def _boolean(table: Mapping[str, Any], key: str, where: str) -> bool:
-    value = table.get(key, False)
+def _duration(table: Mapping[str, Any], key: str, where: str) -> float:
+    value = table.get(key, "0")
+    try:
+        return parse_duration(value)
+    except (ValueError, TypeError, AttributeError):
+        raise PolicyError(f'{where}{key}: {value!r} is not a duration, such as "30d"') from None
+
+
+def _boolean(table: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
+    value = table.get(key, default)
     if not isinstance(value, bool):
         raise PolicyError(f"{where}{key}: must be true or false")
     return value
@@ -160,7 +182,7 @@ def _boolean(table: Mapping[str, Any], key: str, where: str) -> bool:
 
 def _right(value: Any, where: str) -> Right:
     if not isinstance(value, str) or value not in _RIGHTS:
-        raise PolicyError(f"{where}: {value!r} is no right; there are {', '.join(_RIGHTS)}")
+        raise PolicyError(f"{where}: {value!r} is not a right; the rights are {', '.join(_RIGHTS)}")
     return _RIGHTS[value]
 
 
@@ -171,7 +193,7 @@ def _bandwidth(table: Mapping[str, Any], where: str) -> int | None:
     try:
         return parse_bandwidth(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, ValueError) else f"{value!r} is no size, as 10M is"
+        reason = error if isinstance(error, ValueError) else f"{value!r} is not a size, such as 10M"
         raise PolicyError(f"{where}bandwidth: {reason}") from None
 
 
@@ -182,9 +204,9 @@ def _limit(table: Mapping[str, Any], where: str) -> Limit:
         try:
             size_bytes = parse_size(str(quota) if isinstance(quota, int) and not isinstance(quota, bool) else quota)
         except (ValueError, TypeError, AttributeError):
-            raise PolicyError(f"{where}quota: {quota!r} is no size, as 500GiB is") from None
+            raise PolicyError(f"{where}quota: {quota!r} is not a size, such as 500GiB") from None
     if objects is not None and (not isinstance(objects, int) or isinstance(objects, bool) or objects < 0):
-        raise PolicyError(f"{where}max-objects: {objects!r} is no number of objects")
+        raise PolicyError(f"{where}max-objects: {objects!r} is not a number of objects")
     return Limit(size_bytes, objects)
 
 
@@ -236,7 +258,9 @@ class PolicyFile(MadeOfFiles):
 
     def _log_failure(self, error: Exception) -> None:
         _log.error(
-            "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
+            "could not reload the policy {path}: {error}; the previous policy stays in effect",
+            path=self.path,
+            error=_words(error),
         )
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
@@ -259,6 +283,18 @@ class PolicyFile(MadeOfFiles):
         """The quota of a user, for all repositories below the folder of that name."""
         return self.current.limit_of_user(name)
 
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds."""
+        return self.current.delete_delay_of(user, repository)
+
+    def shortest_delete_delay(self) -> float | None:
+        """The shortest time, in seconds, after which something deleted from now on may end."""
+        return self.current.shortest_delete_delay()
+
+    def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
+        """Whether the trash of a repository counts towards quotas."""
+        return self.current.trash_counts(user, repository)
+
     def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
         """The quota of a repository for what this user adds to it."""
         return self.current.limit_of_repository(user, repository)
@@ -267,4 +303,4 @@ class PolicyFile(MadeOfFiles):
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
         return reason_of(error)
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))
+    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))

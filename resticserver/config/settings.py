@@ -90,6 +90,7 @@ class Settings:
     max_size_bytes: int = 0
     min_free_bytes: int = 0
     min_free_percent: float = 0.0
+    delete_delay_s: float = 0
     state_dir: str | None = None
     prometheus: bool = False
     prometheus_no_auth: bool = False

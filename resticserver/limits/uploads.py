@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from ..errors import TooLarge, TooManyUploads
 from ..sizes import format_size
-from ..targets import Target
 from ..telemetry.limited import MAX_OBJECT_SIZE, MAX_UPLOADS, Limited
 
 #: Uploads of this type do not count: a client must always be able to renew its lock.
@@ -40,14 +39,14 @@ class UploadGate:
             self._limited.limited(MAX_OBJECT_SIZE, f"--max-object-size: an upload of more than {most} was refused")
             raise TooLarge(f"the object is larger than {most}, the most that this server takes")
 
-    def enter(self, target: Target) -> None:
+    def enter(self, object_type: str) -> None:
         """
         An upload begins. Call L{leave} at its end.
 
         @raise TooManyUploads: there are enough.
         """
         most = self._most_uploads
-        if most and target.type != _UNCOUNTED:
+        if most and object_type != _UNCOUNTED:
             if self._uploads >= most:
                 self._limited.limited(
                     MAX_UPLOADS, f"--max-uploads: there are {most}, and one more was refused with 503"
@@ -55,7 +54,7 @@ class UploadGate:
                 raise TooManyUploads()
             self._uploads += 1
 
-    def leave(self, target: Target) -> None:
+    def leave(self, object_type: str) -> None:
         """An upload has ended."""
-        if self._most_uploads and target.type != _UNCOUNTED:
+        if self._most_uploads and object_type != _UNCOUNTED:
             self._uploads -= 1

@@ -6,6 +6,7 @@ events.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from .monitoring import Monitoring, Sources
 from .quota_keeper import QuotaKeeper, QuotaRules
 from .readiness import Readiness
 from .repository_counter import ClosesDirectories
+from .trash_expiry import Clock, Parts, TrashExpiry, elapsed
 
 #: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
 #: Checks of guesses have the lowest priority: a flood of guesses gets at most half the cores, and of these only what
@@ -111,6 +113,11 @@ class Core:
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
+    def make_trash_expiry(self, quota_keeper: QuotaKeeper) -> TrashExpiry:
+        """Make what removes from the trash of the whole server."""
+        parts = Parts(self.store, self.policy, quota_keeper, self.counting)
+        return TrashExpiry(self.reactor, parts, Clock(time.time, elapsed))
+
     def make_monitoring(
         self,
         quota_keeper: QuotaKeeper,
@@ -118,9 +125,9 @@ class Core:
         disk: JobPool,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]],
         worker_pids: Callable[[], list[int]] | None = None,
-        families: Callable[[], Iterator[Family]] | None = None,
+        *families: Callable[[], Iterator[Family]],
     ) -> Monitoring:
-        """Make the metrics and the status of the whole server. L{Sources} describes the last three arguments."""
+        """Make the metrics and the status of the whole server. L{Sources} describes the last arguments."""
         certificates = self.certificates
         sources = Sources(
             self.settings.path,
@@ -133,7 +140,7 @@ class Core:
             lambda: certificates.not_after if certificates is not None else None,
             gather,
             worker_pids,
-            (self._families, self.events.families, *((families,) if families is not None else ())),
+            (self._families, self.events.families, *families),
         )
         monitoring = Monitoring(self.reactor, sources, quota_keeper, self.counting, self.pages)
         self.events.observe(EventEffects(monitoring, self.store, quota_keeper, disk).take)
@@ -145,7 +152,7 @@ class Core:
         if self.certificates is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",
-                "When the TLS certificate ends, in seconds since 1970",
+                "Expiry time of the TLS certificate in seconds since 1970",
                 self.certificates.not_after.timestamp(),
             )
 
@@ -156,4 +163,4 @@ def _check_profile(path: str | None) -> None:
     if os.path.isdir(path):
         raise StartError(f"--cpu-profile: cannot write {path}: it is a directory")
     if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
-        raise StartError(f"--cpu-profile: cannot write {path}: there is no such directory, or it may not be written")
+        raise StartError(f"--cpu-profile: cannot write {path}: no such directory, or no permission to write to it")

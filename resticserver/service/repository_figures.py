@@ -41,14 +41,14 @@ class Stored(NamedTuple):
         used = [Sample((user.name,), user.size_bytes) for user in users]
         quotas = [Sample((user.name,), user.quota_bytes) for user in users if user.quota_bytes is not None]
         for name, help_, samples in (
-            ("size_bytes", "What is stored below the folder of a user's name", used),
-            ("quota_bytes", "What may be stored there", quotas),
+            ("size_bytes", "Size of the objects in a user's repositories in bytes", used),
+            ("quota_bytes", "Quota of a user in bytes", quotas),
         ):
             yield Family(MetricType.GAUGE, f"rest_server_user_{name}", help_, ("user",), samples)
         total = sum(repository.size_bytes for repository in self.repositories)
-        yield gauge("size_bytes", "What is stored in all repositories", total)
+        yield gauge("size_bytes", "Size of the objects in all repositories in bytes", total)
         if limit.size_bytes is not None:
-            yield gauge("quota_bytes", "What may be stored in all repositories", limit.size_bytes)
+            yield gauge("quota_bytes", "Quota of the server in bytes", limit.size_bytes)
 
 
 def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[Family]:
@@ -56,23 +56,37 @@ def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[F
     by_labels = [((one.owner or "", one.repository), one) for one in repositories]
     limited = [(key, one, one.quota_bytes) for key, one in by_labels if one.quota_bytes is not None]
     for name, help_, samples in (
-        ("size_bytes", "What is stored in a repository", [Sample(key, one.size_bytes) for key, one in by_labels]),
-        ("objects", "How many objects a repository has", [Sample(key, one.objects) for key, one in by_labels]),
-        ("quota_bytes", "What may be stored in a repository", [Sample(key, quota) for key, _, quota in limited]),
+        (
+            "size_bytes",
+            "Size of the objects in a repository in bytes",
+            [Sample(key, one.size_bytes) for key, one in by_labels],
+        ),
+        ("objects", "Number of objects in a repository", [Sample(key, one.objects) for key, one in by_labels]),
+        ("quota_bytes", "Quota of a repository in bytes", [Sample(key, quota) for key, _, quota in limited]),
         (
             "quota_free_bytes",
-            "How much more may be stored in a repository, by its own quota",
-            [Sample(key, max(0, quota - one.size_bytes)) for key, one, quota in limited],
+            "Free space in the quota of a repository in bytes",
+            [Sample(key, max(0, quota - one.used_bytes)) for key, one, quota in limited],
+        ),
+        (
+            "trash_bytes",
+            "What lies in the trash of a repository, in bytes",
+            [Sample(key, one.trash_bytes) for key, one in by_labels],
+        ),
+        (
+            "trash_objects",
+            "How many objects lie in the trash of a repository",
+            [Sample(key, one.trash_objects) for key, one in by_labels],
         ),
         (
             "last_snapshot_timestamp_seconds",
-            "When a repository got its youngest snapshot",
+            "Time of the newest snapshot of a repository in seconds since 1970",
             [Sample(key, one.last_snapshot_s) for key, one in by_labels if one.last_snapshot_s is not None],
         ),
     ):
         yield Family(MetricType.GAUGE, f"rest_server_repository_{name}", help_, labels, samples)
     damaged = [Sample(key, one.damaged) for key, one in by_labels]
-    help_ = "Damaged files that were found in a repository"
+    help_ = "Damaged files found in a repository"
     yield Family(MetricType.COUNTER, "rest_server_repository_damaged", help_, labels, damaged)
 
 
@@ -94,9 +108,10 @@ def find_stored(
     """
     repositories: list[RepositoryStatus] = []
     users: dict[str, Amount] = {}
+    trash: dict[str, Amount] = {}
     for account in accounts:
         stored = account.stored
-        if not (stored.objects or account.counted):
+        if not (stored.objects or account.trash.objects or account.counted):
             continue  # a name from a request, not a repository
         owner = owner_of(account.repository)
         name = "/".join(account.repository)
@@ -118,18 +133,40 @@ def find_stored(
                 (*_thinned(days), (today, stored.size_bytes)),
                 # A repository created after the count of all was created through this server.
                 account.counted or all_counted,
+                trash_bytes=account.trash.size_bytes,
+                trash_objects=account.trash.objects,
+                trash_counts=account.trash_counts,
+                trash_ends_s=account.trash_ends_s if account.trash.objects else None,
             )
         )
         if owner is not None:
-            before = users.get(owner, Amount())
-            users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
-    return Stored(tuple(repositories), tuple(find_user(quotas, user, used) for user, used in users.items()))
+            users[owner] = _sum(users.get(owner, Amount()), stored)
+            if account.trash_counts:
+                trash[owner] = _sum(trash.get(owner, Amount()), account.trash)
+    found = (find_user(quotas, user, used, trash.get(user, Amount())) for user, used in users.items())
+    return Stored(tuple(repositories), tuple(found))
 
 
-def find_user(quotas: Quotas, user: str, used: Amount) -> UserStatus:
-    """Make the status of a user, with what is stored in the folder of that name."""
+def find_user(quotas: Quotas, user: str, used: Amount, trash: Amount) -> UserStatus:
+    """
+    Make the status of a user, with what is stored in the folder of that name.
+
+    @param trash: what lies in the trash there and counts.
+    """
     limit = quotas.limit_of_user(user)
-    return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
+    return UserStatus(
+        user,
+        used.size_bytes,
+        limit.size_bytes,
+        used.objects,
+        limit.objects,
+        trash_bytes=trash.size_bytes,
+        trash_objects=trash.objects,
+    )
+
+
+def _sum(first: Amount, second: Amount) -> Amount:
+    return Amount(first.size_bytes + second.size_bytes, first.objects + second.objects)
 
 
 def _thinned(days: list[tuple[int, int]]) -> list[tuple[int, int]]:

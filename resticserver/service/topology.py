@@ -20,6 +20,7 @@ from .monitoring import Monitoring
 from .quota_keeper import QuotaKeeper
 from .readiness import Readiness
 from .reloading import Reloads
+from .trash_expiry import TrashExpiry
 
 
 class Front(Protocol):
@@ -72,6 +73,10 @@ class Topology(Protocol):
         """The quotas of the whole server."""
 
     @property
+    def trash_expiry(self) -> TrashExpiry:
+        """What removes from the trash of the whole server."""
+
+    @property
     def monitoring(self) -> Monitoring:
         """The metrics and the status of the whole server."""
 
@@ -105,6 +110,7 @@ class SingleProcess:
         settings = core.settings
         directory_locks = DirectoryLocks()
         self.quota_keeper = core.make_quota_keeper(directory_locks)
+        self.trash_expiry = core.make_trash_expiry(self.quota_keeper)
         parts = FrontendParts(
             core.store,
             core.state,
@@ -119,7 +125,9 @@ class SingleProcess:
         self._frontend = Frontend(settings, core.reactor, parts)
         self.disk = self._frontend.disk
         self.readiness = self._frontend.readiness
-        self.monitoring = core.make_monitoring(self.quota_keeper, self.readiness, self.disk, self._count_in_flight)
+        self.monitoring = core.make_monitoring(
+            self.quota_keeper, self.readiness, self.disk, self._count_in_flight, None, self.trash_expiry.families
+        )
         self.front = Listeners(
             core.reactor,
             settings.listen,

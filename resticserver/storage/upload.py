@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from twisted.logger import Logger
 
@@ -136,14 +137,14 @@ class LocalUpload:
         return Sent(size_bytes, self._length_is_known, self._coming_bytes, stored_bytes)
 
     def _with_figures(self, error: InsufficientStorage) -> InsufficientStorage:
-        """The error of a full disk, with how much was sent and how much is left."""
-        if not isinstance(error.__cause__, OSError):
-            return error  # from --min-free, which has the figures already
-        try:
-            status = os.fstatvfs(self._directory_fd) if self._directory_fd >= 0 else os.statvfs(self._directories.path)
-            return no_space(self._sent(), status, error.__cause__)
-        except OSError:
-            return error
+        """The error of a full disk, with how much was sent, how much is left, and how much is in the trash."""
+        cause = error.__cause__
+        if isinstance(cause, OSError):  # otherwise it is from --min-free, which has the figures already
+            with suppress(OSError):
+                fd = self._directory_fd
+                status = os.fstatvfs(fd) if fd >= 0 else os.statvfs(self._directories.path)
+                error = no_space(self._sent(), status, cause)
+        return error.with_words(self._directories.trash_words(self._repository))
 
     def _reserve(self, free_space: FreeSpaceGuard, size_bytes: int) -> None:
         """Before bytes are written: check the free space, once for every few MiB."""
@@ -213,7 +214,9 @@ class LocalUpload:
         return outcome
 
     def _does_not_match(self) -> Forbidden:
-        return Forbidden(f"{self._object_type} {self._name[:16]} exists and the hash of the content does not match it")
+        return Forbidden(
+            f"{self._object_type} {self._name[:16]} exists, and the hash of the content does not match the name"
+        )
 
     def _publish(self) -> Outcome:
         assert self._file is not None
@@ -231,7 +234,9 @@ class LocalUpload:
                     # Removed between our attempt and our look, so the name is free again. Or what has the name is no file
                     # at all (a directory, a dangling link), which the administrator must see.
                     if not attempts:
-                        raise FileExistsError(errno.EEXIST, "no regular file has this name", self._name) from None
+                        raise FileExistsError(
+                            errno.EEXIST, "the name is not that of a regular file", self._name
+                        ) from None
 
     def _compare_with_stored(self) -> Outcome:
         """The name is taken: equal bytes stay, a damaged object is replaced, anything else is refused."""
@@ -266,7 +271,7 @@ class LocalUpload:
         try:
             with opened(path) as stored_fd:
                 if not same_bytes(file.fd, stored_fd):
-                    raise Forbidden("the repository has a config already")
+                    raise Forbidden("the repository already has a config")
                 self._publisher.fsync(stored_fd)
                 return Outcome.UNCHANGED
         except OSError as error:

@@ -60,6 +60,8 @@ class RepositoryStatus:
     @ivar counted: whether it was counted since the start. Before that, its size is the last known one, and its
         snapshots and locks are unknown.
     @ivar refusals: of uploads to it, within the last day.
+    @ivar trash_counts: whether its trash counts towards quotas.
+    @ivar trash_ends_s: before this time nothing in its trash ends, in seconds since 1970.
     """
 
     repository: str
@@ -75,19 +77,33 @@ class RepositoryStatus:
     history: tuple[tuple[int, int], ...] = ()
     counted: bool = True
     refusals: tuple[Refused, ...] = ()
+    trash_bytes: int = 0
+    trash_objects: int = 0
+    trash_counts: bool = True
+    trash_ends_s: float | None = None
 
     @property
     def name(self) -> str:
         """The name to display."""
         return printable(self.repository) or "/"
 
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards quotas."""
+        return self.size_bytes + (self.trash_bytes if self.trash_counts else 0)
+
+    @property
+    def used_objects(self) -> int:
+        """How many objects count towards quotas."""
+        return self.objects + (self.trash_objects if self.trash_counts else 0)
+
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""
         found = []
         if self.damaged:
             found.append(Concern(Level.BAD, f"{self.damaged} damaged file{'s' if self.damaged > 1 else ''} found"))
-        found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.used_objects, self.quota_objects, "objects")
         found += _of_refusals(self.refusals, now_s)
         if self.last_snapshot_s is None:
             found.append(Concern(Level.NOTICE, "no snapshot yet" if self.counted else "not counted yet"))
@@ -109,6 +125,7 @@ class UserStatus:
     to the user, in any repository.
 
     @ivar refusals: within the last day.
+    @ivar trash_bytes: what lies in the trash there and counts; C{trash_objects} likewise.
     """
 
     user: str
@@ -117,11 +134,23 @@ class UserStatus:
     objects: int = 0
     quota_objects: int | None = None
     refusals: tuple[Refused, ...] = ()
+    trash_bytes: int = 0
+    trash_objects: int = 0
 
     @property
     def name(self) -> str:
         """The name to display."""
         return printable(self.user)
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards the quota."""
+        return self.size_bytes + self.trash_bytes
+
+    @property
+    def used_objects(self) -> int:
+        """How many objects count towards the quota."""
+        return self.objects + self.trash_objects
 
     @property
     def has_quota(self) -> bool:
@@ -130,8 +159,8 @@ class UserStatus:
 
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""
-        found = _of_quota(self.size_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found = _of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.used_objects, self.quota_objects, "objects")
         found += _of_refusals(self.refusals, now_s)
         return sorted(found, key=lambda concern: -concern.level)
 
@@ -192,13 +221,23 @@ class ServerStatus:
         """The total size of the repositories in this status."""
         return sum(repository.size_bytes for repository in self.repositories)
 
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards the server's limit."""
+        return sum(repository.used_bytes for repository in self.repositories)
+
+    @property
+    def trash_bytes(self) -> int:
+        """What lies in the trash of all repositories in this status."""
+        return sum(repository.trash_bytes for repository in self.repositories)
+
     def concerns(self) -> list[Concern]:
         """What needs attention about the server itself, the worst first."""
         found = []
         if self.not_ready:
             found.append(Concern(Level.BAD, f"not ready: {self.not_ready}"))
         if self.quota_bytes is not None:
-            found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
+            found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
         listed = {one.repository for one in self.repositories}
         # A full disk concerns the server. So do refusals that are shown neither with a user nor with a repository.
         found += _of_refusals(
@@ -211,10 +250,10 @@ class ServerStatus:
         )
         if self.disk_free_bytes is not None and self.disk_size_bytes:
             if self.disk_free_bytes <= (1 - NEARLY_FULL) * self.disk_size_bytes:
-                found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk are free"))
+                found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk space free"))
         if self.certificate_s is not None and self.certificate_s - self.time_s < CERTIFICATE_S:
             left_s = self.certificate_s - self.time_s
-            words = f"certificate ends in {age(left_s)}" if left_s > 0 else f"certificate ended {age(-left_s)} ago"
+            words = f"certificate expires in {age(left_s)}" if left_s > 0 else f"certificate expired {age(-left_s)} ago"
             found.append(Concern(Level.WARNING if left_s > 0 else Level.BAD, words))
         if not self.counted:
             found.append(Concern(Level.NOTICE, "sizes are still being counted"))

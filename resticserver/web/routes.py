@@ -224,7 +224,7 @@ class Api:
         """C{POST ?create=true} makes a repository."""
         create = request.args.get(b"create", [b""])[0]
         if create != b"true":
-            given = f" and not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
+            given = f", not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
             raise BadRequest(f"nothing was created: to create a repository, POST with ?create=true{given}")
         await self._pools.disk.run(self._store.create_repository, target.repository)
         replies.send(request)
@@ -237,7 +237,8 @@ class Api:
             self._admission.quota.recount(target.repository)
             return result
 
-        deleting = self._pools.disk.run(self._store.delete_repository, target.repository)
+        keep_s = self._policy.delete_delay_of(request.user_name, target.repository)
+        deleting = self._pools.disk.run(self._store.delete_repository, target.repository, keep_s)
         await shielded(deleting.addBoth(recount))
         self._tell(event_of(EventKind.REPOSITORY_DELETED, "{repository} was deleted", request, target))
         replies.send(request)
@@ -285,7 +286,8 @@ class Api:
     @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"DELETE",))
     async def remove(self, request: StreamingRequest, target: Target) -> None:
         """Remove an object."""
-        await remove_object(request, target, self._store, self._pools, self._admission)
+        keep_s = self._policy.delete_delay_of(request.user_name, target.repository)
+        await remove_object(request, target, self._store, self._pools, self._admission, keep_s)
         replies.send(request)
 
     # --- the server's own pages; no repository can have such a path

@@ -67,11 +67,18 @@ class MultiProcess(WorkersOwner):
         )
         self._directory_locks = WorkerDirectoryLocks(self._workers)
         self.quota_keeper = core.make_quota_keeper(self._directory_locks)
+        self.trash_expiry = core.make_trash_expiry(self.quota_keeper)
         self.disk = JobPool(reactor, "files", FILE_THREADS)
         core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
         self.monitoring = core.make_monitoring(
-            self.quota_keeper, self.readiness, self.disk, self._gather, self._workers.pids, self._families
+            self.quota_keeper,
+            self.readiness,
+            self.disk,
+            self._gather,
+            self._workers.pids,
+            self._families,
+            self.trash_expiry.families,
         )
         self._quota_requests = QuotaRequests(self.quota_keeper)
         self._bandwidth_requests = BandwidthRequests()
@@ -132,7 +139,7 @@ class MultiProcess(WorkersOwner):
         await ended_within(COUNT_TIMEOUT_S, self._core.reactor, asked)
 
     def _families(self) -> Iterator[Family]:
-        yield gauge("workers", "Processes that serve", self._workers.number_ready())
+        yield gauge("workers", "Number of worker processes that are ready", self._workers.number_ready())
 
     def reopen_log(self) -> None:
         """Tell each worker to reopen the access log by its name."""

@@ -36,6 +36,9 @@ max-objects = 10
 quota = "2KiB"
 """
 
+#: What the document says of an empty trash.
+NO_TRASH = {"trash_bytes": 0, "trash_objects": 0}
+
 
 class UsageTests(SynchronousTestCase):
     """C{rest-server usage}."""
@@ -107,7 +110,7 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual(
                 [
                     f"rest-server usage: skipped {self.path.absolute()}/alice/laptop/data/07: Permission denied",
-                    "rest-server usage: the size is not complete: alice/laptop",
+                    "rest-server usage: incomplete size: alice/laptop",
                 ],
                 err.splitlines(),
             )
@@ -126,7 +129,7 @@ class UsageTests(SynchronousTestCase):
         """Each says which file or option it is about."""
         for arguments, words in (
             (("--policy", "/nope"), "/nope: No such file or directory"),
-            (("--max-depth", "99"), "--max-depth 99: a number from 0 to 16 is needed"),
+            (("--max-depth", "99"), "--max-depth 99: must be a number from 0 to 16"),
         ):
             status, out, err = self.run_usage(*arguments)
             self.assertEqual((2, "", f"rest-server usage: {words}\n"), (status, out, err))
@@ -148,7 +151,7 @@ class UsageTests(SynchronousTestCase):
         ]
         self.assertEqual([("/", None, 3, 1), ("alice", "alice", 11, 1), ("alice/laptop", "alice", 555, 7)], sizes)
         self.assertEqual(
-            {"size_bytes": 569, "objects": 9, "quota_bytes": 1 << 20, "quota_objects": None}, found["total"]
+            {"size_bytes": 569, "objects": 9, "quota_bytes": 1 << 20, "quota_objects": None, **NO_TRASH}, found["total"]
         )
 
     def test_quotas_and_snapshots(self) -> None:
@@ -164,7 +167,16 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual((1024, 10, "2001-09-09T02:46:40Z"), tuple(alice[key] for key in keys))
         self.assertEqual((1024, 10, None), tuple(bob[key] for key in keys))
         self.assertEqual(
-            [{"user": "alice", "size_bytes": 200, "objects": 2, "quota_bytes": 2048, "quota_objects": None}],
+            [
+                {
+                    "user": "alice",
+                    "size_bytes": 200,
+                    "objects": 2,
+                    "quota_bytes": 2048,
+                    "quota_objects": None,
+                    **NO_TRASH,
+                }
+            ],
             found["users"],
         )
 
@@ -212,7 +224,7 @@ class UsageTests(SynchronousTestCase):
         """One line for what cannot be: no such directory, bad sizes, a policy that is none."""
         for status, arguments, word in (
             (1, ("--path", str(self.path / "nowhere")), "No such file"),
-            (2, ("--max-size", "lots"), "no size"),
+            (2, ("--max-size", "lots"), "not a size"),
             (2, ("--policy", str(self.path / "none.toml")), "No such file"),
             (2, ("--colour",), "unrecognized"),
             (2, ("--max-depth", "x"), "a number from 0 to 16"),

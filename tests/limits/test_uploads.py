@@ -9,11 +9,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import TooLarge, TooManyUploads
 from resticserver.limits.uploads import UploadGate
-from resticserver.targets import parse_target
 from resticserver.telemetry.limited import Limited
 
-PACK = parse_target(b"/data/" + b"ab" * 32)
-LOCK = parse_target(b"/locks/" + b"ab" * 32)
+PACK, LOCK = "data", "locks"
 
 
 class UploadGateTests(SynchronousTestCase):

@@ -64,7 +64,7 @@ class FencesTests(SynchronousTestCase):
         self.successResultOf(self.enter("inside"))
         self.successResultOf(self.close(OTHER))
         waiting = self.enter("waits", OTHER)
-        self.directory_locks.refuse("the server stops")
+        self.directory_locks.refuse("the server is stopping")
         self.failureResultOf(waiting, Unavailable)
         self.failureResultOf(self.enter("late"), Unavailable)
         self.assertEqual(["inside"], self.order)
@@ -117,6 +117,20 @@ class FencesTests(SynchronousTestCase):
         self.directory_locks.open([KEY])
         self.successResultOf(late)
         self.assertEqual(["first", "late"], self.order)
+
+    def test_enter_several(self) -> None:
+        """Who needs two directories is in none of them before both are open: a count of both would wait for ever."""
+        self.successResultOf(self.close(OTHER))
+        both = Deferred.fromCoroutine(self.directory_locks.enter(KEY, OTHER))
+        self.successResultOf(self.close(KEY))
+        self.directory_locks.open([OTHER])
+        self.assertNoResult(both)
+        self.directory_locks.open([KEY])
+        self.successResultOf(both)
+        closing = self.close(OTHER, KEY)
+        self.assertNoResult(closing)
+        self.directory_locks.leave(KEY, OTHER)
+        self.successResultOf(closing)
 
     def test_close_many(self) -> None:
         """All of several are closed before any is waited for, and all are empty when it is done."""

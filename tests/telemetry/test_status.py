@@ -162,21 +162,21 @@ class ServerTests(SynchronousTestCase):
             ({"repositories": (WELL, WELL), "quota_bytes": 1050}, [(WARNING, "quota 95 % used")]),
             ({"repositories": (WELL, WELL), "quota_bytes": 1000}, [(BAD, "quota 100 % used")]),
             ({"disk_free_bytes": 200, "disk_size_bytes": 1000}, []),
-            ({"disk_free_bytes": 50, "disk_size_bytes": 1000}, [(WARNING, "only 50 bytes of disk are free")]),
-            ({"disk_free_bytes": 0, "disk_size_bytes": 1000}, [(WARNING, "only 0 bytes of disk are free")]),
+            ({"disk_free_bytes": 50, "disk_size_bytes": 1000}, [(WARNING, "only 50 bytes of disk space free")]),
+            ({"disk_free_bytes": 0, "disk_size_bytes": 1000}, [(WARNING, "only 0 bytes of disk space free")]),
             ({"disk_free_bytes": 0, "disk_size_bytes": 0}, []),
             ({"disk_free_bytes": None, "disk_size_bytes": 1000}, []),
             ({"certificate_s": NOW_S + 15 * DAY_S}, []),
             ({"certificate_s": NOW_S + 14 * DAY_S}, []),
-            ({"certificate_s": NOW_S + 13 * DAY_S}, [(WARNING, "certificate ends in 13 days")]),
-            ({"certificate_s": NOW_S}, [(BAD, "certificate ended a moment ago")]),
-            ({"certificate_s": NOW_S - DAY_S}, [(BAD, "certificate ended 1 day ago")]),
+            ({"certificate_s": NOW_S + 13 * DAY_S}, [(WARNING, "certificate expires in 13 days")]),
+            ({"certificate_s": NOW_S}, [(BAD, "certificate expired a moment ago")]),
+            ({"certificate_s": NOW_S - DAY_S}, [(BAD, "certificate expired 1 day ago")]),
             ({"counted": False}, [(NOTICE, "sizes are still being counted")]),
             (
                 {"counted": False, "certificate_s": NOW_S + DAY_S, "not_ready": "x"},
                 [
                     (BAD, "not ready: x"),
-                    (WARNING, "certificate ends in 1 day"),
+                    (WARNING, "certificate expires in 1 day"),
                     (NOTICE, "sizes are still being counted"),
                 ],
             ),
@@ -338,10 +338,21 @@ class JsonTests(SynchronousTestCase):
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
         self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
+        trash = "trash_bytes trash_objects trash_counts trash_ends_s"
         self.assertEqual(
-            {*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0])
+            {*repository.split(), *trash.split(), "damaged", "history", "counted", "concerns"},
+            set(document["repositories"][0]),
         )
-        user = {"user", "size_bytes", "quota_bytes", "objects", "quota_objects", "concerns"}
+        user = {
+            "user",
+            "size_bytes",
+            "quota_bytes",
+            "objects",
+            "quota_objects",
+            "trash_bytes",
+            "trash_objects",
+            "concerns",
+        }
         self.assertEqual(user, set(document["users"][0]))
         self.assertEqual({"user", "repository", "reason", "number", "last_s", "message"}, set(document["refusals"][0]))
 

@@ -11,9 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.quota.directory_locks import DirectoryLocks, Key
-from resticserver.service.quota_keeper import (
-    PATIENCE_S,
-)
+from resticserver.service.recount import PATIENCE_S
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository, cell_of
 from resticserver.targets import Kind, Target
@@ -221,7 +219,7 @@ class RemoteQuotaTests(AccountsCase):
         self.clock.advance(PATIENCE_S)
         self.clock.pump()
         message = self.failureResultOf(asked, Unavailable).value.message
-        self.assertEqual("the server still counts what is stored", message)
+        self.assertEqual("the server is still counting stored data, try again later", message)
         self.patch(self.quota_keeper.ledger, "reserve", lambda *_: 1 // 0)
         self.quota_keeper._based = True
         self.pool.inline = True
