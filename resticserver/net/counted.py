@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IProtocolFactory
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from ..access.proxies import UNIX, plain_address
@@ -31,10 +31,7 @@ class CountingFactory:
 
 
 class LimitedFactory:
-    """
-    A protocol factory that makes no protocol for a connection that is one too many. Twisted closes it then, without a byte of
-    TLS or HTTP.
-    """
+    """A protocol factory that closes connections that are too many, without a byte of TLS or HTTP."""
 
     noisy = False
 
@@ -57,8 +54,21 @@ class LimitedFactory:
         else:
             text = UNIX if isinstance(address, UNIXAddress) else "unknown"
         if not self._limits.admit(text):
-            return None
+            return _Refused()
         return calling_at_end(self._factory.buildProtocol(address), lambda: self._limits.release(text))
+
+
+class _Refused(Protocol):
+    """
+    A connection that is closed at once. (Without a protocol Twisted would close it, but not below TLS or the PROXY protocol of
+    an endpoint string.)
+    """
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Twisted's call: the connection is there."""
+        self.transport.abortConnection()
 
 
 def calling_at_end(protocol: Any, ended: Callable[[], object]) -> Any:
