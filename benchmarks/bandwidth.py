@@ -40,8 +40,8 @@ from harness import (
 KIB = 1 << 10
 #: How much one read takes from the connection.
 _READ_BYTES = 64 << 10
-#: Before the measurement: the buckets' first bytes and the kernel's buffers are full then.
-WARM_S = 1.0
+#: Before the measurement: the buckets' first bytes and the kernel's buffers are full then, and workers have their parts.
+WARM_S = 2.5
 SLOW_SOCKETS = 300
 
 
