@@ -157,6 +157,18 @@ def _taken_back(result: T, gate: ReadGate) -> T:
     return result
 
 
+async def write_granted(request: StreamingRequest, share: Share, content: bytes) -> None:
+    """
+    Write the next bytes of an answer's body as they are granted, so that a client with little bandwidth is not kept waiting
+    for all of them.
+    """
+    position = 0
+    while position < len(content):
+        size_bytes = await share.take(len(content) - position)
+        request.write(content[position : position + size_bytes])
+        position += size_bytes
+
+
 def send_chunks(request: StreamingRequest, jobs: SerialJobs, read: Callable[[], bytes]) -> Deferred[None]:
     """
     Send chunks as the body of an answer that has begun, through the reactor's thread.
