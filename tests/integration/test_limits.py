@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ..support.certificates import make_certificate
 from ..support.client import Client, connect, object_id, random_bytes, read_reply
 from ..support.htpasswd import sha_line
+from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, make_tree
 from ..support.scratch import files_below, scratch_directory
 from ..support.server import ServerProcess, start_server
 from ..support.waiting import PATIENCE_S, wait_until
@@ -309,6 +310,26 @@ class SingleTests(BothWays, LimitsCase):
             policy.write_text(rule % "100M")
             server.wait_for_line("Reloaded policy")
             self.assertLess(seconds(alice, 3), 1.3)
+
+
+class ResticTests(LimitsCase):
+    """The real restic, at a server with every limit."""
+
+    skip = SKIP_WITHOUT_RESTIC
+
+    def test_restic(self) -> None:
+        """It does its work: refused uploads are tried again, and slow ones end."""
+        server = self.start(
+            *("--max-uploads", "2", "--bandwidth", "8M", "--max-connections", "50", "--max-object-size", "200MiB"),
+            *("--max-connections-per-address", "20", "--stall-timeout", "310s", "--header-timeout", "10s", *NO_PROXY),
+        )
+        tree = self.directory / "tree"
+        make_tree(tree, seed=1, size_bytes=16 * MIB)
+        restic = Restic(self, f"{server.url}/laptop/", self.directory)
+        restic.create()
+        restic.succeed("backup", str(tree))
+        self.assertIn("no errors were found", restic.succeed("check", "--read-data"))
+        restic.succeed("forget", "--keep-last", "1", "--prune")
 
 
 class WorkersTests(BothWays, LimitsCase):
