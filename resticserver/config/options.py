@@ -23,7 +23,7 @@ from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
-from ..sizes import parse_free_space, parse_size
+from ..sizes import parse_bandwidth, parse_free_space, parse_size
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
@@ -133,6 +133,20 @@ class Options(usage.Options):
         ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
+        ["header-timeout", None, "60s", "how long the head of a request may take"],
+        [
+            "stall-timeout",
+            None,
+            "310s",
+            "how long a transfer may move no byte; restic itself gives up after five minutes",
+        ],
+        ["max-connections", None, "0", "connections at once; 0 for no limit"],
+        ["max-connections-per-address", None, "0", "connections at once from one address; 0 for no limit"],
+        ["max-object-size", None, "1GiB", "largest object that is stored; 0 for no limit"],
+        ["max-uploads", None, "0", "uploads at once, locks not counted; 0 for no limit"],
+        ["bandwidth", None, "0", "bytes a second for all uploads, and for all downloads, such as 50M; 0 for no limit"],
+        ["bandwidth-up", None, None, "the same for uploads only (default --bandwidth)"],
+        ["bandwidth-down", None, None, "the same for downloads only (default --bandwidth)"],
         ["cpu-profile", None, None, "write a CPU profile of the reactor's thread to this file"],
         ["workers", None, "1", "number of worker processes, or auto for one per core"],
         ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
@@ -354,6 +368,14 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: must be a number from 0 to {MOST_FOLDERS}")
+        workers = _workers(self["workers"])
+        if 0 < self._parsed("max-uploads", _number) < workers:
+            raise usage.UsageError(f"--max-uploads {self['max-uploads']}: must be at least {workers}, one per worker")
+
+    def _bandwidth(self, flag: str) -> int:
+        """The limit of one direction: its own flag's, or that of both."""
+        both = self._parsed("bandwidth", _bandwidth)
+        return both if self[flag] is None else self._parsed(flag, _bandwidth)
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""
@@ -395,6 +417,14 @@ class Options(usage.Options):
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
             debug=bool(self["debug"]),
+            header_timeout_s=self._parsed("header-timeout", _timeout),
+            stall_timeout_s=self._parsed("stall-timeout", _timeout),
+            max_connections=self._parsed("max-connections", _number),
+            max_connections_per_address=self._parsed("max-connections-per-address", _number),
+            max_object_size_bytes=self._parsed("max-object-size", parse_size),
+            max_uploads=self._parsed("max-uploads", _number),
+            bandwidth_up=self._bandwidth("bandwidth-up"),
+            bandwidth_down=self._bandwidth("bandwidth-down"),
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
@@ -466,6 +496,23 @@ def _workers(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
         raise usage.UsageError(f"--workers {text}: must be a number from 1 to {MOST_WORKERS}, or auto")
     return int(text)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text}: must be a number, or 0 for no limit")
+    return int(text)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError(f"{text}: must be at least 1s")
+    return seconds
+
+
+def _bandwidth(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_bandwidth(text)
 
 
 def _seconds(text: str) -> float:
