@@ -26,6 +26,21 @@ def parse_duration(text: str) -> float:
     return float(match["number"]) * _UNITS_S[match["unit"]]
 
 
+def parse_time(text: str) -> float:
+    """
+    Parse a timestamp, or a day, into seconds since 1970. Without a time zone it is in UTC.
+
+    @raise ValueError: the text is neither.
+    """
+    at = datetime.fromisoformat(text.strip())
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+
+
+def day_text(seconds: float) -> str:
+    """The day of a point in time, in UTC, such as C{2026-11-24}; the inverse of L{parse_time}."""
+    return date_text(seconds)[:10]
+
+
 def date_text(seconds: float, timespec: str = "seconds") -> str:
     """
     Format a timestamp.

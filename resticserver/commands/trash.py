@@ -30,7 +30,7 @@ from ..storage.publish import Publisher
 from ..storage.reading import hash_of, opened
 from ..storage.state import StateFile
 from ..storage.trash import KEPT_TYPES, Trashed, has_trash, live_name, trash_days, trashed_objects
-from ..storage.trash_moves import Damaged
+from ..storage.trash_restore import Damaged
 from ..telemetry.status import printable
 from .table import text_table
 from .trash_arguments import Filter, command_parser, filter_of, overview

@@ -7,13 +7,12 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
 from ..config.console import OneLineParser
 from ..config.server_flags import add_server_flags
-from ..dates import parse_duration
+from ..dates import parse_duration, parse_time
 from ..errors import NotFound
 from ..storage.layout import Repository
 from ..storage.trash import KEPT_TYPES, Trashed
@@ -152,7 +151,7 @@ def _when(text: str) -> float:
     """Parse a point of time, in seconds since 1970."""
     # A date first: 20261127 is one, and no age. A number alone may be meant as a year or a time stamp, so it is refused.
     try:
-        at = datetime.fromisoformat(text.strip())
+        return parse_time(text)
     except ValueError:
         try:
             if not text.strip().isdecimal():
@@ -160,7 +159,6 @@ def _when(text: str) -> float:
         except argparse.ArgumentTypeError:
             pass
         raise argparse.ArgumentTypeError(f"{text!r} is not {_WHEN}") from None
-    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
 
 
 def filter_of(asked: argparse.Namespace) -> Filter:

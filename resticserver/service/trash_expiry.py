@@ -19,7 +19,7 @@ from ..sizes import Amount, format_size
 from ..storage.layout import Repository
 from ..storage.local import LocalStore
 from ..storage.trash import has_trash
-from ..storage.trash_moves import Expired
+from ..storage.trash_restore import Expired
 from ..telemetry.metrics import Family, MetricType, Sample
 from ..threads.interface import Pool
 from .repeated import Repeated

@@ -29,7 +29,7 @@ from .publish import TEMPORARY_FOLDER, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
 from .trash import is_kept, trash_words
-from .trash_moves import Trash
+from .trash_restore import Trash
 from .upload import LocalUpload
 
 #: For how many seconds a refusal repeats what it says about the trash.

@@ -23,7 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.commands import trash
 from resticserver.names import TYPES
 from resticserver.storage.local import LocalStore
-from resticserver.storage.trash_moves import Trash
+from resticserver.storage.trash_restore import Trash
 
 from ..support.client import object_id
 from ..support.scratch import contents_below, scratch_directory

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, NotFound
 from resticserver.sizes import Amount
-from resticserver.storage import local, trash, trash_moves
+from resticserver.storage import local, trash, trash_keep, trash_moves, trash_restore
 from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.interface import NotDurable
 from resticserver.storage.layout import CELLS, TRASH_CELL, Repository
@@ -33,7 +33,7 @@ from resticserver.storage.trash import (
     trash_words,
     trashed_objects,
 )
-from resticserver.storage.trash_moves import Damaged
+from resticserver.storage.trash_restore import Damaged
 
 from ..contract.store import entries, id_of, load, save
 from ..support.scratch import scratch_directory
@@ -90,7 +90,7 @@ class TrashCase(SynchronousTestCase):
         (found,) = self.trashed()
         return found
 
-    def expire(self, later_s: float, delay_s: float = 0, most: int = 100) -> trash_moves.Expired:
+    def expire(self, later_s: float, delay_s: float = 0, most: int = 100) -> trash_restore.Expired:
         """A step of the expiry, so many seconds from now."""
         return self.store.trash.expire(ALICE, time.time() + later_s, delay_s, most)
 
@@ -207,7 +207,7 @@ class KeepTests(TrashCase):
 
     def test_durable_at_once(self) -> None:
         """Where the journal has a rename as one transaction, one of both is flushed."""
-        self.patch(trash_moves, "renames_at_once", lambda fd: True)
+        self.patch(trash_keep, "renames_at_once", lambda fd: True)
         self.delete(self.put(b"y"))
         name = self.put(b"x")
         synced = self.synced()

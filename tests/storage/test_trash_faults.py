@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage
 from resticserver.sizes import Amount
-from resticserver.storage import trash_moves
+from resticserver.storage import trash_moves, trash_restore
 from resticserver.storage.layout import TRASH_CELL
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
@@ -74,7 +74,7 @@ class FaultsCase(SynchronousTestCase):
         """What is in the trash."""
         return [one for day in trash_days(str(self.path), LAPTOP) for one in trashed_objects(day)]
 
-    def expire(self, after_s: float, most: int = 100) -> trash_moves.Expired:
+    def expire(self, after_s: float, most: int = 100) -> trash_restore.Expired:
         """Remove what has ended after a time."""
         return self.store.trash.expire(LAPTOP, time.time() + after_s, 0, most)
 
