@@ -250,34 +250,25 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
         self._write(("DELETE FROM problem WHERE repository = ? AND type = ? AND name = ?", rows))
 
     def problems(
-        self, repository: Repository | None = None, object_type: str = "", most: int = -1, after_name: str = ""
+        self, repository: Repository | None = None, object_type: str = "", name: str = "", most: int = -1
     ) -> list[Problem]:
         """
         Problems, the oldest first.
 
-        @param repository: only of this one; C{object_type} likewise, if it is not empty.
+        @param repository: only of this one; C{object_type} and C{name} likewise, if they are not empty.
         @param most: how many; -1 for all.
         """
-        where, values = ["name > ?"], [after_name]
-        if repository is not None:
-            where.append("repository = ?")
-            values.append(_name(repository))  # type: ignore[arg-type]
-        if object_type:
-            where.append("type = ?")
-            values.append(object_type)
-        statement = (
-            "SELECT repository, type, name, kind, since_s, reason, version FROM problem "
-            f"WHERE {' AND '.join(where)} ORDER BY since_s, repository, type, name LIMIT ?"
-        )
+        where: list[tuple[str, object]] = [] if repository is None else [("repository = ?", _name(repository))]
+        where += [("type = ?", object_type)] if object_type else []
+        where += [("name = ?", name)] if name else []
+        statement = "SELECT repository, type, name, kind, since_s, reason, version FROM problem "
+        statement += f"WHERE {' AND '.join(one for one, _ in where)} " if where else ""
+        statement += "ORDER BY since_s, repository, type, name LIMIT ?"
+        values = [value for _, value in where]
         return [
-            Problem(_repository(name), type_, id_, kind, since_s, reason, _numbers_of(version, 3))
-            for name, type_, id_, kind, since_s, reason, version in self._all(statement, *values, most)
+            Problem(_repository(blob), type_, id_, kind, since_s, reason, _numbers_of(version, 3))
+            for blob, type_, id_, kind, since_s, reason, version in self._all(statement, *values, most)
         ]
-
-    def problem(self, repository: Repository, object_type: str, name: str) -> Problem | None:
-        """The problem of an object, if it has one."""
-        found = [one for one in self.problems(repository, object_type) if one.name == name]
-        return found[0] if found else None
 
     def problem_counts(self) -> list[ProblemCount]:
         """How many problems each repository has, by kind."""
