@@ -18,4 +18,4 @@ def date_text(seconds: float, timespec: str = "seconds") -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
-        return "at a time that no calendar has"
+        return "invalid date"

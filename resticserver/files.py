@@ -40,12 +40,12 @@ def read_file(path: str, locked: bool = False) -> tuple[bytes, os.stat_result]:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "no regular file", path)
+            raise OSError(errno.EINVAL, "not a regular file", path)
         if locked:
             deadline = time.monotonic() + _LOCKED_S
             while not _lock(file.fileno()):
                 if time.monotonic() > deadline:
-                    raise OSError(errno.EBUSY, "another program has locked it to change it", path)
+                    raise OSError(errno.EBUSY, "it is locked by another program", path)
                 _pause(_SETTLE_S)
             status = os.fstat(file.fileno())
         return file.read(), status
@@ -58,13 +58,13 @@ def is_directory(path: str) -> bool:
     (C{os.path.isdir} is false also for a directory that cannot be looked at, whose content would then count as missing.)
 
     @raise NotADirectoryError: something else has the name, or a name above it.
-    @raise OSError: it cannot be looked at, or is a link to what is not there (ENOLINK).
+    @raise OSError: it cannot be looked at, or is a dangling symbolic link (ENOLINK).
     """
     try:
         status = os.stat(path)
     except FileNotFoundError:
         if is_link(path):
-            raise OSError(errno.ENOLINK, "a link to what is not there", path) from None
+            raise OSError(errno.ENOLINK, "a dangling symbolic link", path) from None
         return False
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -111,7 +111,7 @@ def reason_of(error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno not in (errno.EACCES, errno.EPERM):
         return reason
-    return f"{reason} for user id {os.geteuid()} (look at the rights of the file, and of the directories above it)"
+    return f"{reason} for user id {os.geteuid()} (check the permissions of the file and of the directories above it)"
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -178,7 +178,7 @@ class WatchedFile(WatchedFiles):
             content, status = again, now
             if same >= (_PAUSES if content.endswith(b"\n") else _PAUSES_TORN):
                 return content, status
-        raise OSError(errno.EBUSY, "it is being written all the time", self.path)
+        raise OSError(errno.EBUSY, "it keeps changing while it is read", self.path)
 
 
 def _version_of(status: os.stat_result) -> tuple[object, ...]:

@@ -112,11 +112,11 @@ def why_no_folder(name: str) -> str:
     if name in RESERVED or name in OWN_FOLDERS:
         return f"{name!r} is a reserved name"
     if name in ("", ".", ".."):
-        return f"{name!r} is no name" if name else "it is empty"
+        return f"{name!r} is not a name" if name else "it is empty"
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         return f"it is longer than {MAX_NAME_BYTES} bytes"
     (odd, *_) = (c for c in name if c in "/\\" or ord(c) < 32 or ord(c) == 127)
-    return f"{name!r} has {odd!r} in it"
+    return f"{name!r} contains {odd!r}"
 
 
 def why_no_user(name: str) -> str:
@@ -125,5 +125,5 @@ def why_no_user(name: str) -> str:
         return ""
     odd = next((c for c in name if not re.match(r"[\w@.\-]", c)), "")
     if odd:
-        return f"{odd!r} is in it, and only letters, digits, '@', '.', '_' and '-' may be"
+        return f"it contains {odd!r}; only letters, digits, '@', '.', '_' and '-' are allowed"
     return why_no_folder(name)

@@ -180,7 +180,7 @@ class ResticServer(SequentialServices):
     def _replace(self) -> None:
         """Handle SIGUSR2."""
         if not self.topology.replace():
-            _log.warn("SIGUSR2 replaces the processes of --workers, and there are none")
+            _log.warn("SIGUSR2 ignored: there are no worker processes (--workers)")
 
     # --- the end
 
@@ -202,8 +202,8 @@ class ResticServer(SequentialServices):
 
     def _stop_waiting(self, stopped: Deferred[Any]) -> None:
         """A service does not stop: a disk hangs, or the reader of the log. Its thread ends with the process."""
-        name = getattr(self.stopping, "name", None) or "something"
-        _log.error("shutdown: {name} does not end, which is not waited for any longer", name=name)
+        name = getattr(self.stopping, "name", None) or "a service"
+        _log.error("shutdown: {name} did not stop in time; exiting without it", name=name)
         stopped.callback(None)
 
     def _abort(self) -> None:

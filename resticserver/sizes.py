@@ -26,12 +26,12 @@ def parse_size(text: str) -> int:
     match = _SIZE.match(text.strip())
     factor = _UNITS.get(match["unit"].upper()) if match else None
     if match is None or factor is None or len(match["number"]) > 20:
-        raise ValueError(f"{text!r} is no size, as 500GiB is")
+        raise ValueError(f"{text!r} is not a size, such as 500GiB")
     whole, _, fraction = match["number"].partition(".")
     if not fraction:
         return int(whole) * factor
     if factor == 1:
-        raise ValueError(f"{text!r} is no whole number of bytes")
+        raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(whole) * factor + int(fraction) * factor // int(10 ** len(fraction))
 
 
@@ -103,7 +103,7 @@ def parse_free_space(text: str) -> FreeSpace:
     if number == text.strip():
         return FreeSpace(size_bytes=parse_size(text))
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", number) or float(number) >= 100:
-        raise ValueError(f"{text!r} is not from 0% to 99%")
+        raise ValueError(f"{text!r} must be from 0% to 99%")
     return FreeSpace(percent=float(number))
 
 

@@ -64,7 +64,7 @@ def parse_prefix(text: str) -> tuple[str, ...]:
     """
     segments = tuple(text.strip("/").split("/"))
     if not text.startswith("/") or any(segment in ("", ".", "..") for segment in segments):
-        raise ValueError(f"{text}: a path like /backup is needed")
+        raise ValueError(f"{text}: must be a path such as /backup")
     return segments
 
 
@@ -117,7 +117,7 @@ def parse_target(path: bytes, max_depth: int = 2, prefix: tuple[str, ...] = ()) 
         if not is_folder_name(segments[depth]):
             raise NotFound()
         if depth == max_depth:
-            raise NotFound(f"repositories lie at most {max_depth} folders deep here (--max-depth)")
+            raise NotFound(f"a repository may be at most {max_depth} folders deep (--max-depth)")
         depth += 1
     repository, rest_ = tuple(segments[:depth]), segments[depth:]
     match rest_:
@@ -193,7 +193,7 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
     if not path.startswith(b"/"):
         scheme, _, rest = path.partition(b"://")
         if scheme.lower() not in (b"http", b"https"):
-            return "a path begins with a slash"
+            return "the path must begin with a slash"
         path = b"/" + rest.partition(b"/")[2]
     segments = []
     for raw in path[1:].split(b"/"):
@@ -201,7 +201,7 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
             segments.append(_segment(raw))
         except NotFound:
             shown = ascii(raw.decode("latin-1"))
-            return f"{shown} has a slash in it" if b"%2f" in raw.lower() else f"{shown} is not UTF-8"
+            return f"{shown} contains an encoded slash" if b"%2f" in raw.lower() else f"{shown} is not UTF-8"
     if prefix:
         if tuple(segments[: len(prefix)]) != prefix:
             return f"it is not below /{'/'.join(prefix)} (--proxy-prefix)"
@@ -215,19 +215,19 @@ def _why_no_folders(path: bytes, max_depth: int, prefix: tuple[str, ...], whole:
         if reason := why_no_folder(folder):
             return why_reserved(folder) if whole and folder in OWN_FOLDERS else f"folder {number + 1}: {reason}"
         if number == max_depth:
-            return f"repositories lie at most {max_depth} folders deep here (--max-depth)"
+            return f"a repository may be at most {max_depth} folders deep (--max-depth)"
     if not last:
         return ""
     whole_path = "/".join(("", *prefix, *folders, last, ""))
     if last in TYPES:
-        return f"{last!r} is a reserved name, and a list ends in a slash: {whole_path}"
-    return f"a repository's path ends in a slash: {whole_path}"
+        return f"{last!r} is a reserved name, and the path of a list must end with a slash: {whole_path}"
+    return f"the path of a repository must end with a slash: {whole_path}"
 
 
 def _why_not_inside(word: str, rest: list[str]) -> str:
     """What is wrong with the path after a reserved name."""
     if word == CONFIG:
-        return f"{CONFIG!r} is a reserved name and a file, so nothing stands behind it"
+        return f"{CONFIG!r} is a reserved name and a file: the path must end there"
     if len(rest) > 1:
-        return f"{word!r} is a reserved name, and behind it stands one name and no folder: {word}/ID"
-    return f"{rest[0]!r} is no object's name: those have 64 digits, 0 to 9 and a to f"
+        return f"{word!r} is a reserved name, and only an object's name may follow it: {word}/ID"
+    return f"{rest[0]!r} is not an object's name: it must be 64 hexadecimal digits in lower case"

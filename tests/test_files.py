@@ -71,7 +71,7 @@ class FileTests(SynchronousTestCase):
             writer.write(b"tw")
             self.assertFalse(self.file.changed())
             error = self.assertRaises(OSError, self.file.read)
-            self.assertIn("another program has locked it", str(error))
+            self.assertIn("it is locked by another program", str(error))
             writer.write(b"o, and more\n")
             self.assertFalse(self.file.changed())
         self.assertTrue(self.file.changed())

@@ -263,7 +263,7 @@ class PathTests(SynchronousTestCase):
     def test_too_deep_says_so(self) -> None:
         """Whoever gives a repository one folder too many is told of the option, and not just that nothing is there."""
         for path in (b"/a/b/c/", b"/a/b/c/data/" + ID_BYTES, b"/a/b/c/config"):
-            with self.assertRaisesRegex(NotFound, r"at most 2 folders deep here \(--max-depth\)"):
+            with self.assertRaisesRegex(NotFound, r"at most 2 folders deep \(--max-depth\)"):
                 parse_target(path)
 
     def test_reserved_and_own_folders(self) -> None:

@@ -45,41 +45,45 @@ PATHS: tuple[tuple[bytes, str, str], ...] = (
         '"config" is a reserved name, choose another repository path',
         "'config' is a reserved name and a file",
     ),
-    (b"/data/x/", '"data" is a reserved name', "'data' is a reserved name, and behind it stands one name"),
-    (b"/data/x", '"data" is a reserved name', "'x' is no object's name: those have 64 digits"),
-    (b"/data/" + ID.upper().encode(), '"data" is a reserved name', "is no object's name"),
+    (b"/data/x/", '"data" is a reserved name', "'data' is a reserved name, and only an object's name may follow it"),
+    (b"/data/x", '"data" is a reserved name', "'x' is not an object's name: it must be 64 hexadecimal digits"),
+    (b"/data/" + ID.upper().encode(), '"data" is a reserved name', "is not an object's name"),
     (b"/.tmp/", '".tmp" is a reserved name, choose another', "folder 1: '.tmp' is a reserved name"),
     (b"/a/-/", '"-" is a reserved name, choose another', "folder 2: '-' is a reserved name"),
-    (b"/a/b/c/", "at most 2 folders deep here (--max-depth)", "at most 2 folders deep here (--max-depth)"),
-    (b"/alice", "a repository's path ends in a slash: /alice/", "a repository's path ends in a slash: /alice/"),
+    (b"/a/b/c/", "at most 2 folders deep (--max-depth)", "at most 2 folders deep (--max-depth)"),
+    (
+        b"/alice",
+        "the path of a repository must end with a slash: /alice/",
+        "the path of a repository must end with a slash: /alice/",
+    ),
     (
         b"/alice/data",
-        "'data' is a reserved name, and a list ends in a slash: /alice/data/",
-        "a list ends in a slash: /alice/data/",
+        "'data' is a reserved name, and the path of a list must end with a slash: /alice/data/",
+        "the path of a list must end with a slash: /alice/data/",
     ),
     (b"/alice//", "folder 2: it is empty", "folder 2: it is empty"),
-    (b"/../", "folder 1: '..' is no name", "folder 1: '..' is no name"),
-    (b"/a%2fb/", "'a%2fb' has a slash in it", "'a%2fb' has a slash in it"),
+    (b"/../", "folder 1: '..' is not a name", "folder 1: '..' is not a name"),
+    (b"/a%2fb/", "'a%2fb' contains an encoded slash", "'a%2fb' contains an encoded slash"),
     (b"/%ff/", "'%ff' is not UTF-8", "'%ff' is not UTF-8"),
-    (b"/a%00b/", r"'a\x00b' has '\x00' in it", r"has '\x00' in it"),
-    (b"/a\\b/", r"'a\\b' has '\\' in it", r"has '\\' in it"),
+    (b"/a%00b/", r"'a\x00b' contains '\x00'", r"contains '\x00'"),
+    (b"/a\\b/", r"'a\\b' contains '\\'", r"contains '\\'"),
     (b"/" + b"x" * 256 + b"/", "folder 1: it is longer than 255 bytes", "it is longer than 255 bytes"),
-    (b"alice/", "a path begins with a slash", "a path begins with a slash"),
-    (b"", "a path begins with a slash", "a path begins with a slash"),
+    (b"alice/", "the path must begin with a slash", "the path must begin with a slash"),
+    (b"", "the path must begin with a slash", "the path must begin with a slash"),
 )
 
 USERS = (
     ("alice", ""),
     ("алиса@example.org", ""),
-    ("a b", "' ' is in it, and only letters, digits, '@', '.', '_' and '-' may be"),
-    ("a:b", "':' is in it"),
-    ("a/b", "'/' is in it"),
+    ("a b", "it contains ' '; only letters, digits, '@', '.', '_' and '-' are allowed"),
+    ("a:b", "it contains ':'"),
+    ("a/b", "it contains '/'"),
     ("", "it is empty"),
     ("data", "'data' is a reserved name"),
     ("-", "'-' is a reserved name"),
-    ("..", "'..' is no name"),
+    ("..", "'..' is not a name"),
     ("x" * 256, "longer than 255 bytes"),
-    ("a\n", r"'\n' is in it"),
+    ("a\n", r"it contains '\n'"),
 )
 
 
@@ -105,7 +109,7 @@ class NameTests(SynchronousTestCase):
         """What is not below the prefix, and what is."""
         self.assertEqual("it is not below /backup (--proxy-prefix)", why_nothing(b"/alice/", 2, PREFIX))
         self.assertEqual("", why_nothing(b"/backup/alice/", 2, PREFIX))
-        self.assertIn("ends in a slash: /backup/", why_nothing(b"/backup", 2, PREFIX))
+        self.assertIn("must end with a slash: /backup/", why_nothing(b"/backup", 2, PREFIX))
         self.assertIn('"data" is a reserved name', why_no_repository(b"/backup/data/", 2, PREFIX))
 
     def test_users(self) -> None:
@@ -129,15 +133,15 @@ class AnswerTests(SynchronousTestCase):
             ("/config/?create=true", 404, reserved.format("config")),
             ("/data/x/?create=true", 404, reserved.format("data")),
             ("/.tmp/?create=true", 404, reserved.format(".tmp")),
-            ("/a/b/c/?create=true", 404, "repositories lie at most 2 folders deep here (--max-depth)"),
-            ("/alice?create=true", 404, "a repository's path ends in a slash: /alice/"),
-            ("/a%0d%0ab/?create=true", 404, r"folder 1: 'a\r\nb' has '\r' in it"),
+            ("/a/b/c/?create=true", 404, "a repository may be at most 2 folders deep (--max-depth)"),
+            ("/alice?create=true", 404, "the path of a repository must end with a slash: /alice/"),
+            ("/a%0d%0ab/?create=true", 404, r"folder 1: 'a\r\nb' contains '\r'"),
             ("/alice/", 400, "nothing was created: to create a repository, POST with ?create=true"),
             ("/alice/?create=", 400, "nothing was created: to create a repository, POST with ?create=true"),
             (
                 "/alice/?create=1",
                 400,
-                "nothing was created: to create a repository, POST with ?create=true and not ?create=1",
+                "nothing was created: to create a repository, POST with ?create=true, not ?create=1",
             ),
             ("/alice/?create=true", 200, "OK"),
         ):
@@ -198,7 +202,7 @@ class FileTests(SynchronousTestCase):
             "print(formatEvent(logged[0]))"
         )
         said = self.as_nobody(path, code)
-        words = "could not reload htpasswd file .*: Permission denied for user id 65534 .*; the users known before stay"
+        words = "could not reload htpasswd file .*: Permission denied for user id 65534 .*; the previous users stay in effect"
         self.assertRegex(said, f"^{words}$")
         self.assertNotIn("--no-auth", said)
 

@@ -79,7 +79,7 @@ def parse_htpasswd(data: bytes | str, path: str = "htpasswd") -> tuple[dict[str,
             continue
         user, hashed = entry
         if problem := _problem_of_name(user, line):
-            warnings.append(f"Invalid htpasswd entry in {path}, line {number}, left out: {problem}")
+            warnings.append(f"Invalid htpasswd entry in {path}, line {number}, ignored: {problem}")
         elif problem := _problem_of(hashed):
             warnings.append(f"Invalid htpasswd entry for {user}. ({path}, line {number}: {problem})")
         else:
@@ -104,18 +104,18 @@ def entry_of(line: str) -> tuple[str, str] | None:
 def _problem_of_name(user: str, line: str) -> str | None:
     """What is wrong with the name in a line, or with the line as a whole; C{None} if it is valid."""
     if any("\udc80" <= letter <= "\udcff" for letter in line):
-        return "it has bytes that are not UTF-8"
+        return "not valid UTF-8"
     if ":" not in line:
-        return "there is no colon in it"  # the line may be a password, so it is not shown
+        return "the line has no colon"  # the line may be a password, so it is not shown
     if is_user_name(user):
         return None
     shown = user if len(user) <= _LONGEST_SHOWN else user[:_LONGEST_SHOWN] + "..."
     wrong = next((letter for letter in user if not (letter.isalnum() or letter in "@._-")), None)
     if not user:
-        return "there is no user name before the colon"
+        return "no user name before the colon"
     if wrong is not None:
-        return f"'{shown}' is no user name: '{wrong}' is neither a letter, nor a digit, nor one of @ . _ -"
-    return f"'{shown}' is no user name: it is reserved, or too long"
+        return f"'{shown}' is not a user name: '{wrong}' is not a letter, a digit or one of @ . _ -"
+    return f"'{shown}' is not a user name: it is reserved or too long"
 
 
 def _problem_of(hashed: str) -> str | None:
@@ -125,10 +125,10 @@ def _problem_of(hashed: str) -> str | None:
     if hashed.startswith(_BCRYPT_PREFIXES):
         if not _BCRYPT.fullmatch(hashed):
             return "malformed bcrypt hash"
-        return f"a cost of more than {_MOST_COST}" if int(hashed[4:6]) > _MOST_COST else None
+        return f"a bcrypt cost above {_MOST_COST}" if int(hashed[4:6]) > _MOST_COST else None
     crypt = _crypt_of(hashed)
     if crypt is None:
-        return "unknown kind of hash; bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA} are taken"
+        return "unknown hash type; supported are bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA}"
     try:
         parsed = crypt.from_string(hashed)
     except ValueError:
@@ -244,7 +244,7 @@ class Htpasswd(MadeOfFiles):
                 return
             reason = reason_of(error)
             if isinstance(error, FileNotFoundError):
-                advice = "use --no-auth to disable authentication, or 'rest-server user add' to make a user"
+                advice = "use --no-auth to disable authentication, or 'rest-server user add' to create a user"
                 raise StartError(f"--htpasswd-file: cannot load {self.path} ({advice}): {reason}") from error
             # The file exists, so --no-auth is not what the operator needs.
             raise StartError(f"--htpasswd-file: cannot load {self.path}: {reason}") from error
@@ -253,7 +253,7 @@ class Htpasswd(MadeOfFiles):
         self._snapshot = self._read()
 
     def _log_failure(self, error: Exception) -> None:
-        words = "could not reload htpasswd file {path}: {error}; the users known before stay"
+        words = "could not reload htpasswd file {path}: {error}; the previous users stay in effect"
         _log.error(words, path=self.path, error=reason_of(error) if isinstance(error, OSError) else error)
 
     def say_reloaded(self) -> None:
@@ -264,12 +264,12 @@ class Htpasswd(MadeOfFiles):
         data = self._watched.read()
         if b"\0" in data:
             # UTF-16, or what a crash of the machine has left.
-            raise OSError(errno.EINVAL, "it is not UTF-8 text, there are NUL bytes in it", self.path)
+            raise OSError(errno.EINVAL, "not UTF-8 text: it contains NUL bytes", self.path)
         users, warnings = parse_htpasswd(data, self.path)
         for warning in warnings:
             _log.warn("{problem}", problem=ascii(warning)[1:-1])
         if not users:
-            _log.warn("no users in {path}: nobody can log in", path=self.path)
+            _log.warn("no users in {path}: all logins will fail", path=self.path)
         self._readings += 1
         return _Snapshot(users, self._readings, _decoy_like(users))
 

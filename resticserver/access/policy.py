@@ -94,9 +94,9 @@ class RepositoryPattern:
         inner = text.removeprefix("/").removesuffix("/")
         self._segments: tuple[str, ...] = tuple(inner.split("/")) if inner else ()
         if not text or "//" in text or any(segment in ("", ".", "..") for segment in self._segments):
-            raise ValueError(f"{text!r} is no repository pattern")
+            raise ValueError(f"{text!r} is not a repository pattern")
         if set("{}") & set(inner.replace("{user}", "")):
-            raise ValueError(f"{text!r}: there is {{user}} and nothing else in braces")
+            raise ValueError(f"{text!r}: {{user}} is the only placeholder")
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
         """Whether a repository is one of them."""
@@ -166,7 +166,7 @@ class Grants:
 
 
 _LOCKS = "locks"
-_ALL_RIGHTS = Decision(True, rule="no policy file: all rights")
+_ALL_RIGHTS = Decision(True, rule="the default without a policy file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +198,16 @@ class Policy:
             return Decision(False, reason, "--private-repos")
         needed = _needed(action, target)
         if self.read_only and needed > Right.READ:
-            return Decision(False, "read-only: only locks may be made and removed", "--read-only")
+            return Decision(False, "read-only: only locks may be created or deleted", "--read-only")
         if self.append_only and needed > Right.APPEND:
-            return Decision(False, "append-only: only locks may be removed", "--append-only")
+            return Decision(False, "append-only: only locks may be deleted", "--append-only")
         return self._granted(user, action, target, needed)
 
     def _granted(self, user: str | None, action: Action, target: Target, needed: Right) -> Decision:
         """The decision of the policy file."""
         if self.grants is None:
             if action is Action.DELETE_REPOSITORY:
-                return Decision(False, "no policy grants this", "no policy file")
+                return Decision(False, "no policy grants this", "the default without a policy file")
             return _ALL_RIGHTS
         rule = self.rule_for(user, target.repository)
         if rule is None:
@@ -218,9 +218,9 @@ class Policy:
         if right < needed:
             return Decision(False, _REFUSALS[right], said)
         if action is Action.CREATE and not create:
-            return Decision(False, "you may not create this repository", f"{said}, not create")
+            return Decision(False, "you may not create this repository", f"{said}, without create")
         if action is Action.DELETE_REPOSITORY and not delete:
-            return Decision(False, "you may not delete this repository", f"{said}, not delete-repository")
+            return Decision(False, "you may not delete this repository", f"{said}, without delete-repository")
         return Decision(True, rule=said)
 
     def has_limits(self) -> bool:
@@ -248,7 +248,7 @@ class Policy:
 
 
 _REFUSALS = {
-    Right.NONE: "you have no right to this repository",
+    Right.NONE: "you have no access to this repository",
     Right.READ: "you may only read this repository",
     Right.APPEND: "you may only add to this repository",
 }

@@ -58,12 +58,12 @@ def parse_policy(text: str) -> Grants:
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(str(error)) from error
     except RecursionError:
-        raise PolicyError("nested too deep") from None
+        raise PolicyError("nested too deeply") from None
     _only(document, _KEYS, "")
     groups = _groups(document.get("groups", {}))
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise PolicyError("rule: write each as [[rule]]")
+        raise PolicyError("rule: must be an array of tables, each written as [[rule]]")
     rules = tuple(_rule(number, table, groups) for number, table in enumerate(tables, 1))
     return Grants(rules, _right(document.get("default", "none"), "default"), _users(document.get("users", {})))
 
@@ -71,7 +71,7 @@ def parse_policy(text: str) -> Grants:
 def _only(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
     for key in table:
         if key not in known:
-            raise PolicyError(f"{where}{key}: no such key; there are {', '.join(sorted(known))}")
+            raise PolicyError(f"{where}{key}: unknown key; the keys are {', '.join(sorted(known))}")
 
 
 def _groups(table: Any) -> dict[str, frozenset[str]]:
@@ -80,10 +80,10 @@ def _groups(table: Any) -> dict[str, frozenset[str]]:
     groups = {}
     for name, members in table.items():
         if not is_user_name(name):
-            raise PolicyError(f"groups.{name}: not a name")
+            raise PolicyError(f"groups.{name}: not a group name")
         for member in _strings(members, f"groups.{name}"):
             if not is_user_name(member) or member.startswith("@"):
-                raise PolicyError(f"groups.{name}: {member!r} is no user name")
+                raise PolicyError(f"groups.{name}: {member!r} is not a user name")
         groups[name] = frozenset(members)
     return groups
 
@@ -98,12 +98,12 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
     for name in _strings(table["users"], f"{where}users"):
         if name.startswith("@"):
             if name[1:] not in groups:
-                raise PolicyError(f"{where}users: there is no group {name[1:]!r}")
+                raise PolicyError(f"{where}users: unknown group {name[1:]!r}")
             users |= groups[name[1:]]
         elif name == EVERYONE or is_user_name(name):
             users.add(name)
         else:
-            raise PolicyError(f"{where}users: {name!r} is no user name")
+            raise PolicyError(f"{where}users: {name!r} is not a user name")
     patterns = []
     for pattern in _strings(table["repositories"], f"{where}repositories"):
         try:
@@ -149,7 +149,7 @@ def _boolean(table: Mapping[str, Any], key: str, where: str) -> bool:
 
 def _right(value: Any, where: str) -> Right:
     if not isinstance(value, str) or value not in _RIGHTS:
-        raise PolicyError(f"{where}: {value!r} is no right; there are {', '.join(_RIGHTS)}")
+        raise PolicyError(f"{where}: {value!r} is not a right; the rights are {', '.join(_RIGHTS)}")
     return _RIGHTS[value]
 
 
@@ -160,9 +160,9 @@ def _limit(table: Mapping[str, Any], where: str) -> Limit:
         try:
             size_bytes = parse_size(str(quota) if isinstance(quota, int) and not isinstance(quota, bool) else quota)
         except (ValueError, TypeError, AttributeError):
-            raise PolicyError(f"{where}quota: {quota!r} is no size, as 500GiB is") from None
+            raise PolicyError(f"{where}quota: {quota!r} is not a size, such as 500GiB") from None
     if objects is not None and (not isinstance(objects, int) or isinstance(objects, bool) or objects < 0):
-        raise PolicyError(f"{where}max-objects: {objects!r} is no number of objects")
+        raise PolicyError(f"{where}max-objects: {objects!r} is not a number of objects")
     return Limit(size_bytes, objects)
 
 
@@ -214,7 +214,9 @@ class PolicyFile(MadeOfFiles):
 
     def _log_failure(self, error: Exception) -> None:
         _log.error(
-            "could not reload the policy {path}: {error}; the one before stays", path=self.path, error=_words(error)
+            "could not reload the policy {path}: {error}; the previous policy stays in effect",
+            path=self.path,
+            error=_words(error),
         )
 
     def decide(self, user: str | None, action: Action, target: Target) -> Decision:
@@ -241,4 +243,4 @@ class PolicyFile(MadeOfFiles):
 def _words(error: Exception) -> str:
     if isinstance(error, OSError):
         return reason_of(error)
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))
+    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split("\n"))

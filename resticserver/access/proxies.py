@@ -57,7 +57,7 @@ class TrustedProxies:
 
     def describe(self) -> str:
         """For the log."""
-        return ", ".join([*map(str, self.networks), "unix sockets"])
+        return ", ".join([*map(str, self.networks), "Unix sockets"])
 
     def trusts(self, address: str) -> bool:
         """Whether this is the address of a trusted proxy."""

@@ -40,7 +40,7 @@ def parse_rate(text: str) -> int:
     """
     found = _RATE.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text}: a number of failures a minute is needed, like 20/minute")
+        raise ValueError(f"{text}: must be a number of failures per minute, such as 20/minute")
     return int(found[1])
 
 

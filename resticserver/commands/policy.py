@@ -28,21 +28,21 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the arguments after C{policy}.
     @return: 0 if the request is allowed, 1 if not, 2 for invalid arguments.
     """
-    parser = OneLineParser("rest-server policy", description="Look at a policy file.")
+    parser = OneLineParser("rest-server policy", description="Check the access rules of a policy file.")
     check = parser.add_subparsers(required=True, metavar="check").add_parser(
-        "check", help="say whether a request would be allowed, and by which rule"
+        "check", help="print whether a request is allowed, and by which rule"
     )
-    check.add_argument("--policy", metavar="FILE", help="the policy file (without one: all rights but by these flags)")
+    check.add_argument("--policy", metavar="FILE", help="policy file (default: all rights, limited by the flags below)")
     for flag in ("append-only", "read-only", "private-repos"):
-        check.add_argument(f"--{flag}", action="store_true", help="as the server has it")
-    check.add_argument("--max-depth", type=int, default=2, help="as the server has it")
-    check.add_argument("--proxy-prefix", default="", help="as the server has it")
-    check.add_argument(
-        "--htpasswd-file", metavar="FILE", help="the file with the users, to see that there is one of this name"
-    )
-    check.add_argument("user", metavar="USER", help="the user's name")
+        check.add_argument(f"--{flag}", action="store_true", help="set this if the server runs with it")
+    check.add_argument("--max-depth", type=int, default=2, help="the server's --max-depth (default 2)")
+    check.add_argument("--proxy-prefix", default="", help="the server's --proxy-prefix")
+    check.add_argument("--htpasswd-file", metavar="FILE", help="htpasswd file, to check that the user can log in")
+    check.add_argument("user", metavar="USER", help="name of the user")
     check.add_argument("method", metavar="METHOD", help="GET, HEAD, POST or DELETE")
-    check.add_argument("path", metavar="PATH", help="of the request, as /alice/laptop/ or /alice/laptop/config")
+    check.add_argument(
+        "path", metavar="PATH", help="path of the request, such as /alice/laptop/ or /alice/laptop/config"
+    )
     try:
         asked = check.parse_args(arguments[1:]) if arguments[:1] == ["check"] else parser.parse_args(arguments)
     except SystemExit as left:
@@ -73,7 +73,7 @@ def _text(path: str) -> str:
     except OSError as error:
         raise _NoQuestion(f"{path}: {reason_of(error)}") from None
     except UnicodeDecodeError:
-        raise _NoQuestion(f"{path}: it is not UTF-8") from None
+        raise _NoQuestion(f"{path}: not UTF-8 text") from None
     except ValueError as error:
         raise _NoQuestion(f"{path}: {error}") from None  # a NUL in the path
 
@@ -88,7 +88,7 @@ def _decide(asked: argparse.Namespace) -> Decision:
         except PolicyError as error:
             raise _NoQuestion(f"{asked.policy}: {error}") from None
     if reason := why_no_user(asked.user):
-        raise _NoQuestion(f"{asked.user!r} is no user name: {reason}")
+        raise _NoQuestion(f"{asked.user!r} is not a user name: {reason}")
     if asked.htpasswd_file is not None:
         _see_that_there_is(asked.user, asked.htpasswd_file)
     try:
@@ -96,21 +96,17 @@ def _decide(asked: argparse.Namespace) -> Decision:
     except ValueError as error:
         raise _NoQuestion(f"--proxy-prefix {error}") from None
     if not 0 <= asked.max_depth <= MOST_FOLDERS:
-        raise _NoQuestion(f"--max-depth {asked.max_depth}: a number from 0 to {MOST_FOLDERS} is needed")
+        raise _NoQuestion(f"--max-depth {asked.max_depth}: must be a number from 0 to {MOST_FOLDERS}")
     path = asked.path.partition("?")[0].encode("utf-8", "surrogateescape")
     try:
         target = parse_target(path, asked.max_depth, prefix)
     except NotFound:
         why = why_nothing(path, asked.max_depth, prefix)
-        raise _NoQuestion(
-            f"{asked.path} names nothing that the server has: {why} (every method is answered 404)"
-        ) from None
+        raise _NoQuestion(f"{asked.path} is not a path of the server: {why}; the server answers 404") from None
     method = asked.method.encode("utf-8", "surrogateescape")
     action = ACTIONS[target.kind].get(method)
     if action is None:
-        raise _NoQuestion(
-            f"{asked.method} is no method of {asked.path}{_why_no_method(target, method)}: it is answered 405"
-        )
+        raise _NoQuestion(f"{asked.path}{_why_no_method(target, method)}; the server answers {asked.method} with 405")
     return policy.decide(asked.user, action, target)
 
 
@@ -122,9 +118,7 @@ def _see_that_there_is(user: str, path: str) -> None:
     """
     users, warnings = parse_htpasswd(_text(path))
     if user not in users:
-        reason = next(
-            (warning for warning in warnings if f"entry for {user}." in warning), "there is no user of this name in it"
-        )
+        reason = next((warning for warning in warnings if f"entry for {user}." in warning), "no such user")
         raise _NoQuestion(f"{user!r} cannot log in with {path}: {reason}")
 
 
@@ -132,7 +126,8 @@ def _why_no_method(target: Target, method: bytes) -> str:
     """Explain which methods the path supports, and name the usual mistakes."""
     takes = ", ".join(known.decode("ascii") for known in ACTIONS[target.kind])
     if method.upper() in ACTIONS[target.kind]:
-        return ", where methods are written in capitals"
+        return " needs the method in capitals"
     if target.kind is Kind.LIST and method == b"POST":
-        return f", a list, which takes {takes} ({why_reserved(target.type)})"
-    return f", a {target.kind.value}, which takes {takes}"
+        return f" is a list and supports only {takes} ({why_reserved(target.type)})"
+    article = "an" if target.kind is Kind.OBJECT else "a"
+    return f" is {article} {target.kind.value} and supports only {takes}"

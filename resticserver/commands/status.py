@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         document = _fetch(asked)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise ValueError("the server speaks another version's language")
+            raise ValueError("the server's status has another format; is the server another version?")
         status = ServerStatus.from_json(document)
         shown = json.dumps(document, indent=2) if asked.json else text(status)
         worst = status.worst()
@@ -54,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{parser.prog}: {printable(asked.url)}: {printable(_reason(error, asked.url))}", file=sys.stderr)
         return 2
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        reason = error if isinstance(error, ValueError) else "that is no status of this version"
+        reason = (
+            error
+            if isinstance(error, ValueError)
+            else "the server's status has another format; is the server another version?"
+        )
         print(f"{parser.prog}: {printable(asked.url)}: {printable(str(reason))}", file=sys.stderr)
         return 2
     if not write_line(shown):
@@ -68,21 +72,20 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         "rest-server status",
-        description="Ask a running server (with --prometheus or --metrics-listen) how its repositories are. "
-        "The status is 0 if all is well, 1 if something needs attention, 2 if that cannot be found out, or "
-        "not yet, because the server still counts.",
+        description="Print the state of a running server and its repositories. The server needs --prometheus or "
+        "--metrics-listen. "
+        "The exit status is 0 if all is well, 1 if something needs attention, and 2 if the state is unknown, or "
+        "the server is still counting.",
     )
     parser.add_argument(
-        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="of the server (default %(default)s)"
+        "url", nargs="?", default="http://127.0.0.1:8000", metavar="URL", help="URL of the server (default %(default)s)"
     )
-    parser.add_argument("--user", metavar="NAME", help="whose repositories; the user metrics sees all")
+    parser.add_argument("--user", metavar="NAME", help="user to log in as; the user metrics sees all repositories")
     parser.add_argument(
-        "--password-file", metavar="FILE", help="file with the password; else it is asked for, or read from a pipe"
+        "--password-file", metavar="FILE", help="file with the password (default: prompt, or read it from a pipe)"
     )
-    parser.add_argument(
-        "--cacert", metavar="FILE", help="PEM file of the authority that signed the server's certificate"
-    )
-    parser.add_argument("--json", action="store_true", help="print what the server says as it is")
+    parser.add_argument("--cacert", metavar="FILE", help="CA certificate to verify the server's certificate, PEM")
+    parser.add_argument("--json", action="store_true", help="print the server's JSON unchanged")
     return parser
 
 
@@ -98,9 +101,9 @@ def _fetch(asked: argparse.Namespace) -> Any:
     @raise OSError: the server does not respond, or responds with an error.
     """
     if not asked.url.startswith(("http://", "https://")):
-        raise _NotAsked("a URL is needed, as http://127.0.0.1:8000")
+        raise _NotAsked("the URL must begin with http:// or https://, such as http://127.0.0.1:8000")
     if "@" in asked.url.split("/")[2]:
-        raise _NotAsked("no user or password in the URL, please: there are --user and --password-file for them")
+        raise _NotAsked("the URL must not contain a user or a password; use --user and --password-file")
     request = urllib.request.Request(asked.url.rstrip("/") + "/-/status.json")
     if asked.user is not None:
         both = f"{asked.user}:{_password(asked.password_file)}".encode()
@@ -118,7 +121,7 @@ def _fetch(asked: argparse.Namespace) -> Any:
         while (more := answer.read1(1 << 20)) and len(content) < _MOST_BYTES:
             content += more
             if time.monotonic() > until_s:
-                raise TimeoutError("the answer takes too long")
+                raise TimeoutError("the server did not answer in time")
     return json.loads(content)
 
 
@@ -148,7 +151,7 @@ def _password(path: str | None) -> str:
 
 def _reason(error: Exception, url: str) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        more = " (the server has a status page with --prometheus or --metrics-listen)" if error.code == 404 else ""
+        more = " (the status page needs --prometheus or --metrics-listen)" if error.code == 404 else ""
         return f"{error.code} {error.reason}{more}"
     reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
     if isinstance(reason, RemoteDisconnected) and url.startswith("http:"):

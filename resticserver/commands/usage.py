@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{parser.prog}: skipped {printable(path)}: {reason}", file=sys.stderr)
     incomplete = [printable(line.name) for line in lines if not line.complete]
     if incomplete:
-        words = "the size is not complete" if len(incomplete) == 1 else "these sizes are not complete"
+        words = "incomplete size" if len(incomplete) == 1 else "incomplete sizes"
         print(f"{parser.prog}: {words}: {', '.join(incomplete)}", file=sys.stderr)
     total = settings.limit
     text = _json(lines, skipped, policy, total) if asked.json else _table(lines, policy, total)
@@ -100,8 +100,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         "rest-server usage",
-        description="Say how much each repository holds. A directory that cannot be read is skipped and named on stderr. The "
-        "status is 0, 1 if a repository could not be read as a whole, 2 if the question makes no sense.",
+        description="Print the size of each repository. A directory that cannot be read is skipped and named on stderr. The "
+        "exit status is 0 on success, 1 if a repository could not be read completely, and 2 if the arguments are invalid.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_server_flags(parser, "path", "policy", "max-size", "max-depth", "state-dir")

@@ -102,25 +102,25 @@ def _parser() -> argparse.ArgumentParser:
     password.add_argument(
         "--password-stdin",
         action="store_true",
-        help="read the password, one line, from standard input (as is done where that is no terminal)",
+        help="read the password, one line, from standard input (the default if that is not a terminal)",
     )
     password.add_argument(
         "--cost",
         type=_cost,
         default=12,
         metavar="N",
-        help="how slow bcrypt is, 4 to 17 (default 12); one more is twice",
+        help="bcrypt cost, 4 to 17 (default 12); each step doubles the time",
     )
     parser = OneLineParser(
         prog="rest-server user",
-        description="The users of a repository server, in its htpasswd file.",
+        description="Manage the users in the server's htpasswd file.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, parents, text in (
-        ("add", [where, user, password], "add a user; the file is made if it is missing"),
+        ("add", [where, user, password], "add a user; the file is created if it does not exist"),
         ("passwd", [where, user, password], "change the password of a user"),
         ("delete", [where, user], "remove a user"),
-        ("list", [where], "print the names of the users, one a line"),
+        ("list", [where], "print the names of the users, one per line"),
     ):
         commands.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
     return parser
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cost(text: str) -> int:
     if not text.isdecimal() or int(text) not in _COSTS:
-        raise argparse.ArgumentTypeError(f"{text}: a number from {_COSTS[0]} to {_COSTS[-1]} is needed")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from {_COSTS[0]} to {_COSTS[-1]}")
     return int(text)
 
 
@@ -141,9 +141,9 @@ def _new_hash(given: argparse.Namespace) -> bytes:
     if not password:
         raise _Refused("the password is empty")
     if b"\0" in password:
-        raise _Refused("the password has a NUL in it, which no client can send")
+        raise _Refused("the password contains a NUL byte, which no client can send")
     if len(password) > _BCRYPT_BYTES:
-        _complain(f"warning: only the first {_BCRYPT_BYTES} bytes of the password count")
+        _complain(f"warning: only the first {_BCRYPT_BYTES} bytes of the password are used")
     hashed = bcrypt.hashpw(password[:_BCRYPT_BYTES], bcrypt.gensalt(given.cost))
     return b"$2y$" + hashed[4:]
 
@@ -156,13 +156,13 @@ def _password(user: str, from_stdin: bool) -> bytes:
         if from_stdin or not sys.stdin.isatty():
             return sys.stdin.buffer.readline().removesuffix(b"\n").removesuffix(b"\r")
         password = getpass.getpass(f"Password for {user}: ")
-        if password and getpass.getpass("The same again: ") != password:
-            raise _Refused("the two passwords are not the same")
+        if password and getpass.getpass("Repeat the password: ") != password:
+            raise _Refused("the passwords do not match")
         return password.encode("utf-8", "surrogateescape")
     except OSError as error:
         raise _Refused(f"cannot read the password: {error.strerror or error}") from error
     except UnicodeError as error:
-        raise _Refused("the password is no text in the terminal's encoding") from error
+        raise _Refused("the password is not valid in the terminal's encoding") from error
 
 
 # --- the file
@@ -187,7 +187,7 @@ def _change(path: str, given: argparse.Namespace) -> None:
     @raise _Refused: the change is not possible.
     """
     if not is_user_name(given.user):
-        raise _Refused(f"{given.user!a} cannot be a user's name")
+        raise _Refused(f"{given.user!a} is not a user name")
     change = _CHANGES[given.command]
     missing_is_empty = given.command == "add"
     target = os.path.realpath(path)  # keep a symlink and replace its target
@@ -220,7 +220,7 @@ def _change(path: str, given: argparse.Namespace) -> None:
             _rewrite(target, file, data)
             return
         if status is not None and status.st_mode & 0o077 & ~mode:
-            _complain(f"note: others could read or write {path}; its mode is {mode:04o} now")
+            _complain(f"note: other users could read or write {path}; its mode was changed to {mode:04o}")
 
 
 def _open_directory(target: str, opened: ExitStack) -> int | None:
@@ -331,7 +331,9 @@ def _rewrite(target: str, file: int | None, data: bytes) -> None:
             try:
                 _overwrite(fd, old)
             except OSError as error:
-                raise _Refused(f"{target} is broken ({error.strerror}): what it was is in {copy}") from error
+                raise _Refused(
+                    f"cannot restore {target} ({error.strerror}): its previous content is in {copy}"
+                ) from error
             os.unlink(copy)
             raise
         finally:
@@ -366,7 +368,7 @@ def _copy(target: str, content: bytes) -> str:
             continue
         return path
     reason = problem.strerror if problem is not None else "no directory"
-    raise _Refused(f"{target} can only be changed in place, and there is no room for a safe copy of it: {reason}")
+    raise _Refused(f"{target} must be changed in place, and no backup copy can be written: {reason}")
 
 
 def _all_of(fd: int) -> bytes:
@@ -397,7 +399,7 @@ def _is_of(line: bytes, user: str) -> bool:
 
 def _added(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
     if any(_is_of(line, user) for line in lines):
-        raise _Refused(f"user {user} is there already ('passwd' changes the password)")
+        raise _Refused(f"user {user} already exists ('passwd' changes the password)")
     ended = [line for line in lines if line.endswith(b"\n")]
     end = b"\r\n" if ended and ended[-1].endswith(b"\r\n") else b"\n"
     missing = [end] if len(ended) < len(lines) else []
@@ -419,7 +421,7 @@ def _changed(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
 def _deleted(lines: list[bytes], user: str, hashed: bytes) -> list[bytes]:
     left = [line for line in lines if not _is_of(line, user)]
     if len(left) == len(lines):
-        raise _Refused(f"there is no user {user}")
+        raise _Refused(f"no such user: {user}")
     return left
 
 

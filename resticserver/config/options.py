@@ -62,7 +62,7 @@ class Options(usage.Options):
         return "Usage: rest-server [options]" if self.parent is None else str(super().getSynopsis())
 
     longdesc = (
-        "Serves restic repositories below a directory over HTTP. https://restic.readthedocs.io/ says how to use them. "
+        "Serves restic repositories below a directory over HTTP. See https://restic.readthedocs.io/ for how to use them. "
         'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
         "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
         "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
@@ -74,7 +74,7 @@ class Options(usage.Options):
         ["private-repos", None, "users can only access the repositories below the folder of their name"],
         ["append-only", None, "nothing can be deleted except locks"],
         ["read-only", None, "nothing can be created or deleted except locks"],
-        ["auto-create", None, "an upload creates its repository if that is missing, as in rest-server"],
+        ["auto-create", None, "an upload creates a missing repository, as in rest-server"],
         ["no-verify-upload", None, "do not verify the hash of uploads, except for names that exist. Not recommended"],
         ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
         ["tls", None, "serve TLS"],
@@ -88,41 +88,51 @@ class Options(usage.Options):
         ["path", None, None, f"data directory (default {default_path()})"],
         ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
         ["policy", None, None, "TOML file with access rules and quotas for users and repositories"],
-        ["max-depth", None, "2", "how many folders deep a repository may lie"],
-        ["proxy-prefix", None, None, "path before every repository, if a proxy forwards it unchanged (/backup)"],
-        ["proxy-auth-username", None, None, "header in which a trusted proxy names the user, instead of passwords"],
+        ["max-depth", None, "2", "how many folders deep a repository may be"],
+        [
+            "proxy-prefix",
+            None,
+            None,
+            "path prefix of all repositories, such as /backup, if a proxy forwards it unchanged",
+        ],
+        [
+            "proxy-auth-username",
+            None,
+            None,
+            "header in which a trusted proxy passes the user name, instead of passwords",
+        ],
         [
             "auth-failures",
             None,
             "20/minute",
-            "failed logins of a user or an address before further ones are slowed down; 0 is off",
+            "failed logins per user and per address before further ones are slowed down; 0 turns this off",
         ],
         ["tls-cert", None, None, "TLS certificate chain, PEM (default public_key in the data directory)"],
         ["tls-key", None, None, "TLS private key, PEM (default private_key in the data directory)"],
         ["tls-min-ver", None, "1.2", "lowest TLS version, 1.2 or 1.3"],
-        ["tls-client-ca", None, None, "authorities that sign the clients' certificates, PEM"],
+        ["tls-client-ca", None, None, "CA certificates that client certificates are verified with, PEM"],
         ["tls-client-auth", None, "required", "whether clients must have a certificate: required or optional"],
-        ["tls-client-user", None, "cn", "where the certificate names the user: cn, email, dns, or none"],
+        ["tls-client-user", None, "cn", "certificate field with the user name: cn, email, dns, or none"],
         ["max-size", None, "0", "limit for all repositories together, such as 500GiB; 0 for no limit"],
         ["min-free", None, "0", "how much of the disk uploads must leave free, such as 20GiB or 5%"],
         [
             "state-dir",
             None,
             None,
-            "where the server keeps sizes and the volume's id (default .rest-server in the data directory)",
+            "directory for stored sizes and the volume's id (default .rest-server in the data directory)",
         ],
         ["metrics-listen", None, None, "address for metrics, health checks and status only, in the forms of --listen"],
         [
             "on-event",
             None,
             None,
-            "command that gets each event (new snapshot, quota reached, ...) as JSON on its input",
+            "command to run for each event (new snapshot, quota reached, ...), with JSON on its standard input",
         ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
-        ["cpu-profile", None, None, "write a profile of the reactor's thread to this file"],
-        ["workers", None, "1", "processes that serve: a number, or auto for one for each core"],
-        ["shutdown-timeout", None, "30", "seconds that transfers may take to finish when the server stops"],
+        ["cpu-profile", None, None, "write a CPU profile of the reactor's thread to this file"],
+        ["workers", None, "1", "number of worker processes, or auto for one per core"],
+        ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
     ]
 
     compData = usage.Completions(
@@ -155,7 +165,7 @@ class Options(usage.Options):
         self["listen"].append(address)
 
     def opt_trusted_proxy(self, network: str) -> None:
-        """network of proxies whose X-Forwarded-For and user header are believed; repeatable (default: loopback)"""
+        """network of proxies whose X-Forwarded-For and user header are trusted; repeatable (default: loopback)"""
         self["trusted-proxy"].append(network)
 
     def opt_version(self) -> None:
@@ -264,7 +274,7 @@ class Options(usage.Options):
             elif argument.startswith("--config="):
                 path = argument.partition("=")[2]
         if path == "":
-            raise usage.UsageError("--config names no file")
+            raise usage.UsageError("--config must not be empty")
         return path
 
     def where_it_stands(self, message: str) -> str:
@@ -304,13 +314,13 @@ class Options(usage.Options):
         for flag in _DIRECTORIES + _FILES:
             if self[flag] and _URL.match(self[flag]):
                 kind = "directory" if flag in _DIRECTORIES else "file"
-                raise usage.UsageError(f"--{flag} {self[flag]}: a {kind} of this machine is needed, not a URL")
+                raise usage.UsageError(f"--{flag} {self[flag]}: must be a local {kind}, not a URL")
         for flag in _DIRECTORIES:
             if self[flag] == "":
-                raise usage.UsageError(f"--{flag} names no directory")
+                raise usage.UsageError(f"--{flag} must not be empty")
         for flag in ("policy", "tls-client-ca"):
             if self[flag] == "":
-                raise usage.UsageError(f"--{flag} names no file")
+                raise usage.UsageError(f"--{flag} must not be empty")
 
     def _check_tls(self) -> None:
         if not self["tls"]:
@@ -330,17 +340,17 @@ class Options(usage.Options):
         if self["no-auth"]:
             for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
                 if self[flag]:
-                    raise usage.UsageError(f"--{flag} needs users and cannot go with --no-auth")
+                    raise usage.UsageError(f"--{flag} cannot be combined with --no-auth, because it needs users")
         if self["log-format"] != self._default("log-format") and not self["log"]:
             raise usage.UsageError("--log-format needs --log")
         if self["metrics-listen"] == "":
-            raise usage.UsageError("--metrics-listen: an address is needed, as 127.0.0.1:9100")
+            raise usage.UsageError("--metrics-listen: must be an address, such as 127.0.0.1:9100")
         header = self["proxy-auth-username"]
         if header is not None and not _HEADER.match(header):
-            raise usage.UsageError(f"--proxy-auth-username {header}: not the name of a header")
+            raise usage.UsageError(f"--proxy-auth-username {header}: not a header name")
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
-            raise usage.UsageError(f"--max-depth {self['max-depth']}: a number from 0 to {MOST_FOLDERS} is needed")
+            raise usage.UsageError(f"--max-depth {self['max-depth']}: must be a number from 0 to {MOST_FOLDERS}")
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""
@@ -442,7 +452,7 @@ def _command(text: str) -> tuple[str, ...]:
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
     if not command or not runnable(command):
-        raise ValueError(f"{text}: there is no such program, or it is not executable")
+        raise ValueError(f"{text}: no such program, or it is not executable")
     return (os.path.abspath(command[0]) if os.sep in command[0] else command[0], *command[1:])
 
 
@@ -450,12 +460,12 @@ def _workers(text: str) -> int:
     if text == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
-        raise usage.UsageError(f"--workers {text}: a number from 1 to {MOST_WORKERS}, or auto, is needed")
+        raise usage.UsageError(f"--workers {text}: must be a number from 1 to {MOST_WORKERS}, or auto")
     return int(text)
 
 
 def _seconds(text: str) -> float:
     number = text.removesuffix("s")
     if not number.replace(".", "", 1).isdecimal():
-        raise usage.UsageError(f"--shutdown-timeout {text}: a number of seconds is needed")
+        raise usage.UsageError(f"--shutdown-timeout {text}: must be a number of seconds")
     return float(number)

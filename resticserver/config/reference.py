@@ -64,9 +64,9 @@ REFERENCE = (
                 "DIR",
                 "`.rest-server` in the data directory",
                 """
-                Where the server keeps the sizes that it knows, for a fast start, and the id of the volume that it has
-                seen. It is created if it is missing. On another disk than the data it lets the server
-                [notice at the start](operations.md#when-the-disk-is-missing) that the volume is missing.
+                The directory for stored sizes, which make the next start fast, and for the id of the data volume. It is
+                created if it is missing. On another disk than the data it lets the server
+                [detect at the start](operations.md#when-the-disk-is-missing) that the volume is missing.
                 """,
             ),
             OptionReference(
@@ -74,7 +74,7 @@ REFERENCE = (
                 "N|auto",
                 "`1`",
                 """
-                The number of processes that serve requests, up to 128; `auto` is one for each core. See
+                The number of worker processes, up to 128; `auto` is one per core. See
                 [several processes](operations.md#several-processes).
                 """,
             ),
@@ -83,7 +83,7 @@ REFERENCE = (
                 "SECONDS",
                 "`30`",
                 """
-                How long transfers in flight may go on after the server was told to stop. See
+                How long the server waits for transfers in progress when it stops. See
                 [signals](operations.md#signals).
                 """,
             ),
@@ -101,7 +101,7 @@ REFERENCE = (
                 "ADDR",
                 "`:8000`",
                 """
-                An address to serve on. Repeatable. These forms are understood:
+                An address to listen on. Repeatable. These forms are supported:
 
                 - `:port` and `[::]:port`: IPv4 and IPv6;
                 - `host:port` and `[::1]:port`;
@@ -118,7 +118,7 @@ REFERENCE = (
                 "PATH",
                 "none",
                 """
-                A path before every repository. Use `/backup` if a proxy forwards `/backup/laptop/` unchanged.
+                The path prefix of all repositories. Use `/backup` if a proxy forwards `/backup/laptop/` unchanged.
                 """,
             ),
             OptionReference(
@@ -126,8 +126,8 @@ REFERENCE = (
                 "NETWORK",
                 "`127.0.0.0/8` and `::1`",
                 """
-                A network whose `X-Forwarded-For`, `Forwarded` and user header are believed. Repeatable; `none` trusts no
-                network. Unix sockets are always trusted.
+                A network of proxies whose `X-Forwarded-For`, `Forwarded` and user header are trusted. Repeatable; `none`
+                trusts no network. Unix sockets are always trusted.
                 """,
                 repeatable=True,
             ),
@@ -166,7 +166,7 @@ REFERENCE = (
                 "FILE",
                 "none",
                 """
-                Ask clients for a certificate that one of these authorities has signed, PEM. See
+                CA certificates, PEM. Clients are asked for a certificate that one of them has signed. See
                 [client certificates](how-to.md#require-client-certificates). Needs `--tls`.
                 """,
             ),
@@ -181,8 +181,9 @@ REFERENCE = (
                 "FIELD",
                 "`cn`",
                 """
-                Where the certificate names the user: `cn` is its common name; `email` and `dns` are the only alternative
-                name of that type. With `none` the certificate admits the client, and a password says which user it is.
+                The certificate field with the user name: `cn` is the common name; `email` and `dns` are the only
+                alternative name of that type. With `none` the certificate admits the client, and a password identifies the
+                user.
                 Needs `--tls-client-ca`.
                 """,
             ),
@@ -196,9 +197,9 @@ REFERENCE = (
                 "",
                 "off",
                 """
-                Ask for no passwords and read no htpasswd file. Without this flag the server starts only if there is an
-                htpasswd file, or another source of users. Cannot be combined with `--private-repos`, `--policy`,
-                `--proxy-auth-username` or `--tls-client-ca`.
+                Disable authentication: no password is required, and no htpasswd file is read. Without this flag the server
+                starts only if there is an htpasswd file, or another source of users. Cannot be combined with
+                `--private-repos`, `--policy`, `--proxy-auth-username` or `--tls-client-ca`.
                 """,
             ),
             OptionReference(
@@ -218,7 +219,7 @@ REFERENCE = (
                 """
                 How many failed logins a user and an address may have before further ones are slowed down. Addresses with
                 many attempts at once are refused. Addresses of trusted proxies, and therefore loopback, are only slowed
-                down. 0 switches this off. See
+                down. 0 turns this off. See
                 [guessed passwords](how-to.md#slow-down-and-ban-password-guessers).
                 """,
             ),
@@ -227,8 +228,8 @@ REFERENCE = (
                 "HEADER",
                 "none",
                 """
-                The header in which a trusted proxy names the user. There are no passwords then, unless `--htpasswd-file`
-                is given.
+                The header in which a trusted proxy passes the user name. Passwords are then accepted only if
+                `--htpasswd-file` is given.
                 """,
             ),
         ),
@@ -249,7 +250,7 @@ REFERENCE = (
                 "private-repos",
                 "",
                 "off",
-                "A user reaches only the repositories below the folder of their own name.",
+                "Users can access only the repositories below the folder of their name.",
             ),
             OptionReference(
                 "append-only",
@@ -274,7 +275,7 @@ REFERENCE = (
                 "max-depth",
                 "N",
                 "`2`",
-                "How many folders deep a repository may lie, from 0 to 16.",
+                "How many folders deep a repository may be, from 0 to 16.",
             ),
         ),
     ),
@@ -348,8 +349,8 @@ REFERENCE = (
                 "ADDR",
                 "none",
                 """
-                A separate listener for metrics, health checks and status pages, where nothing else is served. It takes the
-                forms of `--listen`. With `--tls` it serves TLS as well, unless the address ends in `:plain=yes`.
+                A separate listener for metrics, health checks and status pages, where nothing else is served. It accepts
+                the forms of `--listen`. With `--tls` it serves TLS as well, unless the address ends in `:plain=yes`.
                 """,
             ),
             OptionReference(
@@ -357,8 +358,8 @@ REFERENCE = (
                 "COMMAND",
                 "none",
                 """
-                A command that gets each [event](monitoring.md#events) as JSON on its standard input: a backup has finished,
-                an upload was refused, and so on.
+                A command that is run for each [event](monitoring.md#events), with JSON on its standard input: a backup has
+                finished, an upload was refused, and so on.
                 """,
             ),
             OptionReference(
@@ -385,7 +386,7 @@ REFERENCE = (
                 "FILE",
                 "none",
                 """
-                Write a profile of the reactor's thread to this file when the server ends, for `pstats` or snakeviz. With
+                Write a profile of the reactor's thread to this file when the server stops, for `pstats` or snakeviz. With
                 several workers the files are `FILE.1`, `FILE.2` and so on.
                 """,
             ),

@@ -16,7 +16,7 @@ _HELP = {
     "htpasswd-file": ("FILE", "htpasswd file with the users (default .htpasswd in the data directory)"),
     "policy": ("FILE", "the server's policy file"),
     "max-size": ("SIZE", "limit of all repositories together"),
-    "max-depth": ("N", "how many folders deep repositories may lie (default 2)"),
+    "max-depth": ("N", "how many folders deep a repository may be (default 2)"),
     "state-dir": ("DIR", "directory of the server's state file (default .rest-server in the data directory)"),
 }
 

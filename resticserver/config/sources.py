@@ -72,7 +72,7 @@ def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[s
             continue
         if not value.strip():
             # Not treated as unset: an empty policy file name must not mean that there is no policy.
-            raise ValueError(f"{name} is empty: give it a value, or do not set it")
+            raise ValueError(f"{name} is empty: set it to a value, or unset it")
         try:
             values = tuple(shlex.split(value)) if flag in flags.lists else (value,)
         except ValueError as error:
@@ -97,16 +97,16 @@ def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
     try:
         document = tomllib.loads(read_file(path)[0].decode("utf-8"))
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: it is no UTF-8 text") from None
+        raise ValueError(f"{path}: not UTF-8 text") from None
     except RecursionError:
-        raise ValueError(f"{path}: nested too deep") from None
+        raise ValueError(f"{path}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}
     for key, value in document.items():
         if key not in flags.all:
             raise ValueError(
-                f"{path}: {key}: no such key; keys are the flags that --help lists, without their dashes in front"
+                f"{path}: {key}: unknown key; the keys are the flags of --help, without the leading dashes"
             )
         try:
             found[key] = Given(tuple(_values(key, value, flags)), f"{path}: {key}")
@@ -123,11 +123,11 @@ def _values(key: str, value: Any, flags: FlagNames) -> Iterable[str]:
     """
     if key in flags.switches:
         if not isinstance(value, bool):
-            raise TypeError("true or false is needed, without quotes")
+            raise TypeError("must be true or false, without quotes")
         return ("true" if value else "false",)
     if isinstance(value, list):
         if key not in flags.lists:
-            raise TypeError("one value is needed, and no list")
+            raise TypeError("must be one value, not a list")
         return map(_text, value)
     return (_text(value),)
 
@@ -135,8 +135,8 @@ def _values(key: str, value: Any, flags: FlagNames) -> Iterable[str]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         if not value:
-            raise TypeError("it is empty: give it a value, or leave it out")
+            raise TypeError("it is empty: set it to a value, or remove the key")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("a text in quotes or a number is needed")
+        raise TypeError("must be a string in quotes or a number")
     return str(value)

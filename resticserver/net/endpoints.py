@@ -56,7 +56,7 @@ def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketE
     if match is None:
         raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
     if len(match["port"]) > 5 or int(match["port"]) > 65535:
-        raise StartError(f"--listen {address}: no such port")
+        raise StartError(f"--listen {address}: the port must be from 0 to 65535")
     host, port = match["v6"] or match["host"], int(match["port"])
     return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
 
@@ -102,9 +102,9 @@ def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
         if key == "mode" and re.fullmatch("0?[0-7]{3}", value):
             mode = int(value, 8)
         elif (key, value) != ("lockfile", "0"):
-            raise StartError(f"--listen {address}: {option} is not supported, only mode=660 and the like")
+            raise StartError(f"--listen {address}: {option} is not supported, only options such as mode=660 are")
     if not path or path.startswith("@"):
-        raise StartError(f"--listen {address}: a unix socket needs a path, as unix:/run/restic.sock")
+        raise StartError(f"--listen {address}: a Unix socket needs a path, such as unix:/run/restic.sock")
     path = os.path.abspath(path)
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 

@@ -95,7 +95,7 @@ class _RestingPort(tcp.Port):
 
     def _rest(self, error: OSError) -> None:
         if not self._logged:
-            _log.error("cannot take a connection: {error}", error=error.strerror)
+            _log.error("cannot accept a connection: {error}", error=error.strerror)
             self._logged = True
         self.stopReading()
         if self._rest_call is None:

@@ -199,7 +199,7 @@ class Acceptor:
 
     def _rest(self, error: OSError) -> None:
         if not self._logged:
-            _log.error("cannot take a connection: {error}", error=error.strerror)
+            _log.error("cannot accept a connection: {error}", error=error.strerror)
             self._logged = True
         self._reactor.removeReader(self)
         self._resting = self._reactor.callLater(REST_S, self._rested)

@@ -55,7 +55,7 @@ def tcp_socket(host: str, port: int) -> socket.socket:
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         return _bound(found[0][0], found[0][4])
     except UnicodeError as error:
-        raise StartError(f"cannot listen on {joined_address(host, port)}: no host has this name") from error
+        raise StartError(f"cannot listen on {joined_address(host, port)}: host not found") from error
     except OSError as error:
         raise StartError(f"cannot listen on {joined_address(host, port)}: {error.strerror}") from error
 
@@ -114,14 +114,14 @@ def _short(path: str) -> str:
         if len(os.fsencode(name)) <= _LONGEST_UNIX:
             return name
     length = len(os.fsencode(path))
-    reason = f"the path has {length} bytes, and a unix socket's may have {_LONGEST_UNIX}"
+    reason = f"the path has {length} bytes, and the limit for a Unix socket is {_LONGEST_UNIX}"
     raise StartError(f"cannot listen on unix:{path}: {reason}")
 
 
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise StartError(f"cannot listen on unix:{path}: something that is no socket is there")
+            raise StartError(f"cannot listen on unix:{path}: the file exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -133,7 +133,7 @@ def _remove_stale(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full, so a server listens
-    raise StartError(f"cannot listen on unix:{path}: a server answers there already")
+    raise StartError(f"cannot listen on unix:{path}: another server is listening there")
 
 
 def process_environment() -> dict[str, str]:
@@ -167,7 +167,7 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[socke
     environ.pop("LISTEN_FDNAMES", None)
     count = environ.pop("LISTEN_FDS", "0")
     if not count.isdecimal():
-        raise StartError(f"LISTEN_FDS={count} is no number of sockets")
+        raise StartError(f"LISTEN_FDS={count} is not a number of sockets")
     sockets = []
     for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
         try:

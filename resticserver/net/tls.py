@@ -69,7 +69,9 @@ def server_context(
     try:
         context.use_certificate_chain_file(certificate_path)
     except SSL.Error as error:
-        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
+        raise StartError(
+            f"--tls-cert: {certificate_path} contains no usable PEM certificate: {_reason(error)}"
+        ) from error
     private = _private_key(key_path, key)
     try:
         context.use_privatekey(private)
@@ -77,10 +79,10 @@ def server_context(
     except (SSL.Error, TypeError, ValueError) as error:
         if _position_of(private, certificates) > 0:
             words = (
-                "holds its certificates in the wrong order: the server's own must come first, then those of its issuers"
+                "has its certificates in the wrong order: the server's own must come first, then those of its issuers"
             )
             raise StartError(f"--tls-cert: {certificate_path} {words}: {_reason(error)}") from error
-        words = f"holds no private key that fits the certificate {certificate_path}"
+        words = f"does not match the certificate {certificate_path}"
         raise StartError(f"--tls-key: {key_path} {words}: {_reason(error)}") from error
     try:
         # With another context: one that was used cannot be changed any more.
@@ -89,7 +91,7 @@ def server_context(
         trial.use_privatekey(private)
         _try_handshake(trial)
     except SSL.Error as error:
-        words = f"clients refuse the certificate {certificate_path}, for it has {_kind_of(private)}"
+        words = f"clients reject the certificate {certificate_path}, because it has {_kind_of(private)}"
         raise StartError(f"--tls-cert: {words}: {_reason(error)}") from error
     if client_ca_path is not None:
         _ask_for_certificates(context, client_ca_path, client_required)
@@ -110,10 +112,10 @@ def _private_key(path: str, content: bytes) -> Any:
         # Not by OpenSSL, which asks for a passphrase at a terminal, and a daemon has none.
         return serialization.load_pem_private_key(content, None)
     except TypeError as error:
-        words = "is protected by a passphrase, which nobody is there to type"
+        words = "is protected by a passphrase, which is not supported: remove the passphrase"
         raise StartError(f"--tls-key: {path} {words}: {_reason(error)}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise StartError(f"--tls-key: {path} holds no usable PEM private key: {_reason(error)}") from error
+        raise StartError(f"--tls-key: {path} contains no usable PEM private key: {_reason(error)}") from error
 
 
 def _empty_context(minimum_version: str) -> SSL.Context:
@@ -129,7 +131,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, SSL.Error):
         found = error.args[0] if error.args and isinstance(error.args[0], list) else []
         reasons = [entry[2] for entry in found if entry[2]]
-        return ", ".join(dict.fromkeys(reasons)) or "OpenSSL does not say why"
+        return ", ".join(dict.fromkeys(reasons)) or "OpenSSL gives no reason"
     return " ".join(str(error).split())[:_MOST_REASON].rstrip(". ")
 
 
@@ -145,7 +147,7 @@ def _position_of(key: Any, certificates: bytes) -> int:
 def _kind_of(key: Any) -> str:
     curve = getattr(getattr(key, "curve", None), "name", None)
     size = getattr(key, "key_size", None)
-    return f"a key of the curve {curve}" if curve else f"a key of {size} bits" if size else "a key of a kind of its own"
+    return f"a key on the curve {curve}" if curve else f"a {size}-bit key" if size else "a key of an unknown type"
 
 
 def _try_handshake(context: SSL.Context) -> None:
@@ -184,7 +186,7 @@ def _ask_for_certificates(context: SSL.Context, ca_path: str, required: bool) ->
         context.load_verify_locations(ca_path)
         context.load_client_ca(os.fsencode(ca_path))
     except SSL.Error as error:
-        raise StartError(f"--tls-client-ca: {ca_path} holds no usable PEM certificate: {_reason(error)}") from error
+        raise StartError(f"--tls-client-ca: {ca_path} contains no usable PEM certificate: {_reason(error)}") from error
     context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0))
     context.set_session_id(_SESSION_CONTEXT)
 
@@ -249,7 +251,9 @@ class ReloadingCertificates(MadeOfFiles):
 
     def _log_failure(self, error: Exception) -> None:
         reason = str(error).partition(": ")[2]  # without the flag
-        _log.error("could not reload the TLS certificate: {error}; the one before is served on", error=reason)
+        _log.error(
+            "could not reload the TLS certificate: {error}; the previous certificate is still served", error=reason
+        )
 
     def read(self) -> None:
         """
@@ -280,4 +284,6 @@ def _not_after(certificate_path: str) -> datetime:
     try:
         return x509.load_pem_x509_certificate(_read("--tls-cert", "certificate", certificate_path)).not_valid_after_utc
     except ValueError as error:
-        raise StartError(f"--tls-cert: {certificate_path} holds no usable PEM certificate: {_reason(error)}") from error
+        raise StartError(
+            f"--tls-cert: {certificate_path} contains no usable PEM certificate: {_reason(error)}"
+        ) from error

@@ -26,7 +26,7 @@ def use_utf8() -> None:
         return
     arguments = sys.orig_argv[1:]
     if not sys.executable or not arguments or arguments[: len(_MODE)] == _MODE:
-        raise StartError("names of files must be UTF-8: set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
+        raise StartError("file names must be UTF-8: set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

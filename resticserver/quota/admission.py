@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ..errors import InsufficientStorage
 from ..sizes import Amount
-from ..storage.layout import Repository, cell_of
+from ..storage.layout import TRASH_CELL, Repository, cell_of
 from ..targets import Target
 from .directory_locks import DirectoryLocks, Key
 
@@ -87,18 +87,34 @@ class Admitted:
     @param size_bytes: the reserved size.
     """
 
-    __slots__ = ("_directory_locks", "_ended", "_inside", "_number", "_quota", "_size_bytes", "_target")
+    __slots__ = (
+        "_cell",
+        "_directory_locks",
+        "_ended",
+        "_inside",
+        "_keys",
+        "_number",
+        "_quota",
+        "_repository",
+        "_size_bytes",
+    )
 
     def __init__(
         self, quota: QuotaBackend, directory_locks: DirectoryLocks, target: Target, number: int = 0, size_bytes: int = 0
     ) -> None:
         self._quota = quota
         self._directory_locks = directory_locks
-        self._target = target
+        self._repository = target.repository
+        self._cell = cell_of(target.type, target.name)
+        self._keys: tuple[Key, ...] = ((target.repository, self._cell),)
         self._number = number
         self._size_bytes = size_bytes
         self._inside = False
         self._ended = False
+
+    def include_trash(self) -> None:
+        """The change is one in the repository's trash, too."""
+        self._keys += ((self._repository, TRASH_CELL),)
 
     async def cover(self, size_bytes: int) -> None:
         """
@@ -119,30 +135,29 @@ class Admitted:
             await self._quota.grow(self._number, step)
         self._size_bytes += step
 
-    @property
-    def _key(self) -> Key:
-        return self._target.repository, cell_of(self._target.type, self._target.name)
-
     async def enter(self) -> None:
         """Wait until the directory may be changed. It must not be changed after C{end}."""
         if not self._inside:
-            await self._directory_locks.enter(self._key)
+            await self._directory_locks.enter(*self._keys)
             self._inside = True
 
-    def end(self, change: Amount = NOTHING) -> None:
+    def end(self, change: Amount = NOTHING, trash: Amount = NOTHING) -> None:
         """
         End the upload or removal; idempotent.
 
-        @param change: by how much it changed what is stored.
+        @param change: by how much it changed what is stored, without the trash.
+        @param trash: by how much it changed the trash.
         """
         if self._ended:
             return
         self._ended = True
-        repository, cell = key = self._key
+        # The trash first: between the two there must not seem to be less than there is.
+        if trash != NOTHING:
+            self._quota.settle(0, self._repository, TRASH_CELL, trash)
         if self._number or change != NOTHING:
-            self._quota.settle(self._number, repository, cell, change)
+            self._quota.settle(self._number, self._repository, self._cell, change)
         if self._inside:
-            self._directory_locks.leave(key)
+            self._directory_locks.leave(*self._keys)
 
     async def settled(self) -> None:
         """After C{end}: wait until the reservation is given back."""
@@ -168,6 +183,13 @@ class Admission:
         number = await self.quota.reserve(user, target, length or 0)
         return Admitted(self.quota, self.directory_locks, target, number, length or 0)
 
-    def admit_removal(self, target: Target) -> Admitted:
-        """Admit a removal, which never needs quota."""
-        return Admitted(self.quota, self.directory_locks, target)
+    def admit_removal(self, target: Target, to_trash: bool = False) -> Admitted:
+        """
+        Admit a removal, which never needs quota.
+
+        @param to_trash: whether the object is kept in the trash.
+        """
+        admitted = Admitted(self.quota, self.directory_locks, target)
+        if to_trash:
+            admitted.include_trash()
+        return admitted

@@ -39,27 +39,31 @@ class DirectoryLocks:
         """Unlock all directories."""
         self.open(list(self._closed))
 
-    async def enter(self, key: Key) -> None:
+    async def enter(self, *keys: Key) -> None:
         """
-        Wait until a directory is unlocked. From then until L{leave}, it cannot be locked.
+        Wait until all of some directories are unlocked. From then until L{leave}, none of them can be locked.
+
+        Nothing is entered before that: whoever waits inside of one directory for another keeps a count of both waiting.
 
         @raise Unavailable: changes are refused (L{refuse}).
         """
-        while (waiting := self._closed.get(key)) is not None:
+        while (waiting := next((self._closed[key] for key in keys if key in self._closed), None)) is not None:
             opened: Deferred[None] = Deferred()
             waiting.append(opened)
             await opened
         if self._refusal is not None:
             raise Unavailable(self._refusal)
-        self._inside[key] += 1
+        for key in keys:
+            self._inside[key] += 1
 
-    def leave(self, key: Key) -> None:
-        """The change in the directory is done."""
-        self._inside[key] -= 1
-        if not self._inside[key]:
-            del self._inside[key]
-            for left in self._leaving.pop(key, ()):
-                left.callback(None)
+    def leave(self, *keys: Key) -> None:
+        """The change in the directories is done."""
+        for key in keys:
+            self._inside[key] -= 1
+            if not self._inside[key]:
+                del self._inside[key]
+                for left in self._leaving.pop(key, ()):
+                    left.callback(None)
 
     async def close(self, keys: Iterable[Key]) -> None:
         """Lock directories against new changes, and wait until the changes under way are done."""

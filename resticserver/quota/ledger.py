@@ -13,13 +13,14 @@ So whatever happened before the start, the ledger never records less than is sto
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import QUOTA, InsufficientStorage, short_name
 from ..names import is_user_name
 from ..sizes import LEAST_RESERVE_OBJECTS, RESERVE_PART, UNLIMITED, Amount, Limit, format_size, reserve_bytes
-from ..storage.layout import CELLS, PRUNE_NEEDS, Repository, cell_of
+from ..storage.layout import CELLS, PRUNE_NEEDS, TRASH_CELL, Repository, cell_of
+from ..storage.trash import trash_words
 
 
 def owner_of(repository: Repository) -> str | None:
@@ -43,6 +44,11 @@ class QuotaExceeded(InsufficientStorage):
         name = short_name(account.words)
         super().__init__(f"quota of {limit} for {name} exceeded: upload of {upload}, {left} left", QUOTA, account.words)
         self.account = account
+
+    def with_words(self, words: str) -> QuotaExceeded:
+        """The same error with more words at its end."""
+        self.args = (f"{self.args[0]}{words}", *self.args[1:])
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,8 @@ class RepositoryAccount(Account):
     @ivar last_snapshot_s: when the newest snapshot was stored, in seconds since 1970, as far as is known.
     @ivar oldest_lock_s: when the oldest lock was created, as of the last count.
     @ivar changed: True if a cell has changed since this was last reset.
+    @ivar trash_counts: whether what lies in the trash counts as used.
+    @ivar trash_ends_s: before this time nothing in the trash ends, as of the last count; C{None} if that is not known.
     """
 
     __slots__ = (
@@ -119,6 +127,8 @@ class RepositoryAccount(Account):
         "oldest_lock_s",
         "repository",
         "sizes",
+        "trash_counts",
+        "trash_ends_s",
     )
 
     def __init__(self, repository: Repository) -> None:
@@ -131,16 +141,36 @@ class RepositoryAccount(Account):
         self.objects = array("q", bytes(8 * CELLS))
         self.margin = Amount()
         self.counted = self.known = False
+        self.trash_counts = True
+        self.trash_ends_s: float | None = None
+
+    @property
+    def trash(self) -> Amount:
+        """What lies in the trash."""
+        return Amount(self.sizes[TRASH_CELL], self.objects[TRASH_CELL])
+
+    @property
+    def uncounted(self) -> Amount:
+        """What lies in the trash and does not count as used."""
+        return Amount() if self.trash_counts else self.trash
 
     @property
     def stored(self) -> Amount:
-        """What is stored, as far as is known, without the margin."""
-        return Amount(self.used_bytes - self.margin.size_bytes, self.used_objects - self.margin.objects)
+        """What is stored, as far as is known, without the margin and the trash."""
+        counted = self.trash if self.trash_counts else Amount()
+        return Amount(
+            self.used_bytes - self.margin.size_bytes - counted.size_bytes,
+            self.used_objects - self.margin.objects - counted.objects,
+        )
 
     @property
     def most(self) -> Amount:
-        """The most that may be stored once all uploads in progress have ended."""
-        return Amount(self.used_bytes + self.reserved_bytes, self.used_objects + self.reserved_objects)
+        """The most that there may be once all uploads in progress have ended, the trash included."""
+        more = self.uncounted
+        return Amount(
+            self.used_bytes + self.reserved_bytes + more.size_bytes,
+            self.used_objects + self.reserved_objects + more.objects,
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -161,11 +191,15 @@ class Ledger:
     All accounts.
 
     @param limit: of the whole server.
+    @param trash_counts: whether the trash of a repository counts as used.
     @ivar repositories: the accounts of all known repositories.
     """
 
-    def __init__(self, limit: Limit = UNLIMITED) -> None:
+    def __init__(
+        self, limit: Limit = UNLIMITED, trash_counts: Callable[[Repository], bool] = lambda repository: True
+    ) -> None:
         self.limit = limit
+        self._trash_counts = trash_counts
         self.server = Account("this server")
         self.repositories: dict[Repository, RepositoryAccount] = {}
         self._users: dict[str, Account] = {}
@@ -175,7 +209,17 @@ class Ledger:
         account = self.repositories.get(repository)
         if account is None:
             account = self.repositories[repository] = RepositoryAccount(repository)
+            account.trash_counts = self._trash_counts(repository)
         return account
+
+    def refresh(self) -> None:
+        """Whether trash counts may have changed."""
+        for repository, account in self.repositories.items():
+            counts = self._trash_counts(repository)
+            if counts != account.trash_counts:
+                account.trash_counts = counts
+                size_bytes, objects = account.trash
+                self._sum(repository, Amount(size_bytes, objects) if counts else Amount(-size_bytes, -objects))
 
     def user(self, name: str) -> Account:
         """Return a user's account, creating it if necessary."""
@@ -220,6 +264,17 @@ class Ledger:
         self._add(reservation, size_bytes, 0)
 
     def _add(self, reservation: Reservation, size_bytes: int, objects: int) -> None:
+        try:
+            self._admit(reservation, size_bytes, objects)
+        except QuotaExceeded as error:
+            raise error.with_words(self._trash_of(error.account)) from None
+        for account in reservation.accounts:
+            account.reserved_bytes += size_bytes
+            account.reserved_objects += objects
+        reservation.size_bytes += size_bytes
+        reservation.objects += objects
+
+    def _admit(self, reservation: Reservation, size_bytes: int, objects: int) -> None:
         above = reservation.kind in PRUNE_NEEDS
         limits = reservation.limits
         server, *users, repository = reservation.accounts
@@ -229,11 +284,13 @@ class Ledger:
         for user in users:
             user.admit(limits.user, size_bytes, objects, above, own_bytes)
         server.admit(self.limit, size_bytes, objects, above, own_bytes)
-        for account in reservation.accounts:
-            account.reserved_bytes += size_bytes
-            account.reserved_objects += objects
-        reservation.size_bytes += size_bytes
-        reservation.objects += objects
+
+    def _trash_of(self, account: Account) -> str:
+        """What an account has in the trash, for a refusal."""
+        repositories = [one for one in self.repositories.values() if account in self._accounts(one.repository)]
+        size_bytes = sum(one.trash.size_bytes for one in repositories if one.trash_counts)
+        ends_s = min((one.trash_ends_s for one in repositories if one.trash_ends_s is not None), default=None)
+        return trash_words(size_bytes, ends_s)
 
     def release(self, reservation: Reservation) -> None:
         """Release a reservation; idempotent."""
@@ -254,7 +311,8 @@ class Ledger:
         account.sizes[cell] += change.size_bytes
         account.objects[cell] += change.objects
         account.changed = True
-        self._sum(repository, change)
+        if cell != TRASH_CELL or account.trash_counts:
+            self._sum(repository, change)
 
     def count(self, repository: Repository, cells: Mapping[int, Amount]) -> Amount:
         """
@@ -265,8 +323,9 @@ class Ledger:
         account = self.account(repository)
         size_bytes = objects = 0
         for cell, counted in cells.items():
-            size_bytes += counted.size_bytes - account.sizes[cell]
-            objects += counted.objects - account.objects[cell]
+            if cell != TRASH_CELL or account.trash_counts:
+                size_bytes += counted.size_bytes - account.sizes[cell]
+                objects += counted.objects - account.objects[cell]
             account.changed = account.changed or counted != (account.sizes[cell], account.objects[cell])
             account.sizes[cell], account.objects[cell] = counted
         drift = Amount(size_bytes, objects)
@@ -296,8 +355,10 @@ class Ledger:
         """
         self.count(repository, {cell: Amount(*both) for cell, both in enumerate(zip(sizes, objects, strict=True))})
         account = self.account(repository)
+        more = account.uncounted
         account.margin = Amount(
-            max(0, at_most.size_bytes - account.used_bytes), max(0, at_most.objects - account.used_objects)
+            max(0, at_most.size_bytes - account.used_bytes - more.size_bytes),
+            max(0, at_most.objects - account.used_objects - more.objects),
         )
         self._sum(repository, account.margin)
         account.known = True
@@ -318,6 +379,8 @@ class Ledger:
         """Remove empty accounts, so that requests for repositories that do not exist leave nothing behind."""
         account = self.repositories.get(repository)
         if account is None or account.used_objects or account.used_bytes or account.reserved_objects:
+            return
+        if account.objects[TRASH_CELL]:
             return
         del self.repositories[repository]
         owner = owner_of(repository)

@@ -20,7 +20,7 @@ def announce(settings: Settings, users_loaded: bool) -> None:
     """
     if settings.path_is_default:
         _log.warn(
-            "WARNING: no --path given, so backups go to {path}, which the system may empty at any time",
+            "WARNING: no --path given; backups are stored in {path}, which the system may empty at any time",
             path=settings.path,
         )
     _log.info("Data directory: {path}", path=settings.path)
@@ -30,18 +30,18 @@ def announce(settings: Settings, users_loaded: bool) -> None:
         _log.info("Proxy Authentication enabled.")
         trusted = TrustedProxies.parse(settings.trusted_proxies or ()).describe()
         header = settings.proxy_auth_username
-        _log.info("The header {header} is believed from {trusted}", header=header, trusted=trusted)
+        _log.info("The header {header} is trusted from {trusted}", header=header, trusted=trusted)
     else:
         _log.info("Authentication enabled")
     if settings.tls_client_ca:
-        _log.info("Clients are asked for certificates of {path}", path=settings.tls_client_ca)
+        _log.info("Client certificates are verified with {path}", path=settings.tls_client_ca)
     if users_loaded:
         _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
     if settings.policy:
         _log.info("Loaded policy {path}", path=settings.policy)
     if settings.prometheus_no_auth and not settings.metrics:
         # rest-server accepts this flag alone, so it is not an error.
-        _log.warn("--prometheus-no-auth does nothing without --prometheus or --metrics-listen")
+        _log.warn("--prometheus-no-auth has no effect without --prometheus or --metrics-listen")
     if settings.read_only:
         _log.info("Read only mode enabled")
     for what, on in (

@@ -30,8 +30,8 @@ def expiry_watch(reactor: IReactorTime, certificates: ReloadingCertificates, eve
         left = certificates.not_after - datetime.now(UTC)
         if left < timedelta(days=EXPIRY_DAYS):
             until = date_text(certificates.not_after.timestamp())
-            message = f"the TLS certificate {'ends' if left > timedelta() else 'has ended'} on {until}"
+            message = f"the TLS certificate {'expires' if left > timedelta() else 'has expired'} on {until}"
             events.tell_now_and_then(Event(EventKind.CERTIFICATE, message, details={"not_after": until}), until)
         return succeed(None)
 
-    return Repeated("certificate's end", reactor, EXPIRY_INTERVAL_S, look, now=True)
+    return Repeated("certificate expiry", reactor, EXPIRY_INTERVAL_S, look, now=True)

@@ -145,7 +145,7 @@ class Core:
         if self.certificates is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",
-                "When the TLS certificate ends, in seconds since 1970",
+                "Expiry time of the TLS certificate in seconds since 1970",
                 self.certificates.not_after.timestamp(),
             )
 
@@ -156,4 +156,4 @@ def _check_profile(path: str | None) -> None:
     if os.path.isdir(path):
         raise StartError(f"--cpu-profile: cannot write {path}: it is a directory")
     if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
-        raise StartError(f"--cpu-profile: cannot write {path}: there is no such directory, or it may not be written")
+        raise StartError(f"--cpu-profile: cannot write {path}: no such directory, or no permission to write to it")

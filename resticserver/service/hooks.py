@@ -173,7 +173,9 @@ class Events(Service):
         for event in self._waiting:
             self._counts[event.kind.value, "dropped"] += 1
         if self._waiting:
-            _log.warn("{number} events were not told to --on-event: the server stops", number=len(self._waiting))
+            _log.warn(
+                "{number} events were not passed to --on-event: the server is stopping", number=len(self._waiting)
+            )
             self._waiting.clear()
         stopped, self._stopped = self._stopped, None
         stopped.callback(None)
@@ -203,7 +205,7 @@ class Events(Service):
         yield Family(
             MetricType.COUNTER,
             "rest_server_events",
-            "Events that were told, and what became of them at --on-event",
+            "Events by type and by outcome of the --on-event command",
             ("event", "outcome"),
             samples,
         )
@@ -266,7 +268,7 @@ class HookProcess:
                 with suppress(BrokenPipeError):
                     process.stdin.close()
         if not in_time:
-            return f"was ended after {time.monotonic() - self._began_s:.0f} s"
+            return f"was killed after {time.monotonic() - self._began_s:.0f} s"
         status = process.returncode
         if not status:
             return ""
@@ -345,4 +347,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _fault(failure: Failure) -> str:
     _log.failure("could not run the command of --on-event", failure)
-    return "failed: a fault of the server"
+    return "failed: an error in the server"

@@ -66,7 +66,7 @@ class SizeChanges:
         change, _ = self._waiting.popitem(last=False)
         judging = self._pool.run(self._judge, change)
         judging.addCallback(self._ended, change)
-        judging.addErrback(lambda failure: _log.failure("could not look at an object whose size has changed", failure))
+        judging.addErrback(lambda failure: _log.failure("could not check an object whose size has changed", failure))
         judging.addBoth(lambda _: self._next())
 
     def _judge(self, change: SizeChange) -> str:
@@ -76,7 +76,7 @@ class SizeChanges:
         @return: what is wrong with it; empty if nothing is.
         """
         try:
-            return "its content is not what its name says" if self._store.is_damaged(change) else ""
+            return "its content does not match its name" if self._store.is_damaged(change) else ""
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
 

@@ -72,4 +72,4 @@ class KeptRefusals(Service):
 
 
 def _log_failure(failure: Failure) -> None:
-    _log.failure("could not keep what was refused", failure)
+    _log.failure("could not save the refused uploads", failure)

@@ -139,7 +139,11 @@ class PasswordChecker:
         """Metrics of failed logins."""
         for name, help_, value in (
             ("rest_server_auth_failures", "Logins with a wrong password or an unknown user", self.failures),
-            ("rest_server_auth_lockouts", "How often an address was refused from then on", self.lockouts),
+            (
+                "rest_server_auth_lockouts",
+                "Times that an address was blocked after too many failed logins",
+                self.lockouts,
+            ),
         ):
             yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
 
@@ -190,7 +194,7 @@ class PasswordChecker:
         check.waiting, given_up = self._queue.add(check.login, check.verified, check)
         if given_up is not None:
             self._drop(given_up.item)
-            self._end(given_up.item, Failure(Unavailable("too many logins at once, try again")))
+            self._end(given_up.item, Failure(Unavailable("too many logins at once, try again later")))
         self._begin()
 
     def _gone(self, check: _Check, answer: Deferred[bool]) -> None:

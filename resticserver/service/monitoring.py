@@ -137,12 +137,12 @@ class Monitoring:
         counted_all = gauge(
             "counted", "Whether all repositories were counted since the start", self._quota_keeper.complete
         )
-        known = [counted_all, gauge("http_requests_in_flight", "Requests that are being answered", in_flight)]
+        known = [counted_all, gauge("http_requests_in_flight", "Requests in progress", in_flight)]
         known.append(
             Family(
                 MetricType.COUNTER,
                 "rest_server_uploads_refused",
-                "Uploads that were refused, by reason",
+                "Refused uploads by reason",
                 ("reason",),
                 [Sample((reason,), self._sources.refusals.totals[reason]) for reason in REASONS],
             )
@@ -150,7 +150,7 @@ class Monitoring:
         for families in sources.families:
             known += families()
         found, not_ready = await self._at_once(self._disk.find(), self._sources.not_ready())
-        known.append(gauge("ready", "Whether the data directory takes what is written to it", not not_ready))
+        known.append(gauge("ready", "Whether the data directory is usable", not not_ready))
         if found is not None:
             known.append(gauge("disk_free_bytes", "Free space of the data directory's file system", found[0]))
             known.append(gauge("disk_size_bytes", "Size of the data directory's file system", found[1]))
@@ -229,11 +229,11 @@ class Monitoring:
         yield Family(
             MetricType.GAUGE,
             "rest_server_build_info",
-            "Versions, in the labels",
+            "Versions of the server, Python and Twisted, as labels",
             ("version", "python", "twisted"),
             [Sample(info, 1)],
         )
-        yield gauge("start_time_seconds", "When the server was started, in seconds since 1970", self._started)
+        yield gauge("start_time_seconds", "Start time of the server in seconds since 1970", self._started)
 
     async def status(self) -> ServerStatus:
         """The content of the status page, which may be a moment old."""

@@ -131,7 +131,7 @@ class QuotaKeeper(Service):
         #: The holders of reservations that are being made, by number.
         self._asking: dict[int, object] = {}
         self._next_count: IDelayedCall | None = None
-        self.setName("accounts")
+        self.setName("quotas")
 
     def _is_running(self) -> bool:
         return bool(self.running)
@@ -223,7 +223,7 @@ class QuotaKeeper(Service):
                 else:
                     await raising
                 if number not in self._asking:
-                    raise Unavailable("whoever asked is gone")
+                    raise Unavailable("the worker has ended")
             except BaseException:
                 self.ledger.release(reservation)
                 raise
@@ -264,7 +264,7 @@ class QuotaKeeper(Service):
         @raise Unavailable: the count takes too long.
         """
         if not await self._within(count):
-            raise Unavailable("the server still counts what is stored")
+            raise Unavailable("the server is still counting stored data, try again later")
 
     async def grow(self, number: int, size_bytes: int) -> None:
         """
@@ -382,7 +382,7 @@ class QuotaKeeper(Service):
             return True
         if self._complete:
             return False
-        raise Unavailable("the server still counts what is stored")
+        raise Unavailable("the server is still counting stored data, try again later")
 
     async def _recount_before_refusal(self, key: tuple[Any, ...]) -> None:
         match key:
@@ -465,4 +465,4 @@ class QuotaKeeper(Service):
 def _log_failure(failure: Failure) -> None:
     if failure.check(ServerError):
         return  # the volume is missing, which was logged, or the server stops
-    _log.failure("could not count what is stored", failure)
+    _log.failure("could not count stored data", failure)

@@ -20,7 +20,7 @@ FRESH_S = 2.0
 #: A disk that does not respond within this time is not ready.
 PATIENCE_S = 3.0
 
-NOT_LOOKED_AT = "not looked at yet"
+NOT_LOOKED_AT = "not checked yet"
 
 _log = Logger()
 
@@ -45,7 +45,7 @@ class Readiness:
             return self.reason
         found = await self._look.find()
         if found is None:
-            self._found("the data directory does not answer")
+            self._found("the data directory does not respond")
         else:
             self._looked_s = self._reactor.seconds()
             self._found(found)
@@ -80,8 +80,8 @@ class Readiness:
                 return self._try_to_read()
             return f"the data directory cannot be written: {error.strerror}"
         except Exception:
-            _log.failure("could not look whether the server is ready")
-            return "a fault of the server"
+            _log.failure("could not check whether the server is ready")
+            return "an error in the server"
         return ""
 
     def _try_to_read(self) -> str:

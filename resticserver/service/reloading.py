@@ -90,4 +90,4 @@ class Reloading:
             await self._done()
 
         reloading: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(reload()))
-        return reloading.addErrback(lambda failure: _log.failure("could not read a file again", failure))
+        return reloading.addErrback(lambda failure: _log.failure("could not reload a file", failure))

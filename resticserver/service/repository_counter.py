@@ -95,7 +95,7 @@ class RepositoryCounter:
     ) -> dict[int, Amount]:
         """Lock cells, count them, and enter the result in the ledger."""
         if not self._is_running():
-            raise Unavailable("the server stops")
+            raise Unavailable("the server is stopping")
         keys = [(repository, cell) for cell in cells]
         try:
             await self._directory_locks.close(keys)
@@ -104,5 +104,5 @@ class RepositoryCounter:
         finally:
             self._directory_locks.open(keys)
         if drift != NOTHING and was_known:
-            _log.debug("{repository} has changed beside the server: {drift}", repository=repository, drift=drift)
+            _log.debug("{repository} was changed by another program: {drift}", repository=repository, drift=drift)
         return found

@@ -41,14 +41,14 @@ class Stored(NamedTuple):
         used = [Sample((user.name,), user.size_bytes) for user in users]
         quotas = [Sample((user.name,), user.quota_bytes) for user in users if user.quota_bytes is not None]
         for name, help_, samples in (
-            ("size_bytes", "What is stored below the folder of a user's name", used),
-            ("quota_bytes", "What may be stored there", quotas),
+            ("size_bytes", "Size of the objects in a user's repositories in bytes", used),
+            ("quota_bytes", "Quota of a user in bytes", quotas),
         ):
             yield Family(MetricType.GAUGE, f"rest_server_user_{name}", help_, ("user",), samples)
         total = sum(repository.size_bytes for repository in self.repositories)
-        yield gauge("size_bytes", "What is stored in all repositories", total)
+        yield gauge("size_bytes", "Size of the objects in all repositories in bytes", total)
         if limit.size_bytes is not None:
-            yield gauge("quota_bytes", "What may be stored in all repositories", limit.size_bytes)
+            yield gauge("quota_bytes", "Quota of the server in bytes", limit.size_bytes)
 
 
 def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[Family]:
@@ -56,23 +56,27 @@ def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[F
     by_labels = [((one.owner or "", one.repository), one) for one in repositories]
     limited = [(key, one, one.quota_bytes) for key, one in by_labels if one.quota_bytes is not None]
     for name, help_, samples in (
-        ("size_bytes", "What is stored in a repository", [Sample(key, one.size_bytes) for key, one in by_labels]),
-        ("objects", "How many objects a repository has", [Sample(key, one.objects) for key, one in by_labels]),
-        ("quota_bytes", "What may be stored in a repository", [Sample(key, quota) for key, _, quota in limited]),
+        (
+            "size_bytes",
+            "Size of the objects in a repository in bytes",
+            [Sample(key, one.size_bytes) for key, one in by_labels],
+        ),
+        ("objects", "Number of objects in a repository", [Sample(key, one.objects) for key, one in by_labels]),
+        ("quota_bytes", "Quota of a repository in bytes", [Sample(key, quota) for key, _, quota in limited]),
         (
             "quota_free_bytes",
-            "How much more may be stored in a repository, by its own quota",
+            "Free space in the quota of a repository in bytes",
             [Sample(key, max(0, quota - one.size_bytes)) for key, one, quota in limited],
         ),
         (
             "last_snapshot_timestamp_seconds",
-            "When a repository got its youngest snapshot",
+            "Time of the newest snapshot of a repository in seconds since 1970",
             [Sample(key, one.last_snapshot_s) for key, one in by_labels if one.last_snapshot_s is not None],
         ),
     ):
         yield Family(MetricType.GAUGE, f"rest_server_repository_{name}", help_, labels, samples)
     damaged = [Sample(key, one.damaged) for key, one in by_labels]
-    help_ = "Damaged files that were found in a repository"
+    help_ = "Damaged files found in a repository"
     yield Family(MetricType.COUNTER, "rest_server_repository_damaged", help_, labels, damaged)
 
 

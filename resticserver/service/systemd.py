@@ -76,7 +76,7 @@ class ServiceManager(Service):
                 telling.setblocking(False)
                 telling.sendto(words.encode("ascii"), address)
         except OSError as error:
-            _log.debug("the service manager cannot be told: {error}", error=error)
+            _log.debug("cannot notify the service manager: {error}", error=error)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

@@ -24,8 +24,9 @@ from ..sizes import Amount
 from .directory_snapshots import Snapshots
 from .folding import Spelling, means_reserved
 from .interface import SizeChange
-from .layout import CELLS, Repository, cell_directory, repository_path
+from .layout import CELLS, TRASH, Repository, cell_directory, repository_path
 from .listing import DirectoryReader, open_and_read
+from .trash import has_trash, trash_days, type_directories
 from .volume import Volume
 
 #: Errors of this process and not of the directory: the whole count is tried again.
@@ -67,7 +68,7 @@ class Skipped:
             words = "cannot read {path}: {reason}; it is skipped, and if it is part of a repository its last known size counts"
             _log.warn(words, path=ascii(path)[1:-1], reason=reason)
         elif number == MOST_NAMED + 1:
-            _log.warn("more than {most} directories cannot be read: no more are named", most=MOST_NAMED)
+            _log.warn("more than {most} directories cannot be read: further ones are not logged", most=MOST_NAMED)
 
     def read(self, path: str) -> None:
         """Note a directory that was read: those above it can be entered."""
@@ -125,9 +126,15 @@ class Counting:
         return found
 
     def is_repository(self, repository: Repository) -> bool:
-        """Whether a folder has anything of restic's."""
+        """Whether a folder has anything of restic's, if only in its trash."""
+        if not self._spelling.has(repository):
+            return False
         path = repository_path(self._path, repository)
-        return self._spelling.has(repository) and any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES))
+        if any(os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES)):
+            return True
+        with suppress(OSError):
+            return has_trash(self._path, repository)
+        return False
 
     def possible_repositories(self) -> Iterator[Repository]:
         """
@@ -206,6 +213,10 @@ class Counting:
             object_type, prefix = cell_directory(cell)
             if object_type == CONFIG:
                 found |= self.count(repository, (cell,))
+            elif object_type == TRASH:
+                with suppress(OSError):  # the count fails with the reason
+                    if not has_trash(self._path, repository):
+                        found[cell] = Amount()
             elif object_type != "locks":
                 amount = self._snapshots.amount(f"{path}/{object_type}/{prefix}" if prefix else f"{path}/{object_type}")
                 if amount is not None:
@@ -247,6 +258,8 @@ class Counting:
         object_type, prefix = cell_directory(cell)
         if object_type == CONFIG:
             return self._config(path)
+        if object_type == TRASH:
+            return self._count_trash(repository)
         self._volume.check()
         reader = DirectoryReader(
             self._volume,
@@ -266,6 +279,34 @@ class Counting:
         # What is mounted in the volume's place may have a directory of the same name.
         self._volume.check()
         return Amount(size_bytes, objects)
+
+    def _count_trash(self, repository: Repository) -> Amount:
+        """All that lies in the trash of a repository."""
+        self._volume.check()
+        reader = DirectoryReader(self._volume, self._snapshots, lambda name, known, found: None)
+        size_bytes = objects = 0
+        for day in trash_days(self._path, repository):
+            for _, path in type_directories(day):
+                with suppress(FileNotFoundError):  # it was emptied in between
+                    for part in open_and_read(reader, path, ""):
+                        assert part.sizes is not None
+                        size_bytes += sum(part.sizes)
+                        objects += len(part)
+        self._volume.check()
+        return Amount(size_bytes, objects)
+
+    def trash_ends_s(self, repository: Repository, delay_s: float) -> float | None:
+        """
+        Before this time nothing in the trash of a repository ends, in seconds since 1970; C{None} if it is empty, cannot be
+        read, or does not end by itself.
+
+        @param delay_s: the delay that is in force now.
+        """
+        try:
+            days = trash_days(self._path, repository)
+        except OSError:
+            return None
+        return min((ends_s for day in days if (ends_s := day.first_end_s(delay_s)) is not None), default=None)
 
     def _config(self, path: str) -> Amount:
         try:

@@ -157,7 +157,7 @@ class DatabaseFile:
                 connection.execute(f"PRAGMA user_version = {self.version}")
             connection.execute("COMMIT")
         elif version != self.version:
-            raise sqlite3.DatabaseError(f"it has the form of another version ({version})")
+            raise sqlite3.DatabaseError(f"schema version {version} is not supported")
         return connection
 
     def _open_read_only(self) -> sqlite3.Connection | None:
@@ -169,7 +169,7 @@ class DatabaseFile:
         connection = self._connect(f"file:{quote(os.fsencode(self._file))}?{mode}", uri=True)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != self.version:
-            raise sqlite3.DatabaseError("it has the form of another version")
+            raise sqlite3.DatabaseError("its schema version is not supported")
         return connection
 
     def _connect(self, name: str, uri: bool = False) -> sqlite3.Connection:
@@ -194,9 +194,7 @@ class DatabaseFile:
             return False  # no repository yet, or the volume is gone
         try:
             if sys.platform == "linux" and not is_local(fd):
-                self._complain(
-                    "its file system is none of this machine's own; --state-dir may name a directory on one that is"
-                )
+                self._complain("it is not on a local file system; set --state-dir to a directory that is")
                 self._not_before = float("inf")
                 return False
         finally:
@@ -213,7 +211,7 @@ class DatabaseFile:
 
     def _remove(self, error: sqlite3.Error) -> None:
         """Remove a broken file; the next write makes a new one."""
-        _log.warn("{path} is made anew: {error}", path=self._file, error=error)
+        _log.warn("recreating {path}: {error}", path=self._file, error=error)
         for suffix in ("", "-wal", "-shm"):
             with suppress(OSError):
                 os.unlink(self._file + suffix)

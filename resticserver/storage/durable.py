@@ -111,7 +111,7 @@ class DurableDirectories:
             if self._fsync_works:
                 self._fsync_works = False
                 _log.warn(
-                    "this file system does not support fsync ({error}): a power cut may lose what was just stored",
+                    "this file system does not support fsync ({error}): a power failure may lose recent uploads",
                     error=error,
                 )
         if synced is not None:

@@ -59,6 +59,12 @@ def keeps_times(fd: int) -> bool:
     return type_of(fd) in _KEEP_TIMES
 
 
+def stamps_renames(fd: int) -> bool:
+    """Whether the change time of a file on the file system of an open file shows when it was last renamed."""
+    type_name = type_of(fd)
+    return type_name in _KEEP_TIMES or type_name == "overlay"
+
+
 def is_local(fd: int) -> bool:
     """
     Whether an open file lies on a file system that only this machine writes to, and whose locks and shared memory work. FUSE

@@ -187,9 +187,9 @@ class Spelling:
         self._told.add(repository)
         there = next((name for name in names if fold_name(name) == fold_name(repository[-1])), None)
         _log.warn(
-            "{asked} is answered 404: on disk it is called {there}, which this file system does not distinguish",
+            "{asked} is answered 404: its name on disk is {there}, and this file system does not distinguish them",
             asked=ascii("/" + "/".join(repository))[1:-1],
-            there="something else" if there is None else ascii(there)[1:-1],
+            there="another one" if there is None else ascii(there)[1:-1],
         )
 
 
@@ -279,5 +279,5 @@ def _made(folder: str, make_directory: Callable[[str], bool]) -> bool:
     except OSError as error:
         # ENOENT on exFAT.
         if error.errno in _MISSING and os.path.isdir(os.path.dirname(folder)):
-            raise NotFound("the server's file system takes no such folder name") from error
+            raise NotFound("the server's file system does not support this folder name") from error
         raise

@@ -67,7 +67,7 @@ class FreeSpaceGuard:
         if free - self._coming_bytes < least:
             words = f"{format_size(needed)} of the server's disk must stay free"
             if sent is None:
-                raise InsufficientStorage(f"{words} ({format_size(free)} are)", MIN_FREE)
+                raise InsufficientStorage(f"{words} ({format_size(free)} are free)", MIN_FREE)
             left_bytes = free + sent.stored_bytes - (self._coming_bytes - sent.coming_bytes) - least
             raise InsufficientStorage(f"{words}: {sent}, {format_size(max(0, left_bytes))} left", MIN_FREE)
 

@@ -205,10 +205,11 @@ class Creates(Protocol):
 class DeletesRepositories(Protocol):
     """Can remove whole repositories."""
 
-    def delete_repository(self, repository: tuple[str, ...]) -> None:
+    def delete_repository(self, repository: tuple[str, ...], keep_s: float = 0) -> None:
         """
         Remove what restic stores there, the config first; never repositories below it or files that are not restic's.
 
+        @param keep_s: for how long its objects are kept in the trash; 0 for not at all.
         @raise NoSuchRepository: there is none.
         """
 
@@ -254,10 +255,11 @@ class ListsObjects(Protocol):
 class Removes(Protocol):
     """Can remove objects."""
 
-    def remove_object(self, repository: tuple[str, ...], object_type: str, name: str) -> Amount:
+    def remove_object(self, repository: tuple[str, ...], object_type: str, name: str, keep_s: float = 0) -> Amount:
         """
         Remove an object and make that durable, also if there was none: an earlier removal may not have been made durable.
 
+        @param keep_s: for how long it is kept in the trash; 0 for not at all. Locks never are.
         @return: by how much that changes what is stored.
         @raise NotDurable: it is gone, but a power cut may bring it back.
         """

@@ -1,7 +1,7 @@
 """
 How a repository lies on disk, as restic's own local backend has it: C{config}, C{keys/ID}, C{locks/ID}, C{snapshots/ID},
 C{index/ID}, C{data/ab/ID}. The paths of its directories and objects, and the cells in which it is counted: one for each
-directory that holds objects, and one for the config.
+directory that holds objects, one for the config, and one for the trash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ Repository = tuple[str, ...]
 
 #: The cells of a repository: its 256 directories of C{data} come first.
 _OTHERS = ("index", "keys", "locks", "snapshots", CONFIG)
-CELLS = 256 + len(_OTHERS)
+#: The folder of a repository's trash, and its cell: all that lies there (L{resticserver.storage.trash}).
+TRASH = ".trash"
+TRASH_CELL = 256 + len(_OTHERS)
+CELLS = TRASH_CELL + 1
 
 #: Types that may use a reserve above every limit: without a lock and a new index a full repository could not be pruned.
 PRUNE_NEEDS = frozenset(("index", "locks"))
@@ -42,5 +45,5 @@ def cell_of(object_type: str, name: str) -> int:
 
 
 def cell_directory(cell: int) -> tuple[str, str]:
-    """What a cell stands for: a type, and for C{data} the two digits that its objects begin with."""
-    return ("data", f"{cell:02x}") if cell < 256 else (_OTHERS[cell - 256], "")
+    """What a cell stands for: a type, and for C{data} the two digits that its objects begin with; or L{TRASH}."""
+    return ("data", f"{cell:02x}") if cell < 256 else ((*_OTHERS, TRASH)[cell - 256], "")

@@ -27,6 +27,8 @@ from .listing import LocalListing
 from .publish import TEMPORARY_FOLDER, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
+from .trash import is_kept
+from .trash_moves import Trash
 from .upload import LocalUpload
 
 _log = Logger()
@@ -43,6 +45,7 @@ class LocalStore(DataDirectory):
     @param publisher: makes files and directories; has their modes.
     @param snapshots: keeps what lists have read, except for locks.
     @ivar counting: counts what is stored.
+    @ivar trash: what was deleted and is kept.
     @cvar read_only: whether the store works also where it cannot write.
     """
 
@@ -66,6 +69,7 @@ class LocalStore(DataDirectory):
             min_free,
         )
         self._no_snapshots = Snapshots(bound_bytes=0)
+        self.trash = Trash(self.path, self.publisher)
         self.counting = Counting(
             self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change), self.spelling
         )
@@ -90,7 +94,9 @@ class LocalStore(DataDirectory):
             may_write = self._try_to_write()
         except OSError as error:
             hint = (
-                "; --read-only serves what is there" if error.errno == errno.EROFS and os.path.isdir(self.path) else ""
+                "; use --read-only to serve it anyway"
+                if error.errno == errno.EROFS and os.path.isdir(self.path)
+                else ""
             )
             raise StartError(f"--path: cannot use the data directory {self.path}: {error.strerror}{hint}") from error
         if may_write and self._sweep():
@@ -161,11 +167,12 @@ class LocalStore(DataDirectory):
             self.publisher.settle(path, self.path)
         self.volume.mark()
 
-    def delete_repository(self, repository: Repository) -> None:
+    def delete_repository(self, repository: Repository, keep_s: float = 0) -> None:
         """
         Remove what restic stores in a repository, the config first: without it there is no repository. Repositories below it
         stay, and so do files that are not restic's, and the directories that hold either.
 
+        @param keep_s: for how long its objects are kept in the trash; 0 for not at all.
         @raise NotFound: there is no repository.
         """
         self.volume.check()
@@ -181,41 +188,60 @@ class LocalStore(DataDirectory):
         # Before anything is removed: an error here must not leave half a repository.
         directories = self._object_directories(path)
         _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
-        if not self._remove_file(os.path.join(path, CONFIG)) and not directories:
+        if not self._remove_config(repository, path, keep_s) and not directories:
             self.publisher.fsync_directory(path)
             raise NoSuchRepository()
-        for directory in directories:
-            self._remove_objects(directory)
+        for object_type, directory in directories:
+            self._remove_objects(repository, object_type, directory, keep_s)
         if repository:
             _remove_if_empty(os.path.join(path, TEMPORARY_FOLDER))
             _remove_if_empty(path)
         self.fsync_reached(repository)
 
     @staticmethod
-    def _object_directories(path: str) -> list[str]:
+    def _object_directories(path: str) -> list[tuple[str, str]]:
         """
-        The directories of a repository that hold objects, inner ones first.
+        The directories of a repository that hold objects, each with its type, inner ones first.
 
         @raise OSError: something that is no directory has the name of one, or one cannot be looked at.
         """
-        found: list[str] = []
+        found: list[tuple[str, str]] = []
         for object_type in TYPES:
             directory = os.path.join(path, object_type)
             if is_directory(directory):
                 if object_type == "data":
                     inner = (os.path.join(directory, name) for name in os.listdir(directory) if is_object_id(name * 32))
-                    found += filter(is_directory, inner)
-                found.append(directory)
+                    found += [(object_type, path) for path in inner if is_directory(path)]
+                found.append((object_type, directory))
         return found
 
-    def _remove_objects(self, directory: str) -> None:
+    def _remove_config(self, repository: Repository, path: str, keep_s: float) -> bool:
+        """Remove a repository's config, durably; whether there was one."""
+        if not keep_s:
+            return self._remove_file(os.path.join(path, CONFIG))
+        kept = self.trash.keep(repository, CONFIG, f"{path}/{CONFIG}", keep_s)
+        if kept is None:
+            return False
+        self.publisher.fsync_directory(kept)
+        self.publisher.fsync_directory(path)
+        return True
+
+    def _remove_objects(self, repository: Repository, object_type: str, directory: str, keep_s: float) -> None:
         """
         Remove a directory's objects, and the directory if nothing else is in it. Makes that durable only where the directory
         stays; its parent's fsync is the caller's.
         """
+        kept = set()
         for name in _names_in(directory):
-            if is_object_id(name):
-                self._remove_file(os.path.join(directory, name), durable=False)
+            if not is_object_id(name):
+                continue
+            path = f"{directory}/{name}"
+            if keep_s and is_kept(object_type) and os.path.isfile(path):
+                kept.add(self.trash.keep(repository, object_type, path, keep_s))
+            else:
+                self._remove_file(path, durable=False)
+        for trash_directory in filter(None, kept):
+            self.publisher.fsync_directory(trash_directory)
         if not _remove_if_empty(directory):
             self.publisher.fsync_directory(directory)
 
@@ -302,12 +328,13 @@ class LocalStore(DataDirectory):
         snapshots = self._no_snapshots if object_type == "locks" else self.snapshots
         return LocalListing(self, snapshots, repository, object_type, with_sizes)
 
-    def remove_object(self, repository: Repository, object_type: str, name: str) -> Amount:
+    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Amount:
         """
         Remove an object and make that durable: restic removes an index before the packs that it names, and after a power cut
         the index must not come back without them. An object that is gone already gets its fsync too: another request, or a
         server that was killed, may have removed it without one.
 
+        @param keep_s: for how long it is kept in the trash; 0 for not at all. Locks never are.
         @return: by how much that changes what is stored.
         @raise NoSuchRepository: the repository has another spelling on disk.
         @raise NotDurable: the object is gone, but its directory could not be fsynced.
@@ -321,14 +348,24 @@ class LocalStore(DataDirectory):
             status = os.stat(path)  # through a symlink, as lists count it
         except OSError:
             status = None
-        if not self._remove_file(path, durable=False):
+        kept = None
+        regular = status is not None and stat.S_ISREG(status.st_mode)
+        if keep_s and regular and is_kept(object_type):
+            kept = self.trash.keep(repository, object_type, path, keep_s)
+            removed = kept is not None
+        else:
+            removed = self._remove_file(path, durable=False)
+        if not removed:
             self.volume.check()
+            if keep_s and is_kept(object_type):
+                self.trash.fsync_missing(repository, object_type)
             self.fsync_reached(repository, object_type, name)
             return Amount()
         # Of two removals at the same time only one gets here.
-        counts = status is not None and stat.S_ISREG(status.st_mode)
-        change = Amount(-status.st_size, -1) if status is not None and counts else Amount()
+        change = Amount(-status.st_size, -1) if status is not None and regular else Amount()
         try:
+            if kept is not None:
+                self.publisher.fsync_directory(kept)
             try:
                 self.publisher.fsync_directory(os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between

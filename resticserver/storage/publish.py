@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from twisted.logger import Logger
 
@@ -117,7 +118,7 @@ class Publisher(DurableDirectories):
         self._refused[key] = time.monotonic() + _REFUSED_S
         if key not in self._told:
             self._told.add(key)
-            _log.info("this file system does not take {off}; going on without", off=way)
+            _log.info("this file system does not support {off}; continuing without it", off=way)
 
     def temporary(self, directory: str, directory_fd: int, repository_path: str) -> TemporaryFile:
         """
@@ -155,7 +156,7 @@ class Publisher(DurableDirectories):
             if not swept:
                 return self._adopt(file)
             file.discard()  # a sweep removed it before it was locked
-        raise OSError(errno.EIO, "no temporary file can be made", os.path.dirname(path))
+        raise OSError(errno.EIO, "cannot create a temporary file", os.path.dirname(path))
 
     def _adopt(self, file: TemporaryFile) -> TemporaryFile:
         try:
@@ -241,7 +242,7 @@ class Publisher(DurableDirectories):
         """Give a file another temporary name."""
         assert file.path is not None
         trial = self._temporary_name(file.repository_path)
-        _rename_noreplace(file.path, trial)
+        rename_noreplace(file.path, trial)
         file.path = trial
 
     def replace(self, file: TemporaryFile, name: str) -> int | None:
@@ -285,7 +286,7 @@ class Publisher(DurableDirectories):
         assert file.path is not None
         if self._takes(file.directory_fd, "rename_noreplace"):
             try:
-                _rename_noreplace(file.path, target)
+                rename_noreplace(file.path, target)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
@@ -345,7 +346,9 @@ class TemporaryFile:
                 pass
             except OSError as error:
                 _log.warn(
-                    "cannot remove {path} ({error}): the next start of the server will", path=path, error=error.strerror
+                    "cannot remove {path} ({error}): it will be removed at the next start",
+                    path=path,
+                    error=error.strerror,
                 )
 
     def discard(self) -> None:
@@ -395,12 +398,22 @@ def _locked(folder: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _rename_noreplace(source: str, target: str) -> None:
-    """Linux's C{renameat2(2)}, which Python's C{os} does not have."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+@lru_cache(maxsize=1)
+def _renameat2() -> Callable[..., int] | None:
+    """The C library's function; C{None} where there is none."""
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def rename_noreplace(source: str, target: str) -> None:
+    """
+    Linux's C{renameat2(2)} with RENAME_NOREPLACE, which Python's C{os} does not have.
+
+    @raise FileExistsError: the target's name is taken.
+    @raise OSError: this system or the file system does not support it (ENOSYS, EINVAL), or as for C{os.rename}.
+    """
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     at_cwd = -100
     if renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), _RENAME_NOREPLACE) != 0:
         code = ctypes.get_errno()

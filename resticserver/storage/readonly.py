@@ -37,7 +37,7 @@ class ReadOnlyStore(LocalStore):
         with os.scandir(self.path) as entries:
             next(entries, None)  # raises if it cannot be read
         _log.info(
-            "{path} cannot be written ({reason}): lists and reads are served, locks are refused, so clients need --no-lock",
+            "{path} is not writable ({reason}): lists and reads are served, locks are refused, so clients need --no-lock",
             path=self.path,
             reason=reason,
         )
@@ -47,14 +47,14 @@ class ReadOnlyStore(LocalStore):
         """A new upload, of a lock; does no I/O yet."""
         return _LockUpload(self, repository, object_type, name, length)
 
-    def remove_object(self, repository: Repository, object_type: str, name: str) -> Amount:
+    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Amount:
         """
         Remove an object, as L{LocalStore.remove_object}.
 
         @raise Forbidden: it is there and cannot be removed, because nothing can be written.
         """
         try:
-            return super().remove_object(repository, object_type, name)
+            return super().remove_object(repository, object_type, name, keep_s)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
@@ -78,7 +78,7 @@ class _LockUpload(LocalUpload):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            raise _refusal(error, "made") from error
+            raise _refusal(error, "created") from error
 
     def commit(self) -> Outcome:
         """
@@ -91,10 +91,14 @@ class _LockUpload(LocalUpload):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            raise _refusal(error, "made") from error
+            raise _refusal(error, "created") from error
 
 
 def _refusal(error: OSError, verb: str) -> Forbidden:
     """403, because restic (from 0.17 on) reports that at once; after a 5xx it would try again for a long time."""
-    why = "the server's disk is read-only" if error.errno == errno.EROFS else "the server may only read its disk"
+    why = (
+        "the server's disk is read-only"
+        if error.errno == errno.EROFS
+        else "the server has no write permission on its disk"
+    )
     return Forbidden(f"{why}, so no lock can be {verb}: use restic's --no-lock")

@@ -207,6 +207,9 @@ CREATE TABLE IF NOT EXISTS refusal (
         found = {}
         rows: list[Any] = self._rows("SELECT name, most_bytes, most_objects, sizes, objects FROM repository")
         for name, most_bytes, most_objects, sizes, objects in rows:
+            if len(sizes) == len(objects) == 8 * (CELLS - 1):
+                # Of a version without a trash.
+                sizes, objects = sizes + bytes(8), objects + bytes(8)
             if len(sizes) == len(objects) == 8 * CELLS:
                 at_most = Amount(most_bytes, most_objects)
                 found[_repository(name)] = RepositoryState(at_most, _numbers("q", sizes), _numbers("q", objects))
@@ -352,7 +355,7 @@ class MarkerFile:
             with suppress(OSError):
                 os.unlink(temporary)
             reason = error.strerror if isinstance(error, OSError) else error
-            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be noticed"
+            words = "cannot write {path} ({error}): a volume that is missing at the next start will not be detected"
             _log.warn(words, path=self.path, error=reason)
 
 

@@ -213,7 +213,9 @@ class LocalUpload:
         return outcome
 
     def _does_not_match(self) -> Forbidden:
-        return Forbidden(f"{self._object_type} {self._name[:16]} exists and the hash of the content does not match it")
+        return Forbidden(
+            f"{self._object_type} {self._name[:16]} exists, and the hash of the content does not match the name"
+        )
 
     def _publish(self) -> Outcome:
         assert self._file is not None
@@ -231,7 +233,9 @@ class LocalUpload:
                     # Removed between our attempt and our look, so the name is free again. Or what has the name is no file
                     # at all (a directory, a dangling link), which the administrator must see.
                     if not attempts:
-                        raise FileExistsError(errno.EEXIST, "no regular file has this name", self._name) from None
+                        raise FileExistsError(
+                            errno.EEXIST, "the name is not that of a regular file", self._name
+                        ) from None
 
     def _compare_with_stored(self) -> Outcome:
         """The name is taken: equal bytes stay, a damaged object is replaced, anything else is refused."""
@@ -266,7 +270,7 @@ class LocalUpload:
         try:
             with opened(path) as stored_fd:
                 if not same_bytes(file.fd, stored_fd):
-                    raise Forbidden("the repository has a config already")
+                    raise Forbidden("the repository already has a config")
                 self._publisher.fsync(stored_fd)
                 return Outcome.UNCHANGED
         except OSError as error:

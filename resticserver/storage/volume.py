@@ -27,7 +27,7 @@ MARKER = "id"
 MOST_MARKER_BYTES = 100
 
 #: What clients are told while it is missing.
-GONE = "the volume with the repositories is not there"
+GONE = "the volume with the repositories is missing"
 
 #: How long after a look no other is needed before an object is read.
 LATELY_S = 1.0
@@ -136,7 +136,7 @@ class Volume:
                     accept = f"stop the server, remove {self.remembered_in} and start it again"
                 _log.error(
                     "{what} at {path}: every request is answered 503 until the right one is back. "
-                    "If {path} is to be used as it is now, {accept}",
+                    "To use {path} as it is now, {accept}",
                     what=what,
                     path=self._path,
                     accept=accept,
@@ -161,7 +161,7 @@ class Volume:
             self._write(secrets.token_hex(16).encode("ascii"))
         except OSError as error:
             _log.warn(
-                "cannot write {path} ({error}): an unmounted volume will not be noticed",
+                "cannot write {path} ({error}): an unmounted volume will not be detected",
                 path=self._marker,
                 error=error.strerror,
             )

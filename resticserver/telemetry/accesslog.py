@@ -250,7 +250,7 @@ class AccessLogService(Service):
             if not self._renewing_failed:
                 self._renewing_failed = True
                 _log.error(
-                    "cannot open the access log {path} anew: {error}; the old file is written on",
+                    "cannot reopen the access log {path}: {error}; still writing to the old file",
                     path=self._path,
                     error=error,
                 )

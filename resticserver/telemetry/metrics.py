@@ -155,7 +155,7 @@ class RequestCounts:
         for name, help_, value in (
             ("rest_server_http_received_bytes", "Bytes of request bodies", self.received_bytes),
             ("rest_server_http_sent_bytes", "Bytes of response bodies", self.sent_bytes),
-            ("rest_server_tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures),
+            ("rest_server_tls_handshake_failures", "Failed TLS handshakes", self.handshake_failures),
         ):
             yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
 
@@ -250,14 +250,14 @@ class Exposition:
             pieces.append(
                 _histogram(
                     "rest_server_http_request_duration_seconds",
-                    "Time from a request's head to the end of its answer",
+                    "Duration of requests, from the request line to the end of the response",
                     counted.durations,
                 )
             )
             pieces.append(
                 _histogram(
                     "rest_server_fsync_duration_seconds",
-                    "Time that a file or directory takes to be safe from a power cut",
+                    "Duration of fsync of a file or directory",
                     counted.syncs,
                 )
             )

@@ -88,16 +88,20 @@ class Processes:
             cpu_s += ended.ru_utime + ended.ru_stime
         # A worker that ends at this moment is counted in neither figure, so never go below the last value.
         self._cpu_s = max(self._cpu_s, cpu_s)
-        yield _counter("process_cpu_seconds", "User and system CPU time in seconds", self._cpu_s)
-        yield _gauge(
-            "process_start_time_seconds", "When the process was started, in seconds since 1970", self._started_s
-        )
+        yield _counter("process_cpu_seconds", "Total user and system CPU time spent in seconds", self._cpu_s)
+        yield _gauge("process_start_time_seconds", "Start time of the process in seconds since 1970", self._started_s)
         if own is not None:
-            yield _gauge("process_open_fds", "Open file descriptors", sum(each.open_fds for each in found))
-            yield _gauge("process_max_fds", "How many descriptors may be open", sum(each.max_fds for each in found))
+            yield _gauge("process_open_fds", "Number of open file descriptors", sum(each.open_fds for each in found))
+            yield _gauge(
+                "process_max_fds", "Maximum number of open file descriptors", sum(each.max_fds for each in found)
+            )
             resident_bytes = sum(each.resident_bytes for each in found)
-            yield _gauge("process_resident_memory_bytes", "Memory that is resident", resident_bytes)
-            yield _gauge("process_virtual_memory_bytes", "Address space", sum(each.virtual_bytes for each in found))
+            yield _gauge("process_resident_memory_bytes", "Resident memory size in bytes", resident_bytes)
+            yield _gauge(
+                "process_virtual_memory_bytes",
+                "Virtual memory size in bytes",
+                sum(each.virtual_bytes for each in found),
+            )
         yield _python_info()
         yield from _garbage()
 
@@ -112,7 +116,11 @@ def _python_info() -> Family:
         "version": platform.python_version(),
     }
     return Family(
-        MetricType.GAUGE, "python_info", "Which Python this is", tuple(labels), [Sample(tuple(labels.values()), 1)]
+        MetricType.GAUGE,
+        "python_info",
+        "Python platform information",
+        tuple(labels),
+        [Sample(tuple(labels.values()), 1)],
     )
 
 
@@ -120,9 +128,9 @@ def _garbage() -> Iterator[Family]:
     """The garbage collector's figures for this process."""
     generations = gc.get_stats()
     for name, help_, key in (
-        ("python_gc_objects_collected", "Objects that were collected", "collected"),
-        ("python_gc_objects_uncollectable", "Objects that could not be collected", "uncollectable"),
-        ("python_gc_collections", "How often each generation was collected", "collections"),
+        ("python_gc_objects_collected", "Objects collected during garbage collection", "collected"),
+        ("python_gc_objects_uncollectable", "Uncollectable objects found during garbage collection", "uncollectable"),
+        ("python_gc_collections", "Number of times this generation was collected", "collections"),
     ):
         samples = [Sample((str(number),), stats[key]) for number, stats in enumerate(generations)]
         yield Family(MetricType.COUNTER, name, help_, ("generation",), samples)

@@ -211,10 +211,10 @@ class ServerStatus:
         )
         if self.disk_free_bytes is not None and self.disk_size_bytes:
             if self.disk_free_bytes <= (1 - NEARLY_FULL) * self.disk_size_bytes:
-                found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk are free"))
+                found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk space free"))
         if self.certificate_s is not None and self.certificate_s - self.time_s < CERTIFICATE_S:
             left_s = self.certificate_s - self.time_s
-            words = f"certificate ends in {age(left_s)}" if left_s > 0 else f"certificate ended {age(-left_s)} ago"
+            words = f"certificate expires in {age(left_s)}" if left_s > 0 else f"certificate expired {age(-left_s)} ago"
             found.append(Concern(Level.WARNING if left_s > 0 else Level.BAD, words))
         if not self.counted:
             found.append(Concern(Level.NOTICE, "sizes are still being counted"))

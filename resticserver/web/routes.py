@@ -217,7 +217,7 @@ class Api:
         """C{POST ?create=true} makes a repository."""
         create = request.args.get(b"create", [b""])[0]
         if create != b"true":
-            given = f" and not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
+            given = f", not ?create={ascii(create.decode('latin-1'))[1:-1]}" if create else ""
             raise BadRequest(f"nothing was created: to create a repository, POST with ?create=true{given}")
         await self._pools.disk.run(self._store.create_repository, target.repository)
         replies.send(request)

@@ -168,7 +168,7 @@ def server_page(status: ServerStatus) -> Tag:
     needy = sum(repository.level(now_s) >= Level.WARNING for repository in repositories)
     users = status.users_by_need()
     needy_users = sum(user.level(now_s) >= Level.WARNING for user in users)
-    well = "all is well" if status.counted else "and more may be found: it is still being counted"
+    well = "all is well" if status.counted else "still counting"
     found = [f"{needy} need{'s' if needy == 1 else ''} attention"] if needy else []
     if needy_users:
         found.append("1 user needs attention" if needy_users == 1 else f"{needy_users} users need attention")
@@ -255,7 +255,7 @@ def _certificate(status: ServerStatus) -> Any:
     if status.certificate_s is None:
         return ""
     left_s = status.certificate_s - status.time_s
-    value = f"{age(left_s)} left" if left_s > 0 else "has ended"
+    value = f"{age(left_s)} left" if left_s > 0 else "expired"
     return _figure("Certificate", value, tags.small(date_text(status.certificate_s)))
 
 

@@ -117,7 +117,9 @@ class WorkerProcess:
         """
         try:
             if version != __version__:
-                raise StartError(f"version {version} runs and {__version__} is installed: restart the server")
+                raise StartError(
+                    f"the running version is {version}, the installed one is {__version__}: restart the server"
+                )
             made = Settings.from_json(settings)
             if made.debug:
                 self.log.include_debug()
@@ -246,7 +248,7 @@ class WorkerServer(SequentialServices):
             # The parent is gone, and its directory locks with it. The next server may not learn of what is stored from
             # now on.
             if self._quota.active:
-                self._directory_locks.refuse("the server stops")
+                self._directory_locks.refuse("the server is stopping")
             else:
                 self._directory_locks.open_all()
         return super().stopService().addCallback(lambda _: self._state.close())

@@ -182,7 +182,7 @@ class IpcConnection:
             side is gone before it answered, or with L{Failed} if it could not answer.
         """
         if not self.open:
-            return fail(IpcConnectionLost(f"{self._name} is gone"))
+            return fail(IpcConnectionLost(f"the connection to {self._name} was lost"))
         number = next(self._numbers)
         answer: Deferred[A] = Deferred()
         self._asked[number] = (question, answer)
@@ -288,7 +288,7 @@ class IpcConnection:
             try:
                 self._take(json.loads(content))
             except Exception:
-                _log.failure("could not take a message from {name}", name=self._name)
+                _log.failure("could not handle a message from {name}", name=self._name)
 
     def _take(self, message: dict[str, Any]) -> None:
         values = message.get("with", {})
@@ -330,7 +330,7 @@ class IpcConnection:
                 os.close(fd)
         asked, self._asked = self._asked, {}
         for _, answer in asked.values():
-            answer.errback(IpcConnectionLost(f"{self._name} is gone"))
+            answer.errback(IpcConnectionLost(f"the connection to {self._name} was lost"))
         if tell:
             self._lost()
 
@@ -349,7 +349,7 @@ class IpcConnection:
 
 def _unknown(name: str, /, **values: Any) -> None:
     """Fail for a question that this side does not support."""
-    raise LookupError(f"there is no question {name}")
+    raise LookupError(f"unknown question: {name}")
 
 
 def _error_on_the_wire(command: type[Command], failure: Failure) -> dict[str, Any]:

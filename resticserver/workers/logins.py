@@ -80,7 +80,7 @@ class RemotePasswordChecker:
         except (IpcConnectionLost, Failed) as error:
             if isinstance(error, Failed):
                 _log.error("could not check a password: {error}", error=error)
-            raise Unavailable("passwords cannot be checked now, try again") from error
+            raise Unavailable("passwords cannot be checked now, try again later") from error
         except CancelledError:
             self._ipc.tell(WithdrawLogin(number))
             raise

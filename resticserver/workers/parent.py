@@ -277,7 +277,7 @@ class Workers(Service):
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)) if failures else 0.0
         self._failures[number] = min(failures + 1, 20)
         when = f"in {pause_s:g} s" if pause_s else "now"
-        _log.error("{worker} ended {how}; another is started {when}", worker=worker, how=how, when=when)
+        _log.error("{worker} ended {how}; starting another one {when}", worker=worker, how=how, when=when)
         self._pauses[number] = self._reactor.callLater(pause_s, self._start_again, number)
 
     def _start_again(self, number: int) -> None:
@@ -294,7 +294,7 @@ class Workers(Service):
         for worker in tuple(self._workers):
             if worker.unanswered >= MOST_UNANSWERED:
                 _log.error(
-                    "{worker} has not answered for {time:g} s and is killed",
+                    "{worker} has not answered for {time:g} s; killing it",
                     worker=worker,
                     time=worker.unanswered * PING_S,
                 )
@@ -402,7 +402,7 @@ class Workers(Service):
             if self._stopping:
                 return
             if not begun:
-                _log.error("not all workers were replaced; the others serve on")
+                _log.error("not all workers were replaced; the others keep running")
                 return
             pause = self._pauses.pop(number, None)
             if pause is not None:
@@ -442,5 +442,5 @@ class Workers(Service):
 
     def _kill_all(self) -> None:
         for worker in tuple(self._workers):
-            _log.error("{worker} does not end and is killed", worker=worker)
+            _log.error("{worker} did not stop in time; killing it", worker=worker)
             worker.kill()

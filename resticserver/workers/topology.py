@@ -125,7 +125,7 @@ class MultiProcess(WorkersOwner):
         await ended_within(COUNT_TIMEOUT_S, self._core.reactor, asked)
 
     def _families(self) -> Iterator[Family]:
-        yield gauge("workers", "Processes that serve", self._workers.number_ready())
+        yield gauge("workers", "Number of worker processes that are ready", self._workers.number_ready())
 
     def reopen_log(self) -> None:
         """Tell each worker to reopen the access log by its name."""

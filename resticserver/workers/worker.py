@@ -155,7 +155,7 @@ class Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         """See C{twisted.internet.protocol.ProcessProtocol}."""
-        how = "in an unknown way"
+        how = "for an unknown reason"
         if isinstance(reason.value, ProcessDone):
             how = "with status 0"
         elif isinstance(reason.value, ProcessTerminated):

@@ -195,7 +195,7 @@ class ParseTests(SynchronousTestCase):
     def test_warnings(self) -> None:
         """A warning names the user, or the line where there is none that could be named, and never the hash."""
         for hashed, reason in (
-            ("hidden", "unknown kind of hash; bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA} are taken"),
+            ("hidden", "unknown hash type; supported are bcrypt ($2y$ $2a$ $2b$), $6$, $5$, $apr1$ and {SHA}"),
             ("$2y$hidden", "malformed bcrypt hash"),
             ("{SHA}hidden", "malformed {SHA} hash"),
             ("$apr1$hidden", "malformed $apr1$ hash"),
@@ -211,19 +211,19 @@ class ParseTests(SynchronousTestCase):
     def test_names(self) -> None:
         """A line without a valid name is told of with the file, the line and the reason, and without the hash."""
         for line, reason in (
-            (b"b b:{SHA}hidden", "'b b' is no user name: ' ' is neither a letter, nor a digit, nor one of @ . _ -"),
-            (b"b/b:{SHA}hidden", "'b/b' is no user name: '/' is neither a letter"),
-            (b"alice :{SHA}hidden", "'alice ' is no user name: ' ' is neither"),
-            (b":{SHA}hidden", "there is no user name before the colon"),
-            (b"hidden", "there is no colon in it"),
-            (b"data:{SHA}hidden", "'data' is no user name: it is reserved"),
-            (b"..:{SHA}hidden", "'..' is no user name: it is reserved"),
-            (b"x" * 300 + b":{SHA}hidden", "is no user name: it is reserved, or too long"),
-            (b"M\xfcller:{SHA}hidden", "it has bytes that are not UTF-8"),
+            (b"b b:{SHA}hidden", "'b b' is not a user name: ' ' is not a letter, a digit or one of @ . _ -"),
+            (b"b/b:{SHA}hidden", "'b/b' is not a user name: '/' is not a letter"),
+            (b"alice :{SHA}hidden", "'alice ' is not a user name: ' ' is not a letter"),
+            (b":{SHA}hidden", "no user name before the colon"),
+            (b"hidden", "the line has no colon"),
+            (b"data:{SHA}hidden", "'data' is not a user name: it is reserved"),
+            (b"..:{SHA}hidden", "'..' is not a user name: it is reserved"),
+            (b"x" * 300 + b":{SHA}hidden", "is not a user name: it is reserved or too long"),
+            (b"M\xfcller:{SHA}hidden", "not valid UTF-8"),
         ):
             users, (warning,) = parse_htpasswd(b"# x\n" + line + b"\n", "/etc/htpasswd")
             self.assertEqual({}, users)
-            self.assertTrue(warning.startswith("Invalid htpasswd entry in /etc/htpasswd, line 2, left out: "), warning)
+            self.assertTrue(warning.startswith("Invalid htpasswd entry in /etc/htpasswd, line 2, ignored: "), warning)
             self.assertIn(reason, warning)
             self.assertNotIn("hidden", warning)
 
@@ -521,11 +521,11 @@ class HtpasswdTests(SynchronousTestCase):
         os.mkdir(folder)
         wide = self.mktemp()
         Path(wide).write_bytes("alice:hash\n".encode("utf-16"))
-        advice = " (use --no-auth to disable authentication, or 'rest-server user add' to make a user)"
+        advice = " (use --no-auth to disable authentication, or 'rest-server user add' to create a user)"
         for path, said, reason in (
             (self.mktemp(), advice, "No such file or directory"),
             (folder, "", "Is a directory"),
-            (wide, "", "it is not UTF-8 text, there are NUL bytes in it"),
+            (wide, "", "not UTF-8 text: it contains NUL bytes"),
         ):
             error = self.assertRaises(StartError, Htpasswd(path, lambda: 0.0).load)
             self.assertEqual(f"--htpasswd-file: cannot load {path}{said}: {reason}", str(error))

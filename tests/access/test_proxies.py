@@ -121,8 +121,8 @@ class TrustedProxiesTests(SynchronousTestCase):
 
     def test_describe(self) -> None:
         """For the log."""
-        self.assertEqual("127.0.0.0/8, ::1/128, unix sockets", TrustedProxies.parse(()).describe())
-        self.assertEqual("unix sockets", TrustedProxies.parse(("none",)).describe())
+        self.assertEqual("127.0.0.0/8, ::1/128, Unix sockets", TrustedProxies.parse(()).describe())
+        self.assertEqual("Unix sockets", TrustedProxies.parse(("none",)).describe())
 
     def test_clients(self) -> None:
         """The right-most that is not trusted."""

@@ -22,7 +22,7 @@ class RateTests(SynchronousTestCase):
             self.assertEqual(rate, parse_rate(text), text)
         for text in NO_RATES:
             error = self.assertRaises(ValueError, parse_rate, text)
-            self.assertIn("a number of failures a minute is needed", str(error))
+            self.assertIn("must be a number of failures per minute", str(error))
 
 
 class ThrottleTests(SynchronousTestCase):

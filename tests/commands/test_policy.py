@@ -37,8 +37,8 @@ class PolicyCheckTests(SynchronousTestCase):
         table = (
             ((*file, "alice", "POST", "/alice/pc/"), 0, "allowed by rule 2: append"),
             ((*file, "alice", "POST", "/alice/pc/?create=true"), 0, "allowed by rule 2: append"),
-            ((*file, "alice", "post", "/alice/pc/"), 2, "rest-server policy check: post is no method"),
-            ((*file, "alice", "POST", "/alice/pc"), 2, "rest-server policy check: /alice/pc names nothing"),
+            ((*file, "alice", "post", "/alice/pc/"), 2, "rest-server policy check: /alice/pc/ needs"),
+            ((*file, "alice", "POST", "/alice/pc"), 2, "rest-server policy check: /alice/pc is not a path"),
             (
                 ("--policy", "", "alice", "POST", "/alice/pc/"),
                 2,
@@ -48,12 +48,12 @@ class PolicyCheckTests(SynchronousTestCase):
             (
                 (*file, "alice", "GET", "/bob/pc/data/"),
                 1,
-                "refused by default: none: you have no right to this repository",
+                "refused by default: none: you have no access to this repository",
             ),
             ((*file, "bob", "POST", "/shared/archive-1/config"), 1, "refused by rule 3: read: you may only read"),
             ((*file, "--append-only", "root", "DELETE", f"/x/data/{ID}"), 1, "refused by --append-only: append-only"),
             (("--private-repos", "alice", "GET", "/bob/config"), 1, "refused by --private-repos"),
-            (("alice", "GET", "/bob/config"), 0, "allowed by no policy file: all rights"),
+            (("alice", "GET", "/bob/config"), 0, "allowed by the default without a policy file"),
             (("--proxy-prefix", "/backup", "alice", "GET", "/backup/bob/config"), 0, "allowed"),
             (("--max-depth", "3", "alice", "GET", "/a/b/c/config"), 0, "allowed"),
         )
@@ -69,9 +69,9 @@ class PolicyCheckTests(SynchronousTestCase):
         table = (
             (("alice", "GET", "/data/foobar"), "404"),
             (("alice", "PUT", "/config"), "405"),
-            (("a b", "GET", "/config"), "no user name"),
+            (("a b", "GET", "/config"), "is not a user name"),
             (("--policy", "/nowhere", "alice", "GET", "/config"), "No such file"),
-            (("--policy", str(broken), "alice", "GET", "/config"), "default: 3 is no right"),
+            (("--policy", str(broken), "alice", "GET", "/config"), "default: 3 is not a right"),
         )
         for arguments, said in table:
             status, printed = self.ask("check", *arguments)
@@ -87,40 +87,40 @@ class PolicyCheckTests(SynchronousTestCase):
         odd = Path(self.mktemp())
         odd.write_bytes(b"\xff")
         table = (
-            (("a b", "GET", "/config"), "'a b' is no user name: ' ' is in it, and only letters, digits"),
-            (("data", "GET", "/config"), "'data' is no user name: 'data' is a reserved name"),
+            (("a b", "GET", "/config"), "'a b' is not a user name: it contains ' '; only letters, digits"),
+            (("data", "GET", "/config"), "'data' is not a user name: 'data' is a reserved name"),
             (
                 (*htpasswd, "carol", "GET", "/config"),
-                f"'carol' cannot log in with {users}: there is no user of this name in it",
+                f"'carol' cannot log in with {users}: no such user",
             ),
             (
                 (*htpasswd, "bob", "GET", "/config"),
                 f"'bob' cannot log in with {users}: Invalid htpasswd entry for bob. (",
             ),
             (("--htpasswd-file", "/nowhere", "bob", "GET", "/config"), "/nowhere: No such file or directory"),
-            (("alice", "get", "/config"), "get is no method of /config, where methods are written in capitals: it is"),
+            (("alice", "get", "/config"), "/config needs the method in capitals; the server"),
             (
                 ("alice", "PUT", "/config"),
-                "PUT is no method of /config, a config, which takes GET, HEAD, POST, DELETE: it is",
+                "/config is a config and supports only GET, HEAD, POST, DELETE; the server",
             ),
             (
                 ("alice", "POST", "/data/"),
-                'POST is no method of /data/, a list, which takes GET ("data" is a reserved name, choose another repository',
+                '/data/ is a list and supports only GET ("data" is a reserved name, choose another repository',
             ),
             (
                 ("alice", "GET", "/x/"),
-                "GET is no method of /x/, a repository, which takes POST, DELETE: it is answered 405",
+                "/x/ is a repository and supports only POST, DELETE; the server answers GET with 405",
             ),
             (
                 ("alice", "GET", "/x"),
-                "/x names nothing that the server has: a repository's path ends in a slash: /x/ (every",
+                "/x is not a path of the server: the path of a repository must end with a slash: /x/; the server",
             ),
-            (("alice", "GET", "/data/x"), "/data/x names nothing that the server has: 'x' is no object's name"),
-            (("alice", "GET", "/a/b/c/config"), "repositories lie at most 2 folders deep here (--max-depth)"),
+            (("alice", "GET", "/data/x"), "/data/x is not a path of the server: 'x' is not an object's name"),
+            (("alice", "GET", "/a/b/c/config"), "a repository may be at most 2 folders deep (--max-depth)"),
             (("--proxy-prefix", "/b", "alice", "GET", "/config"), "it is not below /b (--proxy-prefix)"),
-            (("--proxy-prefix", "b", "alice", "GET", "/config"), "--proxy-prefix b: a path like /backup is needed"),
-            (("--max-depth", "99", "alice", "GET", "/config"), "--max-depth 99: a number from 0 to 16 is needed"),
-            (("--policy", str(odd), "alice", "GET", "/config"), f"{odd}: it is not UTF-8"),
+            (("--proxy-prefix", "b", "alice", "GET", "/config"), "--proxy-prefix b: must be a path such as /backup"),
+            (("--max-depth", "99", "alice", "GET", "/config"), "--max-depth 99: must be a number from 0 to 16"),
+            (("--policy", str(odd), "alice", "GET", "/config"), f"{odd}: not UTF-8 text"),
             (("alice", "GET", "/\x1b[31m"), "\\x1b[31m"),
         )
         for arguments, said in table:

@@ -182,8 +182,8 @@ class StatusCommandTests(SynchronousTestCase):
             (1, {"repositories": (WELL, replace(WELL, last_snapshot_s=NOW_S - 8 * DAY_S))}, "last snapshot 8 days ago"),
             (1, {"repositories": (replace(WELL, quota_bytes=500 << 20),)}, "quota 100 % used"),
             (1, {"not_ready": "the disk is full"}, "not ready: the disk is full"),
-            (1, {"certificate_s": NOW_S + DAY_S}, "certificate ends in 1 day"),
-            (1, {"disk_free_bytes": 1024}, "only 1 KiB of disk are free"),
+            (1, {"certificate_s": NOW_S + DAY_S}, "certificate expires in 1 day"),
+            (1, {"disk_free_bytes": 1024}, "only 1 KiB of disk space free"),
             (1, {"quota_bytes": 500 << 20}, "quota 100 % used"),
         )
         for expected, changes, words in table:
@@ -249,7 +249,7 @@ class StatusCommandTests(SynchronousTestCase):
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
             self.assertIn(f"{url}: Connection refused", self.refused(url=url))
         for url in ("", "127.0.0.1:8000", "ftp://127.0.0.1", "file:///etc/passwd"):
-            self.assertIn("a URL is needed", self.refused(url=url))
+            self.assertIn("the URL must begin with", self.refused(url=url))
 
     def test_odd_urls(self) -> None:
         """A port that is no number, a space, a bracket that does not close."""
@@ -291,7 +291,7 @@ class StatusCommandTests(SynchronousTestCase):
     def test_no_page(self) -> None:
         """A server without metrics has none."""
         self.answers.status = 404
-        self.assertIn("has a status page with --prometheus or --metrics-listen", self.refused())
+        self.assertIn("the status page needs --prometheus or --metrics-listen", self.refused())
 
     def test_no_secrets_where_all_can_read(self) -> None:
         """A password in the URL or behind an option that there is not is refused, and not repeated."""
@@ -325,7 +325,9 @@ class StatusCommandTests(SynchronousTestCase):
             thread = threading.Thread(target=answer, daemon=True)
             thread.start()
             try:
-                self.assertIn("takes too long", self.refused(url=f"http://127.0.0.1:{listening.getsockname()[1]}"))
+                self.assertIn(
+                    "did not answer in time", self.refused(url=f"http://127.0.0.1:{listening.getsockname()[1]}")
+                )
             finally:
                 ended.set()
                 thread.join(30)

@@ -107,7 +107,7 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual(
                 [
                     f"rest-server usage: skipped {self.path.absolute()}/alice/laptop/data/07: Permission denied",
-                    "rest-server usage: the size is not complete: alice/laptop",
+                    "rest-server usage: incomplete size: alice/laptop",
                 ],
                 err.splitlines(),
             )
@@ -126,7 +126,7 @@ class UsageTests(SynchronousTestCase):
         """Each says which file or option it is about."""
         for arguments, words in (
             (("--policy", "/nope"), "/nope: No such file or directory"),
-            (("--max-depth", "99"), "--max-depth 99: a number from 0 to 16 is needed"),
+            (("--max-depth", "99"), "--max-depth 99: must be a number from 0 to 16"),
         ):
             status, out, err = self.run_usage(*arguments)
             self.assertEqual((2, "", f"rest-server usage: {words}\n"), (status, out, err))
@@ -212,7 +212,7 @@ class UsageTests(SynchronousTestCase):
         """One line for what cannot be: no such directory, bad sizes, a policy that is none."""
         for status, arguments, word in (
             (1, ("--path", str(self.path / "nowhere")), "No such file"),
-            (2, ("--max-size", "lots"), "no size"),
+            (2, ("--max-size", "lots"), "not a size"),
             (2, ("--policy", str(self.path / "none.toml")), "No such file"),
             (2, ("--colour",), "unrecognized"),
             (2, ("--max-depth", "x"), "a number from 0 to 16"),

@@ -55,7 +55,7 @@ class ServerFlagsTests(SynchronousTestCase):
         with self.file.open("a") as file:
             file.write('colour = "red"\n')
         for arguments, words in (
-            (("--config", str(self.file)), f"rest-server try: {self.file}: colour: no such key"),
+            (("--config", str(self.file)), f"rest-server try: {self.file}: colour: unknown key"),
             (("--config", "/none"), "rest-server try: --config: cannot read /none: No such file"),
             (("--max-depth", "99"), "rest-server try: --max-depth 99"),
         ):

@@ -227,10 +227,16 @@ class EverywhereTests(ConfigurationCase):
         environment = {"REST_SERVER_PRIVATE_REPOS": "true"}
         before = dict(os.environ)
         self.assertTrue(
-            self.refused("--no-auth", environment=environment).startswith("REST_SERVER_PRIVATE_REPOS needs")
+            self.refused("--no-auth", environment=environment).startswith(
+                "REST_SERVER_PRIVATE_REPOS cannot be combined with --no-auth"
+            )
         )
         self.patch(os, "environ", before)
-        self.assertTrue(self.refused("--no-auth", file="policy = '/x'").startswith(f"{self.file}: policy needs"))
+        self.assertTrue(
+            self.refused("--no-auth", file="policy = '/x'").startswith(
+                f"{self.file}: policy cannot be combined with --no-auth"
+            )
+        )
 
 
 class RefusedTests(ConfigurationCase):
@@ -239,19 +245,19 @@ class RefusedTests(ConfigurationCase):
     def test_file(self) -> None:
         """Keys, types, values, and text that is no TOML."""
         for text, wanted in (
-            ("max_size = '1'", "max_size: no such key"),
-            ("[server]\npath = '/x'", "server: no such key"),
-            ("config = 'x'", "config: no such key"),
-            ("help = true", "help: no such key"),
-            ("no-auth = 'true'", "no-auth: true or false is needed, without quotes"),
-            ("no-auth = 1", "no-auth: true or false is needed, without quotes"),
-            ("max-size = true", "max-size: a text in quotes or a number is needed"),
-            ("max-size = ['1']", "max-size: one value is needed, and no list"),
-            ("listen = [[':1']]", "listen: a text in quotes or a number is needed"),
+            ("max_size = '1'", "max_size: unknown key"),
+            ("[server]\npath = '/x'", "server: unknown key"),
+            ("config = 'x'", "config: unknown key"),
+            ("help = true", "help: unknown key"),
+            ("no-auth = 'true'", "no-auth: must be true or false, without quotes"),
+            ("no-auth = 1", "no-auth: must be true or false, without quotes"),
+            ("max-size = true", "max-size: must be a string in quotes or a number"),
+            ("max-size = ['1']", "max-size: must be one value, not a list"),
+            ("listen = [[':1']]", "listen: must be a string in quotes or a number"),
             ("policy = ''", "policy: it is empty"),
-            ("max-size = '5 lots'", "max-size '5 lots' is no size"),
+            ("max-size = '5 lots'", "max-size '5 lots' is not a size"),
             ("tls-cert = 'x'", "tls-cert needs --tls"),
-            ("workers = 0", "workers 0: a number from 1"),
+            ("workers = 0", "workers 0: must be a number from 1"),
             ("path = /x", "Invalid value (at line 1, column 8)"),
             ("path = '/x'\npath = '/y'", "Cannot overwrite a value"),
             ("a = " + "[" * 5000, ""),
@@ -264,22 +270,22 @@ class RefusedTests(ConfigurationCase):
         for path, reason in (
             ("/nowhere/x.toml", "No such file"),
             ("/", "Is a directory"),
-            ("/dev/null", "no regular file"),
+            ("/dev/null", "not a regular file"),
         ):
             self.assertIn(f"--config: cannot read {path}: {reason}", self.refused("--config", path))
-        self.assertIn("names no file", self.refused("--config="))
+        self.assertIn("must not be empty", self.refused("--config="))
         self.file.write_bytes(b"path = '\xff'")
-        self.assertIn("no UTF-8", self.refused("--config", str(self.file)))
+        self.assertIn("not UTF-8", self.refused("--config", str(self.file)))
 
     def test_environment(self) -> None:
         """The variable is named."""
         for name, value, wanted in (
-            ("MAX_SIZE", "5 lots", "REST_SERVER_MAX_SIZE '5 lots' is no size"),
+            ("MAX_SIZE", "5 lots", "REST_SERVER_MAX_SIZE '5 lots' is not a size"),
             ("NO_AUTH", "perhaps", "REST_SERVER_NO_AUTH=perhaps: only true and false are allowed"),
             ("POLICY", "", "REST_SERVER_POLICY is empty"),
             ("LISTEN", "'x", "REST_SERVER_LISTEN: No closing quotation"),
             ("TLS_KEY", "/k", "REST_SERVER_TLS_KEY needs --tls"),
-            ("CONFIG", "", "REST_SERVER_CONFIG names no file"),
+            ("CONFIG", "", "REST_SERVER_CONFIG must not be empty"),
             ("CONFIG", "/nowhere", "REST_SERVER_CONFIG: cannot read /nowhere: No such file or directory"),
         ):
             before = dict(os.environ)

@@ -843,7 +843,7 @@ class FileStoreContract(StoreContract):
 
     def publish_without_help(self, store: RepositoryStore) -> None:
         """An upload that no C{renameat2} helps."""
-        patch = self.patch(publish, "_rename_noreplace", failing(errno.ENOENT))
+        patch = self.patch(publish, "rename_noreplace", failing(errno.ENOENT))
         try:
             save(store, ROOT, "data", b"a pack")
         finally:

@@ -49,7 +49,7 @@ class WithNothing(FileStoreContract, SynchronousTestCase):
 
 def refuse(test: SynchronousTestCase, unnamed_open: int, unnamed_link: int, link: int, noreplace: int) -> None:
     """A file system that answers these calls with these errors; 0 where it takes them."""
-    real_open, real_link, real_rename = os.open, os.link, publish._rename_noreplace
+    real_open, real_link, real_rename = os.open, os.link, publish.rename_noreplace
 
     def fake_open(path: Any, flags: int, *args: Any, **named: Any) -> int:
         if unnamed_open and flags & os.O_TMPFILE == os.O_TMPFILE:
@@ -64,7 +64,7 @@ def refuse(test: SynchronousTestCase, unnamed_open: int, unnamed_link: int, link
 
     test.patch(os, "open", fake_open)
     test.patch(os, "link", fake_link)
-    test.patch(publish, "_rename_noreplace", failing(noreplace) if noreplace else real_rename)
+    test.patch(publish, "rename_noreplace", failing(noreplace) if noreplace else real_rename)
 
 
 def believed(store: LocalStore) -> Mechanisms:
@@ -221,7 +221,7 @@ class Prepare(SynchronousTestCase):
                 error = self.assertRaises(StartError, LocalStore(path).prepare)
             finally:
                 patch.restore()
-            hint = "; --read-only serves what is there" if code == errno.EROFS else ""
+            hint = "; use --read-only to serve it anyway" if code == errno.EROFS else ""
             words = f"--path: cannot use the data directory {os.path.abspath(path)}: {os.strerror(code)}{hint}"
             self.assertEqual(words, str(error))
 

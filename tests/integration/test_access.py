@@ -362,4 +362,4 @@ class UserCommandTests(AccessCase):
             self.assertEqual(401, self.ask(server, user, "GET", "/config", password="wrong").status, user)
         self.assertEqual(401, self.ask(server, "broken", "GET", "/config", password="secret").status)
         server.wait_for_line(r"Invalid htpasswd entry for broken\. \(\S+, line 2: ")
-        server.wait_for_line(r"Invalid htpasswd entry in \S+, line 3, left out: ")
+        server.wait_for_line(r"Invalid htpasswd entry in \S+, line 3, ignored: ")

@@ -378,7 +378,7 @@ class BrokenDiskTests(SynchronousTestCase):
                     client.save("data", f"second {error}".encode(), "/alice/")
                     wait_until(lambda: re.search(r"linkat\(.*/proc/self/fd/.* = 0$", log.read_text(), re.M), what=error)
             self.assertEqual(6, len(client.list("data", "/alice/")))
-        self.assertIsNone(server.said("does not take"))
+        self.assertIsNone(server.said("does not support"))
         self.assertEqual(6, len(files_below(self.data)))
 
     def test_name_cannot_be_removed(self) -> None:
@@ -387,7 +387,7 @@ class BrokenDiskTests(SynchronousTestCase):
         with server.client() as client:
             with traced([server.pid], "linkat", "error=EPERM"):
                 client.save("data", b"0" * 1000, "/alice/")
-            server.wait_for_line("does not take unnamed")
+            server.wait_for_line("does not support unnamed")
             with traced([server.pid], "/^unlink", "error=EIO"):
                 for number in range(1, 9):
                     client.save("data", b"%d" % number * 1000, "/alice/")

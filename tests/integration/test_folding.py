@@ -191,7 +191,7 @@ class RightsAndSpellings(_Base):
             [], [name for name in self.names() if name != "secret" and self.folds and name.lower() == "secret"]
         )
         if self.folds:
-            self.assertIsNotNone(server.said("/SECRET is answered 404: on disk it is called secret"))
+            self.assertIsNotNone(server.said("/SECRET is answered 404: its name on disk is secret"))
 
     def test_deeper(self) -> None:
         """Every folder of a path has to be spelled right."""

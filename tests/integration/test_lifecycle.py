@@ -138,10 +138,10 @@ class AppendOnlyTests(SynchronousTestCase):
         self.assertEqual(len([name for name in stored if name.startswith("snapshots/")]), 2)
 
         oldest = str(restic.snapshots()[0]["id"])
-        refused = restic.run_until("403 append-only: only locks may be removed", "forget", oldest)
+        refused = restic.run_until("403 append-only: only locks may be deleted", "forget", oldest)
 
         self.assertNotEqual(refused.status, 0)
-        self.assertIn("403 append-only: only locks may be removed", refused.out)
+        self.assertIn("403 append-only: only locks may be deleted", refused.out)
         self.assertEqual(contents_below(data), stored, "something was lost, changed or left over")
         self.assertEqual(len(restic.snapshots()), 2)
         self.assertIn("no errors were found", restic.succeed("check", "--read-data"))

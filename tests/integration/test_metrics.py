@@ -998,7 +998,7 @@ class ReadyTests(MetricsCase):
         with self.mounted() as (volume, mount_point):
             self.inside("umount", "--lazy", str(mount_point))
             self.inside("mkdir", str(mount_point / "data"))
-            self.assert_not_ready(volume, b"the volume with the repositories is not there")
+            self.assert_not_ready(volume, b"the volume with the repositories is missing")
             self.assertEqual([], os.listdir(mount_point / "data"))
             self.inside("rmdir", str(mount_point / "data"))
             self.inside("mount", "--bind", str(volume), str(mount_point))
@@ -1011,7 +1011,7 @@ class ReadyTests(MetricsCase):
         """Lazily unmounted, and not even a directory is left."""
         with self.mounted() as (volume, mount_point):
             self.inside("umount", "--lazy", str(mount_point))
-            self.assert_not_ready(volume, b"not there")
+            self.assert_not_ready(volume, b"is missing")
             self.assertEqual([], os.listdir(mount_point))
             self.inside("mount", "--bind", str(volume), str(mount_point))
             self.assert_ready_again()

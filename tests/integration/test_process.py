@@ -137,7 +137,7 @@ class BadInput(_Base):
         (self.scratch / "other").mkdir()
         one, other = make_certificate(self.scratch / "one"), make_certificate(self.scratch / "other")
         flags = self.start_flags("--no-auth", "--tls", "--tls-cert", str(one.certificate), "--tls-key")
-        self.assert_refused("fits the certificate", *flags, str(other.key))
+        self.assert_refused("does not match the certificate", *flags, str(other.key))
         one.certificate.write_text("nothing of that kind")
         self.assert_refused("no usable PEM certificate", *flags, str(one.key))
 

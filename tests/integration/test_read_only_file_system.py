@@ -94,7 +94,7 @@ class ReadOnlyCase(SynchronousTestCase):
                 self.assertEqual((200, b"ready\n"), (client.get("/-/ready").status, client.get("/-/ready").body))
             for chunked in (False, True):
                 reply = client.post(f"/alice/locks/{object_id(BODY)}", iter([BODY]) if chunked else BODY)
-                self.assertEqual((403, REFUSED.format("made")), (reply.status, reply.reason))
+                self.assertEqual((403, REFUSED.format("created")), (reply.status, reply.reason))
             self.assertEqual(200, client.delete(f"/alice/locks/{object_id(BODY)}").status)
             reply = client.delete(f"/alice/locks/{object_id(LOCK)}")
             self.assertEqual((403, REFUSED.format("removed")), (reply.status, reply.reason))
@@ -107,11 +107,11 @@ class ReadOnlyCase(SynchronousTestCase):
                 ("POST", f"/new/data/{NAME}"),
             ):
                 reply = client.request(method, path, BODY if method == "POST" else None)
-                self.assertEqual((403, "read-only: only locks may be made and removed"), (reply.status, reply.reason))
+                self.assertEqual((403, "read-only: only locks may be created or deleted"), (reply.status, reply.reason))
         lines = [line for line in server.err if "Read-only file system" in line]
         self.assertEqual(
             [
-                f"{self.mount_point} cannot be written (Read-only file system): lists and reads are served, locks are refused, "
+                f"{self.mount_point} is not writable (Read-only file system): lists and reads are served, locks are refused, "
                 "so clients need --no-lock"
             ],
             lines,
@@ -193,7 +193,7 @@ class FlagsTests(ReadOnlyCase):
         server = self.start("bind", wait=False)
         self.assertEqual(1, server.wait())
         said = [line for line in server.err if "cannot use" in line]
-        words = "Read-only file system; --read-only serves what is there"
+        words = "Read-only file system; use --read-only to serve it anyway"
         self.assertEqual(
             [f"--path: cannot use the data directory {self.mount_point}: {words}"],
             [line.removeprefix("rest-server: ") for line in said],
@@ -238,7 +238,7 @@ class FlagsTests(ReadOnlyCase):
             self.assertEqual({NAME: len(BODY)}, client.list("data", "/alice/"))
             self.assertEqual(200, client.get("/-/ready").status)
             reply = client.post(f"/alice/locks/{NAME}", BODY)
-            reason = "the server may only read its disk, so no lock can be made: use restic's --no-lock"
+            reason = "the server has no write permission on its disk, so no lock can be created: use restic's --no-lock"
             self.assertEqual((403, reason), (reply.status, reply.reason))
         server = start_server(self, self.source, "--no-auth", wrapper=unprivileged(), wait=False)
         self.assertEqual(1, server.wait())
@@ -269,4 +269,4 @@ class ResticTests(ReadOnlyCase):
         finished = locking.run_until("--no-lock", "snapshots")
         self.assertNotEqual(0, finished.status)
         self.assertIn("403", finished.out)
-        self.assertIn(REFUSED.format("made"), finished.out)
+        self.assertIn(REFUSED.format("created"), finished.out)

@@ -178,7 +178,7 @@ class FirstProcessTests(SynchronousTestCase):
             wait_until(lambda: _zombies_of(pid) == 0, what="no zombies")
             if workers == "2":
                 os.kill(children_of(pid)[0], signal.SIGKILL)
-                server.wait_for_line("ended by signal 9; another is started")
+                server.wait_for_line("ended by signal 9; starting another one")
             os.kill(pid, signal.SIGTERM)
             server.wait()
             self.assertIsNotNone(server.said("shutdown cleanly$"))

@@ -34,7 +34,7 @@ DOORS = (REST_SERVER, TWISTD)
 
 
 class ReadOnlyRootTests(SynchronousTestCase):
-    """A container with a read-only root: nothing can be written but the data directory, and no temporary file can be made."""
+    """A container with a read-only root: nothing can be written but the data directory, and cannot create a temporary file."""
 
     skip = no_namespaces("--mount")
 
@@ -196,9 +196,9 @@ class StartErrorTests(SynchronousTestCase):
         self.table: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
             ("path", "/dev/null/data", "cannot use the data directory /dev/null/data: Not a directory", ()),
             ("path", str(file), f"cannot use the data directory {file}: ", ()),
-            ("path", "s3://bucket", "a directory of this machine is needed, not a URL", ()),
+            ("path", "s3://bucket", "must be a local directory, not a URL", ()),
             ("state-dir", str(file / "x"), "cannot use the state directory", ()),
-            ("state-dir", "s3://bucket", "a directory of this machine is needed, not a URL", ()),
+            ("state-dir", "s3://bucket", "must be a local directory, not a URL", ()),
             ("htpasswd-file", missing, "No such file or directory", ()),
             ("htpasswd-file", "/", "Is a directory", ()),
             ("policy", missing, "No such file or directory", ()),
@@ -207,21 +207,21 @@ class StartErrorTests(SynchronousTestCase):
             ("listen", "nonsense", "neither host:port", ()),
             ("listen", "192.0.2.1:8000", "cannot listen on 192.0.2.1:8000: Cannot assign requested address", ()),
             ("listen", f"tcp:{address.rpartition(':')[2]}:interface=127.0.0.1", "in use", ()),
-            ("listen", "unix:" + "x" * 200, "and a unix socket's may have 107", ()),
+            ("listen", "unix:" + "x" * 200, "and the limit for a Unix socket is 107", ()),
             ("listen", f"unix:{missing}", "No such file or directory", ()),
-            ("listen", f"unix:{file}", "something that is no socket is there", ()),
+            ("listen", f"unix:{file}", "the file exists and is not a socket", ()),
             ("metrics-listen", address, f"cannot listen on {address}: Address already in use", ()),
             ("metrics-listen", "nonsense", "neither host:port", ()),
             ("tls-cert", missing, "cannot read the TLS certificate", ("--tls", key)),
-            ("tls-cert", str(file), "holds no usable PEM certificate: no start line", ("--tls", key)),
+            ("tls-cert", str(file), "contains no usable PEM certificate: no start line", ("--tls", key)),
             ("tls-key", missing, "cannot read the TLS private key", ("--tls", cert)),
-            ("tls-key", str(file), "holds no usable PEM private key: ", ("--tls", cert)),
+            ("tls-key", str(file), "contains no usable PEM private key: ", ("--tls", cert)),
             ("tls-client-ca", missing, "cannot read the TLS client CA", ("--tls", cert, key)),
-            ("tls-client-ca", str(file), "holds no usable PEM certificate: ", ("--tls", cert, key)),
+            ("tls-client-ca", str(file), "contains no usable PEM certificate: ", ("--tls", cert, key)),
             ("log", missing, f"cannot open {missing}: No such file or directory", ()),
-            ("cpu-profile", missing, f"cannot write {missing}: there is no such directory", ()),
-            ("on-event", missing, "there is no such program", ()),
-            ("max-size", "lots", "is no size", ()),
+            ("cpu-profile", missing, f"cannot write {missing}: no such directory", ()),
+            ("on-event", missing, "no such program", ()),
+            ("max-size", "lots", "is not a size", ()),
         )
 
     def assert_refused(

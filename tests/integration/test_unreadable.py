@@ -227,7 +227,7 @@ class RepositoryTests(UnreadableCase):
         self.assertEqual(
             [
                 f"rest-server usage: skipped {locked}: Permission denied",
-                "rest-server usage: the size is not complete: alice",
+                "rest-server usage: incomplete size: alice",
             ],
             lines,
         )

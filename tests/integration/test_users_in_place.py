@@ -172,7 +172,7 @@ class MountTests(InPlaceCase):
         script = f'{places}\nmount --bind "{self.real}" "{self.file}"; mount -o remount,bind,rw "{self.file}"'
         ended = self.user("add", "bob", wrapper=with_mounts(script))
         self.assertEqual(1, ended.returncode, ended)
-        self.assertIn("no room for a safe copy", ended.stderr)
+        self.assertIn("no backup copy can be written", ended.stderr)
         self.assertEqual(BEFORE, self.real.read_bytes())
 
     def test_read_only_mount(self) -> None:

@@ -19,7 +19,7 @@ from ..support.waiting import wait_until
 from .test_volume_gone import _namespaces
 
 TWO = ("--workers", "2")
-GONE = "the volume with the repositories is not there"
+GONE = "the volume with the repositories is missing"
 BODY = random_bytes(seed=6, length=5000)
 NAME = object_id(BODY)
 

@@ -67,7 +67,7 @@ class VolumeGoneTests(SynchronousTestCase):
             ):
                 reply = client.request(method, path, sent)
                 self.assertEqual(503, reply.status, f"{method} {path}")
-                self.assertEqual("the volume with the repositories is not there", reply.reason)
+                self.assertEqual("the volume with the repositories is missing", reply.reason)
             self.assertEqual([], os.listdir(mount_point / "data"))
             inside("rmdir", str(mount_point / "data"))
             inside("mount", "--bind", str(volume), str(mount_point))

@@ -263,7 +263,7 @@ class LossTests(WorkersCase):
         others = self.connections(server, 3)
         os.kill(pid, signal.SIGKILL)
         self.assertEqual(b"", test_process._rest_of(upload))
-        server.wait_for_line(rf"worker \d \(process {pid}\) ended by signal 9; another is started now")
+        server.wait_for_line(rf"worker \d \(process {pid}\) ended by signal 9; starting another one now")
         survivors = 0
         for connection in others:
             connection.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -294,7 +294,7 @@ class LossTests(WorkersCase):
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
 
-        for line in ("started now$", "started in 1 s$", "started in 2 s$"):
+        for line in ("starting another one now$", "starting another one in 1 s$", "starting another one in 2 s$"):
             kill_both()
             wait_until(lambda: sum(line[:-1] in said for said in server.err) == 2, what=line)
         with server.client() as client:

@@ -402,7 +402,7 @@ class UnixSocketTests(SynchronousTestCase):
                     waiting.connect_ex(path)
             inode = os.stat(path).st_ino
             error = self.assertRaises(StartError, unix_socket, path)
-            self.assertEqual(f"cannot listen on unix:{path}: a server answers there already", str(error))
+            self.assertEqual(f"cannot listen on unix:{path}: another server is listening there", str(error))
             self.assertEqual(inode, os.stat(path).st_ino)
 
     def test_something_else(self) -> None:
@@ -413,7 +413,7 @@ class UnixSocketTests(SynchronousTestCase):
         link.symlink_to("nowhere")
         for path in (file, directory, link):
             error = self.assertRaises(StartError, unix_socket, str(path))
-            self.assertIn("no socket", str(error))
+            self.assertIn("not a socket", str(error))
             self.assertTrue(os.path.lexists(path))
         self.assertEqual(b"precious", file.read_bytes())
 
@@ -526,7 +526,7 @@ class PortTests(TestCase):
                     self.assertEqual(set(), stepped.readers)
                     stepped.advance(REST_S)
                     self.assertEqual({port}, stepped.readers)
-            self.assertEqual(["cannot take a connection: Too many open files"], [*map(formatEvent, events)])
+            self.assertEqual(["cannot accept a connection: Too many open files"], [*map(formatEvent, events)])
             stepped.pump()
             self.assertEqual(b"hello", client.recv(10))
             client.close()
@@ -575,7 +575,7 @@ class PortTests(TestCase):
                 unix_socket(f"{directory}/s").close()  # left behind
             os.chdir("/")
         error = self.assertRaises(StartError, unix_socket, f"{deep}/s")
-        self.assertIn(f"the path has {len(deep) + 2} bytes, and a unix socket's may have 107", str(error))
+        self.assertIn(f"the path has {len(deep) + 2} bytes, and the limit for a Unix socket is 107", str(error))
 
     async def test_unspecified(self) -> None:
         """C{[::]} takes IPv4 as well, as in Go, and C{[::1]} does not; an IPv4 address in IPv6's form is one of IPv4."""

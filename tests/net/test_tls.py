@@ -284,8 +284,8 @@ class TlsTests(SynchronousTestCase):
         missing, garbage = self.mktemp(), self.file(b"no PEM at all")
         for path, line in (
             (missing, f"--tls-client-ca: cannot read the TLS client CA {missing}: No such file or directory"),
-            (garbage, f"--tls-client-ca: {garbage} holds no usable PEM certificate: no certificate or crl found"),
-            (self.file(b""), "holds no usable PEM certificate: "),
+            (garbage, f"--tls-client-ca: {garbage} contains no usable PEM certificate: no certificate or crl found"),
+            (self.file(b""), "contains no usable PEM certificate: "),
         ):
             error = self.assertRaises(StartError, server_context, self.certificate_path, self.key_path, "1.2", path)
             self.assertIn(line, str(error))
@@ -304,18 +304,18 @@ class TlsTests(SynchronousTestCase):
         rsa_key = self.file(pem_of(rsa.generate_private_key(65537, 2048)))
         half = self.file(Path(certificate).read_bytes()[:200])
         no_key, no_fit = (
-            "holds no usable PEM private key: ",
-            f"holds no private key that fits the certificate {certificate}: ",
+            "contains no usable PEM private key: ",
+            f"does not match the certificate {certificate}: ",
         )
         for certificate_path, key_path, line in (
             (missing, key, f"--tls-cert: cannot read the TLS certificate {missing}: No such file or directory"),
             (certificate, missing, f"--tls-key: cannot read the TLS private key {missing}: No such file or directory"),
             (folder, key, f"--tls-cert: cannot read the TLS certificate {folder}: Is a directory"),
             (certificate, folder, f"--tls-key: cannot read the TLS private key {folder}: Is a directory"),
-            (garbage, key, f"--tls-cert: {garbage} holds no usable PEM certificate: no start line, PEM lib"),
-            (empty, key, f"--tls-cert: {empty} holds no usable PEM certificate: no start line, PEM lib"),
-            (half, key, f"--tls-cert: {half} holds no usable PEM certificate: bad end line, PEM lib"),
-            (key, key, f"--tls-cert: {key} holds no usable PEM certificate: no start line, PEM lib"),
+            (garbage, key, f"--tls-cert: {garbage} contains no usable PEM certificate: no start line, PEM lib"),
+            (empty, key, f"--tls-cert: {empty} contains no usable PEM certificate: no start line, PEM lib"),
+            (half, key, f"--tls-cert: {half} contains no usable PEM certificate: bad end line, PEM lib"),
+            (key, key, f"--tls-cert: {key} contains no usable PEM certificate: no start line, PEM lib"),
             (certificate, garbage, f"--tls-key: {garbage} {no_key}"),
             (certificate, empty, f"--tls-key: {empty} {no_key}"),
             (certificate, certificate, f"--tls-key: {certificate} {no_key}"),
@@ -329,10 +329,10 @@ class TlsTests(SynchronousTestCase):
     def test_weak_keys(self) -> None:
         """A key that OpenSSL finds too small, and those that restic's TLS (Go's) cannot use: OpenSSL's reason is said."""
         for key, reason in (
-            (rsa.generate_private_key(65537, 1024), "holds no usable PEM certificate: ee key too small"),
-            (ec.generate_private_key(ec.SECP256K1()), "for it has a key of the curve secp256k1: no s"),
-            (ec.generate_private_key(ec.SECP224R1()), "for it has a key of the curve secp224r1: no s"),
-            (ec.generate_private_key(ec.BrainpoolP256R1()), "for it has a key of the curve brainpoolP256r1: no s"),
+            (rsa.generate_private_key(65537, 1024), "contains no usable PEM certificate: ee key too small"),
+            (ec.generate_private_key(ec.SECP256K1()), "because it has a key on the curve secp256k1: no s"),
+            (ec.generate_private_key(ec.SECP224R1()), "because it has a key on the curve secp224r1: no s"),
+            (ec.generate_private_key(ec.BrainpoolP256R1()), "because it has a key on the curve brainpoolP256r1: no s"),
         ):
             path = self.file(certificate_of(key, "weak"))
             error = self.assertRaises(StartError, server_context, path, self.file(pem_of(key)), "1.2")
@@ -359,7 +359,7 @@ class TlsTests(SynchronousTestCase):
         chain = self.file(authority + Path(self.certificate_path).read_bytes())
         error = self.assertRaises(StartError, server_context, chain, self.key_path, "1.2")
         self.assertRegex(
-            str(error), f"^--tls-cert: {chain} holds its certificates in the wrong order: .*: key values mismatch$"
+            str(error), f"^--tls-cert: {chain} has its certificates in the wrong order: .*: key values mismatch$"
         )
         server_context(self.file(Path(self.certificate_path).read_bytes() + authority), self.key_path, "1.2")
 
@@ -390,7 +390,7 @@ class TlsTests(SynchronousTestCase):
             timeout=60,
         )
         self.assertEqual(
-            f"--tls-key: {key_path} is protected by a passphrase, which nobody is there to type: "
+            f"--tls-key: {key_path} is protected by a passphrase, which is not supported: remove the passphrase: "
             "Password was not given but private key is encrypted\n",
             done.stdout.decode(),
         )
@@ -454,7 +454,7 @@ class ReloadTests(SynchronousTestCase):
             breaking()
             read, errors = self.looked()
             self.assertEqual((False, 1), (read, len(errors)), errors)
-            self.assertIn("the one before is served on", errors[0])
+            self.assertIn("the previous certificate is still served", errors[0])
             self.assertNotIn("Traceback", errors[0])
             self.assertNotIn("--tls", errors[0])
             self.assertEqual((False, []), self.looked())

@@ -64,7 +64,7 @@ class FencesTests(SynchronousTestCase):
         self.successResultOf(self.enter("inside"))
         self.successResultOf(self.close(OTHER))
         waiting = self.enter("waits", OTHER)
-        self.directory_locks.refuse("the server stops")
+        self.directory_locks.refuse("the server is stopping")
         self.failureResultOf(waiting, Unavailable)
         self.failureResultOf(self.enter("late"), Unavailable)
         self.assertEqual(["inside"], self.order)

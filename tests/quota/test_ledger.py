@@ -16,7 +16,7 @@ from resticserver.errors import InsufficientStorage
 from resticserver.quota import ledger as ledger_module
 from resticserver.quota.ledger import Ledger, Limits, QuotaExceeded, Reservation, owner_of
 from resticserver.sizes import LEAST_RESERVE_OBJECTS, MOST_RESERVE_BYTES, UNLIMITED, Amount, Limit, reserve_bytes
-from resticserver.storage.layout import CELLS, Repository, cell_directory, cell_of
+from resticserver.storage.layout import CELLS, TRASH_CELL, Repository, cell_directory, cell_of
 from resticserver.web.http1.replies import reason_phrase
 
 from ..contract.store import id_of
@@ -49,6 +49,7 @@ class CellTests(SynchronousTestCase):
                 name = f"{number:02x}" + "0" * 62
                 found.setdefault(cell_of(kind, name), set()).add((kind, name[:2] if kind == "data" else ""))
         found.setdefault(cell_of("config", "config"), set()).add(("config", ""))
+        found[TRASH_CELL] = {(".trash", "")}
         self.assertEqual(set(range(CELLS)), set(found))
         self.assertEqual({cell: {cell_directory(cell)} for cell in range(CELLS)}, found)
 

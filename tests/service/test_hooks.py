@@ -370,6 +370,6 @@ class CommandTests(TestCase):
                 await told.stopService()
             self.assertTrue(await gone(int(self.output.read_text())))
             self.assertEqual((1, 2), tuple(counts(told)["snapshot", outcome] for outcome in ("failed", "dropped")))
-            self.assertIn("2 events were not told", formatEvent(logged[-1]))
+            self.assertIn("2 events were not passed", formatEvent(logged[-1]))
 
         return Deferred.fromCoroutine(test())

@@ -326,7 +326,9 @@ class PageTests(MonitoringCase):
         for repository in ((), ("alice",), ("alice", "laptop"), ("bob", 'x"\\y')):
             self.store(repository, "snapshots", 10)
             self.ledger.account(repository).last_snapshot_s = 1.5e9
-        monitoring = self.monitoring(families=[lambda: iter((gauge("workers", "Processes that serve", 2),))])
+        monitoring = self.monitoring(
+            families=[lambda: iter((gauge("workers", "Number of worker processes that are ready", 2),))]
+        )
         monitoring.tally(PLAIN)
         self.assertEqual("", complaints(self.answer(monitoring).body))
 
@@ -352,7 +354,7 @@ class StoredTests(MonitoringCase):
         self.assertIn(series("rest_server_repository_size_bytes", user="", repo=""), found)
 
     def test_folders_that_are_no_users(self) -> None:
-        """A first folder that cannot be a user's name has no user."""
+        """A first folder that is not a user name has no user."""
         self.store(("a b",), "config", 7)
         found = self.found()
         self.assertIn(series("rest_server_repository_size_bytes", user="", repo="a b"), found)

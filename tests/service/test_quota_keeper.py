@@ -426,7 +426,8 @@ class StartTests(AccountsCase):
         self.failureResultOf(gone, CancelledError)
         self.clock.advance(0.1)
         self.assertEqual(
-            "the server still counts what is stored", str(self.failureResultOf(waiting, Unavailable).value)
+            "the server is still counting stored data, try again later",
+            str(self.failureResultOf(waiting, Unavailable).value),
         )
         pool.finish()
         self.assertEqual(Amount(), self.reserved())
@@ -486,7 +487,7 @@ class StartTests(AccountsCase):
         patch = self.patch(os, "scandir", fail)
         with capturedLogs() as events:
             self.start(1500)
-        self.assertIn("could not count what is stored", "".join(self.said(events)))
+        self.assertIn("could not count stored data", "".join(self.said(events)))
         patch.restore()
         self.flushLoggedErrors(OSError)
         self.clock.advance(TRY_AGAIN_S)

@@ -22,7 +22,7 @@ from resticserver.storage.readonly import ReadOnlyStore
 
 from ..support.memory import HeldPool
 
-LATE = "the data directory does not answer"
+LATE = "the data directory does not respond"
 
 
 class CountingPool(HeldPool):
@@ -104,7 +104,7 @@ class FoundTests(ReadinessCase):
         os.mkdir(self.path)
         self.clock.advance(FRESH_S)
         with capturedLogs():
-            self.assertEqual("the volume with the repositories is not there", self.found(readiness))
+            self.assertEqual("the volume with the repositories is missing", self.found(readiness))
         self.assertEqual([], os.listdir(self.path))
         os.rmdir(self.path)
         os.rename(away, self.path)
@@ -119,7 +119,7 @@ class FoundTests(ReadinessCase):
                 store.volume.check()
             shutil.move(self.path, f"{self.path}.away")
             with capturedLogs():
-                self.assertIn("not there" if known else "cannot be written", self.found(self.readiness(store=store)))
+                self.assertIn("is missing" if known else "cannot be written", self.found(self.readiness(store=store)))
             shutil.move(f"{self.path}.away", self.path)
 
     def test_cannot_be_written(self) -> None:
@@ -179,7 +179,7 @@ class FoundTests(ReadinessCase):
         readiness = self.readiness()
         real = self.store.volume.check
         self.patch(self.store.volume, "check", lambda: 1 / 0)
-        self.assertEqual("a fault of the server", self.found(readiness))
+        self.assertEqual("an error in the server", self.found(readiness))
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.patch(self.store.volume, "check", real)
         self.clock.advance(FRESH_S)

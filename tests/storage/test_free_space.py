@@ -98,8 +98,8 @@ class CheckTests(RoomCase):
         """What is said."""
         self.free = 512 * MIB
         for min_free, words in (
-            (FreeSpace(GIB), "1 GiB of the server's disk must stay free (512 MiB are)"),
-            (FreeSpace(percent=5), "5 GiB of the server's disk must stay free (512 MiB are)"),
+            (FreeSpace(GIB), "1 GiB of the server's disk must stay free (512 MiB are free)"),
+            (FreeSpace(percent=5), "5 GiB of the server's disk must stay free (512 MiB are free)"),
         ):
             error = self.assertRaises(InsufficientStorage, FreeSpaceGuard(min_free).check, 0, False)
             self.assertEqual(words, error.message)

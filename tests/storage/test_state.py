@@ -503,7 +503,7 @@ class MarkerTests(StateCase):
         state = StateFile(str(self.data), str(folder))
         with capturedLogs() as events:
             state.remember_marker(b"marker")
-        self.assertIn("will not be noticed", str(formatEvent(events[0])))
+        self.assertIn("will not be detected", str(formatEvent(events[0])))
         (folder / "volume-id").mkdir(parents=True)
         self.assertRaises(StartError, state.marker)
         with capturedLogs():
@@ -514,7 +514,7 @@ class MarkerTests(StateCase):
 class BrokenTests(StateCase):
     """A file that cannot be used."""
 
-    def assert_made_anew(self, reason: str) -> None:
+    def assert_recreated(self, reason: str) -> None:
         """The next use says so once, and after it everything works with a new file."""
         state = self.open()
         with capturedLogs() as events:
@@ -526,7 +526,7 @@ class BrokenTests(StateCase):
         assert found is not None
         self.assertEqual(7, found.amount.size_bytes)
         (said,) = self.said(events)
-        self.assertIn(f"{self.file} is made anew: ", said)
+        self.assertIn(f"recreating {self.file}: ", said)
         self.assertIn(reason, said)
         self.assertIsNotNone(self.open().directory(self.path("keys")))
 
@@ -537,7 +537,7 @@ class BrokenTests(StateCase):
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self.file}{suffix}").unlink(missing_ok=True)
             self.file.write_bytes(content)
-            self.assert_made_anew("")
+            self.assert_recreated("")
 
     def test_empty(self) -> None:
         """An empty file is one that was just made."""
@@ -555,7 +555,7 @@ class BrokenTests(StateCase):
             with sqlite3.connect(self.file) as connection:
                 connection.execute(f"PRAGMA user_version = {version}")
             connection.close()
-            self.assert_made_anew(f"another version ({version})")
+            self.assert_recreated(f"schema version {version} is not supported")
 
     def test_broken_inside(self) -> None:
         """Pages that were overwritten while the file was closed: whatever is found, nothing fails and it ends well."""
@@ -576,7 +576,7 @@ class BrokenTests(StateCase):
             found = state.directory(self.path("index"))
         assert found is not None
         self.assertEqual(7, found.amount.size_bytes)
-        self.assertEqual(1, sum("is made anew" in line for line in self.said(events)))
+        self.assertEqual(1, sum("recreating " in line for line in self.said(events)))
 
     def test_rows_that_make_no_sense(self) -> None:
         """Contents that were cut off are as if they were not there; they fail nothing and are never half a list."""

@@ -66,7 +66,7 @@ class RepositoryTests(ApiCase):
         self.assertEqual(self.ask("POST", f"/nobody/data/{NAME}", BLOB)[0], 404)
         self.assertEqual(self.reason, "no such repository")
         self.assertEqual(self.ask("POST", "/a/b/c/?create=true", b"")[0], 404)
-        self.assertEqual(self.reason, "repositories lie at most 2 folders deep here (--max-depth)")
+        self.assertEqual(self.reason, "a repository may be at most 2 folders deep (--max-depth)")
         self.assertFalse(os.path.exists(os.path.join(self.bench.store.path, "nobody")))
 
 

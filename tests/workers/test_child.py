@@ -206,7 +206,9 @@ class WorkerProcessTests(SynchronousTestCase):
     def test_another_version(self) -> None:
         """A package that was updated under a running server is no surprise later."""
         reason = self.begin("0.0.1")
-        self.assertEqual(f"version 0.0.1 runs and {__version__} is installed: restart the server", reason)
+        self.assertEqual(
+            f"the running version is 0.0.1, the installed one is {__version__}: restart the server", reason
+        )
         self.assertEqual((1, True), (self.process.status, self.reactor.stopped))
 
     def test_cannot_start(self) -> None:

@@ -153,7 +153,7 @@ class WireTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """A question that cannot be answered fails with the reason, also one that nobody knows."""
-        for question, reason in ((Refuse(), "not today"), (Unheard(), "there is no question Unheard")):
+        for question, reason in ((Refuse(), "not today"), (Unheard(), "unknown question: Unheard")):
             answer = self.one.ask(question)
             self.reactor.pump()
             self.assertEqual(reason, str(self.failureResultOf(answer, Failed).value))

@@ -250,8 +250,8 @@ class WorkersTests(SynchronousTestCase):
         self.assertEqual((["KILL"], []), (self.one.kills, self.two.kills))
         self.assertEqual(
             [
-                "worker 1 (process 1000) has not answered for 60 s and is killed",
-                "worker 1 (process 1000) ended by signal 9; another is started now",
+                "worker 1 (process 1000) has not answered for 60 s; killing it",
+                "worker 1 (process 1000) ended by signal 9; starting another one now",
             ],
             self.said(events),
         )
@@ -293,9 +293,9 @@ class WorkersTests(SynchronousTestCase):
             self.reactor.pump()
         self.assertEqual(
             [
-                "worker 1 (process 1000) ended with status 1; another is started now",
+                "worker 1 (process 1000) ended with status 1; starting another one now",
                 "worker 1 (process 1002) cannot start: the log is gone",
-                "worker 1 (process 1002) ended with status 1; another is started in 1 s",
+                "worker 1 (process 1002) ended with status 1; starting another one in 1 s",
             ],
             self.said(events),
         )
@@ -460,7 +460,7 @@ class WorkersTests(SynchronousTestCase):
             self.reactor.advance(30 + parent.LAST_WORDS_S)
             self.reactor.pump()
         self.successResultOf(stopped)
-        self.assertEqual(["worker 2 (process 1001) does not end and is killed"], self.said(events))
+        self.assertEqual(["worker 2 (process 1001) did not stop in time; killing it"], self.said(events))
 
     def test_stop_while_one_is_to_be_started(self) -> None:
         """A replacement that was to come does not come any more."""

@@ -221,7 +221,7 @@ class RemoteQuotaTests(AccountsCase):
         self.clock.advance(PATIENCE_S)
         self.clock.pump()
         message = self.failureResultOf(asked, Unavailable).value.message
-        self.assertEqual("the server still counts what is stored", message)
+        self.assertEqual("the server is still counting stored data, try again later", message)
         self.patch(self.quota_keeper.ledger, "reserve", lambda *_: 1 // 0)
         self.quota_keeper._based = True
         self.pool.inline = True

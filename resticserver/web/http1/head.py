@@ -125,7 +125,7 @@ class HeaderFields:
         """
         if version == b"HTTP/1.1":
             if not self.fits_1_1:
-                raise BadRequest("exactly one Host header is needed")
+                raise BadRequest("exactly one Host header is required")
         elif self.length is None:  # HTTP/1.0
             raise BadRequest("unsupported Transfer-Encoding")
 

@@ -267,7 +267,7 @@ class TlsConnection(BufferingTLSTransport):
         if not self._plain and not self._handshakeDone and (self._begun or self._first):
             # A connection without a byte is a load balancer's check that the port is open.
             aborted = self._aborted and not self._why_not
-            why_not = "it was not finished in time" if aborted else self._why_not or "the client closed the connection"
+            why_not = "it timed out" if aborted else self._why_not or "the client closed the connection"
             self._site.handshake_failed(address_text(self.transport.getPeer()), why_not)
         super().connectionLost(reason)
 

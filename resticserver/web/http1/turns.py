@@ -74,7 +74,7 @@ class Turns:
                 one.go_on()
             except Exception:
                 # The other connections must not wait for ever because of it.
-                _log.failure("a connection failed and is ended")
+                _log.failure("a connection failed and was closed")
                 one.abort()
         self._running = False
         if self._waiting:

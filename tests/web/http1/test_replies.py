@@ -53,7 +53,7 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
         403,
         b"append-only: you may only add to this repository",
     ),
-    (errors.Forbidden("append-only: only locks may be removed"), 403, b"append-only: only locks may be removed"),
+    (errors.Forbidden("append-only: only locks may be deleted"), 403, b"append-only: only locks may be deleted"),
     (errors.MethodNotAllowed([b"GET", b"HEAD"]), 405, b"method not allowed"),
     (errors.MethodNotAllowed([b"GET"], "a list"), 405, b"a list"),
     (errors.RangeNotSatisfiable(7), 416, b"the range starts past the end of the object"),
