@@ -30,7 +30,7 @@ def parse_duration(text: str) -> int:
 def format_duration(seconds: float) -> str:
     """Format a duration for people by its two largest units, such as C{2 h 5 min}."""
     left = max(0, round(seconds))
-    found = []
+    found: list[str] = []
     for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         number, left = divmod(left, unit_s)
         if number or found or unit == "s":

@@ -50,8 +50,8 @@ class Finding(Enum):
 #: The kinds of problems, as they are called everywhere.
 DAMAGED, MISSING, UNREADABLE = KINDS = ("damaged", "missing", "unreadable")
 
-#: Inode, size, modification time in nanoseconds since 1970: another one means another content.
-FileVersion = tuple[int, int, int]
+#: Inode, size, modification and change time in nanoseconds since 1970: as long as it is the same, so is the content.
+FileVersion = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def version_of(path: str) -> FileVersion | None:
 
 
 def _version(status: os.stat_result) -> FileVersion:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read(path: str, name: str, limit: RateLimit) -> Check:

@@ -15,9 +15,8 @@ from ..names import CONFIG, is_object_id
 from .directory_snapshots import SETTLED_NS
 from .layout import Repository, cell_directory, object_directory, repository_path
 from .object_check import OF_THE_PROCESS
+from .trash import trash_days, type_directories
 from .volume import Volume
-
-TRASH_FOLDER = ".trash"
 
 
 @dataclass
@@ -128,18 +127,10 @@ def _add(contents: Contents, entry: os.DirEntry[str]) -> None:
 
 
 def is_in_trash(top: str, repository: Repository, object_type: str, name: str) -> bool:
-    """
-    Whether an object lies in its repository's trash: C{.trash/DAY/TYPE/ID}, or C{TYPE.2} and so on. A config has another name
-    there.
-    """
-    trash = f"{repository_path(top, repository)}/{TRASH_FOLDER}"
+    """Whether an object lies in its repository's trash. A config has another name there: any counts."""
     with suppress(OSError):
-        for day in os.listdir(trash):
-            with suppress(OSError):
-                for folder in os.listdir(f"{trash}/{day}"):
-                    if folder != object_type and not folder.startswith(f"{object_type}."):
-                        continue
-                    path = f"{trash}/{day}/{folder}"
-                    if os.listdir(path) if object_type == CONFIG else os.path.lexists(f"{path}/{name}"):
-                        return True
+        for day in trash_days(top, repository):
+            for trashed_type, path in type_directories(day):
+                if trashed_type == object_type and (object_type == CONFIG or os.path.lexists(f"{path}/{name}")):
+                    return True
     return False

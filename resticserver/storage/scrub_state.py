@@ -266,7 +266,7 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
         statement += "ORDER BY since_s, repository, type, name LIMIT ?"
         values = [value for _, value in where]
         return [
-            Problem(_repository(blob), type_, id_, kind, since_s, reason, _numbers_of(version, 3))
+            Problem(_repository(blob), type_, id_, kind, since_s, reason, _numbers_of(version, 4))
             for blob, type_, id_, kind, since_s, reason, version in self._all(statement, *values, most)
         ]
 
