@@ -76,6 +76,8 @@ class ResticServer(SequentialServices):
         self._fronts: list[Front] = [topology.front]
         services: list[IService] = [*topology.services, core.events, core.passwords, core.guesses, core.counting]
         services.append(topology.quota_keeper)
+        if settings.metrics or settings.scrub_interval_s:
+            services += [core.scrubbing, topology.scrub]
         if settings.metrics:
             services.append(KeptRefusals(reactor, core.events.refusals, core.state, core.counting))
         services += self._reloading.watches(reactor)

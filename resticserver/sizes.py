@@ -35,6 +35,15 @@ def parse_size(text: str) -> int:
     return int(whole) * factor + int(fraction) * factor // int(10 ** len(fraction))
 
 
+def parse_bandwidth(text: str) -> int:
+    """
+    Parse a number of bytes a second, such as C{20M} or C{20MiB/s}.
+
+    @raise ValueError: the text is no rate.
+    """
+    return parse_size(text.strip().removesuffix("/s"))
+
+
 def format_size(size_bytes: int) -> str:
     """Format a size for people, such as C{9.98 GiB}: three digits, rounded down."""
     if size_bytes < 1024:

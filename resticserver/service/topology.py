@@ -20,6 +20,7 @@ from .monitoring import Monitoring
 from .quota_keeper import QuotaKeeper
 from .readiness import Readiness
 from .reloading import Reloads
+from .scrub import Scrub
 
 
 class Front(Protocol):
@@ -72,6 +73,10 @@ class Topology(Protocol):
         """The quotas of the whole server."""
 
     @property
+    def scrub(self) -> Scrub:
+        """The scrub of the whole server."""
+
+    @property
     def monitoring(self) -> Monitoring:
         """The metrics and the status of the whole server."""
 
@@ -119,7 +124,10 @@ class SingleProcess:
         self._frontend = Frontend(settings, core.reactor, parts)
         self.disk = self._frontend.disk
         self.readiness = self._frontend.readiness
-        self.monitoring = core.make_monitoring(self.quota_keeper, self.readiness, self.disk, self._count_in_flight)
+        self.scrub = core.make_scrub(self._frontend.requests_in_flight)
+        self.monitoring = core.make_monitoring(
+            self.quota_keeper, self.readiness, self.disk, self.scrub, self._count_in_flight
+        )
         self.front = Listeners(
             core.reactor,
             settings.listen,

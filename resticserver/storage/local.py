@@ -188,6 +188,7 @@ class LocalStore(DataDirectory):
         # Before anything is removed: an error here must not leave half a repository.
         directories = self._object_directories(path)
         _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
+        self.on_removal(repository, "", "")
         if not self._remove_config(repository, path, keep_s) and not directories:
             self.publisher.fsync_directory(path)
             raise NoSuchRepository()
@@ -348,6 +349,9 @@ class LocalStore(DataDirectory):
             status = os.stat(path)  # through a symlink, as lists count it
         except OSError:
             status = None
+        # Also what is not there: the scrub may have reported that it is missing.
+        if object_type != "locks":
+            self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
         if keep_s and regular and is_kept(object_type):

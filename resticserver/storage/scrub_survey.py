@@ -20,7 +20,7 @@ from .directories import DataDirectory
 from .layout import TRASH_CELL, Repository, cell_directory, cell_of
 from .object_check import DAMAGED, MISSING, UNREADABLE, Check, Finding, check_object, version_of
 from .object_directory import Contents, cell_path, is_in_trash, read_directory, stamp_at
-from .scrub_state import MOST_LOOKED_AT, DirectoryRow, Key, Problem, ScrubState
+from .scrub_state import DirectoryRow, Key, Problem, ScrubState
 
 #: A new pass begins when the oldest check is so old, as a part of the interval: a pass takes its time too.
 DUE_PART = 0.9
@@ -305,7 +305,7 @@ class Survey:
         elif check.finding is Finding.GOOD and before is not None:
             self.end_problem(before)
 
-    def look_again(self, limit: RateLimit) -> None:
+    def look_again(self, problems: Iterable[Problem], limit: RateLimit) -> None:
         """
         Look whether problems have ended: the object was replaced, restored or deleted. Only what has changed is read.
 
@@ -313,7 +313,7 @@ class Survey:
         @raise Unavailable: the volume is gone.
         @raise ScrubUnavailable: the database cannot be used now.
         """
-        for problem in self.state.problems(most=MOST_LOOKED_AT):
+        for problem in problems:
             key = (problem.repository, cell_of(problem.type, problem.name))
             path = self._object_path(problem)
             try:
