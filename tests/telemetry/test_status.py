@@ -336,7 +336,7 @@ class JsonTests(SynchronousTestCase):
         """The keys are those that docs/monitoring.md has."""
         document = self.full.as_json()
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
-        self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
+        self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals", "scrub"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
         self.assertEqual(
             {*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0])
