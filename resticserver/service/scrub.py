@@ -41,6 +41,8 @@ START_S = 1.0
 #: All directories are looked at anew after this time, for new objects; with short intervals after a part of the interval.
 SURVEY_S = 6 * 3600.0
 _SURVEY_PART = 0.25
+#: Within so long after a survey new objects are checked, even if clients transfer all the time.
+NEW_S = 12 * 3600.0
 #: The pause after an error, and the shortest one between two runs.
 TRY_AGAIN_S = 60.0
 LEAST_PAUSE_S = 0.5
@@ -128,6 +130,8 @@ class Scrub(Service):
         self._yield_call = LoopingCall(self._give_way)
         self._look_call.clock = self._yield_call.clock = reactor
         self._busy_until_s = float("-inf")
+        #: Whether the results are to be loaded whatever the file's times say.
+        self._look_wanted = False
         self._told = 0
         self._untold = 0
         #: The file as it was when the results were loaded.
@@ -253,7 +257,7 @@ class Scrub(Service):
         rate = self._rate()
         if now_s < self._busy_until_s:
             needed = run.progress.total_bytes / (DUE_PART * self._rules.interval_s)
-            needed = max(needed, float(LEAST_STEP_BYTES))
+            needed = max(needed, run.surveyed.new_bytes / NEW_S, float(LEAST_STEP_BYTES))
             rate = needed if rate is None else min(rate, needed)
         self._limit.rate = rate
 
@@ -291,7 +295,7 @@ class Scrub(Service):
     def take(self, event: Event) -> None:
         """An event: a verified upload has replaced a damaged file, which ends its problem."""
         if event.kind is EventKind.CORRUPTION and not event.in_place and not event.of_scrub:
-            self._look_soon(changed=True)
+            self._look_soon()
 
     def has_problem(self, repository: str, object_type: str, name: str) -> bool:
         """Whether an object is among the problems that are shown."""
@@ -299,23 +303,25 @@ class Scrub(Service):
 
     # --- results
 
-    def _look_soon(self, changed: bool = True) -> None:
+    def _look_soon(self) -> None:
         """Load the results anew, after what is being done now."""
-        if changed:
-            self._stamp = None
-        if self.running and self._look_call.running:
+        if not self._look_wanted and self.running:
+            self._look_wanted = True
             self._reactor.callLater(0, self._look_now)
 
     def _look_now(self) -> None:
-        if self.running and self._looking is None and self._look_call.running:
+        if self.running and self._looking is None:
             self.look()
 
     def look(self) -> Deferred[None] | None:
         """Look whether problems have ended, and what is stored. Called at intervals."""
         if self._looking is not None:
             return None
-        looking = self._looking = self._pool.run(_with_low_priority, self._look, self._stamp)
-        return looking.addCallbacks(self._looked, self._not_looked)
+        before = None if self._look_wanted else self._stamp
+        self._look_wanted = False
+        looking = self._looking = Deferred()
+        self._pool.run(_with_low_priority, self._look, before).addCallbacks(self._looked, self._not_looked)
+        return looking
 
     def _look(self, before: object) -> tuple[object, Results] | None:
         """In the pool: the results, if they have changed."""
@@ -346,14 +352,21 @@ class Scrub(Service):
             state.close_if_idle()
 
     def _looked(self, found: tuple[object, Results] | None) -> None:
-        self._looking = None
         if found is not None:
             self._stamp, self._results = found
+        self._look_ended()
 
     def _not_looked(self, failure: Failure) -> None:
-        self._looking = None
         if not failure.check(Stopped, Unavailable, ScrubUnavailable):
             _log.failure("could not look at the problems that the scrub has found", failure)
+        self._look_ended()
+
+    def _look_ended(self) -> None:
+        looking, self._looking = self._looking, None
+        if self._look_wanted:
+            self._reactor.callLater(0, self._look_now)
+        if looking is not None:
+            looking.callback(None)
 
     # --- what is shown
 

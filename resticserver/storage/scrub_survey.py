@@ -47,7 +47,7 @@ class Plan:
     @ivar interval_s: after so long each directory is checked again.
     @ivar repositories: only these; C{None} for all.
     @ivar accept_missing: what is missing was removed on purpose.
-    @ivar lasts_s: the run hands out no more work after so many seconds.
+    @ivar lasts_s: the run hands out no more work so many seconds after its survey.
     """
 
     began_s: float | None = None
@@ -82,6 +82,7 @@ class Surveyed:
 
     @ivar tasks: in the order in which they are to be done.
     @ivar total_bytes: of all objects of the present pass; C{done_bytes}: of those that it has checked already.
+    @ivar new_bytes: of new objects.
     @ivar oldest_s: when the oldest check of a directory began; C{None} without directories.
     @ivar pass_began_s: when the present pass began; C{None} if all is checked lately enough.
     @ivar skipped: directories that could not be read, with the reasons; C{skipped_keys} those of objects among them and below.
@@ -90,6 +91,7 @@ class Surveyed:
     tasks: list[Task] = field(default_factory=list)
     total_bytes: int = 0
     done_bytes: int = 0
+    new_bytes: int = 0
     oldest_s: float | None = None
     pass_began_s: float | None = None
     skipped: dict[str, str] = field(default_factory=dict)
@@ -195,6 +197,7 @@ class Survey:
             new_row, new = self._compare(key, contents, is_first, plan.accept_missing)
             if new:
                 fresh[key] = new
+                surveyed.new_bytes += sum(contents.sizes[name] for name in new)
             if not contents.there and not new_row.names:
                 gone.append(key)
                 rows.pop(key, None)
