@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     try:
-        asked = parser.parse_args(arguments)
+        asked = parser.parse_intermixed_args(arguments)
         settings = server_settings(asked, parser.prog)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2

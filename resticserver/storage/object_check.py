@@ -91,20 +91,23 @@ def check_object(path: str, name: str, limit: RateLimit) -> Check:
     @raise OSError: this process cannot open or read files now.
     """
     read_bytes = 0
+    before: FileVersion | None = None
     for reading in range(_MOST_READINGS):
         found = _read(path, name, limit)
         read_bytes += found.read_bytes
         if found.finding is not Finding.DAMAGED:
             break
+        assert found.version is not None
         # The name may mean another file by now, and the file may still be written.
-        now = version_of(path)
-        was_written_s = time.time() - found.version[2] / 1e9 if found.version is not None else RECENT_S
-        if now == found.version and (reading or not 0 <= was_written_s < RECENT_S):
+        is_same = version_of(path) == found.version
+        is_recent = 0 <= time.time() - found.version[2] / 1e9 < RECENT_S
+        if is_same and (not is_recent or found.version == before):
             break
-        if now == found.version or reading:
-            limit.pause(RECENT_S)
         if reading == _MOST_READINGS - 1:
-            found = Check(Finding.CHANGING, version=now)
+            found = Check(Finding.CHANGING)
+        elif is_same or reading:
+            limit.pause(RECENT_S)
+        before = found.version
     return Check(found.finding, found.reason, found.version, read_bytes)
 
 

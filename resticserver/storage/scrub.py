@@ -155,7 +155,9 @@ class ScrubRun:
         with self._lock:
             self._save()
         surveyed = self.surveyed
-        complete = self._all_given and not self._open and not self._failed
+        complete = (self._all_given or not surveyed.tasks) and not self._open and not self._failed
+        if surveyed.oldest_s is None and not surveyed.skipped_keys:
+            return Ended(complete, None)  # nothing is stored, so nothing is kept
         if complete and surveyed.pass_began_s is not None and self._plan.repositories is None:
             # What cannot be read does not hold up the next pass, but this one is not complete.
             ended = {} if surveyed.skipped_keys else {"pass_ended": self._survey.now_s()}

@@ -194,7 +194,7 @@ class Survey:
                 self.skip(key, error, surveyed)
                 continue
             self._counting.skipped.read(path)
-            new_row, new = self._compare(key, contents, is_first, plan.accept_missing)
+            new_row, new = self._compare(key, contents, is_first, plan)
             if new:
                 fresh[key] = new
                 surveyed.new_bytes += sum(contents.sizes[name] for name in new)
@@ -221,9 +221,7 @@ class Survey:
         surveyed.skipped[path] = error.strerror or str(error)
         surveyed.skipped_keys.add(key)
 
-    def _compare(
-        self, key: Key, contents: Contents, is_first: bool, accept_missing: bool
-    ) -> tuple[DirectoryRow, frozenset[str]]:
+    def _compare(self, key: Key, contents: Contents, is_first: bool, plan: Plan) -> tuple[DirectoryRow, frozenset[str]]:
         """What is known of a directory from now on, and which of its objects are new."""
         row = self.state.directory(key)
         object_type, _ = cell_directory(key[1])
@@ -231,8 +229,9 @@ class Survey:
             # What is there at the very first survey is checked in its turn; a directory that comes later holds new objects.
             is_baseline = is_first and object_type != "locks"
             names = frozenset(contents.sizes) if is_baseline else frozenset()
-            row = DirectoryRow(0.0 if is_first else self.now_s(), None, "", None, 0, 0, names)
-        known = self.known_after(key, row, contents, accept_missing)
+            checked_s = self.now_s() if not is_first and plan.began_s is None else 0.0
+            row = DirectoryRow(checked_s, None, "", None, 0, 0, names)
+        known = self.known_after(key, row, contents, plan.accept_missing)
         new = frozenset(contents.sizes) - known
         stamp = contents.stamp if not new else None
         row = row._replace(stamp=stamp, size_bytes=contents.size_bytes, objects=len(contents.sizes), names=known)

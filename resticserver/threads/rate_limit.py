@@ -82,7 +82,7 @@ class RateLimit:
                 return 0.0
             self._tokens = min(self._tokens + (now_s - self._at_s) * rate, _BURST_S * rate)
             self._at_s = now_s
-            if self._tokens < 0:
+            if self._tokens <= -1:  # what is less than a byte could be too short a wait for the clock
                 return -self._tokens / rate
             # More may be taken than there is: the next one waits for it.
             self._tokens -= size_bytes
