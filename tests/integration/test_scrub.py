@@ -25,8 +25,8 @@ from ..telemetry.test_metrics import parsed, series
 PACKS = 120
 
 
-class ScrubTests(SynchronousTestCase):
-    """One process."""
+class ScrubTestCase(SynchronousTestCase):
+    """A data directory, and what is done to it."""
 
     every_server: tuple[str, ...] = ()
 
@@ -86,6 +86,10 @@ class ScrubTests(SynchronousTestCase):
     def wait_for_pass(self, server: ServerProcess) -> None:
         """Until everything was checked once."""
         wait_until(lambda: (self.status(server)["scrub"] or {}).get("last_complete_s"), what=server.err)
+
+
+class ScrubTests(ScrubTestCase):
+    """One process."""
 
     def test_found_and_healed(self) -> None:
         """Exactly what is damaged or missing is reported, everywhere, and never removed; uploads end it."""
@@ -164,37 +168,6 @@ class ScrubTests(SynchronousTestCase):
         self.assertEqual(0, server.stop())
         self.assertEqual(0, self.scrub()[0])
 
-    def test_command_is_killed(self) -> None:
-        """The command, killed again and again, comes to its end and reports everything."""
-        server = self.start()
-        names = self.fill(server, 100_000)
-        self.assertEqual(0, server.stop())
-        self.flip(names[3])
-        self.flip(names[70])
-        command = [installed("rest-server"), "scrub", "--path", str(self.data), "--rate", "3M", "--json"]
-        for _ in range(10):
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=server_environment(), cwd=self.scratch
-            )
-            try:
-                out, _ = process.communicate(timeout=3)
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-        self.assertEqual(1, process.returncode)
-        found = {(one["problem"], one["name"]) for one in json.loads(out)["problems"]}
-        self.assertEqual({("damaged", names[3]), ("damaged", names[70])}, found)
-
-    def test_rate(self) -> None:
-        """The rate is kept within a tenth."""
-        server = self.start()
-        self.fill(server, 100_000)
-        self.assertEqual(0, server.stop())
-        _, out, _ = self.scrub("--rate", "4MB", "--json")
-        document = json.loads(out)
-        self.assertLess(abs(document["size_bytes"] / document["duration_s"] - 4e6), 4e5)
-
     def test_real_restic(self) -> None:
         """A repository of restic's, with prunes through the server: nothing is reported."""
         server = self.start("--scrub-interval", "2s", "--scrub-rate", "0")
@@ -225,3 +198,38 @@ class SharedScrubTests(ScrubTests):
     """Two processes serve, and the parent scrubs."""
 
     every_server = ("--workers", "2")
+
+
+class CommandTests(ScrubTestCase):
+    """C{rest-server scrub} without a server."""
+
+    def test_command_is_killed(self) -> None:
+        """The command, killed again and again, comes to its end and reports everything."""
+        server = self.start()
+        names = self.fill(server, 100_000)
+        self.assertEqual(0, server.stop())
+        self.flip(names[3])
+        self.flip(names[70])
+        command = [installed("rest-server"), "scrub", "--path", str(self.data), "--rate", "3M", "--json"]
+        for _ in range(10):
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=server_environment(), cwd=self.scratch
+            )
+            try:
+                out, _ = process.communicate(timeout=3)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+        self.assertEqual(1, process.returncode)
+        found = {(one["problem"], one["name"]) for one in json.loads(out)["problems"]}
+        self.assertEqual({("damaged", names[3]), ("damaged", names[70])}, found)
+
+    def test_rate(self) -> None:
+        """The rate is kept within a tenth."""
+        server = self.start()
+        self.fill(server, 100_000)
+        self.assertEqual(0, server.stop())
+        _, out, _ = self.scrub("--rate", "4MB", "--json")
+        document = json.loads(out)
+        self.assertLess(abs(document["size_bytes"] / document["duration_s"] - 4e6), 4e5)
