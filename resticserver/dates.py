@@ -1,11 +1,42 @@
 """
+Durations as people write them: seconds, or a number with the unit C{s}, C{m}, C{h}, C{d} or C{w}.
+
 Timestamps in the only format the server uses: ISO 8601 in UTC, such as C{2026-11-24T23:10:05Z}. The access log is the
 exception and uses Apache's format.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?) ?(?P<unit>[smhdw]?)\Z", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """
+    Parse a duration into seconds.
+
+    @raise ValueError: the text is not a duration.
+    """
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration, such as 60s, 5m, 12h or 30d")
+    return float(match["number"]) * _UNITS_S[match["unit"]]
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration for people by its two largest units, such as C{2 h 5 min}."""
+    left = max(0, round(seconds))
+    found: list[str] = []
+    for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        number, left = divmod(left, unit_s)
+        if number or found or unit == "s":
+            found.append(f"{number} {unit}" if number or not found else "")
+        if len(found) == 2:
+            break
+    return " ".join(filter(None, found))
 
 
 def date_text(seconds: float, timespec: str = "seconds") -> str:
@@ -18,4 +49,4 @@ def date_text(seconds: float, timespec: str = "seconds") -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
-        return "invalid date"
+        return "at a time that no calendar has"

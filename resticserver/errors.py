@@ -8,6 +8,7 @@ the user of the client: it says what was refused and why, and contains no server
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 
 class ServerError(Exception):
@@ -118,6 +119,11 @@ class InsufficientStorage(ServerError):
         self.args = (self.message, cause, limit_of)
         self.cause = cause
         self.limit_of = limit_of
+
+    def with_words(self, words: str) -> Self:
+        """The same error with more words at the end of its message."""
+        self.args = (f"{self.message}{words}", *self.args[1:])
+        return self
 
 
 class Unavailable(ServerError):

@@ -78,6 +78,8 @@ class ResticServer(SequentialServices):
         services.append(topology.quota_keeper)
         if settings.metrics or settings.scrub_interval_s:
             services += [core.scrubbing, topology.scrub]
+        if not settings.read_only:
+            services.append(topology.trash_expiry)
         if settings.metrics:
             services.append(KeptRefusals(reactor, core.events.refusals, core.state, core.counting))
         services += self._reloading.watches(reactor)

@@ -80,6 +80,9 @@ class Decides(Protocol):
     def may_delete_repositories(self) -> bool:
         """Whether any user may: otherwise the method does not exist."""
 
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds; 0 for not at all."""
+
 
 class RepositoryPattern:
     """
@@ -139,6 +142,8 @@ class Rule:
     @ivar users: names, or L{EVERYONE}.
     @ivar number: its place in the file, from 1.
     @ivar limit: the quota of each repository that it matches.
+    @ivar delete_delay_s: how long deleted objects are kept in the trash, in seconds.
+    @ivar trash_counts: whether the trash counts towards quotas.
     """
 
     users: frozenset[str]
@@ -148,6 +153,8 @@ class Rule:
     delete_repository: bool = False
     limit: Limit = UNLIMITED
     number: int = 0
+    delete_delay_s: float = 0
+    trash_counts: bool = True
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
         """Whether the rule is for this user and this repository."""
@@ -178,12 +185,14 @@ class Policy:
     @ivar read_only: only locks may be made and removed.
     @ivar private_repos: users may use only repositories below the folder of their name.
     @ivar grants: of the policy file; C{None} without one: every user has every right except to delete repositories.
+    @ivar delete_delay_s: how long deleted objects are kept in the trash at least, in seconds; 0 for not at all.
     """
 
     append_only: bool = False
     private_repos: bool = False
     read_only: bool = False
     grants: Grants | None = None
+    delete_delay_s: float = 0
 
     def may_delete_repositories(self) -> bool:
         """Whether any user may delete a whole repository."""
@@ -239,6 +248,26 @@ class Policy:
         """The quota of a repository for what this user adds to it: that of the rule that decides."""
         rule = self.rule_for(user, repository)
         return UNLIMITED if rule is None else rule.limit
+
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds: the longer of flag and rule."""
+        rule = self.rule_for(user, repository)
+        return self.delete_delay_s if rule is None else max(self.delete_delay_s, rule.delete_delay_s)
+
+    def shortest_delete_delay(self) -> float | None:
+        """The shortest time, in seconds, after which something deleted from now on may end; C{None} if nothing is kept."""
+        rules = () if self.grants is None else self.grants.rules
+        delays = [max(self.delete_delay_s, rule.delete_delay_s) for rule in rules] + [self.delete_delay_s]
+        return min((delay_s for delay_s in delays if delay_s), default=None)
+
+    def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
+        """
+        Whether the trash of a repository counts towards quotas.
+
+        @param user: the repository's owner.
+        """
+        rule = self.rule_for(user, repository)
+        return rule is None or rule.trash_counts
 
     def rule_for(self, user: str | None, repository: tuple[str, ...]) -> Rule | None:
         """The rule that decides; C{None} if none matches, or without authentication."""

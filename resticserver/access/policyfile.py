@@ -26,6 +26,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ..dates import parse_duration
 from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
@@ -36,7 +37,18 @@ from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPatter
 _RIGHTS = {right.name.lower(): right for right in Right}
 _KEYS = frozenset(("default", "groups", "rule", "users"))
 _RULE_KEYS = frozenset(
-    ("users", "repositories", "rights", "create", "delete-repository", "quota", "max-objects", "comment")
+    (
+        "users",
+        "repositories",
+        "rights",
+        "create",
+        "delete-repository",
+        "quota",
+        "max-objects",
+        "delete-delay",
+        "trash-counts",
+        "comment",
+    )
 )
 _USER_KEYS = frozenset(("quota", "max-objects"))
 
@@ -117,7 +129,17 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
         raise PolicyError(f'{where}create: needs rights = "append" or "full"')
     if delete and right < Right.FULL:
         raise PolicyError(f'{where}delete-repository: needs rights = "full"')
-    return Rule(frozenset(users), tuple(patterns), right, create, delete, _limit(table, where), number)
+    return Rule(
+        frozenset(users),
+        tuple(patterns),
+        right,
+        create,
+        delete,
+        _limit(table, where),
+        number,
+        _duration(table, "delete-delay", where),
+        _boolean(table, "trash-counts", where, default=True),
+    )
 
 
 def _users(table: Any) -> dict[str, Limit]:
@@ -140,8 +162,16 @@ def _strings(value: Any, where: str) -> list[str]:
     return value
 
 
-def _boolean(table: Mapping[str, Any], key: str, where: str) -> bool:
-    value = table.get(key, False)
+def _duration(table: Mapping[str, Any], key: str, where: str) -> float:
+    value = table.get(key, "0")
+    try:
+        return parse_duration(value)
+    except (ValueError, TypeError, AttributeError):
+        raise PolicyError(f'{where}{key}: {value!r} is not a duration, such as "30d"') from None
+
+
+def _boolean(table: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
+    value = table.get(key, default)
     if not isinstance(value, bool):
         raise PolicyError(f"{where}{key}: must be true or false")
     return value
@@ -234,6 +264,18 @@ class PolicyFile(MadeOfFiles):
     def limit_of_user(self, name: str) -> Limit:
         """The quota of a user, for all repositories below the folder of that name."""
         return self.current.limit_of_user(name)
+
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """How long what this user deletes in a repository is kept in the trash, in seconds."""
+        return self.current.delete_delay_of(user, repository)
+
+    def shortest_delete_delay(self) -> float | None:
+        """The shortest time, in seconds, after which something deleted from now on may end."""
+        return self.current.shortest_delete_delay()
+
+    def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
+        """Whether the trash of a repository counts towards quotas."""
+        return self.current.trash_counts(user, repository)
 
     def limit_of_repository(self, user: str | None, repository: tuple[str, ...]) -> Limit:
         """The quota of a repository for what this user adds to it."""

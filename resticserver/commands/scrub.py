@@ -19,8 +19,7 @@ from collections.abc import Iterable, Sequence
 from ..config.console import OneLineParser, write_line
 from ..config.server_flags import add_server_flags, server_settings
 from ..config.settings import Settings
-from ..dates import date_text
-from ..durations import format_duration
+from ..dates import date_text, format_duration
 from ..errors import ServerError, StartError
 from ..files import reason_of
 from ..process.idle import idle_disk

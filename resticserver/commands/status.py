@@ -176,6 +176,8 @@ def text(status: ServerStatus) -> str:
     stored = f"{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
     if status.quota_bytes is not None:
         stored += f", of {format_size(status.quota_bytes)}"
+    if status.trash_bytes:
+        stored += f"; {format_size(status.trash_bytes)} in the trash"
     if status.disk_free_bytes is not None:
         stored += f"; {format_size(status.disk_free_bytes)} of disk free"
     if status.scrub is not None:
@@ -220,7 +222,7 @@ def _user_row(user: UserStatus, now_s: float) -> tuple[str, ...]:
     return (
         user.name,
         format_size(user.size_bytes),
-        _quota(user.size_bytes, user.quota_bytes),
+        _quota(user.used_bytes, user.quota_bytes),
         _words(user.concerns(now_s)),
     )
 
@@ -231,7 +233,7 @@ def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, ...]:
         repository.name,
         ("never" if repository.counted else "not known yet") if last is None else f"{age(max(0.0, now_s - last))} ago",
         format_size(repository.size_bytes),
-        _quota(repository.size_bytes, repository.quota_bytes),
+        _quota(repository.used_bytes, repository.quota_bytes),
         str(repository.locks),
         _words(repository.concerns(now_s)),
     )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from ..access.policy import Policy
 from ..access.policyfile import parse_policy
@@ -22,11 +23,12 @@ from ..config.settings import Settings
 from ..dates import date_text
 from ..errors import ServerError, StartError
 from ..files import read_file, reason_of
+from ..quota.admission import NOTHING
 from ..quota.ledger import owner_of
 from ..sizes import Amount, Limit, format_size
 from ..storage.counting import Counting
 from ..storage.directory_snapshots import Snapshots
-from ..storage.layout import CELLS, Repository, repository_path
+from ..storage.layout import CELLS, TRASH_CELL, Repository, repository_path
 from ..storage.local import LocalStore
 from ..storage.state import RepositoryState, StateFile
 from ..telemetry.status import printable
@@ -43,6 +45,7 @@ class Line:
 
     @ivar last_snapshot_s: when the newest snapshot was stored, in seconds since 1970; C{None} without snapshots.
     @ivar complete: whether all of it could be read.
+    @ivar trash: what lies in its trash.
     """
 
     repository: Repository
@@ -50,6 +53,7 @@ class Line:
     limit: Limit
     last_snapshot_s: float | None
     complete: bool = True
+    trash: Amount = NOTHING
 
     @property
     def name(self) -> str:
@@ -136,7 +140,7 @@ def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tu
     repositories = sorted(found.union(one for one in last_known if _is_skipped(counting, path, one)))
     for number, repository in enumerate(repositories):
         say = partial(progress.say, number, len(repositories)) if progress is not None else None
-        amount, complete = _count(counting, repository, last_known.get(repository), say)
+        amount, trash, complete = _count(counting, repository, last_known.get(repository), say)
         lines.append(
             Line(
                 repository,
@@ -144,6 +148,7 @@ def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tu
                 policy.limit_of_repository(owner_of(repository), repository),
                 counting.last_snapshot_s(repository),
                 complete,
+                trash,
             )
         )
     state.close()
@@ -158,14 +163,15 @@ def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
 
 def _count(
     counting: Counting, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
-) -> tuple[Amount, bool]:
+) -> tuple[Amount, Amount, bool]:
     """
     Count a repository.
 
     @param last: the server's last known counts, used for directories that cannot be read.
-    @return: the amount, and whether everything could be read.
+    @return: the amount, what lies in the trash, and whether everything could be read.
     """
     size_bytes = objects = 0
+    trash = Amount()
     complete = True
     known = counting.known(repository)
     for cell in range(CELLS):
@@ -173,11 +179,14 @@ def _count(
         if amount is None:
             complete = False
             amount = Amount(last.sizes[cell], last.objects[cell]) if last is not None else Amount()
+        if cell == TRASH_CELL:
+            trash = amount
+            continue
         size_bytes += amount.size_bytes
         objects += amount.objects
         if say is not None:
             say(objects)
-    return Amount(size_bytes, objects), complete
+    return Amount(size_bytes, objects), trash, complete
 
 
 class _Progress:
@@ -202,36 +211,52 @@ class _Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _sum(lines: Iterable[Line]) -> Amount:
-    amounts = [line.amount for line in lines]
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    amounts = list(amounts)
     return Amount(sum(amount.size_bytes for amount in amounts), sum(amount.objects for amount in amounts))
 
 
-def _owners(lines: Sequence[Line], policy: Policy) -> list[tuple[str, Amount, Limit]]:
-    """The users with a quota, their amounts and limits."""
+class _Sum(NamedTuple):
+    """All repositories of a user, or of the server."""
+
+    name: str
+    amount: Amount
+    trash: Amount
+    limit: Limit
+
+
+def _sum_of(name: str, lines: Sequence[Line], limit: Limit) -> _Sum:
+    return _Sum(name, _sum(line.amount for line in lines), _sum(line.trash for line in lines), limit)
+
+
+def _owners(lines: Sequence[Line], policy: Policy) -> list[_Sum]:
+    """The users with a quota."""
     owners = sorted({owner for line in lines if (owner := owner_of(line.repository)) is not None})
     found = [
-        (owner, _sum(line for line in lines if owner_of(line.repository) == owner), policy.limit_of_user(owner))
+        _sum_of(owner, [line for line in lines if owner_of(line.repository) == owner], policy.limit_of_user(owner))
         for owner in owners
     ]
-    return [line for line in found if line[2] != Limit()]
+    return [one for one in found if one.limit != Limit()]
 
 
 def _table(lines: Sequence[Line], policy: Policy, total: Limit) -> str:
-    rows = [("REPOSITORY", "OWNER", "SIZE", "QUOTA", "OBJECTS", "LAST SNAPSHOT")]
-    rows += [
-        (
-            *(printable(line.name), owner_of(line.repository) or "-"),
-            *(format_size(line.amount.size_bytes), _quota(line.limit), str(line.amount.objects)),
-            "-" if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
-        )
-        for line in lines
+    with_trash = any(line.trash.objects for line in lines)
+
+    def row(name: str, owner: str, amount: Amount, trash: Amount, limit: Limit, last: str) -> tuple[str, ...]:
+        kept = (format_size(trash.size_bytes),) if with_trash else ()
+        return (name, owner, format_size(amount.size_bytes), *kept, _quota(limit), str(amount.objects), last)
+
+    rows: list[Sequence[str]] = [
+        ("REPOSITORY", "OWNER", "SIZE", *(("TRASH",) if with_trash else ()), "QUOTA", "OBJECTS", "LAST SNAPSHOT")
     ]
-    for owner, amount, limit in _owners(lines, policy):
-        rows.append(("", owner, format_size(amount.size_bytes), _quota(limit), str(amount.objects), ""))
-    amount = _sum(lines)
-    rows.append(("all", "", format_size(amount.size_bytes), _quota(total), str(amount.objects), ""))
-    return "\n".join(text_table(rows, (2, 3, 4)))
+    for line in lines:
+        last = "-" if line.last_snapshot_s is None else date_text(line.last_snapshot_s)
+        owner = owner_of(line.repository) or "-"
+        rows.append(row(printable(line.name), owner, line.amount, line.trash, line.limit, last))
+    rows += [row("", one.name, one.amount, one.trash, one.limit, "") for one in _owners(lines, policy)]
+    all_ = _sum_of("all", lines, total)
+    rows.append(row("all", "", all_.amount, all_.trash, total, ""))
+    return "\n".join(text_table(rows, (2, 3, 4, 5) if with_trash else (2, 3, 4)))
 
 
 def _quota(limit: Limit) -> str:
@@ -240,10 +265,12 @@ def _quota(limit: Limit) -> str:
 
 
 def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, total: Limit) -> str:
-    def amounts(amount: Amount, limit: Limit) -> dict[str, int | None]:
+    def amounts(amount: Amount, trash: Amount, limit: Limit) -> dict[str, int | None]:
         return {
             "size_bytes": amount.size_bytes,
             "objects": amount.objects,
+            "trash_bytes": trash.size_bytes,
+            "trash_objects": trash.objects,
             "quota_bytes": limit.size_bytes,
             "quota_objects": limit.objects,
         }
@@ -253,14 +280,14 @@ def _json(lines: Sequence[Line], skipped: Mapping[str, str], policy: Policy, tot
             {
                 "repository": line.name,
                 "owner": owner_of(line.repository),
-                **amounts(line.amount, line.limit),
+                **amounts(line.amount, line.trash, line.limit),
                 "last_snapshot": None if line.last_snapshot_s is None else date_text(line.last_snapshot_s),
                 "complete": line.complete,
             }
             for line in lines
         ],
-        "users": [{"user": owner, **amounts(amount, limit)} for owner, amount, limit in _owners(lines, policy)],
-        "total": amounts(_sum(lines), total),
+        "users": [{"user": one.name, **amounts(one.amount, one.trash, one.limit)} for one in _owners(lines, policy)],
+        "total": amounts(*_sum_of("all", lines, total)[1:]),
         "skipped": [{"path": path, "reason": reason} for path, reason in skipped.items()],
     }
     return json.dumps(document, indent=2)

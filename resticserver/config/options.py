@@ -18,7 +18,7 @@ from twisted.python import usage
 from .. import __version__
 from ..access.proxies import TrustedProxies
 from ..access.throttle import parse_rate
-from ..durations import parse_duration
+from ..dates import parse_duration
 from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
@@ -117,6 +117,7 @@ class Options(usage.Options):
         ["tls-client-user", None, "cn", "certificate field with the user name: cn, email, dns, or none"],
         ["max-size", None, "0", "limit for all repositories together, such as 500GiB; 0 for no limit"],
         ["min-free", None, "0", "how much of the disk uploads must leave free, such as 20GiB or 5%"],
+        ["delete-delay", None, "0", "how long deleted objects are kept in the trash, such as 30d; 0 turns this off"],
         [
             "state-dir",
             None,
@@ -387,6 +388,7 @@ class Options(usage.Options):
             max_size_bytes=self._parsed("max-size", parse_size),
             min_free_bytes=min_free.size_bytes,
             min_free_percent=min_free.percent,
+            delete_delay_s=self._parsed("delete-delay", parse_duration),
             state_dir=_absolute(self["state-dir"]),
             scrub_interval_s=self._parsed("scrub-interval", parse_duration),
             scrub_rate_bytes=self._parsed("scrub-rate", parse_bandwidth),

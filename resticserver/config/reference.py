@@ -301,6 +301,16 @@ REFERENCE = (
                 """,
             ),
             OptionReference(
+                "delete-delay",
+                "DURATION",
+                "none",
+                """
+                How long deleted objects are kept in the [trash](how-to.md#undo-deletions), such as `12h` or `30d` (units
+                `s`, `m`, `h`, `d`, `w`); `0` deletes at once. A [policy](policy.md#trash) can have longer delays. A shorter
+                delay set later does not shorten what is in the trash already.
+                """,
+            ),
+            OptionReference(
                 "auto-create",
                 "",
                 "off",
@@ -332,10 +342,10 @@ REFERENCE = (
             OptionReference(
                 "scrub-interval",
                 "DURATION",
-                "`0`",
+                "none",
                 """
                 Read every stored object again within this time, such as `30d` or `4w` (`s`, `m`, `h`, `d`, `w`), and
-                compare its SHA-256 with its name. New objects are verified within a day. `0` is never: then only
+                compare its SHA-256 with its name. New objects are verified within a day. Without this flag only
                 `rest-server scrub` does that. See [check stored data](how-to.md#check-stored-data).
                 """,
             ),

@@ -86,9 +86,10 @@ class Settings:
     max_size_bytes: int = 0
     min_free_bytes: int = 0
     min_free_percent: float = 0.0
+    delete_delay_s: float = 0
     state_dir: str | None = None
-    scrub_interval_s: int = 0
-    scrub_rate_bytes: int = 0
+    scrub_interval_s: float = 0.0
+    scrub_rate_bytes: int = 20 << 20
     prometheus: bool = False
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None

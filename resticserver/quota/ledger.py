@@ -45,11 +45,6 @@ class QuotaExceeded(InsufficientStorage):
         super().__init__(f"quota of {limit} for {name} exceeded: upload of {upload}, {left} left", QUOTA, account.words)
         self.account = account
 
-    def with_words(self, words: str) -> QuotaExceeded:
-        """The same error with more words at its end."""
-        self.args = (f"{self.args[0]}{words}", *self.args[1:])
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -97,6 +92,14 @@ class Account:
             if self.used_objects + self.reserved_objects + objects > most:
                 left = max(0, most - self.used_objects - self.reserved_objects)
                 raise QuotaExceeded(self, _objects(limit.objects), _objects(objects), str(left))
+
+
+def _with_more(limit: Limit, more: Amount) -> Limit:
+    """A limit that is larger by an amount."""
+    return Limit(
+        None if limit.size_bytes is None else limit.size_bytes + more.size_bytes,
+        None if limit.objects is None else limit.objects + more.objects,
+    )
 
 
 def _objects(number: int) -> str:
@@ -267,7 +270,7 @@ class Ledger:
         try:
             self._admit(reservation, size_bytes, objects)
         except QuotaExceeded as error:
-            raise error.with_words(self._trash_of(error.account)) from None
+            raise error.with_words(self._trash_words(error.account)) from None
         for account in reservation.accounts:
             account.reserved_bytes += size_bytes
             account.reserved_objects += objects
@@ -280,17 +283,34 @@ class Ledger:
         server, *users, repository = reservation.accounts
         # The widest limit comes last, so that the error names the limit closest to the user.
         own_bytes = reservation.size_bytes
-        repository.admit(limits.repository, size_bytes, objects, above, own_bytes)
-        for user in users:
-            user.admit(limits.user, size_bytes, objects, above, own_bytes)
-        server.admit(self.limit, size_bytes, objects, above, own_bytes)
+        for account, limit in (
+            (repository, limits.repository),
+            *((user, limits.user) for user in users),
+            (server, self.limit),
+        ):
+            try:
+                account.admit(limit, size_bytes, objects, above, own_bytes)
+            except QuotaExceeded:
+                if reservation.kind != "locks":
+                    raise
+                # Locks never go to the trash. Without them nothing could be read and pruned while the trash fills a quota.
+                account.admit(_with_more(limit, self._trash_of(account)), size_bytes, objects, above, own_bytes)
 
-    def _trash_of(self, account: Account) -> str:
-        """What an account has in the trash, for a refusal."""
-        repositories = [one for one in self.repositories.values() if account in self._accounts(one.repository)]
-        size_bytes = sum(one.trash.size_bytes for one in repositories if one.trash_counts)
-        ends_s = min((one.trash_ends_s for one in repositories if one.trash_ends_s is not None), default=None)
-        return trash_words(size_bytes, ends_s)
+    def _repositories_of(self, account: Account) -> list[RepositoryAccount]:
+        """The repositories that count against an account and whose trash counts."""
+        return [
+            one for one in self.repositories.values() if one.trash_counts and account in self._accounts(one.repository)
+        ]
+
+    def _trash_of(self, account: Account) -> Amount:
+        """What an account has in the trash that counts."""
+        trash = [one.trash for one in self._repositories_of(account)]
+        return Amount(sum(one.size_bytes for one in trash), sum(one.objects for one in trash))
+
+    def _trash_words(self, account: Account) -> str:
+        """What a refusal says about the trash."""
+        ends = (one.trash_ends_s for one in self._repositories_of(account))
+        return trash_words(self._trash_of(account).size_bytes, min((s for s in ends if s is not None), default=None))
 
     def release(self, reservation: Reservation) -> None:
         """Release a reservation; idempotent."""

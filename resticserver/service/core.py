@@ -6,6 +6,7 @@ events.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ from .readiness import Readiness
 from .repository_counter import ClosesDirectories
 from .scrub import THREADS as SCRUB_THREADS
 from .scrub import Scrub, ScrubRules
+from .trash_expiry import Clock, Parts, TrashExpiry, elapsed
 
 #: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
 #: Checks of guesses have the lowest priority: a flood of guesses gets at most half the cores, and of these only what
@@ -135,6 +137,11 @@ class Core:
         self.events.observe(scrub.take)
         return scrub
 
+    def make_trash_expiry(self, quota_keeper: QuotaKeeper) -> TrashExpiry:
+        """Make what removes from the trash of the whole server."""
+        parts = Parts(self.store, self.policy, quota_keeper, self.counting)
+        return TrashExpiry(self.reactor, parts, Clock(time.time, elapsed))
+
     def make_monitoring(
         self,
         quota_keeper: QuotaKeeper,
@@ -143,9 +150,9 @@ class Core:
         scrub: Scrub,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]],
         worker_pids: Callable[[], list[int]] | None = None,
-        families: Callable[[], Iterator[Family]] | None = None,
+        *families: Callable[[], Iterator[Family]],
     ) -> Monitoring:
-        """Make the metrics and the status of the whole server. L{Sources} describes the last three arguments."""
+        """Make the metrics and the status of the whole server. L{Sources} describes the last arguments."""
         certificates = self.certificates
         sources = Sources(
             self.settings.path,
@@ -158,7 +165,7 @@ class Core:
             lambda: certificates.not_after if certificates is not None else None,
             gather,
             worker_pids,
-            (self._families, self.events.families, scrub.families, *((families,) if families is not None else ())),
+            (self._families, self.events.families, scrub.families, *families),
             scrub,
         )
         monitoring = Monitoring(self.reactor, sources, quota_keeper, self.counting, self.pages)

@@ -69,7 +69,9 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
 
 def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:
     """Make the rules of the flags, and the policy file, which is not read yet."""
-    flags = Policy(settings.append_only, settings.private_repos, settings.read_only)
+    flags = Policy(
+        settings.append_only, settings.private_repos, settings.read_only, delete_delay_s=settings.delete_delay_s
+    )
     return flags, None if settings.policy is None else PolicyFile(settings.policy, flags)
 
 

@@ -301,7 +301,7 @@ class Monitoring:
         refusals = within_a_day(refused, server.time_s)
         named = {user.name for user in stored.users}
         others = dict.fromkeys(one.user for one in refusals if one.user is not None and one.user not in named)
-        users = (*stored.users, *(find_user(self._quotas, user, Amount()) for user in others))
+        users = (*stored.users, *(find_user(self._quotas, user, Amount(), Amount()) for user in others))
         return replace(server, repositories=stored.repositories, users=users).with_refusals(refusals)
 
     def _look_at_disk(self) -> tuple[int, int] | None:

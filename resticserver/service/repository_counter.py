@@ -17,7 +17,7 @@ from ..quota.directory_locks import Key
 from ..quota.ledger import Ledger
 from ..sizes import Amount
 from ..storage.counting import Counting
-from ..storage.layout import CELLS, Repository
+from ..storage.layout import CELLS, TRASH_CELL, Repository
 from ..threads.interface import Pool
 
 #: How many directories are locked and counted together at first. Later batches are sized to take COUNT_S seconds.
@@ -70,7 +70,8 @@ class RepositoryCounter:
         """
         account = self._ledger.repositories.get(repository)
         snapshot_before_s = account.last_snapshot_s if account is not None else None
-        cells = list(range(CELLS))
+        # The trash first: what is restored meanwhile counts twice, and not nowhere.
+        cells = [TRASH_CELL, *range(TRASH_CELL)]
         known = await self._count_locked(repository, cells, lambda: self._counting.known(repository), was_known)
         left = [cell for cell in cells if cell not in known]
         batch = FIRST_BATCH
@@ -83,9 +84,11 @@ class RepositoryCounter:
         lock_before_s = account.oldest_lock_s if account is not None else None
         last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
         oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
+        trash_ends_s = await self._pool.run(self._counting.trash_ends_s, repository, 0.0)
         if repository in self._ledger.repositories:
             account = self._ledger.account(repository)
             account.oldest_lock_s = oldest_lock_s
+            account.trash_ends_s = trash_ends_s
             if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
                 account.last_snapshot_s = last_snapshot_s
         self._ledger.all_counted(repository)

@@ -68,7 +68,17 @@ def _repository_families(repositories: Sequence[RepositoryStatus]) -> Iterator[F
         (
             "quota_free_bytes",
             "Free space in the quota of a repository in bytes",
-            [Sample(key, max(0, quota - one.size_bytes)) for key, one, quota in limited],
+            [Sample(key, max(0, quota - one.used_bytes)) for key, one, quota in limited],
+        ),
+        (
+            "trash_bytes",
+            "What lies in the trash of a repository, in bytes",
+            [Sample(key, one.trash_bytes) for key, one in by_labels],
+        ),
+        (
+            "trash_objects",
+            "How many objects lie in the trash of a repository",
+            [Sample(key, one.trash_objects) for key, one in by_labels],
         ),
         (
             "last_snapshot_timestamp_seconds",
@@ -100,9 +110,10 @@ def find_stored(
     """
     repositories: list[RepositoryStatus] = []
     users: dict[str, Amount] = {}
+    trash: dict[str, Amount] = {}
     for account in accounts:
         stored = account.stored
-        if not (stored.objects or account.counted):
+        if not (stored.objects or account.trash.objects or account.counted):
             continue  # a name from a request, not a repository
         owner = owner_of(account.repository)
         name = "/".join(account.repository)
@@ -124,12 +135,18 @@ def find_stored(
                 (*_thinned(days), (today, stored.size_bytes)),
                 # A repository created after the count of all was created through this server.
                 account.counted or all_counted,
+                trash_bytes=account.trash.size_bytes,
+                trash_objects=account.trash.objects,
+                trash_counts=account.trash_counts,
+                trash_ends_s=account.trash_ends_s if account.trash.objects else None,
             )
         )
         if owner is not None:
-            before = users.get(owner, Amount())
-            users[owner] = Amount(before.size_bytes + stored.size_bytes, before.objects + stored.objects)
-    return Stored(tuple(repositories), tuple(find_user(quotas, user, used) for user, used in users.items()))
+            users[owner] = _sum(users.get(owner, Amount()), stored)
+            if account.trash_counts:
+                trash[owner] = _sum(trash.get(owner, Amount()), account.trash)
+    found = (find_user(quotas, user, used, trash.get(user, Amount())) for user, used in users.items())
+    return Stored(tuple(repositories), tuple(found))
 
 
 def with_problems(stored: Stored, results: Results) -> Stored:
@@ -148,10 +165,26 @@ def with_problems(stored: Stored, results: Results) -> Stored:
     return stored._replace(repositories=tuple(repositories))
 
 
-def find_user(quotas: Quotas, user: str, used: Amount) -> UserStatus:
-    """Make the status of a user, with what is stored in the folder of that name."""
+def find_user(quotas: Quotas, user: str, used: Amount, trash: Amount) -> UserStatus:
+    """
+    Make the status of a user, with what is stored in the folder of that name.
+
+    @param trash: what lies in the trash there and counts.
+    """
     limit = quotas.limit_of_user(user)
-    return UserStatus(user, used.size_bytes, limit.size_bytes, used.objects, limit.objects)
+    return UserStatus(
+        user,
+        used.size_bytes,
+        limit.size_bytes,
+        used.objects,
+        limit.objects,
+        trash_bytes=trash.size_bytes,
+        trash_objects=trash.objects,
+    )
+
+
+def _sum(first: Amount, second: Amount) -> Amount:
+    return Amount(first.size_bytes + second.size_bytes, first.objects + second.objects)
 
 
 def _thinned(days: list[tuple[int, int]]) -> list[tuple[int, int]]:

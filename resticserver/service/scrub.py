@@ -67,7 +67,7 @@ class ScrubRules:
     @ivar rate_bytes: bytes a second; 0 for no limit.
     """
 
-    interval_s: int = 0
+    interval_s: float = 0
     rate_bytes: int = 0
 
     @property

@@ -21,6 +21,7 @@ from .quota_keeper import QuotaKeeper
 from .readiness import Readiness
 from .reloading import Reloads
 from .scrub import Scrub
+from .trash_expiry import TrashExpiry
 
 
 class Front(Protocol):
@@ -77,6 +78,10 @@ class Topology(Protocol):
         """The scrub of the whole server."""
 
     @property
+    def trash_expiry(self) -> TrashExpiry:
+        """What removes from the trash of the whole server."""
+
+    @property
     def monitoring(self) -> Monitoring:
         """The metrics and the status of the whole server."""
 
@@ -110,6 +115,7 @@ class SingleProcess:
         settings = core.settings
         directory_locks = DirectoryLocks()
         self.quota_keeper = core.make_quota_keeper(directory_locks)
+        self.trash_expiry = core.make_trash_expiry(self.quota_keeper)
         parts = FrontendParts(
             core.store,
             core.state,
@@ -126,7 +132,13 @@ class SingleProcess:
         self.readiness = self._frontend.readiness
         self.scrub = core.make_scrub(self._frontend.requests_in_flight)
         self.monitoring = core.make_monitoring(
-            self.quota_keeper, self.readiness, self.disk, self.scrub, self._count_in_flight
+            self.quota_keeper,
+            self.readiness,
+            self.disk,
+            self.scrub,
+            self._count_in_flight,
+            None,
+            self.trash_expiry.families,
         )
         self.front = Listeners(
             core.reactor,

@@ -15,15 +15,16 @@ from typing import NamedTuple
 
 from ..errors import NoSuchRepository, NotFound
 from ..files import is_directory, is_link
-from ..names import CONFIG
+from ..names import CONFIG, TYPES
 from ..sizes import FreeSpace
 from .directory_snapshots import SETTLED_NS, Snapshot, Snapshots
 from .folding import Spelling
 from .free_space import FreeSpaceGuard
 from .interface import SizeChange
-from .layout import Repository, object_directory
+from .layout import Repository, object_directory, repository_path
 from .nowait import Nowait
 from .publish import Publisher
+from .trash import has_trash
 from .volume import Volume
 
 #: How often a directory is looked for again that was removed in between.
@@ -79,6 +80,10 @@ class DataDirectory:
         """
         self.on_removal = observer
 
+    def trash_words(self, repository: Repository) -> str:
+        """What the refusal of an upload says about the repository's trash, which takes space as well."""
+        return ""
+
     def object_path(self, repository: Repository, object_type: str, name: str) -> str:
         """The path of an object's file."""
         return f"{object_directory(self.path, repository, object_type, name)}/{name}"
@@ -121,11 +126,18 @@ class DataDirectory:
         try:
             return os.open(directory, flags)
         except (FileNotFoundError, NotADirectoryError):
-            if not self.reach(repository, object_type, name).in_repository:
+            if not self.reach(repository, object_type, name).in_repository or self._is_deleted(repository):
                 self.volume.check()
                 raise NoSuchRepository() from None
         self.make_directories(directory)
         return os.open(directory, flags)
+
+    def _is_deleted(self, repository: Repository) -> bool:
+        """Whether nothing is left of a repository but its trash."""
+        path = repository_path(self.path, repository)
+        return has_trash(self.path, repository) and not any(
+            os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES)
+        )
 
     # --- what is missing
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
 
 from twisted.logger import Logger
 
-from ..errors import InsufficientStorage, NoSuchRepository, NotFound, StartError
+from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerError, StartError
 from ..files import is_directory
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
@@ -22,14 +23,17 @@ from .directories import DataDirectory, not_a_file
 from .directory_snapshots import Snapshots
 from .free_space import space_errors
 from .interface import Listing, NotDurable, SizeChange, Stored, Upload
-from .layout import Repository, object_directory, repository_path
+from .layout import TRASH_CELL, Repository, object_directory, repository_path
 from .listing import LocalListing
 from .publish import TEMPORARY_FOLDER, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
-from .trash import is_kept
+from .trash import is_kept, trash_words
 from .trash_moves import Trash
 from .upload import LocalUpload
+
+#: For how many seconds a refusal repeats what it says about the trash.
+_TRASH_WORDS_S = 10.0
 
 _log = Logger()
 
@@ -70,6 +74,8 @@ class LocalStore(DataDirectory):
         )
         self._no_snapshots = Snapshots(bound_bytes=0)
         self.trash = Trash(self.path, self.publisher)
+        #: What refusals say about the trash of repositories, and until when on the monotonic clock.
+        self._trash_words: dict[Repository, tuple[float, str]] = {}
         self.counting = Counting(
             self.path, self.volume, self.snapshots, max_depth, lambda change: self.on_size_change(change), self.spelling
         )
@@ -223,7 +229,7 @@ class LocalStore(DataDirectory):
         kept = self.trash.keep(repository, CONFIG, f"{path}/{CONFIG}", keep_s)
         if kept is None:
             return False
-        self.publisher.fsync_directory(kept)
+        self.trash.fsync(kept)
         self.publisher.fsync_directory(path)
         return True
 
@@ -237,12 +243,12 @@ class LocalStore(DataDirectory):
             if not is_object_id(name):
                 continue
             path = f"{directory}/{name}"
-            if keep_s and is_kept(object_type) and os.path.isfile(path):
+            if keep_s and is_kept(object_type) and os.path.isfile(path) and not os.path.islink(path):
                 kept.add(self.trash.keep(repository, object_type, path, keep_s))
             else:
                 self._remove_file(path, durable=False)
         for trash_directory in filter(None, kept):
-            self.publisher.fsync_directory(trash_directory)
+            self.trash.fsync(trash_directory)
         if not _remove_if_empty(directory):
             self.publisher.fsync_directory(directory)
 
@@ -255,6 +261,21 @@ class LocalStore(DataDirectory):
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
+
+    def trash_words(self, repository: Repository) -> str:
+        """What the refusal of an upload says about the repository's trash. It is counted once in some seconds."""
+        now_s = time.monotonic()
+        found = self._trash_words.get(repository)
+        if found is None or found[0] < now_s:
+            try:
+                amount = self.counting.count(repository, (TRASH_CELL,)).get(TRASH_CELL, Amount())
+                words = trash_words(amount.size_bytes, self.counting.trash_ends_s(repository, 0))
+            except (OSError, ServerError):
+                words = ""
+            if len(self._trash_words) > 1000:
+                self._trash_words.clear()
+            found = self._trash_words[repository] = (now_s + _TRASH_WORDS_S, words)
+        return found[1]
 
     # --- objects
 
@@ -345,33 +366,38 @@ class LocalStore(DataDirectory):
             self.fsync_reached(repository, object_type, name)
             return Amount()
         path = self.object_path(repository, object_type, name)
+        to_trash = bool(keep_s) and is_kept(object_type)
         try:
             status = os.stat(path)  # through a symlink, as lists count it
-        except OSError:
+        except OSError as error:
+            if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise  # what cannot be looked at cannot be kept, and must not be lost
             status = None
         # Also what is not there: the scrub may have reported that it is missing.
         if object_type != "locks":
             self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        if keep_s and regular and is_kept(object_type):
+        # Of a link only the link is removed, and its file stays.
+        if to_trash and regular and not os.path.islink(path):
             kept = self.trash.keep(repository, object_type, path, keep_s)
             removed = kept is not None
         else:
             removed = self._remove_file(path, durable=False)
         if not removed:
             self.volume.check()
-            if keep_s and is_kept(object_type):
+            if to_trash:
                 self.trash.fsync_missing(repository, object_type)
             self.fsync_reached(repository, object_type, name)
             return Amount()
         # Of two removals at the same time only one gets here.
         change = Amount(-status.st_size, -1) if status is not None and regular else Amount()
         try:
-            if kept is not None:
-                self.publisher.fsync_directory(kept)
             try:
-                self.publisher.fsync_directory(os.path.dirname(path))
+                if kept is not None:
+                    self.trash.fsync_moved(kept, os.path.dirname(path))
+                else:
+                    self.publisher.fsync_directory(os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between
                 self.fsync_reached(repository, object_type, name)
         except OSError as error:

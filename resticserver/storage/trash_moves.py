@@ -16,16 +16,20 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import NamedTuple
 
+from ..errors import NotFound
 from ..names import CONFIG
 from ..sizes import Amount
+from .filesystem_types import is_local, renames_at_once
 from .free_space import space_errors
 from .layout import Repository, object_directory, repository_path
 from .publish import TEMPORARY_FOLDER, Publisher, rename_noreplace
 from .reading import hash_of, opened
 from .trash import (
+    DAY_S,
     TrashDay,
     Trashed,
     day_name,
@@ -47,6 +51,7 @@ _MOST_KNOWN = 10_000
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EMLINK)
 _COPY_BYTES = 1 << 20
+_LOCK_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Damaged(ValueError):
@@ -80,19 +85,26 @@ class Trash:
         self._publisher = publisher
         #: Days whose directory, with the file that keeps it for so long, was made durable: by that file's path, its inode.
         self._known: dict[str, int] = {}
+        #: By device: whether one fsync makes a rename durable in both directories.
+        self._at_once: dict[int, bool] = {}
+        #: Whether an object had to be copied: the trash of a repository is on another file system then.
+        self._copies = False
         self._moving = threading.Lock()
+        #: For giving names without C{renameat2}. Not L{_moving}: whoever wants this one has the shared lock already.
+        self._naming = threading.Lock()
 
     # --- into the trash
 
     def keep(self, repository: Repository, object_type: str, source: str, delay_s: float) -> str | None:
         """
-        Move an object to the trash. That is not durable yet: fsync the returned directory, then the object's own. Whatever
+        Move an object to the trash. That is not durable yet: L{fsync} the returned directory, then the object's own. Whatever
         fails, the object stays where it was.
 
         @param source: its path.
         @param delay_s: how long it is to be kept at least.
         @return: the directory in the trash; C{None} if there was no such object.
         @raise InsufficientStorage: there is no room for a directory.
+        @raise OSError: the trash, or a directory in it, is no directory or is a link, or cannot be written.
         """
         name = os.path.basename(source)
         try:
@@ -103,14 +115,44 @@ class Trash:
                 for _ in range(_ATTEMPTS):
                     try:
                         day = self._make_day(repository, delay_s)
-                        with self._lock(repository, exclusive=False):
+                        fd = self._shared_lock(repository)
+                        try:
                             return self._move_to_day(source, day, object_type, name)
+                        finally:
+                            os.close(fd)
                     except FileNotFoundError:
                         if not os.path.lexists(source):
                             return None  # else the trash was emptied in between
         except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(source):
+                raise  # something in the trash is no directory
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
+
+    def fsync_moved(self, kept: str, source_directory: str) -> None:
+        """
+        Make durable that an object was moved to the trash.
+
+        @param kept: the directory that it is in now.
+        @param source_directory: the directory that it was in.
+        @raise FileNotFoundError: its directory is gone.
+        """
+        fd = os.open(source_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            device = os.fstat(fd).st_dev
+            at_once = self._at_once.get(device)
+            if at_once is None:
+                at_once = self._at_once[device] = renames_at_once(fd)
+            if not at_once or self._copies:
+                self.fsync(kept)
+            self._publisher.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def fsync(self, directory: str) -> None:
+        """Make durable what was moved into a directory of the trash. If it is gone, it was emptied in between."""
+        with suppress(FileNotFoundError):
+            self._publisher.fsync_directory(directory)
 
     def fsync_missing(self, repository: Repository, object_type: str) -> None:
         """
@@ -124,32 +166,47 @@ class Trash:
     def _make_day(self, repository: Repository, delay_s: float) -> str:
         """The directory of today, which is kept for so long at least."""
         top = trash_path(self.path, repository)
-        day = f"{top}/{day_name(time.time())}"
-        file = f"{day}/{keep_name(delay_s)}"
+        day = f"{top}/{_today(int(time.time() // DAY_S))}"
+        file = f"{day}/{_keep_name(delay_s)}"
+        _refuse_link(day)
         known = self._known.get(file)
         if known is not None:
             with suppress(FileNotFoundError):
                 if os.stat(file).st_ino == known:
                     return day
         self._publisher.make_directory(top)
-        with self._lock(repository, exclusive=False):
+        fd = self._shared_lock(repository)
+        try:
             self._publisher.make_directory(day)
-            fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, self._publisher.file_mode)
-            try:
-                self._publisher.fsync(fd)
-                inode = os.fstat(fd).st_ino
-            finally:
-                os.close(fd)
-            self._publisher.fsync_directory(day)
+            inode = self._keep_for(day, delay_s)
+        finally:
+            os.close(fd)
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[file] = inode
         return day
 
+    def _keep_for(self, day: str, delay_s: float) -> int:
+        """Have a day kept for so many seconds at least, durably; the inode of the file that says so."""
+        # Only for reading: it may be another user's of the same group.
+        flags = os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(f"{day}/{keep_name(delay_s)}", flags, self._publisher.file_mode)
+        try:
+            status = os.fstat(fd)
+            if status.st_uid == os.geteuid():
+                os.fchmod(fd, self._publisher.file_mode)  # whatever the umask
+            self._publisher.fsync(fd)
+            inode = status.st_ino
+        finally:
+            os.close(fd)
+        self._publisher.fsync_directory(day)
+        return inode
+
     def _move_to_day(self, source: str, day: str, object_type: str, name: str) -> str:
         """Move a file into a day's directory; the directory that it is in then."""
         for twin in range(1, _MOST_TWINS):
             directory = f"{day}/{object_type}" if twin == 1 else f"{day}/{object_type}.{twin}"
+            _refuse_link(directory)
             target = f"{directory}/{name}"
             with suppress(FileExistsError):
                 try:
@@ -166,24 +223,38 @@ class Trash:
 
     # --- moving
 
-    @contextmanager
-    def _lock(self, repository: Repository, exclusive: bool) -> Iterator[None]:
+    def _shared_lock(self, repository: Repository) -> int:
         """
-        Hold the lock of a repository's trash.
+        Take the lock of a repository's trash together with other deletions.
 
-        @raise FileNotFoundError: it has none.
+        @return: a descriptor; closing it releases the lock.
+        @raise FileNotFoundError: it has no trash.
         """
-        path = trash_path(self.path, repository)
-        with ExitStack() as held:
-            if exclusive:
-                held.enter_context(self._moving)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            held.callback(os.close, fd)
-            with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            if os.fstat(fd).st_nlink == 0:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            yield
+        fd = os.open(trash_path(self.path, repository), _LOCK_FLAGS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except OSError:
+            pass  # this file system has no locks
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @contextmanager
+    def _locked(self, repository: Repository) -> Iterator[None]:
+        """
+        Hold the lock of a repository's trash alone.
+
+        @raise FileNotFoundError: it has no trash.
+        """
+        fd = os.open(trash_path(self.path, repository), _LOCK_FLAGS)
+        try:
+            with self._moving:
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+        finally:
+            os.close(fd)
 
     def _move(self, source: str, target: str) -> None:
         """
@@ -192,12 +263,13 @@ class Trash:
         @raise FileExistsError: the target's name is taken; the file is where it was.
         @raise FileNotFoundError: the file, or the target's directory, is missing.
         """
-        before = os.lstat(source)
         try:
             self._move_file(source, target)
-        except OSError:
-            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
-            if not _is_moved(source, target, before):
+        except OSError as error:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call. Elsewhere these
+            # errors mean that another deletion was first, which must not be counted twice.
+            local = error.errno in (errno.ENOENT, errno.EEXIST) and _is_local(os.path.dirname(target))
+            if local or not _is_missing(source) or _is_missing(target):
                 raise
 
     def _move_file(self, source: str, target: str) -> None:
@@ -211,8 +283,8 @@ class Trash:
                     return
                 if error.errno not in _UNSUPPORTED:
                     raise
-        # Names in the trash are given only under this lock or that of its directory.
-        with self._moving, _directory_lock(os.path.dirname(target)):
+        # Names in the trash are given only under these locks.
+        with self._naming, _directory_lock(os.path.dirname(target)):
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             try:
@@ -224,6 +296,7 @@ class Trash:
 
     def _copy(self, source: str, target: str) -> None:
         """Move a file to another file system: a durable copy first, with the same modification time."""
+        self._copies = True
         directory = os.path.dirname(target)
         repository = directory.rpartition("/.trash/")[0] or directory
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -273,12 +346,12 @@ class Trash:
         if not os.path.isdir(directory):
             for path in dict.fromkeys((f"{top}/{trashed.object_type}", directory)):
                 publisher.make_directory(path)
-        with self._lock(repository, exclusive=True):
+        with self._locked(repository):
             if not os.path.samestat(os.lstat(trashed.path), verified):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), trashed.path)
             moved = self._move_back(trashed, target)
         publisher.fsync_directory(directory)
-        publisher.fsync_directory(os.path.dirname(trashed.path))
+        self.fsync(os.path.dirname(trashed.path))
         return moved
 
     def _move_back(self, trashed: Trashed, target: str) -> bool:
@@ -306,10 +379,13 @@ class Trash:
             if _is_same(trashed.path, target):
                 os.unlink(trashed.path)  # an earlier run was killed between the two steps
                 return True
-            with opened(target) as fd:
-                if hash_of(fd) != trashed.name:
-                    raise
-            return False
+            try:
+                with opened(target) as fd:
+                    if hash_of(fd) == trashed.name:
+                        return False
+            except NotFound:
+                pass  # a directory, or what else is no file
+            raise
 
     def _move_noreplace(self, source: str, target: str) -> None:
         try:
@@ -326,8 +402,6 @@ class Trash:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(trashed.path, target)
-        with suppress(OSError):
-            os.rmdir(folder)
 
     # --- the end
 
@@ -368,6 +442,18 @@ class Trash:
                 self.remove_if_empty(day)
         return Expired(Amount(size_bytes, objects), False, min(next_s, default=None))
 
+    def prolong(self, repository: Repository, since_s: float, by_s: float) -> None:
+        """
+        Keep for longer what was deleted since a time, because the clock was behind then.
+
+        @param since_s: in seconds since 1970.
+        @param by_s: by how many seconds.
+        """
+        for day in trash_days(self.path, repository):
+            if day.begins_s + DAY_S > since_s and day.delay_s is not None:
+                with suppress(FileNotFoundError), self._locked(repository):
+                    self._keep_for(day.path, day.delay_s + by_s)
+
     def remove(self, repository: Repository, objects: list[Trashed]) -> Amount:
         """
         Remove objects from a repository's trash for good, as far as they are as they were when they were listed.
@@ -377,7 +463,7 @@ class Trash:
         removed = Amount()
         if not objects:
             return removed
-        with suppress(FileNotFoundError), self._lock(repository, exclusive=True):
+        with suppress(FileNotFoundError), self._locked(repository):
             for trashed in objects:
                 with suppress(FileNotFoundError):
                     status = os.lstat(trashed.path)
@@ -388,7 +474,7 @@ class Trash:
 
     def remove_if_empty(self, day: TrashDay) -> None:
         """Remove the directories of a day if nothing is in them, then the trash's; and the repository's if that was all."""
-        with suppress(FileNotFoundError), self._lock(day.repository, exclusive=True):
+        with suppress(FileNotFoundError), self._locked(day.repository):
             for _, directory in list(type_directories(day)):
                 if not _remove_directory(directory):
                     return
@@ -409,14 +495,27 @@ def _renewed(source: str, target: str, name: str) -> bool:
     Delete an object that was deleted on the same day before, if both are the same: one copy stays, as if it was deleted now.
     Whether that was done.
     """
-    with suppress(OSError):
+    with suppress(OSError, NotFound):
         with opened(target) as kept, opened(source) as again:
             if not hash_of(kept) == hash_of(again) == name:
                 return False
             os.fchmod(kept, stat.S_IMODE(os.fstat(kept).st_mode))
+            # Another deletion and an upload may have put another file there.
+            if not os.path.samestat(os.fstat(again), os.lstat(source)):
+                return False
         os.unlink(source)
         return True
     return False
+
+
+def _refuse_link(path: str) -> None:
+    """
+    Nothing is moved out of the trash through a link.
+
+    @raise NotADirectoryError: it is one.
+    """
+    if os.path.islink(path):
+        raise NotADirectoryError(errno.ENOTDIR, "a link, which the trash must not have", path)
 
 
 @contextmanager
@@ -430,9 +529,28 @@ def _directory_lock(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_moved(source: str, target: str, before: os.stat_result) -> bool:
+def _is_missing(path: str) -> bool:
+    """Whether certainly nothing has this name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+_today = lru_cache(maxsize=4)(lambda day: day_name(day * DAY_S))
+_keep_name = lru_cache(maxsize=1000)(keep_name)
+
+
+def _is_local(directory: str) -> bool:
     with suppress(OSError):
-        return not os.path.lexists(source) and os.path.samestat(os.lstat(target), before)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return is_local(fd)
+        finally:
+            os.close(fd)
     return False
 
 

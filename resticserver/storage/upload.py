@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from twisted.logger import Logger
 
@@ -136,14 +137,14 @@ class LocalUpload:
         return Sent(size_bytes, self._length_is_known, self._coming_bytes, stored_bytes)
 
     def _with_figures(self, error: InsufficientStorage) -> InsufficientStorage:
-        """The error of a full disk, with how much was sent and how much is left."""
-        if not isinstance(error.__cause__, OSError):
-            return error  # from --min-free, which has the figures already
-        try:
-            status = os.fstatvfs(self._directory_fd) if self._directory_fd >= 0 else os.statvfs(self._directories.path)
-            return no_space(self._sent(), status, error.__cause__)
-        except OSError:
-            return error
+        """The error of a full disk, with how much was sent, how much is left, and how much is in the trash."""
+        cause = error.__cause__
+        if isinstance(cause, OSError):  # otherwise it is from --min-free, which has the figures already
+            with suppress(OSError):
+                fd = self._directory_fd
+                status = os.fstatvfs(fd) if fd >= 0 else os.statvfs(self._directories.path)
+                error = no_space(self._sent(), status, cause)
+        return error.with_words(self._directories.trash_words(self._repository))
 
     def _reserve(self, free_space: FreeSpaceGuard, size_bytes: int) -> None:
         """Before bytes are written: check the free space, once for every few MiB."""

@@ -80,6 +80,8 @@ class RepositoryStatus:
     @ivar refusals: of uploads to it, within the last day.
     @ivar problem_counts: how many objects the scrub has found to be damaged, missing or unreadable, by these words.
     @ivar problems: the first of these objects.
+    @ivar trash_counts: whether its trash counts towards quotas.
+    @ivar trash_ends_s: before this time nothing in its trash ends, in seconds since 1970.
     """
 
     repository: str
@@ -97,11 +99,25 @@ class RepositoryStatus:
     refusals: tuple[Refused, ...] = ()
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: tuple[ObjectProblem, ...] = ()
+    trash_bytes: int = 0
+    trash_objects: int = 0
+    trash_counts: bool = True
+    trash_ends_s: float | None = None
 
     @property
     def name(self) -> str:
         """The name to display."""
         return printable(self.repository) or "/"
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards quotas."""
+        return self.size_bytes + (self.trash_bytes if self.trash_counts else 0)
+
+    @property
+    def used_objects(self) -> int:
+        """How many objects count towards quotas."""
+        return self.objects + (self.trash_objects if self.trash_counts else 0)
 
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""
@@ -111,8 +127,8 @@ class RepositoryStatus:
         if self.problem_counts:
             counts = ", ".join(f"{number} {kind}" for kind, number in self.problem_counts.items())
             found.append(Concern(Level.BAD, f"found by the scrub: {counts}"))
-        found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.used_objects, self.quota_objects, "objects")
         found += _of_refusals(self.refusals, now_s)
         if self.last_snapshot_s is None:
             found.append(Concern(Level.NOTICE, "no snapshot yet" if self.counted else "not counted yet"))
@@ -134,6 +150,7 @@ class UserStatus:
     to the user, in any repository.
 
     @ivar refusals: within the last day.
+    @ivar trash_bytes: what lies in the trash there and counts; C{trash_objects} likewise.
     """
 
     user: str
@@ -142,11 +159,23 @@ class UserStatus:
     objects: int = 0
     quota_objects: int | None = None
     refusals: tuple[Refused, ...] = ()
+    trash_bytes: int = 0
+    trash_objects: int = 0
 
     @property
     def name(self) -> str:
         """The name to display."""
         return printable(self.user)
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards the quota."""
+        return self.size_bytes + self.trash_bytes
+
+    @property
+    def used_objects(self) -> int:
+        """How many objects count towards the quota."""
+        return self.objects + self.trash_objects
 
     @property
     def has_quota(self) -> bool:
@@ -155,8 +184,8 @@ class UserStatus:
 
     def concerns(self, now_s: float) -> list[Concern]:
         """What needs attention, the worst first."""
-        found = _of_quota(self.size_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.objects, self.quota_objects, "objects")
+        found = _of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += _of_quota(self.used_objects, self.quota_objects, "objects")
         found += _of_refusals(self.refusals, now_s)
         return sorted(found, key=lambda concern: -concern.level)
 
@@ -178,7 +207,7 @@ class ScrubStatus:
     @ivar skipped: how many directories could not be read.
     """
 
-    interval_s: int = 0
+    interval_s: float = 0
     progress: float | None = None
     left_s: float | None = None
     last_complete_s: float | None = None
@@ -251,13 +280,23 @@ class ServerStatus:
         """The total size of the repositories in this status."""
         return sum(repository.size_bytes for repository in self.repositories)
 
+    @property
+    def used_bytes(self) -> int:
+        """What counts towards the server's limit."""
+        return sum(repository.used_bytes for repository in self.repositories)
+
+    @property
+    def trash_bytes(self) -> int:
+        """What lies in the trash of all repositories in this status."""
+        return sum(repository.trash_bytes for repository in self.repositories)
+
     def concerns(self) -> list[Concern]:
         """What needs attention about the server itself, the worst first."""
         found = []
         if self.not_ready:
             found.append(Concern(Level.BAD, f"not ready: {self.not_ready}"))
         if self.quota_bytes is not None:
-            found += _of_quota(self.size_bytes, self.quota_bytes, "quota")
+            found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
         listed = {one.repository for one in self.repositories}
         # A full disk concerns the server. So do refusals that are shown neither with a user nor with a repository.
         found += _of_refusals(

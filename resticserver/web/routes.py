@@ -230,7 +230,8 @@ class Api:
             self._admission.quota.recount(target.repository)
             return result
 
-        deleting = self._pools.disk.run(self._store.delete_repository, target.repository)
+        keep_s = self._policy.delete_delay_of(request.user_name, target.repository)
+        deleting = self._pools.disk.run(self._store.delete_repository, target.repository, keep_s)
         await shielded(deleting.addBoth(recount))
         self._tell(event_of(EventKind.REPOSITORY_DELETED, "{repository} was deleted", request, target))
         replies.send(request)
@@ -278,7 +279,8 @@ class Api:
     @authorized_route(app, Access.POLICY, "/config", "/<object_type>/<name>", methods=(b"DELETE",))
     async def remove(self, request: StreamingRequest, target: Target) -> None:
         """Remove an object."""
-        await remove_object(request, target, self._store, self._pools, self._admission)
+        keep_s = self._policy.delete_delay_of(request.user_name, target.repository)
+        await remove_object(request, target, self._store, self._pools, self._admission, keep_s)
         replies.send(request)
 
     # --- the server's own pages; no repository can have such a path

@@ -187,7 +187,8 @@ def server_page(status: ServerStatus) -> Tag:
         Tag("main")(
             _concerns(status.concerns()),
             tags.section(
-                _figure("Stored", format_size(status.size_bytes), _quota_bar(status.size_bytes, status.quota_bytes)),
+                _figure("Stored", format_size(status.size_bytes), _quota_bar(status.used_bytes, status.quota_bytes)),
+                _figure("Trash", format_size(status.trash_bytes)) if status.trash_bytes else "",
                 _disk(status),
                 _certificate(status),
                 _scrub(status),
@@ -214,7 +215,9 @@ def repository_page(status: ServerStatus, repository: RepositoryStatus) -> Tag:
         ("Damaged files found", str(repository.damaged)),
     ]
     if repository.quota_bytes is not None:
-        rows.append(("Quota", _quota_bar(repository.size_bytes, repository.quota_bytes)))
+        rows.append(("Quota", _quota_bar(repository.used_bytes, repository.quota_bytes)))
+    if repository.trash_objects:
+        rows.append(("Trash", _trash(repository)))
     if repository.quota_objects is not None:
         rows.append(("Most objects", f"{repository.quota_objects:,}"))
     return _page(
@@ -230,6 +233,13 @@ def repository_page(status: ServerStatus, repository: RepositoryStatus) -> Tag:
         ),
         tags.footer(tags.p(f"As of {date_text(now_s)}.")),
     )
+
+
+def _trash(repository: RepositoryStatus) -> str:
+    words = f"{format_size(repository.trash_bytes)} in {repository.trash_objects:,} objects"
+    if repository.trash_ends_s is not None:
+        words += f", until {date_text(repository.trash_ends_s)[:10]} or later"
+    return words if repository.trash_counts else f"{words}; does not count towards quotas"
 
 
 def _concerns(concerns: Sequence[Concern]) -> Any:
@@ -305,7 +315,7 @@ def _users(now_s: float, users: Sequence[UserStatus]) -> Any:
         tags.tr(
             tags.th(user.name, _concerns(user.concerns(now_s)), scope="row"),
             _cell("Stored", format_size(user.size_bytes), "number"),
-            _cell("Quota", _quota_bar(user.size_bytes, user.quota_bytes) or "–"),
+            _cell("Quota", _quota_bar(user.used_bytes, user.quota_bytes) or "–"),
             class_=user.level(now_s).name.lower(),
         )
         for user in users
@@ -341,9 +351,16 @@ def _row(now_s: float, repository: RepositoryStatus) -> Tag:
             scope="row",
         ),
         _cell("Last snapshot", _when(repository, now_s)),
-        _cell("Stored", format_size(repository.size_bytes), "number"),
+        _cell(
+            "Stored",
+            [
+                format_size(repository.size_bytes),
+                tags.small(f" + {format_size(repository.trash_bytes)} trash") if repository.trash_bytes else "",
+            ],
+            "number",
+        ),
         _cell("Over time", _curve(repository, 120, 28, "curve")),
-        _cell("Quota", _quota_bar(repository.size_bytes, repository.quota_bytes) or "–"),
+        _cell("Quota", _quota_bar(repository.used_bytes, repository.quota_bytes) or "–"),
         _cell("Objects", f"{repository.objects:,}", "number"),
         _cell("Locks", _locks(repository, now_s), "locks"),
         class_=repository.level(now_s).name.lower(),

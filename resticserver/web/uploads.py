@@ -30,6 +30,7 @@ from ..errors import (
 from ..quota.admission import NOTHING, Admission, Admitted
 from ..sizes import Amount
 from ..storage.interface import Chunks, NotDurable, Outcome, RepositoryStore, Upload
+from ..storage.trash import is_kept
 from ..targets import Kind, Target
 from ..telemetry.events import Event, EventKind
 from ..telemetry.record import Effect, Operation
@@ -165,12 +166,20 @@ def _open(upload: Upload, content: Chunks | None) -> Outcome | None:
 
 
 async def remove_object(
-    request: StreamingRequest, target: Target, store: RepositoryStore, pools: Pools, admission: Admission
+    request: StreamingRequest,
+    target: Target,
+    store: RepositoryStore,
+    pools: Pools,
+    admission: Admission,
+    keep_s: float = 0,
 ) -> None:
     """
     Remove an object. One that is missing counts as removed: a client that asks again after a lost answer needs that.
+
+    @param keep_s: for how long it is kept in the trash, in seconds; 0 for not at all.
     """
-    admitted = admission.admit_removal(target)
+    to_trash = bool(keep_s) and is_kept(target.type)
+    admitted = admission.admit_removal(target, to_trash)
     await admitted.enter()
     request.hold_record()
 
@@ -180,11 +189,12 @@ async def remove_object(
             done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
         else:
             done = change
-        admitted.end(done)
+        admitted.end(done, Amount(-done.size_bytes, -done.objects) if to_trash else NOTHING)
         request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
         return change
 
-    await shielded(pools.quick.run(store.remove_object, target.repository, target.type, target.name).addBoth(ended))
+    removing = pools.quick.run(store.remove_object, target.repository, target.type, target.name, keep_s)
+    await shielded(removing.addBoth(ended))
 
 
 def event_of(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:

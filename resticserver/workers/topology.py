@@ -63,12 +63,20 @@ class MultiProcess(WorkersOwner):
         )
         self._directory_locks = WorkerDirectoryLocks(self._workers)
         self.quota_keeper = core.make_quota_keeper(self._directory_locks)
+        self.trash_expiry = core.make_trash_expiry(self.quota_keeper)
         self.disk = JobPool(reactor, "files", FILE_THREADS)
         core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
         self.scrub = core.make_scrub(lambda: self.monitoring.requests_in_flight)
         self.monitoring = core.make_monitoring(
-            self.quota_keeper, self.readiness, self.disk, self.scrub, self._gather, self._workers.pids, self._families
+            self.quota_keeper,
+            self.readiness,
+            self.disk,
+            self.scrub,
+            self._gather,
+            self._workers.pids,
+            self._families,
+            self.trash_expiry.families,
         )
         self._quota_requests = QuotaRequests(self.quota_keeper)
         self._monitoring_requests = MonitoringRequests(reactor, self.monitoring, core.pages)

@@ -36,6 +36,9 @@ max-objects = 10
 quota = "2KiB"
 """
 
+#: What the document says of an empty trash.
+NO_TRASH = {"trash_bytes": 0, "trash_objects": 0}
+
 
 class UsageTests(SynchronousTestCase):
     """C{rest-server usage}."""
@@ -148,7 +151,7 @@ class UsageTests(SynchronousTestCase):
         ]
         self.assertEqual([("/", None, 3, 1), ("alice", "alice", 11, 1), ("alice/laptop", "alice", 555, 7)], sizes)
         self.assertEqual(
-            {"size_bytes": 569, "objects": 9, "quota_bytes": 1 << 20, "quota_objects": None}, found["total"]
+            {"size_bytes": 569, "objects": 9, "quota_bytes": 1 << 20, "quota_objects": None, **NO_TRASH}, found["total"]
         )
 
     def test_quotas_and_snapshots(self) -> None:
@@ -164,7 +167,16 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual((1024, 10, "2001-09-09T02:46:40Z"), tuple(alice[key] for key in keys))
         self.assertEqual((1024, 10, None), tuple(bob[key] for key in keys))
         self.assertEqual(
-            [{"user": "alice", "size_bytes": 200, "objects": 2, "quota_bytes": 2048, "quota_objects": None}],
+            [
+                {
+                    "user": "alice",
+                    "size_bytes": 200,
+                    "objects": 2,
+                    "quota_bytes": 2048,
+                    "quota_objects": None,
+                    **NO_TRASH,
+                }
+            ],
             found["users"],
         )
 

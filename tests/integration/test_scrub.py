@@ -173,11 +173,10 @@ class ScrubTests(ScrubTestCase):
         server = self.start("--scrub-interval", "2s", "--scrub-rate", "0")
         restic = Restic(self, f"{server.url}/alice/laptop/", self.scratch)
         restic.create()
-        tree = make_tree(self.scratch / "tree", 5, 1 << 20)
+        make_tree(self.scratch / "tree", 5, 1 << 20)
         for number in range(3):
             (self.scratch / "tree" / f"more-{number}").write_bytes(random_bytes(number, 500_000))
             restic.succeed("backup", str(self.scratch / "tree"))
-        del tree
         self.wait_for_pass(server)
         restic.succeed("forget", "--keep-last", "1", "--prune", "--max-unused", "0")
         time.sleep(4)

@@ -118,6 +118,20 @@ class FencesTests(SynchronousTestCase):
         self.successResultOf(late)
         self.assertEqual(["first", "late"], self.order)
 
+    def test_enter_several(self) -> None:
+        """Who needs two directories is in none of them before both are open: a count of both would wait for ever."""
+        self.successResultOf(self.close(OTHER))
+        both = Deferred.fromCoroutine(self.directory_locks.enter(KEY, OTHER))
+        self.successResultOf(self.close(KEY))
+        self.directory_locks.open([OTHER])
+        self.assertNoResult(both)
+        self.directory_locks.open([KEY])
+        self.successResultOf(both)
+        closing = self.close(OTHER, KEY)
+        self.assertNoResult(closing)
+        self.directory_locks.leave(KEY, OTHER)
+        self.successResultOf(closing)
+
     def test_close_many(self) -> None:
         """All of several are closed before any is waited for, and all are empty when it is done."""
         for key in (KEY, OTHER):

@@ -753,3 +753,100 @@ class AnyOrderTests(SynchronousTestCase):
                 self.assertGreaterEqual(account.used_objects, total.objects)
         ledger.all_counted(ALICE)
         self.assertEqual(total, (ledger.server.used_bytes, ledger.server.used_objects))
+
+
+class TrashTests(LimitCase):
+    """What lies in the trash."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.uncounted: set[Repository] = set()
+        self.ledger = Ledger(Limit(1000), lambda repository: repository not in self.uncounted)
+
+    def trash(self, repository: Repository, size_bytes: int, objects: int = 1) -> None:
+        """An object moves to the trash."""
+        self.ledger.change(repository, TRASH_CELL, Amount(size_bytes, objects))
+        self.ledger.change(repository, cell_of("data", NAME), Amount(-size_bytes, -objects))
+
+    def test_counts(self) -> None:
+        """It counts as before, and is told apart."""
+        self.store(ALICE, 600, 3)
+        before = self.sums()
+        self.trash(ALICE, 400, 2)
+        self.assertEqual(before, self.sums())
+        account = self.ledger.account(ALICE)
+        self.assertEqual((Amount(200, 1), Amount(400, 2), Amount()), (account.stored, account.trash, account.uncounted))
+        account.trash_ends_s = 1e9
+        self.assertEqual(
+            "quota of 1000 bytes for this server exceeded: upload of 500 bytes, 400 bytes left; "
+            "400 bytes are in the trash until 2001-09-09 or later",
+            self.refused(ALICE, 500),
+        )
+
+    def test_words_for_a_user(self) -> None:
+        """A user's refusal is about all of the user's repositories, and about nobody else's."""
+        for repository in (ALICE, LAPTOP, BOB):
+            self.store(repository, 100)
+            self.trash(repository, 100)
+        its = Limits(user=Limit(250))
+        self.assertTrue(self.refused(LAPTOP, 100, its).endswith("50 bytes left; 200 bytes are in the trash"))
+
+    def test_uncounted(self) -> None:
+        """With a rule that says so it counts nowhere, until the rule changes."""
+        self.uncounted.add(ALICE)
+        self.store(ALICE, 600, 3)
+        self.trash(ALICE, 400, 2)
+        account = self.ledger.account(ALICE)
+        self.assertEqual((200, 200), (account.used_bytes, self.ledger.server.used_bytes))
+        self.assertEqual((Amount(200, 1), Amount(400, 2)), (account.stored, account.uncounted))
+        self.assertEqual(Amount(600, 3), account.most)
+        self.ledger.release(self.reserve(ALICE, 800))
+        self.assertNotIn("trash", self.refused(ALICE, 801))
+        self.uncounted.clear()
+        self.ledger.refresh()
+        self.assertEqual((600, 600), (account.used_bytes, self.ledger.server.used_bytes))
+        self.refused(ALICE, 800)
+        self.uncounted.add(ALICE)
+        self.ledger.refresh()
+        self.assertEqual((200, 200), (account.used_bytes, self.ledger.server.used_bytes))
+
+    def test_count_and_load(self) -> None:
+        """A count of the trash, and the ceiling of an earlier run, hold whether it counts or not."""
+        for uncounted in (False, True):
+            self.uncounted = {ALICE} if uncounted else set()
+            self.ledger = Ledger(Limit(1000), lambda repository: repository not in self.uncounted)
+            cells = {TRASH_CELL: Amount(300, 3), cell_of("data", NAME): Amount(100, 1)}
+            sizes = [cells.get(cell, Amount()).size_bytes for cell in range(CELLS)]
+            objects = [cells.get(cell, Amount()).objects for cell in range(CELLS)]
+            self.ledger.load(ALICE, sizes, objects, Amount(500, 5))
+            account = self.ledger.account(ALICE)
+            self.assertEqual((Amount(100, 1), Amount(300, 3)), (account.stored, account.trash))
+            self.assertEqual((Amount(100, 1), Amount(500, 5)), (account.margin, account.most))
+            self.ledger.count(ALICE, {TRASH_CELL: Amount(50, 1)})
+            self.ledger.count(ALICE, {cell: Amount() for cell in range(TRASH_CELL) if cell != cell_of("data", NAME)})
+            self.ledger.all_counted(ALICE)
+            self.assertEqual((Amount(100, 1), Amount(50, 1)), (account.stored, account.trash))
+            self.assertEqual(100 if uncounted else 150, self.ledger.server.used_bytes)
+
+    def test_only_trash(self) -> None:
+        """A repository of which only the trash is left is not forgotten, also if that does not count."""
+        self.uncounted.add(ALICE)
+        self.store(ALICE, 100)
+        self.trash(ALICE, 100)
+        self.ledger.all_counted(ALICE)
+        self.assertIn(ALICE, self.ledger.repositories)
+        self.ledger.count(ALICE, {TRASH_CELL: Amount()})
+        self.ledger.all_counted(ALICE)
+        self.assertNotIn(ALICE, self.ledger.repositories)
+        self.assertEqual(0, self.ledger.server.used_bytes)
+
+    def test_locks(self) -> None:
+        """A lock may use what the trash takes of a quota: it never goes there. Nothing else may."""
+        self.store(ALICE, 1000)
+        self.trash(ALICE, 900)
+        for kind in ("index", "data", "keys", "snapshots"):
+            self.refused(ALICE, 200, NO_LIMITS, kind)
+        held = self.reserve(ALICE, 200, NO_LIMITS, "locks")
+        self.refused(ALICE, 800, NO_LIMITS, "locks")
+        self.ledger.release(held)
+        self.reserve(ALICE, 800, Limits(user=Limit(1000), repository=Limit(1000)), "locks")

@@ -70,7 +70,7 @@ class ScrubTests(SynchronousTestCase):
             lambda: self.in_flight,
         )
         scrub.startService()
-        self.addCleanup(lambda: scrub.running and self.stop(scrub))
+        self.addCleanup(self.stop, scrub)
         return scrub
 
     def survey(self, observer: Any) -> Survey:
@@ -94,7 +94,9 @@ class ScrubTests(SynchronousTestCase):
         return survey
 
     def stop(self, scrub: Scrub) -> None:
-        """Stop it."""
+        """Stop it, if it runs."""
+        if not scrub.running:
+            return
         stopped = ensureDeferred(scrub.stopService())
         if isinstance(self.pool, HeldPool):
             self.pool.release(10)

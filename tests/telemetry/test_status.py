@@ -338,10 +338,30 @@ class JsonTests(SynchronousTestCase):
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
         self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals", "scrub"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
+        trash = "trash_bytes trash_objects trash_counts trash_ends_s"
         self.assertEqual(
-            {*repository.split(), "damaged", "history", "counted", "concerns"}, set(document["repositories"][0])
+            {
+                *repository.split(),
+                *trash.split(),
+                "damaged",
+                "history",
+                "counted",
+                "concerns",
+                "problems",
+                "problem_counts",
+            },
+            set(document["repositories"][0]),
         )
-        user = {"user", "size_bytes", "quota_bytes", "objects", "quota_objects", "concerns"}
+        user = {
+            "user",
+            "size_bytes",
+            "quota_bytes",
+            "objects",
+            "quota_objects",
+            "trash_bytes",
+            "trash_objects",
+            "concerns",
+        }
         self.assertEqual(user, set(document["users"][0]))
         self.assertEqual({"user", "repository", "reason", "number", "last_s", "message"}, set(document["refusals"][0]))
 

@@ -83,6 +83,10 @@ class SpyPolicy:
         """Yes."""
         return True
 
+    def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
+        """Nothing is kept."""
+        return 0
+
 
 class SpyStore:
     """Has nothing, and notes which repository it was asked for."""

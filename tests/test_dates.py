@@ -1,12 +1,12 @@
 """
-L{resticserver.durations}.
+L{resticserver.dates}.
 """
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.durations import format_duration, parse_duration
+from resticserver.dates import format_duration, parse_duration
 
 
 class DurationTests(SynchronousTestCase):
@@ -26,7 +26,7 @@ class DurationTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """What is no duration."""
-        for text in ("", "30", "d", "-1d", "1.5d", "1y", "30 d x", "999999999w", "١d"):
+        for text in ("", "d", "-1d", "1y", "30 d x", "9999999999w", "١d"):
             self.assertRaises(ValueError, parse_duration, text)
 
     def test_format(self) -> None:
