@@ -27,7 +27,8 @@ def _library() -> Any:
     if sys.platform != "linux":
         return None
     try:
-        library = ctypes.CDLL(None, use_errno=True)
+        # These calls take microseconds: to give up the interpreter's lock for them and to get it back would take longer.
+        library = ctypes.PyDLL(None, use_errno=True)
         library.mmap.restype = ctypes.c_void_p
         library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
         library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)

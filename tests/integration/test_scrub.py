@@ -232,3 +232,23 @@ class CommandTests(ScrubTestCase):
         _, out, _ = self.scrub("--rate", "4MB", "--json")
         document = json.loads(out)
         self.assertLess(abs(document["size_bytes"] / document["duration_s"] - 4e6), 4e5)
+
+    def test_as_root(self) -> None:
+        """Root leaves nothing behind that the server's user could not use."""
+        if os.geteuid() != 0:
+            raise self.skipTest("needs root")
+        server = self.start()
+        names = self.fill(server)
+        self.assertEqual(0, server.stop())
+        os.chmod(self.scratch, 0o755)
+        for folder, _, files in os.walk(self.data):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, 65534, 65534)
+        self.flip(names[3])
+        os.chown(self.file(names[3]), 65534, 65534)
+        status, out, err = self.scrub()
+        self.assertEqual((1, ""), (status, err))
+        self.assertIn(names[3], out)
+        for folder, _, files in os.walk(self.data):
+            for name in files:
+                self.assertEqual(65534, os.stat(os.path.join(folder, name)).st_uid, name)
