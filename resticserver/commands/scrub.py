@@ -180,7 +180,11 @@ class _Command:
         problems = [one for one in self._state.problems() if self._scope is None or one.repository in self._scope]
         took_s = time.monotonic() - started_s
         skipped = dict(sorted(run.surveyed.skipped.items()))
-        text = self._document(run, ended, problems, took_s) if self._json else _text(run.progress, problems, took_s)
+        text = (
+            self._document(run, ended, problems, took_s)
+            if self._json
+            else _text(run.progress, problems, took_s, ended.complete)
+        )
         for path, reason in skipped.items():
             print(f"{self._program}: cannot read {printable(path)}: {reason}", file=sys.stderr)
         if interrupted:
@@ -318,7 +322,7 @@ def bar_text(progress: Progress, rate: float) -> str:
     return text
 
 
-def _text(progress: Progress, problems: Sequence[Problem], took_s: float) -> str:
+def _text(progress: Progress, problems: Sequence[Problem], took_s: float, complete: bool) -> str:
     lines = []
     if problems:
         rows = [("REPOSITORY", "PROBLEM", "OBJECT", "SINCE", "")]
@@ -335,6 +339,7 @@ def _text(progress: Progress, problems: Sequence[Problem], took_s: float) -> str
         lines += [*text_table(rows, ()), ""]
     counts = Counter(one.kind for one in problems)
     found = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]) or "no problems"
+    found += "" if complete else " so far"
     objects = "1 object" if progress.objects == 1 else f"{progress.objects} objects"
     lines.append(f"checked {objects}, {format_size(progress.read_bytes)}, in {format_duration(took_s)}: {found}")
     return "\n".join(lines)

@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 _PAGE_BYTES = mmap.PAGESIZE
-#: Of larger files all pages count as not cached: one byte of memory for each page is too much.
-_MOST_BYTES = 16 << 30
+#: Of larger files all pages count as not cached: to look at more of them would hold up other threads.
+_MOST_BYTES = 1 << 30
 _RESIDENT = bytes(number & 1 for number in range(256))
 _FAILED = ctypes.c_void_p(-1).value
 
