@@ -84,12 +84,14 @@ class Results:
     @ivar counts: how many problems there are, by repository and kind.
     @ivar named: the first problems of each repository.
     @ivar first: those that are looked at again.
+    @ivar repositories: all that the scrub knows.
     """
 
     counts: dict[str, dict[str, int]]
     named: dict[str, tuple[ObjectProblem, ...]]
     last_complete_s: float | None = None
     first: list[Problem] = field(default_factory=list)
+    repositories: frozenset[str] = frozenset()
 
 
 _NOTHING = Results({}, {})
@@ -346,7 +348,8 @@ class Scrub(Service):
                     for one in state.problems(repository, most=MOST_NAMED)
                 )
             first = state.problems(most=MOST_LOOKED_AT)
-            results = Results(counts, named, None if ended is None else float(ended), first)
+            known = frozenset(map("/".join, state.repositories()))
+            results = Results(counts, named, None if ended is None else float(ended), first, known)
             return stamp, results
         finally:
             state.close_if_idle()
@@ -407,8 +410,8 @@ class Scrub(Service):
             more = 0 if progress is None else progress.objects if name == "objects" else progress.read_bytes
             yield Family(MetricType.COUNTER, f"rest_server_scrub_{name}", help_, (), [Sample((), number + more)])
         samples = [
-            Sample((repository.partition("/")[0], repository, kind), counts.get(kind, 0))
-            for repository, counts in sorted(results.counts.items())
+            Sample((repository.partition("/")[0], repository, kind), results.counts.get(repository, {}).get(kind, 0))
+            for repository in sorted(results.repositories | results.counts.keys())
             for kind in KINDS
         ]
         help_ = "Stored objects that the scrub has found to be damaged, missing or unreadable"

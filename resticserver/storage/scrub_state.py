@@ -198,6 +198,10 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
             for repository, cell, checked_s, began_s, upto, stamp, size_bytes, objects in self._all(statement)
         }
 
+    def repositories(self) -> list[Repository]:
+        """The repositories with directories that are known."""
+        return [_repository(name) for (name,) in self._all("SELECT DISTINCT repository FROM directory")]
+
     def directory(self, key: Key) -> DirectoryRow | None:
         """One directory, with the names."""
         statement = (
