@@ -30,7 +30,7 @@ from ..dates import parse_duration
 from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
-from ..sizes import Limit, parse_size
+from ..sizes import Limit, parse_bandwidth, parse_size
 from ..targets import Target
 from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
 
@@ -45,6 +45,7 @@ _RULE_KEYS = frozenset(
         "delete-repository",
         "quota",
         "max-objects",
+        "bandwidth",
         "delete-delay",
         "trash-counts",
         "comment",
@@ -129,6 +130,7 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
         raise PolicyError(f'{where}create: needs rights = "append" or "full"')
     if delete and right < Right.FULL:
         raise PolicyError(f'{where}delete-repository: needs rights = "full"')
+    bandwidth = _bandwidth(table, where)
     return Rule(
         frozenset(users),
         tuple(patterns),
@@ -139,6 +141,7 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
         number,
         _duration(table, "delete-delay", where),
         _boolean(table, "trash-counts", where, default=True),
+        bandwidth,
     )
 
 
@@ -181,6 +184,17 @@ def _right(value: Any, where: str) -> Right:
     if not isinstance(value, str) or value not in _RIGHTS:
         raise PolicyError(f"{where}: {value!r} is not a right; the rights are {', '.join(_RIGHTS)}")
     return _RIGHTS[value]
+
+
+def _bandwidth(table: Mapping[str, Any], where: str) -> int | None:
+    value = table.get("bandwidth")
+    if value is None:
+        return None
+    try:
+        return parse_bandwidth(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, ValueError) else f"{value!r} is not a size, such as 10M"
+        raise PolicyError(f"{where}bandwidth: {reason}") from None
 
 
 def _limit(table: Mapping[str, Any], where: str) -> Limit:
@@ -256,6 +270,10 @@ class PolicyFile(MadeOfFiles):
     def may_delete_repositories(self) -> bool:
         """Whether any user may."""
         return self.current.may_delete_repositories()
+
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> tuple[int, int] | None:
+        """The limit of a user's transfers with a repository."""
+        return self.current.bandwidth_of(user, repository)
 
     def has_limits(self) -> bool:
         """Whether there are quotas."""

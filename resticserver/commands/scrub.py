@@ -24,7 +24,7 @@ from ..errors import ServerError, StartError
 from ..files import reason_of
 from ..process.idle import idle_disk
 from ..process.owner import act_as_owner_of
-from ..sizes import format_size, parse_bandwidth
+from ..sizes import format_size, parse_bytes_per_second
 from ..storage.deletions import Deletions
 from ..storage.layout import Repository
 from ..storage.local import LocalStore
@@ -123,7 +123,7 @@ class _Command:
         self._rate = None
         if asked.rate is not None:
             try:
-                self._rate = float(parse_bandwidth(asked.rate)) or None
+                self._rate = float(parse_bytes_per_second(asked.rate)) or None
             except ValueError as error:
                 raise _WrongCall(f"--rate {error}") from None
         self._scope = frozenset(map(_repository, asked.repositories)) or None

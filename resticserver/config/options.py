@@ -23,7 +23,7 @@ from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
-from ..sizes import parse_bandwidth, parse_free_space, parse_size
+from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, parse_size
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
@@ -67,8 +67,8 @@ class Options(usage.Options):
         'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
         "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
         "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
-        "rest-server usage (how much is stored), rest-server status (the state of a running server), rest-server scrub "
-        "(verify what is stored)."
+        "rest-server usage (how much is stored), rest-server status (the state of a running server), rest-server trash (list, "
+        "restore and remove deleted objects), rest-server scrub (verify what is stored)."
     )
 
     optFlags = [
@@ -135,6 +135,20 @@ class Options(usage.Options):
         ],
         ["log", None, None, "write an access log to this file (- for stdout)"],
         ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
+        ["header-timeout", None, "60s", "how long the head of a request may take"],
+        [
+            "stall-timeout",
+            None,
+            "310s",
+            "how long a transfer may move no byte; restic itself gives up after five minutes",
+        ],
+        ["max-connections", None, "0", "connections at once; 0 for no limit"],
+        ["max-connections-per-address", None, "0", "connections at once from one address; 0 for no limit"],
+        ["max-object-size", None, "1GiB", "largest object that is stored; 0 for no limit"],
+        ["max-uploads", None, "0", "uploads at once, locks not counted; 0 for no limit"],
+        ["bandwidth", None, "0", "bytes a second for all uploads, and for all downloads, such as 50M; 0 for no limit"],
+        ["bandwidth-up", None, None, "the same for uploads only (default --bandwidth)"],
+        ["bandwidth-down", None, None, "the same for downloads only (default --bandwidth)"],
         ["cpu-profile", None, None, "write a CPU profile of the reactor's thread to this file"],
         ["workers", None, "1", "number of worker processes, or auto for one per core"],
         ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
@@ -356,6 +370,14 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: must be a number from 0 to {MOST_FOLDERS}")
+        workers = _workers(self["workers"])
+        if 0 < self._parsed("max-uploads", _number) < workers:
+            raise usage.UsageError(f"--max-uploads {self['max-uploads']}: must be at least {workers}, one per worker")
+
+    def _bandwidth(self, flag: str) -> int:
+        """The limit of one direction: its own flag's, or that of both."""
+        both = self._parsed("bandwidth", _bandwidth)
+        return both if self[flag] is None else self._parsed(flag, _bandwidth)
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""
@@ -391,7 +413,7 @@ class Options(usage.Options):
             delete_delay_s=self._parsed("delete-delay", parse_duration),
             state_dir=_absolute(self["state-dir"]),
             scrub_interval_s=self._parsed("scrub-interval", parse_duration),
-            scrub_rate_bytes=self._parsed("scrub-rate", parse_bandwidth),
+            scrub_rate_bytes=self._parsed("scrub-rate", parse_bytes_per_second),
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,
@@ -399,6 +421,14 @@ class Options(usage.Options):
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
             debug=bool(self["debug"]),
+            header_timeout_s=self._parsed("header-timeout", _timeout),
+            stall_timeout_s=self._parsed("stall-timeout", _timeout),
+            max_connections=self._parsed("max-connections", _number),
+            max_connections_per_address=self._parsed("max-connections-per-address", _number),
+            max_object_size_bytes=self._parsed("max-object-size", parse_size),
+            max_uploads=self._parsed("max-uploads", _number),
+            bandwidth_up=self._bandwidth("bandwidth-up"),
+            bandwidth_down=self._bandwidth("bandwidth-down"),
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
@@ -470,6 +500,23 @@ def _workers(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
         raise usage.UsageError(f"--workers {text}: must be a number from 1 to {MOST_WORKERS}, or auto")
     return int(text)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text}: must be a number, or 0 for no limit")
+    return int(text)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError(f"{text}: must be at least 1s")
+    return seconds
+
+
+def _bandwidth(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_bandwidth(text)
 
 
 def _seconds(text: str) -> float:

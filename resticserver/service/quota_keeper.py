@@ -32,7 +32,7 @@ from ..quota.admission import NOTHING
 from ..quota.ledger import Ledger, Limits, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
-from ..storage.layout import Repository, cell_of
+from ..storage.layout import TRASH_CELL, Repository, cell_of
 from ..storage.state import StateFile
 from ..targets import Target
 from ..threads.interface import Pool
@@ -298,6 +298,9 @@ class QuotaKeeper(Service):
             self.ledger.change(repository, cell, change)
             if change.objects > 0 and cell == SNAPSHOTS:
                 self.ledger.account(repository).last_snapshot_s = time.time()
+            if cell == TRASH_CELL and change.objects > 0 and self.ledger.account(repository).trash_ends_s is None:
+                # The next refusal says until when this lies there, so it has to look.
+                self._recount.outdated(repository)
             if change.objects < 0 and cell != LOCKS and self._limited:
                 self._count_soon(repository)
         held = self._reservations.pop(number, None)

@@ -54,6 +54,11 @@ class RecountBeforeRefusal:
         self._counts = counts
         self._checked: dict[Any, float] = {}
 
+    def outdated(self, repository: Repository) -> None:
+        """Count again before the next refusal that is about this repository, however short ago it was counted."""
+        for account in self._ledger.accounts(repository):
+            self._checked.pop(self._key_of(account), None)
+
     async def with_room(self, take: Callable[[], T]) -> T:
         """
         Make a reservation. If a limit would be exceeded, recount what it covers and try again, once for each such

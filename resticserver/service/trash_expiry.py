@@ -116,7 +116,9 @@ class TrashExpiry(Repeated):
         self.removed = Amount()
 
     async def look(self) -> None:
-        """Remove what has ended, if something may have."""
+        """Remove what has ended, if something may have. With C{--read-only} nothing is removed."""
+        if self._store.read_only:
+            return
         now_s, ahead_s = self._clock.look()
         if ahead_s:
             words = (

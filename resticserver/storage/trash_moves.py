@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import NotFound
-from ..names import CONFIG
+from ..names import CONFIG, TYPES
 from ..sizes import Amount
 from .filesystem_types import is_local, renames_at_once
 from .free_space import space_errors
@@ -113,16 +113,23 @@ class Trash:
                     name = hash_of(fd)
             with space_errors():
                 for _ in range(_ATTEMPTS):
+                    day = f"{trash_path(self.path, repository)}/{_today(int(time.time() // DAY_S))}"
+                    file = f"{day}/{_keep_name(delay_s)}"
+                    _refuse_link(day)
                     try:
-                        day = self._make_day(repository, delay_s)
+                        if file not in self._known:
+                            self._make_day(repository, day, delay_s)
                         fd = self._shared_lock(repository)
                         try:
-                            return self._move_to_day(source, day, object_type, name)
+                            # As long as this is locked, the directory stays, and what says how long it is kept.
+                            if os.stat(file).st_ino == self._known.get(file):
+                                return self._move_to_day(source, day, object_type, name)
                         finally:
                             os.close(fd)
                     except FileNotFoundError:
                         if not os.path.lexists(source):
                             return None  # else the trash was emptied in between
+                    self._known.pop(file, None)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.lexists(source):
                 raise  # something in the trash is no directory
@@ -163,18 +170,9 @@ class Trash:
             with suppress(FileNotFoundError, NotADirectoryError):
                 self._publisher.fsync_directory(f"{trash_path(self.path, repository)}/{day_name(at_s)}/{object_type}")
 
-    def _make_day(self, repository: Repository, delay_s: float) -> str:
-        """The directory of today, which is kept for so long at least."""
-        top = trash_path(self.path, repository)
-        day = f"{top}/{_today(int(time.time() // DAY_S))}"
-        file = f"{day}/{_keep_name(delay_s)}"
-        _refuse_link(day)
-        known = self._known.get(file)
-        if known is not None:
-            with suppress(FileNotFoundError):
-                if os.stat(file).st_ino == known:
-                    return day
-        self._publisher.make_directory(top)
+    def _make_day(self, repository: Repository, day: str, delay_s: float) -> None:
+        """Make the directory of a day, which is kept for so long at least."""
+        self._publisher.make_directory(trash_path(self.path, repository))
         fd = self._shared_lock(repository)
         try:
             self._publisher.make_directory(day)
@@ -183,8 +181,7 @@ class Trash:
             os.close(fd)
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        self._known[file] = inode
-        return day
+        self._known[f"{day}/{_keep_name(delay_s)}"] = inode
 
     def _keep_for(self, day: str, delay_s: float) -> int:
         """Have a day kept for so many seconds at least, durably; the inode of the file that says so."""
@@ -343,6 +340,10 @@ class Trash:
             if hash_of(fd) != trashed.name:
                 raise Damaged("its content is not what its name says")
         top = repository_path(self.path, repository)
+        if trashed.object_type == CONFIG:
+            # Of a repository that was deleted: restic cannot lock it without the directory of its locks.
+            for object_type in TYPES:
+                publisher.make_directory(f"{top}/{object_type}")
         if not os.path.isdir(directory):
             for path in dict.fromkeys((f"{top}/{trashed.object_type}", directory)):
                 publisher.make_directory(path)

@@ -206,6 +206,29 @@ class InTheWayTests(FaultsCase):
         self.assertEqual(Amount(2, 2), self.expire(1e9).removed)
         self.assertFalse(self.trash.exists())
 
+    def test_emptied_and_made_again(self) -> None:
+        """
+        The trash is emptied just before an object is moved there, and another process makes the day's directory again with a
+        shorter delay: the object is kept for as long as it should be.
+        """
+        self.delete(self.put(b"1"))
+        name = self.put(b"2")
+        other = self.new_store()
+        short = self.put(b"3")
+        lock = self.store.trash._shared_lock
+        again = [True]
+
+        def emptied(repository: tuple[str, ...]) -> int:
+            if again.pop() if again else False:
+                self.assertEqual(1, other.trash.expire(LAPTOP, time.time() + 1e9, 0, 100).removed.objects)
+                other.remove_object(LAPTOP, "data", short, 1)
+            return lock(repository)
+
+        self.patch(self.store.trash, "_shared_lock", emptied)
+        self.assertEqual(Amount(-1, -1), self.delete(name))
+        delays = {one.name: one.day.delay_s for one in self.trashed()}
+        self.assertEqual({name: float(DAY_S), short: float(DAY_S)}, delays)
+
     def test_trash_removed_by_hand(self) -> None:
         """The server makes it again."""
         for number in range(3):

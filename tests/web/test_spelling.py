@@ -79,6 +79,9 @@ class SpyPolicy:
         self.asked.append(target)
         return Decision(True)
 
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> None:
+        """No limits."""
+
     def may_delete_repositories(self) -> bool:
         """Yes."""
         return True

@@ -20,6 +20,7 @@ from resticserver.access.policy import Policy
 from resticserver.access.policyfile import parse_policy
 from resticserver.telemetry.status import ObjectProblem, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
+from resticserver.web.http1.options import SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api
 from resticserver.web.status_pages import ServerPages, StatusPages
@@ -141,7 +142,9 @@ class StatusCase(SynchronousTestCase):
         bench = Bench(self.mktemp(), authentication=self.authentication)
         pages = StatusPages(self.now, self.policy, self.pool)
         api = Api(self.authentication, Policy(), bench.repositories, ServerPages(is_ready, status=pages))
-        return Connection(RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=self.prefix))
+        return Connection(
+            RepositorySite(api.resource(), bench.clock, bench.records.append, SiteOptions(prefix=self.prefix))
+        )
 
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, /, user: str | None = None, **headers: str
