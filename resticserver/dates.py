@@ -41,6 +41,19 @@ def day_text(seconds: float) -> str:
     return date_text(seconds)[:10]
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration for people by its two largest units, such as C{2 h 5 min}."""
+    left = max(0, round(seconds))
+    found: list[str] = []
+    for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        number, left = divmod(left, unit_s)
+        if number or found or unit == "s":
+            found.append(f"{number} {unit}" if number or not found else "")
+        if len(found) == 2:
+            break
+    return " ".join(filter(None, found))
+
+
 def date_text(seconds: float, timespec: str = "seconds") -> str:
     """
     Format a timestamp.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.dates import date_text, parse_duration
+from resticserver.dates import date_text, format_duration, parse_duration
 
 DURATIONS = (
     ("60", 60.0),
@@ -43,3 +43,19 @@ class DateTests(SynchronousTestCase):
         """In UTC; also what no calendar has."""
         self.assertEqual("1970-01-01T00:00:07Z", date_text(7))
         self.assertEqual("at a time that no calendar has", date_text(1e300))
+
+
+class FormatTests(SynchronousTestCase):
+    """Durations for people."""
+
+    def test_format(self) -> None:
+        """The two largest units."""
+        for seconds, text in (
+            (0, "0 s"),
+            (59.4, "59 s"),
+            (60, "1 min"),
+            (75, "1 min 15 s"),
+            (7500, "2 h 5 min"),
+            (90_000, "1 d 1 h"),
+        ):
+            self.assertEqual(text, format_duration(seconds))

@@ -29,6 +29,7 @@ SUBCOMMANDS = ("resticserver.commands", "resticserver.config.console")
 CARRIERS = {"{record}", "{text}", "{line}", "{problem}"}
 #: What is put together of what several modules say.
 MORE = (
+    "a file of repository {repository} is {problem}: {type} {name}: {reason}",
     "start server on {address}",
     "metrics on {address}",
     "{number} more TLS handshakes failed within {seconds} s; the last: {last}",

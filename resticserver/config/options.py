@@ -23,7 +23,7 @@ from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
-from ..sizes import parse_bandwidth, parse_free_space, parse_size
+from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, parse_size
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
@@ -68,7 +68,7 @@ class Options(usage.Options):
         "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
         "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
         "rest-server usage (how much is stored), rest-server status (the state of a running server), rest-server trash (list, "
-        "restore and remove deleted objects)."
+        "restore and remove deleted objects), rest-server scrub (verify what is stored)."
     )
 
     optFlags = [
@@ -124,6 +124,8 @@ class Options(usage.Options):
             None,
             "directory for stored sizes and the volume's id (default .rest-server in the data directory)",
         ],
+        ["scrub-interval", None, "0", "read and verify every stored object again within this time, as 30d; 0 is never"],
+        ["scrub-rate", None, "20M", "how many bytes a second that reads at most; 0 for no limit"],
         ["metrics-listen", None, None, "address for metrics, health checks and status only, in the forms of --listen"],
         [
             "on-event",
@@ -410,6 +412,8 @@ class Options(usage.Options):
             min_free_percent=min_free.percent,
             delete_delay_s=self._parsed("delete-delay", parse_duration),
             state_dir=_absolute(self["state-dir"]),
+            scrub_interval_s=self._parsed("scrub-interval", parse_duration),
+            scrub_rate_bytes=self._parsed("scrub-rate", parse_bytes_per_second),
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,

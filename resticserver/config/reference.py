@@ -338,6 +338,30 @@ REFERENCE = (
         ),
     ),
     Section(
+        "Verification of stored data",
+        (
+            OptionReference(
+                "scrub-interval",
+                "DURATION",
+                "none",
+                """
+                Read every stored object again within this time, such as `30d` or `4w` (`s`, `m`, `h`, `d`, `w`), and
+                compare its SHA-256 with its name. New objects are verified within a day. Without this flag only
+                `rest-server scrub` does that. See [check stored data](how-to.md#check-stored-data).
+                """,
+            ),
+            OptionReference(
+                "scrub-rate",
+                "SIZE",
+                "`20M`",
+                """
+                How many bytes a second this reads at most, such as `20M`; `0` is no limit. While clients transfer it
+                reads only as much as it needs to keep the interval.
+                """,
+            ),
+        ),
+    ),
+    Section(
         "Limits",
         (
             OptionReference(

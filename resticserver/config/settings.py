@@ -50,6 +50,8 @@ class Settings:
     @ivar max_size_bytes: the limit for all repositories together; 0 for no limit.
     @ivar min_free_bytes: how much of the disk must stay free; C{min_free_percent} likewise.
     @ivar state_dir: the directory of the state file; C{None} means C{.rest-server} in the data directory.
+    @ivar scrub_interval_s: within how many seconds each stored object is read and verified again; 0 for never.
+    @ivar scrub_rate_bytes: how many bytes a second this reads at most; 0 for no limit.
     @ivar prometheus: whether C{/metrics} is served.
     @ivar prometheus_no_auth: whether C{/metrics} needs no authentication.
     @ivar metrics_listen: a separate address for metrics and health, or C{None}.
@@ -92,6 +94,8 @@ class Settings:
     min_free_percent: float = 0.0
     delete_delay_s: float = 0
     state_dir: str | None = None
+    scrub_interval_s: float = 0.0
+    scrub_rate_bytes: int = 20 << 20
     prometheus: bool = False
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None

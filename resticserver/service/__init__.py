@@ -6,5 +6,6 @@ What runs behind the routes.
  - logins: C{logins}
  - quotas: C{quota_keeper}, C{repository_counter}, C{recount}, C{kept_counts}; C{trash_expiry}
  - metrics and status: C{monitoring}, C{repository_figures}, C{certificate_expiry}
+ - the scrub: C{scrub}
  - events: C{hooks}, C{event_effects}, C{integrity}, C{kept_refusals}
 """

@@ -194,6 +194,7 @@ class LocalStore(DataDirectory):
         # Before anything is removed: an error here must not leave half a repository.
         directories = self._object_directories(path)
         _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
+        self.on_removal(repository, "", "")
         if not self._remove_config(repository, path, keep_s) and not directories:
             self.publisher.fsync_directory(path)
             raise NoSuchRepository()
@@ -372,6 +373,9 @@ class LocalStore(DataDirectory):
             if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise  # what cannot be looked at cannot be kept, and must not be lost
             status = None
+        # Also what is not there: the scrub may have reported that it is missing.
+        if object_type != "locks":
+            self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
         # Of a link only the link is removed, and its file stays.

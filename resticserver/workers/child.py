@@ -218,7 +218,7 @@ class WorkerServer(SequentialServices):
         self.connections = Connections(reactor, site, factories, ipc, settings.shutdown_timeout_s)
         if settings.cpu_profile:
             CpuProfile(f"{settings.cpu_profile}.{number}").setServiceParent(self)
-        if settings.metrics:
+        if settings.metrics or settings.scrub_interval_s:  # the scrub gives way to requests in flight
             self._monitoring.setServiceParent(self)
         bandwidth = self._frontend.bandwidth
         self._bandwidth = WorkerBandwidth(reactor, ipc, bandwidth) if bandwidth is not None else None

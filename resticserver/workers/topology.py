@@ -71,10 +71,12 @@ class MultiProcess(WorkersOwner):
         self.disk = JobPool(reactor, "files", FILE_THREADS)
         core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
+        self.scrub = core.make_scrub(lambda: self.monitoring.requests_in_flight)
         self.monitoring = core.make_monitoring(
             self.quota_keeper,
             self.readiness,
             self.disk,
+            self.scrub,
             self._gather,
             self._workers.pids,
             self._families,

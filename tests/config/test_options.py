@@ -48,6 +48,12 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--max-size=1000000",), {"max_size_bytes": 1_000_000}),
     (("--min-free", "20GB"), {"min_free_bytes": 20 * 10**9}),
     (("--min-free=2.5%",), {"min_free_percent": 2.5}),
+    (
+        ("--scrub-interval", "30d", "--scrub-rate", "20MB"),
+        {"scrub_interval_s": 2592000.0, "scrub_rate_bytes": 20000000},
+    ),
+    (("--scrub-interval=0", "--scrub-rate=0"), {"scrub_interval_s": 0.0, "scrub_rate_bytes": 0}),
+    (("--scrub-rate", "1MiB/s"), {"scrub_rate_bytes": 1 << 20}),
     (("--delete-delay", "12h"), {"delete_delay_s": 43200.0}),
     (("--delete-delay=30d",), {"delete_delay_s": 30 * 86400.0}),
     (("--state-dir", "/var/lib/restic-rest"), {"state_dir": "/var/lib/restic-rest"}),

@@ -204,6 +204,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "max-size": ("lots",),
     "min-free": ("lots",),
     "delete-delay": ("soon",),
+    "scrub-interval": ("monthly",),
+    "scrub-rate": ("fast",),
     "on-event": ("/no/such/program",),
     "workers": ("many",),
     "shutdown-timeout": ("soon",),
