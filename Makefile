@@ -2,6 +2,7 @@
 # make check  everything that must hold before a commit lands; TESTS=tests.test_names for a part of the tests
 # make unit   the tests that start no process (no restic, no nginx, no server), in about a minute
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
+# make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
 # make docs   docs/options.md anew from the code
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
 # make news   what the news fragments say of the next release
@@ -16,6 +17,8 @@ VENV = .venv
 ARGS ?= --no-auth --listen 127.0.0.1:8000 --path ./backups
 TESTS ?= tests
 BENCH ?=
+SOAK_MINUTES ?= 30
+SOAK_JSON ?= $(VENV)/soak.json
 # What must succeed before a release is committed.
 RELEASE_CHECKS ?= check apidocs
 # How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
@@ -28,7 +31,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly coverage bench million docs apidocs news release clean
+.PHONY: run check lint types test unit nightly soak coverage bench million docs apidocs news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -52,8 +55,12 @@ unit: $(VENV)/dev
 
 nightly: $(VENV)/dev
 	HYPOTHESIS_PROFILE=nightly $(VENV)/bin/python -Wd $(TRIAL) \
-		tests.web.test_spelling tests.storage.test_directory_snapshots tests.quota.test_ledger tests.storage.test_counting
+		tests.web.test_spelling tests.storage.test_directory_snapshots tests.quota.test_ledger tests.storage.test_counting \
+		tests.web.test_state_machine tests.web.http1.test_fuzz tests.access.test_fuzz
 	RESTICSERVER_QUOTA_SECONDS=30 RESTICSERVER_QUOTA_ROUNDS=20 $(VENV)/bin/python -Wd $(TRIAL) tests.integration.test_quota
+
+soak: $(VENV)/dev
+	$(VENV)/bin/python -m tests.soak --minutes $(SOAK_MINUTES) --json $(SOAK_JSON)
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)

@@ -72,6 +72,9 @@ def parse_policy(text: str) -> Grants:
         raise PolicyError(str(error)) from error
     except RecursionError:
         raise PolicyError("nested too deeply") from None
+    except ValueError:
+        # Python converts no decimal numbers of more than 4300 digits.
+        raise PolicyError("a number has too many digits") from None
     _only(document, _KEYS, "")
     groups = _groups(document.get("groups", {}))
     tables = document.get("rule", [])
@@ -170,7 +173,7 @@ def _duration(table: Mapping[str, Any], key: str, where: str) -> float:
     try:
         return parse_duration(value)
     except (ValueError, TypeError, AttributeError):
-        raise PolicyError(f'{where}{key}: {value!r} is not a duration, such as "30d"') from None
+        raise PolicyError(f'{where}{key}: {_shown(value)} is not a duration, such as "30d"') from None
 
 
 def _boolean(table: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
@@ -182,7 +185,7 @@ def _boolean(table: Mapping[str, Any], key: str, where: str, default: bool = Fal
 
 def _right(value: Any, where: str) -> Right:
     if not isinstance(value, str) or value not in _RIGHTS:
-        raise PolicyError(f"{where}: {value!r} is not a right; the rights are {', '.join(_RIGHTS)}")
+        raise PolicyError(f"{where}: {_shown(value)} is not a right; the rights are {', '.join(_RIGHTS)}")
     return _RIGHTS[value]
 
 
@@ -191,10 +194,18 @@ def _bandwidth(table: Mapping[str, Any], where: str) -> int | None:
     if value is None:
         return None
     try:
-        return parse_bandwidth(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+        return parse_bandwidth(_shown(value) if isinstance(value, int) and not isinstance(value, bool) else value)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, ValueError) else f"{value!r} is not a size, such as 10M"
+        reason = error if isinstance(error, ValueError) else f"{_shown(value)} is not a size, such as 10M"
         raise PolicyError(f"{where}bandwidth: {reason}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value, as an error shows it."""
+    try:
+        return repr(value)
+    except ValueError:  # also hexadecimal numbers can be too long for that
+        return "a number with too many digits"
 
 
 def _limit(table: Mapping[str, Any], where: str) -> Limit:
@@ -204,9 +215,9 @@ def _limit(table: Mapping[str, Any], where: str) -> Limit:
         try:
             size_bytes = parse_size(str(quota) if isinstance(quota, int) and not isinstance(quota, bool) else quota)
         except (ValueError, TypeError, AttributeError):
-            raise PolicyError(f"{where}quota: {quota!r} is not a size, such as 500GiB") from None
+            raise PolicyError(f"{where}quota: {_shown(quota)} is not a size, such as 500GiB") from None
     if objects is not None and (not isinstance(objects, int) or isinstance(objects, bool) or objects < 0):
-        raise PolicyError(f"{where}max-objects: {objects!r} is not a number of objects")
+        raise PolicyError(f"{where}max-objects: {_shown(objects)} is not a number of objects")
     return Limit(size_bytes, objects)
 
 

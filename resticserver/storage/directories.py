@@ -123,6 +123,8 @@ class DataDirectory:
         self.find_repository(repository)
         directory = object_directory(self.path, repository, object_type, name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        if object_type == CONFIG and self._is_deleted(repository):
+            raise NoSuchRepository()  # a config's directory is the repository's own, where the trash lies
         try:
             return os.open(directory, flags)
         except (FileNotFoundError, NotADirectoryError):

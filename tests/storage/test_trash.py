@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.errors import InsufficientStorage, NotFound
+from resticserver.errors import InsufficientStorage, NoSuchRepository, NotFound
 from resticserver.sizes import Amount
 from resticserver.storage import local, trash, trash_keep, trash_moves, trash_restore
 from resticserver.storage.directory_snapshots import Snapshots
@@ -496,6 +496,13 @@ class ExpiryTests(TrashCase):
         self.store.delete_repository(ALICE, 1)
         self.assertEqual(Amount(10, 1), self.expire(10).removed)
         self.assertFalse((self.data / "alice").exists())
+
+    def test_upload_to_deleted_repository(self) -> None:
+        """As long as the trash of a deleted repository is there, uploads find no repository: its config's neither."""
+        self.store.delete_repository(ALICE, 1)
+        for kind in ("config", "keys", "data"):
+            self.assertRaises(NoSuchRepository, save, self.store, ALICE, kind, b"x")
+        self.assertEqual([".trash"], os.listdir(self.data / "alice"))
 
     def test_foreign_files(self) -> None:
         """What is not an object of the trash stays, links are not followed, and their directory stays with them."""
