@@ -243,7 +243,7 @@ class LocalStore(DataDirectory):
             if not is_object_id(name):
                 continue
             path = f"{directory}/{name}"
-            if keep_s and is_kept(object_type) and os.path.isfile(path) and not os.path.islink(path):
+            if keep_s and is_kept(object_type) and not _is_no_file(path):
                 kept.add(self.trash.keep(repository, object_type, path, keep_s))
             else:
                 self._remove_file(path, durable=False)
@@ -378,9 +378,9 @@ class LocalStore(DataDirectory):
             self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        # Of a link only the link is removed, and its file stays.
-        if to_trash and regular and not os.path.islink(path):
-            kept = self.trash.keep(repository, object_type, path, keep_s)
+        if to_trash and not _is_no_file(path):
+            # What was missing and is there now was uploaded or restored meanwhile: it stays.
+            kept = self.trash.keep(repository, object_type, path, keep_s) if regular else None
             removed = kept is not None
         else:
             removed = self._remove_file(path, durable=False)
@@ -403,6 +403,18 @@ class LocalStore(DataDirectory):
         except OSError as error:
             raise NotDurable(error, change) from error
         return change
+
+
+def _is_no_file(path: str) -> bool:
+    """
+    Whether something is there that the trash does not keep: of a link only the link is removed, and its file stays.
+
+    @raise OSError: it cannot be looked at, so it must not be lost.
+    """
+    try:
+        return not stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _names_in(directory: str) -> list[str]:
