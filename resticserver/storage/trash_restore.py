@@ -192,15 +192,13 @@ class Trash(TrashKeeper):
         @return: what was removed.
         """
         removed = Amount()
-        if not objects:
-            return removed
-        with suppress(FileNotFoundError), self._locked(repository):
-            for trashed in objects:
-                with suppress(FileNotFoundError):
-                    status = os.lstat(trashed.path)
-                    if stat.S_ISREG(status.st_mode) and status.st_ctime_ns == trashed.changed_ns:
-                        os.unlink(trashed.path)
-                        removed = Amount(removed.size_bytes + status.st_size, removed.objects + 1)
+        for trashed in objects:
+            # One at a time: deletions wait for the lock, and to unlink a large file may take milliseconds.
+            with suppress(FileNotFoundError), self._locked(repository):
+                status = os.lstat(trashed.path)
+                if stat.S_ISREG(status.st_mode) and status.st_ctime_ns == trashed.changed_ns:
+                    os.unlink(trashed.path)
+                    removed = Amount(removed.size_bytes + status.st_size, removed.objects + 1)
         return removed
 
     def remove_if_empty(self, day: TrashDay) -> None:
