@@ -26,6 +26,34 @@ def parse_duration(text: str) -> float:
     return float(match["number"]) * _UNITS_S[match["unit"]]
 
 
+def parse_time(text: str) -> float:
+    """
+    Parse a timestamp, or a day, into seconds since 1970. Without a time zone it is in UTC.
+
+    @raise ValueError: the text is neither.
+    """
+    at = datetime.fromisoformat(text.strip())
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+
+
+def day_text(seconds: float) -> str:
+    """The day of a point in time, in UTC, such as C{2026-11-24}; the inverse of L{parse_time}."""
+    return date_text(seconds)[:10]
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration for people by its two largest units, such as C{2 h 5 min}."""
+    left = max(0, round(seconds))
+    found: list[str] = []
+    for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        number, left = divmod(left, unit_s)
+        if number or found or unit == "s":
+            found.append(f"{number} {unit}" if number or not found else "")
+        if len(found) == 2:
+            break
+    return " ".join(filter(None, found))
+
+
 def date_text(seconds: float, timespec: str = "seconds") -> str:
     """
     Format a timestamp.

@@ -132,6 +132,29 @@ class Unavailable(ServerError):
     default = "not available now"
 
 
+class TooManyUploads(Unavailable):
+    """
+    As many uploads are in flight as are allowed.
+
+    @ivar retry_after_s: when the client may try again, in whole seconds.
+    """
+
+    default = "too many uploads at once: try again later"
+    retry_after_s = 2
+
+
+class TooLarge(ServerError):
+    """An object is larger than the server takes."""
+
+    default = "the object is too large"
+
+
+class RequestTimeout(ServerError):
+    """The client did not send its request in time."""
+
+    default = "the request did not come in time"
+
+
 class HeaderTooLarge(BadRequest):
     """The request line or the header fields exceed the limit."""
 

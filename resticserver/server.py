@@ -29,7 +29,7 @@ from .process.start_signals import end_the_start
 from .service.announcement import announce
 from .service.certificate_expiry import expiry_watch
 from .service.core import Core
-from .service.frontend import SequentialServices, make_pages, make_pages_site
+from .service.frontend import PagesOfSite, SequentialServices, make_pages, make_pages_site
 from .service.kept_refusals import KeptRefusals
 from .service.reloading import Reloading
 from .service.signals import Signals
@@ -76,6 +76,8 @@ class ResticServer(SequentialServices):
         self._fronts: list[Front] = [topology.front]
         services: list[IService] = [*topology.services, core.events, core.passwords, core.guesses, core.counting]
         services.append(topology.quota_keeper)
+        if settings.metrics or settings.scrub_interval_s:
+            services += [core.scrubbing, topology.scrub]
         if not settings.read_only:
             services.append(topology.trash_expiry)
         if settings.metrics:
@@ -109,9 +111,8 @@ class ResticServer(SequentialServices):
         """The site of C{--metrics-listen}. Its requests are neither counted nor logged in the access log."""
         core, topology = self.core, self.topology
         pages = make_pages(core.settings, topology.readiness, topology.monitoring, core.policy, core.pages)
-        site = make_pages_site(core.settings, self._reactor, core.password_checker, core.policy, pages)
-        site.count_handshake_failure = topology.monitoring.tally.handshake_failed
-        return site
+        served = PagesOfSite(core.policy, pages, topology.monitoring.tally)
+        return make_pages_site(core.settings, self._reactor, core.password_checker, served)
 
     # --- the start
 

@@ -35,6 +35,32 @@ def parse_size(text: str) -> int:
     return int(whole) * factor + int(fraction) * factor // int(10 ** len(fraction))
 
 
+def parse_bytes_per_second(text: str) -> int:
+    """
+    Parse a number of bytes a second, such as C{20M} or C{20MiB/s}.
+
+    @raise ValueError: the text is no rate.
+    """
+    return parse_size(text.strip().removesuffix("/s"))
+
+
+#: The lowest bandwidth, in bytes a second. With less, a few transfers would make each other wait for minutes, and restic cuts
+#: off what does not move for five.
+LEAST_BANDWIDTH = 64 << 10
+
+
+def parse_bandwidth(text: str) -> int:
+    """
+    Parse a limit of bytes a second.
+
+    @raise ValueError: the text is not a size, or too low.
+    """
+    rate = parse_size(text)
+    if rate < LEAST_BANDWIDTH:
+        raise ValueError(f"{text}: must be at least 64K (bytes a second)")
+    return rate
+
+
 def format_size(size_bytes: int) -> str:
     """Format a size for people, such as C{9.98 GiB}: three digits, rounded down."""
     if size_bytes < 1024:

@@ -371,7 +371,7 @@ class Soak:
 
     def judge_growth(self) -> list[list[str]]:
         """Rows of a table: how much each process that was left alone has grown, by the minute and in all."""
-        begin_s = self.calm_from_s + 10
+        begin_s = self.calm_from_s + max(10.0, self.seconds / 10)  # caches fill at first
         rows = []
         for role in ("parent", "oldest worker"):
             calm = [one for one in self.samples if one.role == role and one.at_s >= begin_s]

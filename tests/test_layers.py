@@ -27,6 +27,7 @@ ORDER = """
 words threads
 process
 access storage telemetry
+limits
 quota config
 web.http1
 web.transfer net

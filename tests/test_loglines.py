@@ -29,9 +29,11 @@ SUBCOMMANDS = ("resticserver.commands", "resticserver.config.console")
 CARRIERS = {"{record}", "{text}", "{line}", "{problem}"}
 #: What is put together of what several modules say.
 MORE = (
+    "a file of repository {repository} is {problem}: {type} {name}: {reason}",
     "start server on {address}",
     "metrics on {address}",
     "{number} more TLS handshakes failed within {seconds} s; the last: {last}",
+    "{number} more times the limit {limit} was reached within {seconds} s; the last: {last}",
     "{number} more such requests and connections within {seconds} s; the last: {last}",
 )
 
@@ -95,6 +97,10 @@ def lines_in(source: str) -> Iterator[str]:
                 name.endswith("_lines")
             ):
                 yield from texts_of(words, function)
+            case ast.Call(
+                func=ast.Attribute(attr="limited", value=ast.Attribute(attr="limited" | "_limited")), args=args
+            ):
+                yield from texts_of(args[1], function)
             case ast.Call(func=ast.Name(id="print"), args=[words], keywords=keywords):
                 if any(word.arg == "file" for word in keywords):
                     yield from texts_of(words, function)

@@ -80,6 +80,12 @@ class Decides(Protocol):
     def may_delete_repositories(self) -> bool:
         """Whether any user may: otherwise the method does not exist."""
 
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> tuple[int, int] | None:
+        """
+        The limit of a user's transfers with a repository: the number of the rule that has it, and the limit in bytes a
+        second, for each direction; C{None} for no limit.
+        """
+
     def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
         """How long what this user deletes in a repository is kept in the trash, in seconds; 0 for not at all."""
 
@@ -142,6 +148,7 @@ class Rule:
     @ivar users: names, or L{EVERYONE}.
     @ivar number: its place in the file, from 1.
     @ivar limit: the quota of each repository that it matches.
+    @ivar bandwidth: how many bytes a second each of its users may move in each direction; C{None} for no limit.
     @ivar delete_delay_s: how long deleted objects are kept in the trash, in seconds.
     @ivar trash_counts: whether the trash counts towards quotas.
     """
@@ -155,6 +162,7 @@ class Rule:
     number: int = 0
     delete_delay_s: float = 0
     trash_counts: bool = True
+    bandwidth: int | None = None
 
     def matches(self, user: str, repository: tuple[str, ...]) -> bool:
         """Whether the rule is for this user and this repository."""
@@ -165,11 +173,20 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """The content of a policy file, with groups resolved."""
+    """
+    The content of a policy file, with groups resolved.
+
+    @ivar limits_bandwidth: whether any rule has a bandwidth.
+    """
 
     rules: tuple[Rule, ...]
     default: Right = Right.NONE
     user_limits: Mapping[str, Limit] = field(default_factory=dict)
+    limits_bandwidth: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked in each request, so it is found out once.
+        object.__setattr__(self, "limits_bandwidth", any(rule.bandwidth is not None for rule in self.rules))
 
 
 _LOCKS = "locks"
@@ -248,6 +265,13 @@ class Policy:
         """The quota of a repository for what this user adds to it: that of the rule that decides."""
         rule = self.rule_for(user, repository)
         return UNLIMITED if rule is None else rule.limit
+
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> tuple[int, int] | None:
+        """See L{Decides.bandwidth_of}."""
+        if self.grants is None or not self.grants.limits_bandwidth:
+            return None
+        rule = self.rule_for(user, repository)
+        return None if rule is None or rule.bandwidth is None else (rule.number, rule.bandwidth)
 
     def delete_delay_of(self, user: str | None, repository: tuple[str, ...]) -> float:
         """How long what this user deletes in a repository is kept in the trash, in seconds: the longer of flag and rule."""

@@ -30,7 +30,7 @@ from ..dates import parse_duration
 from ..errors import StartError
 from ..files import MadeOfFiles, WatchedFile, reason_of
 from ..names import is_user_name
-from ..sizes import Limit, parse_size
+from ..sizes import Limit, parse_bandwidth, parse_size
 from ..targets import Target
 from .policy import EVERYONE, Action, Decision, Grants, Policy, RepositoryPattern, Right, Rule
 
@@ -45,6 +45,7 @@ _RULE_KEYS = frozenset(
         "delete-repository",
         "quota",
         "max-objects",
+        "bandwidth",
         "delete-delay",
         "trash-counts",
         "comment",
@@ -132,6 +133,7 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
         raise PolicyError(f'{where}create: needs rights = "append" or "full"')
     if delete and right < Right.FULL:
         raise PolicyError(f'{where}delete-repository: needs rights = "full"')
+    bandwidth = _bandwidth(table, where)
     return Rule(
         frozenset(users),
         tuple(patterns),
@@ -142,6 +144,7 @@ def _rule(number: int, table: dict[str, Any], groups: dict[str, frozenset[str]])
         number,
         _duration(table, "delete-delay", where),
         _boolean(table, "trash-counts", where, default=True),
+        bandwidth,
     )
 
 
@@ -184,6 +187,17 @@ def _right(value: Any, where: str) -> Right:
     if not isinstance(value, str) or value not in _RIGHTS:
         raise PolicyError(f"{where}: {_shown(value)} is not a right; the rights are {', '.join(_RIGHTS)}")
     return _RIGHTS[value]
+
+
+def _bandwidth(table: Mapping[str, Any], where: str) -> int | None:
+    value = table.get("bandwidth")
+    if value is None:
+        return None
+    try:
+        return parse_bandwidth(_shown(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, ValueError) else f"{_shown(value)} is not a size, such as 10M"
+        raise PolicyError(f"{where}bandwidth: {reason}") from None
 
 
 def _shown(value: Any) -> str:
@@ -267,6 +281,10 @@ class PolicyFile(MadeOfFiles):
     def may_delete_repositories(self) -> bool:
         """Whether any user may."""
         return self.current.may_delete_repositories()
+
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> tuple[int, int] | None:
+        """The limit of a user's transfers with a repository."""
+        return self.current.bandwidth_of(user, repository)
 
     def has_limits(self) -> bool:
         """Whether there are quotas."""

@@ -19,7 +19,17 @@ from typing import Any
 
 from ..config.console import OneLineParser, write_line
 from ..sizes import format_size
-from ..telemetry.status import SCHEMA, Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
+from ..telemetry.status import (
+    SCHEMA,
+    Concern,
+    Level,
+    RepositoryStatus,
+    ScrubStatus,
+    ServerStatus,
+    UserStatus,
+    age,
+    printable,
+)
 from .table import text_table
 
 _TIMEOUT_S = 30.0
@@ -170,13 +180,34 @@ def text(status: ServerStatus) -> str:
         stored += f"; {format_size(status.trash_bytes)} in the trash"
     if status.disk_free_bytes is not None:
         stored += f"; {format_size(status.disk_free_bytes)} of disk free"
+    if status.scrub is not None:
+        stored += f"\n{_scrub(status.scrub, status.time_s)}"
     users = status.users_by_need()
     rows: list[Sequence[str]] = [("USER", "SIZE", "QUOTA", "")]
     rows += [_user_row(user, status.time_s) for user in users]
     of_users = [*text_table(rows, (1, 2)), ""] if users else []
     rows = [("REPOSITORY", "LAST SNAPSHOT", "SIZE", "QUOTA", "LOCKS", "")]
     rows += [_row(repository, status.time_s) for repository in status.by_need()]
-    return "\n".join([*lines, stored, "", *of_users, *text_table(rows, (2, 3, 4))])
+    return "\n".join([*lines, stored, "", *of_users, *text_table(rows, (2, 3, 4)), *_problems(status.by_need())])
+
+
+def _scrub(scrub: ScrubStatus, now_s: float) -> str:
+    last_s = scrub.last_complete_s
+    text = "not everything was verified yet" if last_s is None else f"verified {age(max(0.0, now_s - last_s))} ago"
+    if scrub.progress is not None:
+        text += f"; {scrub.progress * 100:.0f} % of the present pass of the scrub done"
+        text += "" if scrub.left_s is None else f", {age(scrub.left_s)} left"
+    return text
+
+
+def _problems(repositories: Sequence[RepositoryStatus]) -> list[str]:
+    """What the scrub has found, a line for each object."""
+    rows = [
+        (one.name, problem.kind, f"{problem.type}/{problem.name}", printable(problem.reason))
+        for one in repositories
+        for problem in one.problems
+    ]
+    return ["", *text_table([("REPOSITORY", "PROBLEM", "OBJECT", ""), *rows], ())] if rows else []
 
 
 def _quota(used: int, most: int | None) -> str:

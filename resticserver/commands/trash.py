@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,15 +20,17 @@ from ..config.console import write_line
 from ..config.server_flags import server_settings
 from ..config.settings import Settings
 from ..dates import date_text
-from ..errors import ServerError
+from ..errors import NotFound, ServerError
+from ..files import is_directory
 from ..names import CONFIG
 from ..sizes import Amount, format_size
 from ..storage.layout import Repository, repository_path
 from ..storage.local import LocalStore
 from ..storage.publish import Publisher
+from ..storage.reading import hash_of, opened
 from ..storage.state import StateFile
 from ..storage.trash import KEPT_TYPES, Trashed, has_trash, live_name, trash_days, trashed_objects
-from ..storage.trash_moves import Damaged
+from ..storage.trash_restore import Damaged
 from ..telemetry.status import printable
 from .table import text_table
 from .trash_arguments import Filter, command_parser, filter_of, overview
@@ -67,11 +69,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return commands[name](asked, settings)
     except _Failed as error:
-        print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
+        _complain(f"{parser.prog}: {error}")
         return 1
     except (ServerError, OSError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"{parser.prog}: {printable(reason)}", file=sys.stderr)
+        _complain(f"{parser.prog}: {reason}")
         return 1
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted; run it again to go on", file=sys.stderr)
@@ -94,25 +96,26 @@ def _store(settings: Settings) -> LocalStore:
 
 
 def _chosen(store: LocalStore, repository: Repository, wanted: Filter) -> list[Trashed]:
-    """The objects that are meant, in the order in which they are restored, the newest of each first."""
+    """
+    The objects that are meant, in the order in which they are restored, the newest of each first. A repository has one config.
+    """
     found = [
         trashed
         for day in trash_days(store.path, repository)
         for trashed in trashed_objects(day)
         if wanted.takes(trashed)
     ]
-    return sorted(found, key=lambda one: (KEPT_TYPES.index(one.object_type), one.name, -one.deleted_s))
+    return sorted(found, key=lambda one: (KEPT_TYPES.index(one.object_type), live_name(one), -one.deleted_s, one.path))
 
 
 def _of_one_repository(store: LocalStore, asked: argparse.Namespace) -> list[Trashed]:
     """
     The chosen objects of the repository that was named.
 
-    @raise _Failed: it has no trash, or nothing has an id that was named.
+    @raise _Failed: there is no such repository, or nothing has an id that was named.
     """
-    if not has_trash(store.path, asked.repository):
-        missing = not os.path.isdir(repository_path(store.path, asked.repository))
-        raise _Failed(f"{_name(asked.repository)}: {'no such repository' if missing else 'nothing is in the trash'}")
+    if not is_directory(repository_path(store.path, asked.repository)):
+        raise _Failed(f"{_name(asked.repository)}: no such repository")
     chosen = _chosen(store, asked.repository, filter_of(asked))
     for prefix in asked.ids:
         names = {one.name for one in chosen if one.name.startswith(prefix)}
@@ -152,33 +155,32 @@ def _document(trashed: Trashed, delay_s: float = 0) -> dict[str, Any]:
 
 def _list(asked: argparse.Namespace, settings: Settings) -> int:
     store = _store(settings)
-    wanted = filter_of(asked)
+    delay_s = settings.delete_delay_s
+    status = 0
     if asked.repository is not None:
-        repositories = [asked.repository]
         chosen = _of_one_repository(store, asked)
+        text = _table(chosen, delay_s)
     else:
-        repositories = [one for one in sorted(store.counting.possible_repositories()) if has_trash(store.path, one)]
-        chosen = [one for repository in repositories for one in _chosen(store, repository, wanted)]
-    if asked.json:
-        return (
-            0
-            if write_line(
-                json.dumps({"objects": [_document(one, settings.delete_delay_s) for one in chosen]}, indent=2)
-            )
-            else 1
-        )
-    if asked.repository is None:
-        text = _summary(repositories, chosen, settings.delete_delay_s)
-    else:
-        text = _table(chosen, settings.delete_delay_s)
-    return 0 if write_line(text) else 1
+        found: dict[Repository, list[Trashed]] = {}
+        for repository in sorted(store.counting.possible_repositories()):
+            try:
+                if has_trash(store.path, repository):
+                    found[repository] = _chosen(store, repository, filter_of(asked))
+            except OSError as error:
+                status = 1
+                _complain(
+                    f"rest-server trash list: skipped the trash of {_name(repository)}: {error.strerror or error}"
+                )
+        chosen = [one for its in found.values() for one in its]
+        text = _summary(found, delay_s)
+    said = _said(asked, {"objects": [_document(one, delay_s) for one in chosen]}, text)
+    return said or status
 
 
-def _summary(repositories: Sequence[Repository], chosen: Sequence[Trashed], delay_s: float) -> str:
+def _summary(found: Mapping[Repository, Sequence[Trashed]], delay_s: float) -> str:
     """One line for each repository."""
     rows: list[Sequence[str]] = [("REPOSITORY", "OBJECTS", "SIZE", "DELETED", "UNTIL")]
-    for repository in repositories:
-        its = [one for one in chosen if one.day.repository == repository]
+    for repository, its in found.items():
         if its:
             amount = _amount(its)
             first, last = min(one.deleted_s for one in its), max(one.deleted_s for one in its)
@@ -192,7 +194,9 @@ def _summary(repositories: Sequence[Repository], chosen: Sequence[Trashed], dela
                     date_text(min(ends))[:16] if ends else "not set",
                 )
             )
-    return "\n".join(text_table(rows, (1, 2))) if len(rows) > 1 else "the trash is empty"
+    if len(rows) > 1:
+        return "\n".join(text_table(rows, (1, 2)))
+    return "nothing matches" if found else "the trash is empty"
 
 
 def _table(chosen: Sequence[Trashed], delay_s: float) -> str:
@@ -216,7 +220,7 @@ def _restore(asked: argparse.Namespace, settings: Settings) -> int:
     _check_config(store, asked, chosen)
     newest: dict[tuple[str, str], list[Trashed]] = {}
     for one in chosen:
-        newest.setdefault((one.object_type, CONFIG if one.object_type == CONFIG else one.name), []).append(one)
+        newest.setdefault((one.object_type, live_name(one)), []).append(one)
     if asked.dry_run:
         words = [copies[0] for copies in newest.values()]
         return _said(
@@ -238,7 +242,7 @@ def _restore(asked: argparse.Namespace, settings: Settings) -> int:
                     why = "its content does not match its id"
                 except FileExistsError:
                     why = f"another file is at {live_name(one)} now"
-                except FileNotFoundError:
+                except (FileNotFoundError, NotFound):
                     why = "it is not in the trash any more"
                 except OSError as error:
                     why = error.strerror or str(error)
@@ -252,21 +256,19 @@ def _restore(asked: argparse.Namespace, settings: Settings) -> int:
 
 def _check_config(store: LocalStore, asked: argparse.Namespace, chosen: Sequence[Trashed]) -> None:
     """
-    Refuse to mix two repositories: if another config is in the trash than the one in use, what was deleted before that one was
-    belongs to a repository that was at this path before.
+    Refuse to mix two repositories: if another config is in the trash than the one in use, or than the one that would be
+    restored, what was deleted before that one was belongs to a repository that was at this path before.
 
     @raise _Failed: something chosen does.
     """
-    config = f"{repository_path(store.path, asked.repository)}/{CONFIG}"
-    if asked.force or not os.path.lexists(config):
+    if asked.force:
         return
-    configs = [
-        one
-        for day in trash_days(store.path, asked.repository)
-        for one in trashed_objects(day)
-        if one.object_type == CONFIG and not _has_content(config, one)
-    ]
-    last_s = max((one.deleted_s for one in configs), default=None)
+    every_config = Filter(frozenset((CONFIG,)), (), None, None)
+    configs = _chosen(store, asked.repository, every_config)
+    own = _config_hash(f"{repository_path(store.path, asked.repository)}/{CONFIG}")
+    if own is None:
+        own = next((one.name for one in (*chosen, *configs) if one.object_type == CONFIG), None)
+    last_s = max((one.deleted_s for one in configs if one.name != own), default=None)
     # Its objects were deleted right after the config.
     if last_s is not None and any(one.deleted_s <= last_s + 60 for one in chosen):
         raise _Failed(
@@ -275,11 +277,13 @@ def _check_config(store: LocalStore, asked: argparse.Namespace, chosen: Sequence
         )
 
 
-def _has_content(path: str, trashed: Trashed) -> bool:
-    import hashlib
-
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest() == trashed.name
+def _config_hash(path: str) -> str | None:
+    """The hash of a repository's config; C{None} if there is none."""
+    try:
+        with opened(path) as fd:
+            return hash_of(fd)
+    except (FileNotFoundError, NotFound):
+        return None
 
 
 def _said_restored(
@@ -290,7 +294,7 @@ def _said_restored(
     failed: Sequence[tuple[Trashed, str]],
 ) -> int:
     for one, why in failed:
-        print(f"rest-server trash restore: {one.object_type} {one.name} was not restored: {why}", file=sys.stderr)
+        _complain(f"rest-server trash restore: {one.object_type} {one.name} was not restored: {why}")
     text = f"restored {_words(_amount(restored))}"
     if present:
         text += f"; {_words(_amount(present))} are there already"
@@ -353,6 +357,10 @@ def _empty(asked: argparse.Namespace, settings: Settings) -> int:
 
 
 # --- common
+
+
+def _complain(words: str) -> None:
+    print(printable(words), file=sys.stderr)
 
 
 def _said(asked: argparse.Namespace, document: dict[str, Any], text: str) -> int:

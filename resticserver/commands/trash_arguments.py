@@ -7,13 +7,12 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
 from ..config.console import OneLineParser
 from ..config.server_flags import add_server_flags
-from ..dates import parse_duration
+from ..dates import parse_duration, parse_time
 from ..errors import NotFound
 from ..storage.layout import Repository
 from ..storage.trash import KEPT_TYPES, Trashed
@@ -22,7 +21,9 @@ from ..targets import Kind, parse_target
 #: An id may be shortened to so many digits.
 _LEAST_DIGITS = 8
 _PREFIX = re.compile(rf"[0-9a-f]{{{_LEAST_DIGITS},64}}\Z")
-_AGO = re.compile(r"(?P<number>[0-9]+) ?(?P<unit>second|minute|hour|day|week|month|year)s?(?: ago)?\Z", re.IGNORECASE)
+_AGO = re.compile(
+    r"(?P<number>[0-9]{1,9}) ?(?P<unit>second|minute|hour|day|week|month|year)s?(?: ago)?\Z", re.IGNORECASE | re.ASCII
+)
 _UNITS_S = {
     "second": 1,
     "minute": 60,
@@ -117,6 +118,8 @@ def command_parser(name: str) -> OneLineParser:
 
 def _repository(text: str) -> Repository:
     """Parse the path of a repository, as in a URL."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; the repository in the data directory itself is /")
     try:
         path = "/" + "".join(f"{part}/" for part in text.strip("/").split("/") if part)
         target = parse_target(quote(path, safe="/").encode("ascii"), 16)
@@ -146,20 +149,21 @@ def _age(text: str) -> float:
 
 def _when(text: str) -> float:
     """Parse a point of time, in seconds since 1970."""
+    # A date first: 20261127 is one, and no age. A number alone may be meant as a year or a time stamp, so it is refused.
     try:
-        return time.time() - _age(text)
-    except argparse.ArgumentTypeError:
-        pass
-    try:
-        at = datetime.fromisoformat(text.strip())
+        return parse_time(text)
     except ValueError:
+        try:
+            if not text.strip().isdecimal():
+                return time.time() - _age(text)
+        except argparse.ArgumentTypeError:
+            pass
         raise argparse.ArgumentTypeError(f"{text!r} is not {_WHEN}") from None
-    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
 
 
 def filter_of(asked: argparse.Namespace) -> Filter:
     """Which objects are meant."""
-    until = [
-        at_s for at_s in (asked.until, time.time() - asked.older_than if asked.older_than is not None else None) if at_s
-    ]
+    until = [] if asked.until is None else [asked.until]
+    if asked.older_than is not None:
+        until.append(time.time() - asked.older_than)
     return Filter(frozenset(asked.type), tuple(asked.ids), asked.since, min(until, default=None))

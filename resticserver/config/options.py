@@ -23,10 +23,11 @@ from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..process.utf8 import as_text, use_utf8
-from ..sizes import parse_free_space, parse_size
+from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, parse_size
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
+from .flags import COMPLETIONS, DESCRIPTION, PARAMETERS, SWITCHES
 from .settings import DEFAULT_LISTEN, Settings, default_path
 
 #: A larger number is taken for a typing error.
@@ -62,99 +63,10 @@ class Options(usage.Options):
         """The first line of the help; see C{usage.Options.getSynopsis}."""
         return "Usage: rest-server [options]" if self.parent is None else str(super().getSynopsis())
 
-    longdesc = (
-        "Serves restic repositories below a directory over HTTP. See https://restic.readthedocs.io/ for how to use them. "
-        'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
-        "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
-        "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
-        "rest-server usage (how much is stored), rest-server status (the state of a running server)."
-    )
-
-    optFlags = [
-        ["no-auth", None, "disable authentication"],
-        ["private-repos", None, "users can only access the repositories below the folder of their name"],
-        ["append-only", None, "nothing can be deleted except locks"],
-        ["read-only", None, "nothing can be created or deleted except locks"],
-        ["auto-create", None, "an upload creates a missing repository, as in rest-server"],
-        ["no-verify-upload", None, "do not verify the hash of uploads, except for names that exist. Not recommended"],
-        ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
-        ["tls", None, "serve TLS"],
-        ["prometheus", None, "serve metrics at /metrics to the user metrics, and a status page"],
-        ["prometheus-no-auth", None, "serve metrics to everyone"],
-        ["debug", None, "log debug messages"],
-    ]
-
-    optParameters = [
-        ["config", None, None, "TOML file with flags as keys"],
-        ["path", None, None, f"data directory (default {default_path()})"],
-        ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
-        ["policy", None, None, "TOML file with access rules and quotas for users and repositories"],
-        ["max-depth", None, "2", "how many folders deep a repository may be"],
-        [
-            "proxy-prefix",
-            None,
-            None,
-            "path prefix of all repositories, such as /backup, if a proxy forwards it unchanged",
-        ],
-        [
-            "proxy-auth-username",
-            None,
-            None,
-            "header in which a trusted proxy passes the user name, instead of passwords",
-        ],
-        [
-            "auth-failures",
-            None,
-            "20/minute",
-            "failed logins per user and per address before further ones are slowed down; 0 turns this off",
-        ],
-        ["tls-cert", None, None, "TLS certificate chain, PEM (default public_key in the data directory)"],
-        ["tls-key", None, None, "TLS private key, PEM (default private_key in the data directory)"],
-        ["tls-min-ver", None, "1.2", "lowest TLS version, 1.2 or 1.3"],
-        ["tls-client-ca", None, None, "CA certificates that client certificates are verified with, PEM"],
-        ["tls-client-auth", None, "required", "whether clients must have a certificate: required or optional"],
-        ["tls-client-user", None, "cn", "certificate field with the user name: cn, email, dns, or none"],
-        ["max-size", None, "0", "limit for all repositories together, such as 500GiB; 0 for no limit"],
-        ["min-free", None, "0", "how much of the disk uploads must leave free, such as 20GiB or 5%"],
-        ["delete-delay", None, "0", "how long deleted objects are kept in the trash, such as 30d; 0 turns this off"],
-        [
-            "state-dir",
-            None,
-            None,
-            "directory for stored sizes and the volume's id (default .rest-server in the data directory)",
-        ],
-        ["metrics-listen", None, None, "address for metrics, health checks and status only, in the forms of --listen"],
-        [
-            "on-event",
-            None,
-            None,
-            "command to run for each event (new snapshot, quota reached, ...), with JSON on its standard input",
-        ],
-        ["log", None, None, "write an access log to this file (- for stdout)"],
-        ["log-format", None, "combined", "format of the access log: combined (Apache's) or json"],
-        ["cpu-profile", None, None, "write a CPU profile of the reactor's thread to this file"],
-        ["workers", None, "1", "number of worker processes, or auto for one per core"],
-        ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
-    ]
-
-    compData = usage.Completions(
-        optActions={
-            "config": usage.CompleteFiles(),
-            "path": usage.CompleteDirs(),
-            "htpasswd-file": usage.CompleteFiles(),
-            "tls-cert": usage.CompleteFiles(),
-            "tls-key": usage.CompleteFiles(),
-            "tls-min-ver": usage.CompleteList(["1.2", "1.3"]),
-            "tls-client-ca": usage.CompleteFiles(),
-            "tls-client-auth": usage.CompleteList(["required", "optional"]),
-            "tls-client-user": usage.CompleteList(["cn", "email", "dns", "none"]),
-            "policy": usage.CompleteFiles(),
-            "state-dir": usage.CompleteDirs(),
-            "log": usage.CompleteFiles(),
-            "log-format": usage.CompleteList(["combined", "json"]),
-            "cpu-profile": usage.CompleteFiles(),
-        }
-    )
+    longdesc = DESCRIPTION
+    optFlags = SWITCHES
+    optParameters = PARAMETERS
+    compData = COMPLETIONS
 
     def __init__(self) -> None:
         super().__init__()
@@ -353,6 +265,14 @@ class Options(usage.Options):
         self._parsed("trusted-proxy", TrustedProxies.parse)
         if not re.fullmatch("[0-9]{1,2}", self["max-depth"]) or int(self["max-depth"]) > MOST_FOLDERS:
             raise usage.UsageError(f"--max-depth {self['max-depth']}: must be a number from 0 to {MOST_FOLDERS}")
+        workers = _workers(self["workers"])
+        if 0 < self._parsed("max-uploads", _number) < workers:
+            raise usage.UsageError(f"--max-uploads {self['max-uploads']}: must be at least {workers}, one per worker")
+
+    def _bandwidth(self, flag: str) -> int:
+        """The limit of one direction: its own flag's, or that of both."""
+        both = self._parsed("bandwidth", _bandwidth)
+        return both if self[flag] is None else self._parsed(flag, _bandwidth)
 
     def _as_settings(self) -> Settings:
         """Convert each flag to its setting. Long only because there are many flags."""
@@ -387,6 +307,8 @@ class Options(usage.Options):
             min_free_percent=min_free.percent,
             delete_delay_s=self._parsed("delete-delay", parse_duration),
             state_dir=_absolute(self["state-dir"]),
+            scrub_interval_s=self._parsed("scrub-interval", parse_duration),
+            scrub_rate_bytes=self._parsed("scrub-rate", parse_bytes_per_second),
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,
@@ -394,6 +316,14 @@ class Options(usage.Options):
             log=self["log"] if self["log"] == "-" else _absolute(self["log"]),
             log_format=self["log-format"],
             debug=bool(self["debug"]),
+            header_timeout_s=self._parsed("header-timeout", _timeout),
+            stall_timeout_s=self._parsed("stall-timeout", _timeout),
+            max_connections=self._parsed("max-connections", _number),
+            max_connections_per_address=self._parsed("max-connections-per-address", _number),
+            max_object_size_bytes=self._parsed("max-object-size", parse_size),
+            max_uploads=self._parsed("max-uploads", _number),
+            bandwidth_up=self._bandwidth("bandwidth-up"),
+            bandwidth_down=self._bandwidth("bandwidth-down"),
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
@@ -465,6 +395,23 @@ def _workers(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
         raise usage.UsageError(f"--workers {text}: must be a number from 1 to {MOST_WORKERS}, or auto")
     return int(text)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text}: must be a number, or 0 for no limit")
+    return int(text)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError(f"{text}: must be at least 1s")
+    return seconds
+
+
+def _bandwidth(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_bandwidth(text)
 
 
 def _seconds(text: str) -> float:

@@ -266,8 +266,9 @@ REFERENCE = (
                 "",
                 "off",
                 """
-                Nothing can be created or deleted except locks, which restic needs for reading. The file system may be
-                read-only as well: then locks are answered 403, and clients need `--no-lock`. See
+                Nothing can be created or deleted except locks, which restic needs for reading, and nothing is removed from
+                the [trash](how-to.md#undo-deletions). The file system may be read-only as well: then locks are answered
+                403, and clients need `--no-lock`. See
                 [read-only disks](operations.md#read-only-disks).
                 """,
             ),
@@ -333,6 +334,114 @@ REFERENCE = (
                 "",
                 "off",
                 "Create files with mode 0660 and directories with 0770 instead of 0600 and 0700, whatever the umask.",
+            ),
+        ),
+    ),
+    Section(
+        "Verification of stored data",
+        (
+            OptionReference(
+                "scrub-interval",
+                "DURATION",
+                "none",
+                """
+                Read every stored object again within this time, such as `30d` or `4w` (`s`, `m`, `h`, `d`, `w`), and
+                compare its SHA-256 with its name. New objects are verified within a day. Without this flag only
+                `rest-server scrub` does that. See [check stored data](how-to.md#check-stored-data).
+                """,
+            ),
+            OptionReference(
+                "scrub-rate",
+                "SIZE",
+                "`20M`",
+                """
+                How many bytes a second this reads at most, such as `20M`; `0` is no limit. While clients transfer it
+                reads only as much as it needs to keep the interval.
+                """,
+            ),
+        ),
+    ),
+    Section(
+        "Limits",
+        (
+            OptionReference(
+                "header-timeout",
+                "TIME",
+                "`60s`",
+                """
+                How long the head of a request may take from its first byte; then it is answered 408. A time is a number of
+                seconds, or has a unit: `s`, `m`, `h`, `d`, `w`. A connection without a request is closed after three
+                minutes. See [limits](how-to.md#limit-clients), also for the flags below.
+                """,
+            ),
+            OptionReference(
+                "stall-timeout",
+                "TIME",
+                "`310s`",
+                """
+                How long a client may send no byte of a body, or take no byte of an answer; then its connection is closed. restic
+                itself gives up after five minutes, so with less a backup over a bad line may fail that would go on.
+                """,
+            ),
+            OptionReference(
+                "max-connections",
+                "N",
+                "none",
+                """
+                How many connections there may be. Further ones are closed at once, without an answer. Connections of
+                `--metrics-listen` do not count.
+                """,
+            ),
+            OptionReference(
+                "max-connections-per-address",
+                "N",
+                "none",
+                """
+                How many connections there may be from one address (for IPv6 from one /64). Unix sockets and
+                [trusted proxies](#--trusted-proxy), and therefore loopback, have no such limit. restic opens five
+                connections, and one more for its lock.
+                """,
+            ),
+            OptionReference(
+                "max-object-size",
+                "SIZE",
+                "`1GiB`",
+                """
+                The largest object that is stored; others are answered 413. restic's packs are up to 128 MiB
+                (`--pack-size`) and a little more, its indexes usually smaller. `0` is no limit.
+                """,
+            ),
+            OptionReference(
+                "max-uploads",
+                "N",
+                "none",
+                """
+                How many uploads there may be at once, without those of locks. Further ones are answered 503 with
+                `Retry-After`, and restic tries them again. Each of several [workers](#--workers) has an equal part, and at
+                least one.
+                """,
+            ),
+            OptionReference(
+                "bandwidth",
+                "SIZE",
+                "none",
+                """
+                How many bytes a second all uploads together may bring, and all downloads together: `50M` is 50 MiB a second in
+                each direction. At least `64K`. Only bytes of objects and lists count, not those of TLS and HTTP. A
+                [policy](policy.md#bandwidth) can limit each user.
+                """,
+            ),
+            OptionReference(
+                "bandwidth-up",
+                "SIZE",
+                "`--bandwidth`",
+                "The same for uploads only.",
+            ),
+            OptionReference(
+                "bandwidth-down",
+                "SIZE",
+                "`--bandwidth`",
+                "The same for downloads only.",
             ),
         ),
     ),

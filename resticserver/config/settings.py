@@ -50,10 +50,18 @@ class Settings:
     @ivar max_size_bytes: the limit for all repositories together; 0 for no limit.
     @ivar min_free_bytes: how much of the disk must stay free; C{min_free_percent} likewise.
     @ivar state_dir: the directory of the state file; C{None} means C{.rest-server} in the data directory.
+    @ivar scrub_interval_s: within how many seconds each stored object is read and verified again; 0 for never.
+    @ivar scrub_rate_bytes: how many bytes a second this reads at most; 0 for no limit.
     @ivar prometheus: whether C{/metrics} is served.
     @ivar prometheus_no_auth: whether C{/metrics} needs no authentication.
     @ivar metrics_listen: a separate address for metrics and health, or C{None}.
     @ivar on_event: the command for events and its arguments, or empty.
+    @ivar header_timeout_s: how long the head of a request may take.
+    @ivar stall_timeout_s: how long a body or an answer may move no byte.
+    @ivar max_connections: of the server; 0 for no limit. C{max_connections_per_address}: of one address.
+    @ivar max_object_size_bytes: of one object; 0 for no limit.
+    @ivar max_uploads: in flight; 0 for no limit.
+    @ivar bandwidth_up: bytes a second of all uploads; 0 for no limit. C{bandwidth_down}: of all downloads.
     @ivar workers: the number of serving processes; 1 means a single process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may continue after the stop began.
     """
@@ -86,6 +94,8 @@ class Settings:
     min_free_percent: float = 0.0
     delete_delay_s: float = 0
     state_dir: str | None = None
+    scrub_interval_s: float = 0.0
+    scrub_rate_bytes: int = 20 << 20
     prometheus: bool = False
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None
@@ -94,6 +104,14 @@ class Settings:
     log_format: str = "combined"
     debug: bool = False
     cpu_profile: str | None = None
+    header_timeout_s: float = 60.0
+    stall_timeout_s: float = 310.0
+    max_connections: int = 0
+    max_connections_per_address: int = 0
+    max_object_size_bytes: int = 1 << 30
+    max_uploads: int = 0
+    bandwidth_up: int = 0
+    bandwidth_down: int = 0
     workers: int = 1
     shutdown_timeout_s: float = 30.0
     path_is_default: bool = False

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from ..errors import StartError
 from ..threads.reactor import IReactor
+from .counted import LimitedFactory
 from .endpoints import parse_address, tls_factory, wants_tls
 from .ports import SocketEndpoint, UnixPort
 from .sockets import bound_address, inherited_sockets, process_environment
@@ -134,6 +135,9 @@ class Listeners(Service):
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
         if tls:
             factory = tls_factory(factory, self._connection_creator)
+        assert self._site is not None
+        if (limits := self._site.options.connections) is not None:
+            factory = LimitedFactory(factory, limits)
         outcome: list[Any] = []
         endpoint.listen(factory).addBoth(outcome.append)
         # Every endpoint that parse_address returns listens or fails at once.

@@ -18,6 +18,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IListeningPort
 
+from ..access.proxies import UNIX, plain_address
 from ..errors import StartError
 
 UNIX_MODE = 0o660
@@ -196,3 +197,17 @@ def unix_address(name: str | bytes) -> str:
     """A unix socket's name as an absolute path."""
     path = os.fsdecode(name)
     return path if not path or path.startswith(("\0", "/")) else os.path.abspath(path)
+
+
+def peer_address(connection: socket.socket) -> str | None:
+    """
+    The address of a connection's other end, IPv4 in its own form.
+
+    @return: C{-} for a unix socket; C{None} if the client is gone already.
+    """
+    if connection.family == socket.AF_UNIX:
+        return UNIX
+    try:
+        return plain_address(connection.getpeername()[0])
+    except OSError:
+        return None

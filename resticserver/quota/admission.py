@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..errors import InsufficientStorage
+from ..limits.uploads import UploadGate
 from ..sizes import Amount
 from ..storage.layout import TRASH_CELL, Repository, cell_of
 from ..targets import Target
@@ -85,23 +86,34 @@ class Admitted:
 
     @param number: of the reservation; 0 for none.
     @param size_bytes: the reserved size.
+    @param gate: the limits for uploads, which it has entered.
     """
 
     __slots__ = (
         "_cell",
         "_directory_locks",
         "_ended",
+        "_gate",
         "_inside",
         "_keys",
         "_number",
         "_quota",
         "_repository",
         "_size_bytes",
+        "_type",
     )
 
     def __init__(
-        self, quota: QuotaBackend, directory_locks: DirectoryLocks, target: Target, number: int = 0, size_bytes: int = 0
+        self,
+        quota: QuotaBackend,
+        directory_locks: DirectoryLocks,
+        target: Target,
+        number: int = 0,
+        size_bytes: int = 0,
+        gate: UploadGate | None = None,
     ) -> None:
+        self._gate = gate
+        self._type = target.type
         self._quota = quota
         self._directory_locks = directory_locks
         self._repository = target.repository
@@ -121,7 +133,10 @@ class Admitted:
         Make sure that the reservation covers this many bytes in total.
 
         @raise InsufficientStorage: a quota would be exceeded.
+        @raise TooLarge: the object is larger than one may be.
         """
+        if self._gate is not None:
+            self._gate.check_size(size_bytes)
         more = size_bytes - self._size_bytes
         if more <= 0 or not self._number:
             return
@@ -151,6 +166,8 @@ class Admitted:
         if self._ended:
             return
         self._ended = True
+        if self._gate is not None:
+            self._gate.leave(self._type)
         # The trash first: between the two there must not seem to be less than there is.
         if trash != NOTHING:
             self._quota.settle(0, self._repository, TRASH_CELL, trash)
@@ -166,9 +183,19 @@ class Admitted:
 
 
 class Admission:
-    """Admits uploads and removals for the routes."""
+    """
+    Admits uploads and removals for the routes.
 
-    def __init__(self, quota: QuotaBackend | None = None, directory_locks: DirectoryLocks | None = None) -> None:
+    @param gate: the limits for uploads; C{None} for none.
+    """
+
+    def __init__(
+        self,
+        quota: QuotaBackend | None = None,
+        directory_locks: DirectoryLocks | None = None,
+        gate: UploadGate | None = None,
+    ) -> None:
+        self._gate = gate
         self.quota: QuotaBackend = quota if quota is not None else NoQuota()
         self.directory_locks = directory_locks if directory_locks is not None else DirectoryLocks()
 
@@ -178,10 +205,20 @@ class Admission:
 
         @param length: of the body, in bytes; C{None} if unknown.
         @raise InsufficientStorage: a quota would be exceeded.
-        @raise Unavailable: the stored amount is not known yet.
+        @raise TooLarge: the object is larger than one may be.
+        @raise Unavailable: the stored amount is not known yet, or there are too many uploads.
         """
-        number = await self.quota.reserve(user, target, length or 0)
-        return Admitted(self.quota, self.directory_locks, target, number, length or 0)
+        gate, size_bytes = self._gate, length or 0
+        if gate is not None:
+            gate.check_size(size_bytes)
+            gate.enter(target.type)
+        try:
+            number = await self.quota.reserve(user, target, size_bytes)
+        except BaseException:
+            if gate is not None:
+                gate.leave(target.type)
+            raise
+        return Admitted(self.quota, self.directory_locks, target, number, size_bytes, gate)
 
     def admit_removal(self, target: Target, to_trash: bool = False) -> Admitted:
         """

@@ -235,7 +235,7 @@ class Ledger:
         """The repositories that count against a user's quota."""
         return (repository for repository in self.repositories if owner_of(repository) == name)
 
-    def _accounts(self, repository: Repository) -> tuple[Account, ...]:
+    def accounts(self, repository: Repository) -> tuple[Account, ...]:
         """The accounts that a repository counts against: the server's, its owner's if it has one, and its own."""
         owner = owner_of(repository)
         return (self.server, *(() if owner is None else (self.user(owner),)), self.account(repository))
@@ -250,7 +250,7 @@ class Ledger:
         @raise QuotaExceeded: a limit would be exceeded; nothing is reserved.
         """
         reservation = Reservation(repository, kind, cell_of(kind, name), limits, 0, 0)
-        reservation.accounts = self._accounts(repository)
+        reservation.accounts = self.accounts(repository)
         try:
             self._add(reservation, size_bytes, 1)
         except QuotaExceeded:
@@ -299,7 +299,7 @@ class Ledger:
     def _repositories_of(self, account: Account) -> list[RepositoryAccount]:
         """The repositories that count against an account and whose trash counts."""
         return [
-            one for one in self.repositories.values() if one.trash_counts and account in self._accounts(one.repository)
+            one for one in self.repositories.values() if one.trash_counts and account in self.accounts(one.repository)
         ]
 
     def _trash_of(self, account: Account) -> Amount:
@@ -391,7 +391,7 @@ class Ledger:
             self.all_counted(repository)
 
     def _sum(self, repository: Repository, change: Amount) -> None:
-        for account in self._accounts(repository):
+        for account in self.accounts(repository):
             account.used_bytes += change.size_bytes
             account.used_objects += change.objects
 

@@ -18,11 +18,12 @@ from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
 from ..errors import StartError
+from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor
 from .event_effects import EventEffects
-from .factories import make_certificates, make_policy, make_state, make_store
+from .factories import make_certificates, make_deletions, make_policy, make_scrub_state, make_state, make_store
 from .frontend import PAGE_THREADS
 from .hooks import Events
 from .logins import CheckPools, PasswordChecker
@@ -30,6 +31,8 @@ from .monitoring import Monitoring, Sources
 from .quota_keeper import QuotaKeeper, QuotaRules
 from .readiness import Readiness
 from .repository_counter import ClosesDirectories
+from .scrub import THREADS as SCRUB_THREADS
+from .scrub import Scrub, ScrubRules
 from .trash_expiry import Clock, Parts, TrashExpiry, elapsed
 
 #: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
@@ -72,6 +75,8 @@ class Core:
         self.password_checker = self._password_checker()
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
         self.pages = JobPool(reactor, "pages", PAGE_THREADS)
+        # One thread more than those that read: for the results.
+        self.scrubbing = JobPool(reactor, "scrubbing", 1 + (SCRUB_THREADS if settings.scrub_interval_s else 0))
         self.tally = Tally()
         _check_profile(settings.cpu_profile)
 
@@ -113,6 +118,25 @@ class Core:
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
+    def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub:
+        """
+        Make the scrub of the whole server.
+
+        @param requests_in_flight: how many requests all processes are serving.
+        """
+        settings, store = self.settings, self.store
+        state, deletions = make_scrub_state(settings), make_deletions(settings)
+        scrub = Scrub(
+            self.reactor,
+            ScrubRules(settings.scrub_interval_s, settings.scrub_rate_bytes),
+            lambda observer: Survey(store, store.counting, state, deletions, observer),
+            self.scrubbing,
+            self.events.tell,
+            requests_in_flight,
+        )
+        self.events.observe(scrub.take)
+        return scrub
+
     def make_trash_expiry(self, quota_keeper: QuotaKeeper) -> TrashExpiry:
         """Make what removes from the trash of the whole server."""
         parts = Parts(self.store, self.policy, quota_keeper, self.counting)
@@ -123,6 +147,7 @@ class Core:
         quota_keeper: QuotaKeeper,
         readiness: Readiness,
         disk: JobPool,
+        scrub: Scrub,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]],
         worker_pids: Callable[[], list[int]] | None = None,
         *families: Callable[[], Iterator[Family]],
@@ -140,7 +165,8 @@ class Core:
             lambda: certificates.not_after if certificates is not None else None,
             gather,
             worker_pids,
-            (self._families, self.events.families, *families),
+            (self._families, self.events.families, scrub.families, *families),
+            scrub,
         )
         monitoring = Monitoring(self.reactor, sources, quota_keeper, self.counting, self.pages)
         self.events.observe(EventEffects(monitoring, self.store, quota_keeper, disk).take)

@@ -32,7 +32,10 @@ class EventEffects:
         """Apply the effects of an event."""
         if event.repository is None:
             return
-        if event.kind is EventKind.CORRUPTION:
+        if event.of_scrub:
+            # Counted as a problem (L{resticserver.service.scrub}). What is missing takes no space any more.
+            self._quota_keeper.recount(tuple(filter(None, event.repository.split("/"))))
+        elif event.kind is EventKind.CORRUPTION:
             object_type, name = event.details["type"], event.details["name"]
             self._monitoring.damage(event.repository, object_type, name, replaced=not event.in_place)
             if event.in_place:

@@ -11,10 +11,12 @@ from twisted.application.service import IService
 from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..config.settings import Settings
+from ..storage.deletions import Deletions
 from ..storage.directory_snapshots import Snapshots
 from ..storage.local import LocalStore
 from ..storage.publish import Publisher
 from ..storage.readonly import ReadOnlyStore
+from ..storage.scrub_state import ScrubState
 from ..storage.state import StateFile
 from ..threads.reactor import IReactor
 from .repeated import Repeated
@@ -38,6 +40,17 @@ def closes_idle_state_file(state: StateFile, pool: Pool, reactor: IReactor) -> I
     return Repeated("state file", reactor, STATE_INTERVAL_S, lambda: pool.run(state.close_if_idle), now=True)
 
 
+def make_deletions(settings: Settings) -> Deletions:
+    """Make the object that notes deletions for the scrub; nothing is opened."""
+    return Deletions(settings.path, settings.state_dir, 0o660 if settings.group_accessible_repos else 0o600)
+
+
+def make_scrub_state(settings: Settings) -> ScrubState:
+    """Make the object for what the scrub knows; nothing is opened."""
+    file_mode = 0o660 if settings.group_accessible_repos else 0o600
+    return ScrubState(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
+
+
 def make_store(settings: Settings, state: StateFile) -> LocalStore:
     """Make the store of the data directory; nothing is opened."""
     kind = ReadOnlyStore if settings.read_only else LocalStore
@@ -50,6 +63,7 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
         snapshots=Snapshots(store=state),
     )
     store.volume.expect(None, remembered_in=state.marker_file)
+    store.observe_removals(make_deletions(settings).add)
     return store
 
 

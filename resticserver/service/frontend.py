@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from twisted.application.service import IService, MultiService, Service
@@ -17,13 +17,16 @@ from twisted.logger import LogEvent, Logger
 from ..access.policy import Decides
 from ..access.proxies import TrustedProxies
 from ..config.settings import Settings
+from ..limits.bandwidth import Bandwidth, BothDirections
+from ..limits.connections import ConnectionLimits
+from ..limits.uploads import UploadGate
 from ..process.descriptors import bounds
 from ..storage.local import LocalStore
 from ..storage.state import StateFile
 from ..telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from ..telemetry.events import Tells
+from ..telemetry.limited import Limited, count_nothing
 from ..telemetry.metrics import Tally
-from ..telemetry.record import Recorder
 from ..telemetry.status import ServerStatus
 from ..threads.pools import JobPool, Pools, QuickPool
 from ..threads.reactor import IReactor
@@ -32,11 +35,10 @@ from .integrity import SizeChanges
 from .readiness import Readiness
 
 if TYPE_CHECKING:
-    from twisted.web.resource import IResource
-
     from ..quota.admission import QuotaBackend
     from ..quota.directory_locks import DirectoryLocks
     from ..web.authentication import Authentication, ChecksPasswords
+    from ..web.http1.options import SiteOptions
     from ..web.http1.site import RepositorySite
     from ..web.page import Page
     from ..web.status_pages import ServerPages
@@ -75,6 +77,7 @@ class FrontendParts:
     @ivar pages: the pool in which pages are made.
     @ivar tell: receives events.
     @ivar tally: counts requests and measures the disk; C{None} without metrics.
+    @ivar number: of the process, from 1: limits are divided among the processes that serve.
     """
 
     store: LocalStore
@@ -86,6 +89,20 @@ class FrontendParts:
     pages: JobPool
     tell: Tells
     tally: Tally | None
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class PagesOfSite:
+    """
+    What L{make_pages_site} serves.
+
+    @ivar tally: counts what is refused.
+    """
+
+    policy: Decides
+    pages: ServerPages
+    tally: Tally
 
 
 class Frontend:
@@ -94,6 +111,7 @@ class Frontend:
 
     @ivar disk: the pool for files.
     @ivar readiness: whether the data directory can be used.
+    @ivar bandwidth: the limits of transfers; C{None} if there can be none.
     @ivar services: to be started in order before the first connection, and stopped in reverse order after the last
         one.
     """
@@ -124,6 +142,8 @@ class Frontend:
             store.publisher.observe_fsyncs(tally.synced)
         store.observe_size_changes(SizeChanges(reactor, self.disk, store, parts.tell).take)
         self.readiness = Readiness(reactor, store, self.disk)
+        self._limited = Limited(reactor, tally.limited if tally is not None else count_nothing)
+        self.bandwidth = make_bandwidth(settings, reactor, parts.policy)
         idle = closes_idle_state_file(parts.state, self.disk, reactor)
         self.services += [self.disk, self._quick, self._writers, parts.pages, idle]
 
@@ -139,18 +159,23 @@ class Frontend:
     def make_site(self, shows: ShowsServer) -> RepositorySite:
         """Make the HTTP server factory."""
         from ..quota.admission import Admission
+        from ..web.http1.site import RepositorySite
         from ..web.routes import Api, Repositories  # Klein installs the reactor when it is imported
 
         settings, parts = self._settings, self._parts
-        admission = Admission(parts.quota, parts.directory_locks)
+        most_uploads = part_of(settings.max_uploads, settings.workers, parts.number)
+        gate = UploadGate(self._limited, settings.max_object_size_bytes, most_uploads)
+        admission = Admission(parts.quota, parts.directory_locks, gate)
         pools = Pools(self.disk, self._writers, self._quick)
-        repositories = Repositories(parts.store, pools, admission, settings.auto_create, parts.tell)
+        repositories = Repositories(parts.store, pools, admission, settings.auto_create, parts.tell, self.bandwidth)
         pages = make_pages(settings, self.readiness, shows if settings.prometheus else None, parts.policy, parts.pages)
         authentication = make_authentication(settings, parts.password_checker)
         api = Api(authentication, parts.policy, repositories, pages)
-        self._site = make_site(settings, self._reactor, self._access_log, api.resource())
-        if parts.tally is not None:
-            self._site.count_handshake_failure = parts.tally.handshake_failed
+        options = make_options(settings, self._limited, parts.tally)
+        if settings.workers == 1:
+            # With workers, the parent accepts the connections.
+            options = replace(options, connections=make_connection_limits(settings, self._limited))
+        self._site = RepositorySite(api.resource(), self._reactor, self._access_log, options)
         return self._site
 
 
@@ -171,23 +196,65 @@ def make_pages(
 
 
 def make_pages_site(
-    settings: Settings, reactor: IReactor, password_checker: ChecksPasswords | None, policy: Decides, pages: ServerPages
+    settings: Settings, reactor: IReactor, password_checker: ChecksPasswords | None, pages: PagesOfSite
 ) -> RepositorySite:
-    """The HTTP server factory of C{--metrics-listen}. Its requests are not counted, nor in the access log."""
+    """
+    The HTTP server factory of C{--metrics-listen}. Its requests are not counted, nor in the access log, and its connections are
+    not limited: whoever looks after the server needs them when there are too many.
+    """
+    from ..web.http1.site import RepositorySite
     from ..web.routes import Api
 
-    api = Api(make_authentication(settings, password_checker), policy, None, pages)
-    return make_site(settings, reactor, lambda record: None, api.resource())
+    api = Api(make_authentication(settings, password_checker), pages.policy, None, pages.pages)
+    options = make_options(settings, Limited(reactor, pages.tally.limited), pages.tally)
+    return RepositorySite(api.resource(), reactor, lambda record: None, options)
 
 
-def make_site(settings: Settings, reactor: IReactor, recorder: Recorder, resource: IResource) -> RepositorySite:
-    """Make the HTTP server factory for a resource."""
-    from ..web.http1.site import RepositorySite
+def make_options(settings: Settings, limited: Limited, tally: Tally | None) -> SiteOptions:
+    """
+    Make the options of a site.
 
+    @param limited: receives what limits refuse.
+    @param tally: counts what is refused; C{None} without metrics.
+    """
+    from ..web.http1.options import SiteOptions
+
+    crowded_from, full_from = bounds()
+    options = SiteOptions(
+        settings.max_depth,
+        settings.proxy_prefix,
+        TrustedProxies.parse(settings.trusted_proxies or ()),
+        settings.header_timeout_s,
+        settings.stall_timeout_s,
+        crowded_from,
+        full_from,
+        limited=limited,
+    )
+    return options if tally is None else replace(options, count_handshake_failure=tally.handshake_failed)
+
+
+def make_connection_limits(settings: Settings, limited: Limited) -> ConnectionLimits | None:
+    """Make the limits for whoever accepts connections; C{None} without any."""
+    most, most_per_address = settings.max_connections, settings.max_connections_per_address
+    if not most and not most_per_address:
+        return None
     proxies = TrustedProxies.parse(settings.trusted_proxies or ())
-    site = RepositorySite(resource, reactor, recorder, settings.max_depth, settings.proxy_prefix, proxies)
-    site.crowded_from, site.full_from = bounds()
-    return site
+    return ConnectionLimits(most, most_per_address, proxies, limited)
+
+
+def make_bandwidth(settings: Settings, reactor: IReactor, policy: Decides) -> BothDirections | None:
+    """Make the limits of transfers; C{None} if neither a flag nor a rule can set one."""
+    if not settings.bandwidth_up and not settings.bandwidth_down and settings.policy is None:
+        return None
+    part = 1 / settings.workers
+    up, down = (Bandwidth(reactor, rate, part) for rate in (settings.bandwidth_up, settings.bandwidth_down))
+    return BothDirections(up, down, policy.bandwidth_of)
+
+
+def part_of(limit: int, processes: int, number: int) -> int:
+    """The part of a limit (0 for none) that one of several processes has, by its number from 1. All parts are the limit."""
+    whole, rest = divmod(limit, processes)
+    return whole + (number <= rest)
 
 
 def make_authentication(settings: Settings, password_checker: ChecksPasswords | None) -> Authentication:

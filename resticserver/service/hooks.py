@@ -116,7 +116,7 @@ class Events(Service):
                 self._counts[event.kind.value, "repeated"] += 1
                 return
         self._counts[event.kind.value, "told"] += 1
-        if event.kind in _BAD or event.in_place:
+        if event.kind in _BAD or event.in_place or event.of_scrub:
             _log.warn("{text}", text=event.message)
         elif event.kind is EventKind.SNAPSHOT:
             _log.info("{text}", text=event.message)

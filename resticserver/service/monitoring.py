@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import twisted
 from twisted.internet.defer import Deferred, gatherResults
@@ -28,12 +28,13 @@ from ..storage.layout import Repository
 from ..telemetry.metrics import CONTENT_TYPE, Exposition, Family, MetricType, RequestCounts, Sample, Tally, gauge
 from ..telemetry.process_metrics import Processes
 from ..telemetry.refusals import REASONS, Key, RefusalHistory, Refusals, within_a_day
-from ..telemetry.status import ServerStatus
+from ..telemetry.status import ScrubStatus, ServerStatus
 from ..threads.interface import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
 from ..web.page import Page
 from .quota_keeper import QuotaKeeper, Quotas
-from .repository_figures import find_stored, find_user
+from .repository_figures import find_stored, find_user, with_problems
+from .scrub import Results
 
 #: How long a page waits for a disk. Values that are not known by then are left out.
 PATIENCE_S = 2.0
@@ -49,6 +50,20 @@ async def _ready() -> str:
 
 async def _nothing_to_gather() -> None:
     """With a single process, there is nothing to gather."""
+
+
+class ShowsScrub(Protocol):
+    """The part of L{resticserver.service.scrub.Scrub} that is shown."""
+
+    @property
+    def results(self) -> Results:
+        """The problems, as of the last look."""
+
+    def status(self) -> ScrubStatus | None:
+        """The scrub on the status page; C{None} if there never was one."""
+
+    def has_problem(self, repository: str, object_type: str, name: str) -> bool:
+        """Whether an object is among the problems that are shown."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Sources:
     @ivar gather: waits until all other processes have sent their counts.
     @ivar worker_pids: the process ids of the workers; C{None} for a server without workers.
     @ivar families: further metrics.
+    @ivar scrub: what the scrub has found.
     """
 
     data_path: str
@@ -80,6 +96,7 @@ class Sources:
     gather: Callable[[], Coroutine[Deferred[Any], Any, object]] = _nothing_to_gather
     worker_pids: Callable[[], list[int]] | None = None
     families: Sequence[Callable[[], Iterable[Family]]] = ()
+    scrub: ShowsScrub | None = None
 
 
 class Monitoring:
@@ -120,6 +137,11 @@ class Monitoring:
     def count_in_flight(self, process: object, requests: int) -> None:
         """Set the number of requests that a process is serving."""
         self._in_flight[process] = requests
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests all processes are serving, as far as is known."""
+        return sum(self._in_flight.values())
 
     def process_gone(self, process: object) -> None:
         """A process has ended and serves no requests."""
@@ -185,6 +207,9 @@ class Monitoring:
         """
         Count an object that was found damaged, or was replaced. An object that is found and then replaced counts once.
         """
+        scrub = self._sources.scrub
+        if replaced and scrub is not None and scrub.has_problem(repository, object_type, name):
+            return  # it was reported as a problem, which has ended
         key = (repository, object_type, name)
         if key not in self._unrepaired:
             self.damaged[repository] += 1
@@ -242,7 +267,7 @@ class Monitoring:
     async def _find_status(self) -> ServerStatus:
         """Determine the status."""
         found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self._sources.not_ready())
-        certificate = self._sources.certificate_ends()
+        certificate, scrub = self._sources.certificate_ends(), self._sources.scrub
         free, size = disk or (None, None)
         server = ServerStatus(
             __version__,
@@ -254,6 +279,7 @@ class Monitoring:
             free,
             size,
             None if certificate is None else certificate.timestamp(),
+            scrub=None if scrub is None else scrub.status(),
         )
         accounts = list(self._quota_keeper.ledger.repositories.values())
         refused = self._sources.refusals.entries()
@@ -270,6 +296,8 @@ class Monitoring:
         """Add repositories, users and refusals. Called in the pool for pages."""
         today = int(server.time_s // DAY_S)
         stored = find_stored(accounts, self._quotas, damaged, history, today, server.counted)
+        if self._sources.scrub is not None:
+            stored = with_problems(stored, self._sources.scrub.results)
         refusals = within_a_day(refused, server.time_s)
         named = {user.name for user in stored.users}
         others = dict.fromkeys(one.user for one in refusals if one.user is not None and one.user not in named)

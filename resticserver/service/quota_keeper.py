@@ -29,24 +29,21 @@ from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
 from ..quota.admission import NOTHING
-from ..quota.ledger import Account, Ledger, Limits, QuotaExceeded, RepositoryAccount, Reservation, owner_of
+from ..quota.ledger import Ledger, Limits, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.counting import Counting
-from ..storage.layout import Repository, cell_of
+from ..storage.layout import TRASH_CELL, Repository, cell_of
 from ..storage.state import StateFile
 from ..targets import Target
 from ..threads.interface import Pool
 from ..threads.single_flight import SingleFlight, ended_within
 from .kept_counts import STEP, KeptCounts
+from .recount import PATIENCE_S, RecountBeforeRefusal
 from .repository_counter import ClosesDirectories, RepositoryCounter
 
 #: The pause between counts: this many seconds, or this many times the duration of the last count, whichever is longer.
 COUNT_AGAIN_S = 600.0
 COUNT_AGAIN_TIMES = 50
-#: How long an upload waits for a count.
-PATIENCE_S = 20.0
-#: Before a refusal, the affected repositories are recounted, unless they were counted within this time.
-FRESH_S = 3.0
 #: A repository is recounted this long after something was removed from it.
 SOON_S = 15.0
 #: The pause after a failed count.
@@ -126,7 +123,7 @@ class QuotaKeeper(Service):
         self._complete = False
         self._counts: SingleFlight[None] = SingleFlight()
         self._kept = KeptCounts(self.ledger, state, pool)
-        self._checked: dict[Any, float] = {}
+        self._recount = RecountBeforeRefusal(reactor, self.ledger, self)
         #: Repositories with a scheduled count.
         self._soon: dict[Repository, IDelayedCall] = {}
         self._numbers = count(1)
@@ -252,7 +249,7 @@ class QuotaKeeper(Service):
         counted_now = account is None or not account.known
         if counted_now:
             await self._counted(self._count(repository, join=True))
-        reservation = await self._with_room(reserve)
+        reservation = await self._recount.with_room(reserve)
         if counted_now:
             # Even if nothing was found, and so no account was kept.
             self.ledger.account(repository).known = True
@@ -267,7 +264,7 @@ class QuotaKeeper(Service):
 
         @raise Unavailable: the count takes too long.
         """
-        if not await self._within(count):
+        if not await ended_within(PATIENCE_S, self._reactor, count):
             raise Unavailable("the server is still counting stored data, try again later")
 
     async def grow(self, number: int, size_bytes: int) -> None:
@@ -285,7 +282,7 @@ class QuotaKeeper(Service):
             if number in self._reservations:
                 self.ledger.grow(reservation, size_bytes)
 
-        await self._with_room(grow)
+        await self._recount.with_room(grow)
         if number in self._reservations and not self._unlimited(reservation.limits):
             await self._kept.raise_ceiling(reservation.repository)
 
@@ -301,6 +298,9 @@ class QuotaKeeper(Service):
             self.ledger.change(repository, cell, change)
             if change.objects > 0 and cell == SNAPSHOTS:
                 self.ledger.account(repository).last_snapshot_s = time.time()
+            if cell == TRASH_CELL and change.objects > 0 and self.ledger.account(repository).trash_ends_s is None:
+                # The next refusal says until when this lies there, so it has to look.
+                self._recount.outdated(repository)
             if change.objects < 0 and cell != LOCKS and self._limited:
                 self._count_soon(repository)
         held = self._reservations.pop(number, None)
@@ -353,67 +353,6 @@ class QuotaKeeper(Service):
         # The holder may also have removed something without reporting it.
         await self._once(ALL, self._pass)
 
-    # --- recount before a refusal
-
-    async def _with_room(self, take: Callable[[], T]) -> T:
-        """
-        Make a reservation. If a limit would be exceeded, recount what it covers and try again, once for each such
-        limit.
-
-        @raise QuotaExceeded: a limit would be exceeded even after the recount.
-        @raise Unavailable: the stored amount is not known for sure, and the recount takes too long.
-        """
-        looked: set[Any] = set()
-        while True:
-            try:
-                return take()
-            except QuotaExceeded as error:
-                key = self._key_of(error.account)
-                if key in looked or not await self._recounted(key):
-                    raise
-                looked.add(key)
-
-    def _key_of(self, account: Account) -> tuple[Any, ...]:
-        if isinstance(account, RepositoryAccount):
-            return ("repository", account.repository)
-        return ("server",) if account is self.ledger.server else ("user", account.words)
-
-    async def _recounted(self, key: tuple[Any, ...]) -> bool:
-        """
-        Recount what a refusal is about, because another program may have removed something.
-
-        @return: whether that was done.
-        @raise Unavailable: the recount takes too long, and the stored amount is not known for sure.
-        """
-        if self._complete and self._reactor.seconds() - self._checked.get(key, -FRESH_S) < FRESH_S:
-            return False
-        if await self._within(self._once(("look", key), partial(self._recount_before_refusal, key))):
-            return True
-        if self._complete:
-            return False
-        raise Unavailable("the server is still counting stored data, try again later")
-
-    async def _recount_before_refusal(self, key: tuple[Any, ...]) -> None:
-        match key:
-            case ("repository", repository):
-                await self._count(repository)
-            case ("user", name) if self._complete:
-                for repository in list(self.ledger.of_user(name)):
-                    await self._count(repository)
-            case _:
-                await self._once(ALL, self._pass)
-        if len(self._checked) > 1000:
-            self._checked.clear()
-        self._checked[key] = self._reactor.seconds()
-
-    async def _within(self, work: Deferred[Any]) -> bool:
-        """
-        Wait for an operation, but no longer than an upload may wait.
-
-        @return: whether it has ended.
-        """
-        return await ended_within(PATIENCE_S, self._reactor, work)
-
     # --- counting
 
     def _count_all(self) -> None:
@@ -456,6 +395,18 @@ class QuotaKeeper(Service):
                 return
             gib = self.ledger.server.used_bytes / (1 << 30)
             _log.info("Quota initialized, currently using {gib:.2f} GiB", gib=gib)
+
+    def count_repository(self, repository: Repository) -> Deferred[None]:
+        """Count a repository as it is now."""
+        return self._count(repository)
+
+    def count_everything(self) -> Deferred[None]:
+        """Count all repositories."""
+        return self._once(ALL, self._pass)
+
+    def count_once(self, key: Hashable, work: Callable[[], Coroutine[Deferred[Any], Any, None]]) -> Deferred[None]:
+        """Run a count, or wait for one in progress."""
+        return self._once(key, work)
 
     def _count(self, repository: Repository, join: bool = False) -> Deferred[None]:
         """

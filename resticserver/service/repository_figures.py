@@ -5,6 +5,7 @@ Metrics (C{rest_server_repository_*}, C{rest_server_user_*}) and status of what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..quota.ledger import RepositoryAccount, owner_of
@@ -13,6 +14,7 @@ from ..storage.layout import Repository, cell_of
 from ..telemetry.metrics import Family, MetricType, Sample, gauge
 from ..telemetry.status import RepositoryStatus, UserStatus
 from .quota_keeper import Quotas
+from .scrub import Results
 
 #: The most points in the history of a repository's size.
 MOST_POINTS = 100
@@ -145,6 +147,22 @@ def find_stored(
                 trash[owner] = _sum(trash.get(owner, Amount()), account.trash)
     found = (find_user(quotas, user, used, trash.get(user, Amount())) for user, used in users.items())
     return Stored(tuple(repositories), tuple(found))
+
+
+def with_problems(stored: Stored, results: Results) -> Stored:
+    """Add what the scrub has found. A repository that is not there any more is listed as long as something is missing."""
+    listed = {one.repository for one in stored.repositories}
+    gone = (
+        RepositoryStatus(name, owner_of(tuple(filter(None, name.split("/")))), 0, 0)
+        for name in sorted(results.counts.keys() - listed)
+    )
+    repositories = (
+        replace(one, problem_counts=results.counts[one.repository], problems=results.named.get(one.repository, ()))
+        if one.repository in results.counts
+        else one
+        for one in (*stored.repositories, *gone)
+    )
+    return stored._replace(repositories=tuple(repositories))
 
 
 def find_user(quotas: Quotas, user: str, used: Amount, trash: Amount) -> UserStatus:

@@ -20,6 +20,7 @@ from .monitoring import Monitoring
 from .quota_keeper import QuotaKeeper
 from .readiness import Readiness
 from .reloading import Reloads
+from .scrub import Scrub
 from .trash_expiry import TrashExpiry
 
 
@@ -71,6 +72,10 @@ class Topology(Protocol):
     @property
     def quota_keeper(self) -> QuotaKeeper:
         """The quotas of the whole server."""
+
+    @property
+    def scrub(self) -> Scrub:
+        """The scrub of the whole server."""
 
     @property
     def trash_expiry(self) -> TrashExpiry:
@@ -125,8 +130,15 @@ class SingleProcess:
         self._frontend = Frontend(settings, core.reactor, parts)
         self.disk = self._frontend.disk
         self.readiness = self._frontend.readiness
+        self.scrub = core.make_scrub(self._frontend.requests_in_flight)
         self.monitoring = core.make_monitoring(
-            self.quota_keeper, self.readiness, self.disk, self._count_in_flight, None, self.trash_expiry.families
+            self.quota_keeper,
+            self.readiness,
+            self.disk,
+            self.scrub,
+            self._count_in_flight,
+            None,
+            self.trash_expiry.families,
         )
         self.front = Listeners(
             core.reactor,

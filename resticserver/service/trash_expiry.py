@@ -19,7 +19,7 @@ from ..sizes import Amount, format_size
 from ..storage.layout import Repository
 from ..storage.local import LocalStore
 from ..storage.trash import has_trash
-from ..storage.trash_moves import Expired
+from ..storage.trash_restore import Expired
 from ..telemetry.metrics import Family, MetricType, Sample
 from ..threads.interface import Pool
 from .repeated import Repeated
@@ -116,7 +116,9 @@ class TrashExpiry(Repeated):
         self.removed = Amount()
 
     async def look(self) -> None:
-        """Remove what has ended, if something may have."""
+        """Remove what has ended, if something may have. With C{--read-only} nothing is removed."""
+        if self._store.read_only:
+            return
         now_s, ahead_s = self._clock.look()
         if ahead_s:
             words = (

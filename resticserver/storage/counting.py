@@ -235,7 +235,7 @@ class Counting:
             try:
                 found[cell] = self._count(repository, path, cell)
             except OSError as error:
-                self._skip(self._cause(repository, path), error)
+                self._skip(self.cause(repository, path), error)
             else:
                 self.skipped.read(path)
         return found
@@ -245,7 +245,7 @@ class Counting:
         object_type, prefix = cell_directory(cell)
         return repository_path(self._path, (*repository, object_type, *((prefix,) if prefix else ())))
 
-    def _cause(self, repository: Repository, path: str) -> str:
+    def cause(self, repository: Repository, path: str) -> str:
         """The topmost directory on the path of a cell that cannot be entered; the cell's own if all can."""
         for length in range(len(repository) + 1):
             folder = repository_path(self._path, repository[:length])

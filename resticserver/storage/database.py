@@ -49,10 +49,12 @@ class DatabaseFile:
         belongs to the server's user.
     @cvar tables: the statements that make the tables, separated by semicolons.
     @cvar version: of the tables; a file with another version is made anew.
+    @cvar consequence: of a file that cannot be used, for the log.
     """
 
     tables: str
     version: int
+    consequence = "the next start will take longer"
 
     def __init__(self, path: str, file_mode: int, read_only: bool, may_be_frozen: bool) -> None:
         self._folder = os.path.dirname(path)
@@ -218,7 +220,8 @@ class DatabaseFile:
         """Log once why the file cannot be used."""
         if reason != self._complained:
             self._complained = reason
-            _log.warn("cannot use {path}: {reason}; the next start will take longer", path=self._file, reason=reason)
+            words = "cannot use {path}: {reason}; {consequence}"
+            _log.warn(words, path=self._file, reason=reason, consequence=self.consequence)
 
 
 def _use_log(connection: sqlite3.Connection) -> None:

@@ -52,6 +52,7 @@ class DataDirectory:
     @param verify: whether the hash of an upload must be its name.
     @param min_free: how much of the file system uploads must leave free.
     @ivar on_size_change: called with objects whose size has changed; see L{observe_size_changes}.
+    @ivar on_removal: called before something is removed; see L{observe_removals}.
     """
 
     def __init__(
@@ -66,10 +67,18 @@ class DataDirectory:
         self.spelling = Spelling(self.path)
         self.free_space = FreeSpaceGuard(min_free) if min_free is not None else None
         self.on_size_change: Callable[[SizeChange], object] = lambda change: None
+        self.on_removal: Callable[[Repository, str, str], object] = lambda repository, object_type, name: None
 
     def observe_size_changes(self, observer: Callable[[SizeChange], object]) -> None:
         """Call C{observer}, from any thread, with each object that has another size than before."""
         self.on_size_change = observer
+
+    def observe_removals(self, observer: Callable[[Repository, str, str], object]) -> None:
+        """
+        Call C{observer}, from any thread, before an object is removed: with its repository, its type and its name; or, with an
+        empty type and name, before a repository is.
+        """
+        self.on_removal = observer
 
     def trash_words(self, repository: Repository) -> str:
         """What the refusal of an upload says about the repository's trash, which takes space as well."""

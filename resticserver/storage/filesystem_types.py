@@ -14,6 +14,9 @@ _KEEP_TIMES = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs")
 )
 
+#: File systems with one journal for all directories, which a change in several of them enters as a whole.
+_ONE_TRANSACTION = frozenset(("ext3", "ext4", "xfs"))
+
 #: File systems of other machines, or of a host that others may use.
 _SHARED = frozenset("9p afs ceph cifs gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs virtiofs".split())
 
@@ -63,6 +66,14 @@ def stamps_renames(fd: int) -> bool:
     """Whether the change time of a file on the file system of an open file shows when it was last renamed."""
     type_name = type_of(fd)
     return type_name in _KEEP_TIMES or type_name == "overlay"
+
+
+def renames_at_once(fd: int) -> bool:
+    """
+    Whether a rename from one directory to another is one transaction of the journal, on the file system of an open file: then
+    an fsync of either directory makes the change in both durable.
+    """
+    return type_of(fd) in _ONE_TRANSACTION
 
 
 def is_local(fd: int) -> bool:

@@ -29,7 +29,7 @@ from .publish import TEMPORARY_FOLDER, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
 from .trash import is_kept, trash_words
-from .trash_moves import Trash
+from .trash_restore import Trash
 from .upload import LocalUpload
 
 #: For how many seconds a refusal repeats what it says about the trash.
@@ -194,6 +194,7 @@ class LocalStore(DataDirectory):
         # Before anything is removed: an error here must not leave half a repository.
         directories = self._object_directories(path)
         _log.info("Deleting repository in {path}", path=ascii(path)[1:-1])
+        self.on_removal(repository, "", "")
         if not self._remove_config(repository, path, keep_s) and not directories:
             self.publisher.fsync_directory(path)
             raise NoSuchRepository()
@@ -228,7 +229,7 @@ class LocalStore(DataDirectory):
         kept = self.trash.keep(repository, CONFIG, f"{path}/{CONFIG}", keep_s)
         if kept is None:
             return False
-        self.publisher.fsync_directory(kept)
+        self.trash.fsync(kept)
         self.publisher.fsync_directory(path)
         return True
 
@@ -242,12 +243,12 @@ class LocalStore(DataDirectory):
             if not is_object_id(name):
                 continue
             path = f"{directory}/{name}"
-            if keep_s and is_kept(object_type) and os.path.isfile(path):
+            if keep_s and is_kept(object_type) and not _is_no_file(path):
                 kept.add(self.trash.keep(repository, object_type, path, keep_s))
             else:
                 self._remove_file(path, durable=False)
         for trash_directory in filter(None, kept):
-            self.publisher.fsync_directory(trash_directory)
+            self.trash.fsync(trash_directory)
         if not _remove_if_empty(directory):
             self.publisher.fsync_directory(directory)
 
@@ -372,10 +373,14 @@ class LocalStore(DataDirectory):
             if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise  # what cannot be looked at cannot be kept, and must not be lost
             status = None
+        # Also what is not there: the scrub may have reported that it is missing.
+        if object_type != "locks":
+            self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        if to_trash and regular:
-            kept = self.trash.keep(repository, object_type, path, keep_s)
+        if to_trash and not _is_no_file(path):
+            # What was missing and is there now was uploaded or restored meanwhile: it stays.
+            kept = self.trash.keep(repository, object_type, path, keep_s) if regular else None
             removed = kept is not None
         else:
             removed = self._remove_file(path, durable=False)
@@ -388,15 +393,28 @@ class LocalStore(DataDirectory):
         # Of two removals at the same time only one gets here.
         change = Amount(-status.st_size, -1) if status is not None and regular else Amount()
         try:
-            if kept is not None:
-                self.publisher.fsync_directory(kept)
             try:
-                self.publisher.fsync_directory(os.path.dirname(path))
+                if kept is not None:
+                    self.trash.fsync_moved(kept, os.path.dirname(path))
+                else:
+                    self.publisher.fsync_directory(os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between
                 self.fsync_reached(repository, object_type, name)
         except OSError as error:
             raise NotDurable(error, change) from error
         return change
+
+
+def _is_no_file(path: str) -> bool:
+    """
+    Whether something is there that the trash does not keep: of a link only the link is removed, and its file stays.
+
+    @raise OSError: it cannot be looked at, so it must not be lost.
+    """
+    try:
+        return not stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _names_in(directory: str) -> list[str]:

@@ -16,10 +16,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from ..dates import date_text
+from ..dates import date_text, day_text, parse_time
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import format_size
 from .filesystem_types import stamps_renames
@@ -105,7 +104,7 @@ def trash_path(top: str, repository: Repository) -> str:
 
 def day_name(seconds: float) -> str:
     """The name of the directory for what is deleted at a time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    return day_text(seconds)
 
 
 def has_trash(top: str, repository: Repository) -> bool:
@@ -128,7 +127,7 @@ def trash_days(top: str, repository: Repository) -> list[TrashDay]:
         day = f"{path}/{name}"
         if _DAY.match(name) and _is_directory(day):
             with suppress(ValueError):
-                begins_s = int(datetime.strptime(name, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+                begins_s = int(parse_time(name))
                 days.append(TrashDay(repository, day, begins_s, read_delay(day)))
     return days
 

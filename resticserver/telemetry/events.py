@@ -63,6 +63,11 @@ class Event:
         """Whether the event is about a stored object whose size has changed, and that was not replaced."""
         return self.kind is EventKind.CORRUPTION and "found_bytes" in self.details
 
+    @property
+    def of_scrub(self) -> bool:
+        """Whether the scrub has found a problem of a stored object."""
+        return self.kind is EventKind.CORRUPTION and "problem" in self.details
+
     def as_json(self) -> bytes:
         """One line, as passed to the C{--on-event} command."""
         document = {

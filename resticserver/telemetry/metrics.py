@@ -22,6 +22,7 @@ from enum import Enum
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from .limited import LIMITS
 from .record import Operation, Record
 
 #: Upper bounds of the buckets for request durations, in seconds: from a cached response to a pack over a slow
@@ -111,6 +112,7 @@ class RequestCounts:
     @ivar requests: by method and status.
     @ivar durations: of requests.
     @ivar syncs: the durations of C{fsync}.
+    @ivar limited: what limits refused, by the limit (L{LIMITS}).
     """
 
     blobs: dict[tuple[str, str, str, str], tuple[int, int]] = field(default_factory=dict)
@@ -120,6 +122,7 @@ class RequestCounts:
     received_bytes: int = 0
     sent_bytes: int = 0
     handshake_failures: int = 0
+    limited: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> RequestCounts:
         """Return a copy for another thread."""
@@ -129,6 +132,7 @@ class RequestCounts:
             requests=self.requests.copy(),
             durations=self.durations.copy(),
             syncs=self.syncs.copy(),
+            limited=self.limited.copy(),
         )
 
     def families(self) -> Iterator[Family]:
@@ -158,6 +162,8 @@ class RequestCounts:
             ("rest_server_tls_handshake_failures", "Failed TLS handshakes", self.handshake_failures),
         ):
             yield Family(MetricType.COUNTER, name, help_, (), [Sample((), value)])
+        limited = [Sample((limit,), self.limited[limit]) for limit in LIMITS]
+        yield Family(MetricType.COUNTER, "rest_server_limited", "What limits refused, by limit", ("limit",), limited)
 
 
 class Tally:
@@ -190,6 +196,10 @@ class Tally:
         """Count a failed TLS handshake."""
         self.counted.handshake_failures += 1
 
+    def limited(self, limit: str) -> None:
+        """Count what a limit (one of L{LIMITS}) refused."""
+        self.counted.limited[limit] += 1
+
     def synced(self, duration_s: float) -> None:
         """Record the duration of an C{fsync}. May be called in any thread."""
         with self._syncing:
@@ -209,6 +219,7 @@ class Tally:
             "durations": [taken.durations.counts, taken.durations.sum_s],
             "syncs": [taken.syncs.counts, taken.syncs.sum_s],
             "sums": [taken.received_bytes, taken.sent_bytes, taken.handshake_failures],
+            "limited": dict(taken.limited),
         }
 
     def add(self, taken: dict[str, Any]) -> None:
@@ -225,6 +236,7 @@ class Tally:
         counted.received_bytes += received_bytes
         counted.sent_bytes += sent_bytes
         counted.handshake_failures += handshake_failures
+        counted.limited.update(taken["limited"])
 
     def forget(self, repositories: set[str]) -> None:
         """Drop the series of repositories that no longer exist."""

@@ -19,10 +19,12 @@ class FewLines:
     @param clock: provides Twisted's C{callLater}.
     @param log: called with each line.
     @param more: what the suppressed lines are called, such as C{"more TLS handshakes failed"}.
+    @param most_lines: how many lines are logged in a period.
     """
 
-    def __init__(self, clock: Any, log: Callable[[str], object], more: str) -> None:
+    def __init__(self, clock: Any, log: Callable[[str], object], more: str, most_lines: int = MOST_LINES) -> None:
         self._clock = clock
+        self._most_lines = most_lines
         self._log = log
         self._more = more
         self._lines = 0
@@ -33,11 +35,11 @@ class FewLines:
         if not self._lines:
             self._clock.callLater(PERIOD_S, self._end_period)
         self._lines += 1
-        if self._lines <= MOST_LINES:
+        if self._lines <= self._most_lines:
             self._log(line)
         self._last = line
 
     def _end_period(self) -> None:
         lines, self._lines = self._lines, 0
-        if lines > MOST_LINES:
-            self._log(f"{lines - MOST_LINES} {self._more} within {PERIOD_S:g} s; the last: {self._last}")
+        if lines > self._most_lines:
+            self._log(f"{lines - self._most_lines} {self._more} within {PERIOD_S:g} s; the last: {self._last}")

@@ -24,6 +24,9 @@ STALE_LOCK_S = 1800.0
 NEARLY_FULL = 0.9
 #: A certificate that expires within this time should be renewed.
 CERTIFICATE_S = 14 * 86_400.0
+#: The scrub needs attention when an object was not checked for so many intervals and a day.
+LATE_SCRUB = 1.5
+DAY_S = 86_400.0
 
 #: The version of the JSON document. It is raised when a key changes its meaning or is removed.
 SCHEMA = 1
@@ -36,6 +39,21 @@ class Level(IntEnum):
     NOTICE = 1
     WARNING = 2
     BAD = 3
+
+
+class ObjectProblem(NamedTuple):
+    """
+    A stored object that the scrub has found to be damaged, missing or unreadable.
+
+    @ivar kind: C{"damaged"}, C{"missing"} or C{"unreadable"}.
+    @ivar since_s: when that was found, in seconds since 1970.
+    """
+
+    type: str
+    name: str
+    kind: str
+    since_s: float
+    reason: str
 
 
 class Concern(NamedTuple):
@@ -60,6 +78,8 @@ class RepositoryStatus:
     @ivar counted: whether it was counted since the start. Before that, its size is the last known one, and its
         snapshots and locks are unknown.
     @ivar refusals: of uploads to it, within the last day.
+    @ivar problem_counts: how many objects the scrub has found to be damaged, missing or unreadable, by these words.
+    @ivar problems: the first of these objects.
     @ivar trash_counts: whether its trash counts towards quotas.
     @ivar trash_ends_s: before this time nothing in its trash ends, in seconds since 1970.
     """
@@ -77,6 +97,8 @@ class RepositoryStatus:
     history: tuple[tuple[int, int], ...] = ()
     counted: bool = True
     refusals: tuple[Refused, ...] = ()
+    problem_counts: dict[str, int] = field(default_factory=dict)
+    problems: tuple[ObjectProblem, ...] = ()
     trash_bytes: int = 0
     trash_objects: int = 0
     trash_counts: bool = True
@@ -102,6 +124,9 @@ class RepositoryStatus:
         found = []
         if self.damaged:
             found.append(Concern(Level.BAD, f"{self.damaged} damaged file{'s' if self.damaged > 1 else ''} found"))
+        if self.problem_counts:
+            counts = ", ".join(f"{number} {kind}" for kind, number in self.problem_counts.items())
+            found.append(Concern(Level.BAD, f"found by the scrub: {counts}"))
         found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
         found += _of_quota(self.used_objects, self.quota_objects, "objects")
         found += _of_refusals(self.refusals, now_s)
@@ -170,6 +195,38 @@ class UserStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """
+    The status of the scrub, which reads and verifies every stored object.
+
+    @ivar interval_s: C{--scrub-interval} in seconds; 0 if the server does not scrub by itself.
+    @ivar progress: how much of the pass under way is done, from 0 to 1; C{None} if none is.
+    @ivar left_s: how many seconds this pass will still take, as far as is known.
+    @ivar last_complete_s: when the last complete pass ended, in seconds since 1970; C{None} if there was none.
+    @ivar oldest_s: when the oldest check of a directory began; C{None} if that is not known, 0 if there was none.
+    @ivar skipped: how many directories could not be read.
+    """
+
+    interval_s: float = 0
+    progress: float | None = None
+    left_s: float | None = None
+    last_complete_s: float | None = None
+    oldest_s: float | None = None
+    skipped: int = 0
+
+    def concerns(self, now_s: float) -> list[Concern]:
+        """What needs attention."""
+        found = []
+        if self.skipped:
+            directories = "1 directory" if self.skipped == 1 else f"{self.skipped} directories"
+            found.append(Concern(Level.WARNING, f"the scrub cannot read {directories}"))
+        if self.interval_s and self.oldest_s and now_s - self.oldest_s > LATE_SCRUB * self.interval_s + DAY_S:
+            late = age(now_s - self.oldest_s)
+            found.append(Concern(Level.WARNING, f"the scrub is too slow: the oldest check is {late} old"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """
     The status of the server.
@@ -179,6 +236,7 @@ class ServerStatus:
     @ivar counted: whether all repositories were counted since the start.
     @ivar certificate_s: when the TLS certificate expires; C{None} without TLS.
     @ivar refusals: of uploads, within the last day, the newest first.
+    @ivar scrub: C{None} if it never ran.
     """
 
     version: str
@@ -193,6 +251,7 @@ class ServerStatus:
     repositories: tuple[RepositoryStatus, ...] = ()
     users: tuple[UserStatus, ...] = field(default=())
     refusals: tuple[Refused, ...] = ()
+    scrub: ScrubStatus | None = None
 
     def with_refusals(self, refusals: Iterable[Refused]) -> ServerStatus:
         """Return a copy with these refusals, which are also assigned to their repositories and users."""
@@ -255,6 +314,8 @@ class ServerStatus:
             left_s = self.certificate_s - self.time_s
             words = f"certificate expires in {age(left_s)}" if left_s > 0 else f"certificate expired {age(-left_s)} ago"
             found.append(Concern(Level.WARNING if left_s > 0 else Level.BAD, words))
+        if self.scrub is not None:
+            found += self.scrub.concerns(self.time_s)
         if not self.counted:
             found.append(Concern(Level.NOTICE, "sizes are still being counted"))
         return sorted(found, key=lambda concern: -concern.level)
@@ -288,6 +349,7 @@ class ServerStatus:
             quota_bytes=None,
             disk_free_bytes=None,
             disk_size_bytes=None,
+            scrub=None,
             repositories=shown,
             users=tuple(user for user in self.users if user.user == name),
         ).with_refusals(one for one in self.refusals if one.user == name)
@@ -297,8 +359,13 @@ class ServerStatus:
         return {
             "schema": SCHEMA,
             **_shallow(self),
+            "scrub": None if self.scrub is None else _shallow(self.scrub),
             "repositories": [
-                {**_shallow(one), "concerns": [words for _, words in one.concerns(self.time_s)]}
+                {
+                    **_shallow(one),
+                    "problems": [problem._asdict() for problem in one.problems],
+                    "concerns": [words for _, words in one.concerns(self.time_s)],
+                }
                 for one in self.repositories
             ],
             "users": [
@@ -317,7 +384,14 @@ class ServerStatus:
             return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
 
         repositories = tuple(
-            replace(known(RepositoryStatus, values), history=tuple((day, size) for day, size in values["history"]))
+            replace(
+                known(RepositoryStatus, values),
+                history=tuple((day, size) for day, size in values["history"]),
+                problems=tuple(
+                    ObjectProblem(**{name: one[name] for name in ObjectProblem._fields})
+                    for one in values.get("problems", ())
+                ),
+            )
             for values in document["repositories"]
         )
         users = tuple(known(UserStatus, values) for values in document["users"])
@@ -325,6 +399,8 @@ class ServerStatus:
             Refused(**{name: values[name] for name in Refused._fields}) for values in document.get("refusals", ())
         ]
         made: ServerStatus = known(cls, document)
+        scrub = document.get("scrub")
+        made = replace(made, scrub=None if scrub is None else known(ScrubStatus, scrub))
         return replace(made, repositories=repositories, users=users).with_refusals(refusals)
 
 

@@ -12,7 +12,7 @@ from ..threads.serial_jobs import SerialJobs
 from .http1 import replies
 from .http1.ranges import Part, choose_part
 from .http1.request import StreamingRequest
-from .transfer.body import send_part
+from .transfer.body import send_part, write_granted
 
 OCTETS = b"application/octet-stream"
 
@@ -38,14 +38,20 @@ async def send_object(request: StreamingRequest, target: Target, stored: Stored,
             stored.close()
         if content is not None:
             _begin(request, target, part, stored.size_bytes)
-            request.write(content)
+            if request.download_share is None:
+                request.write(content)
+            else:
+                await write_granted(request, request.download_share, content)
             return
     jobs = SerialJobs(pool)
     try:
         part, content = await jobs.run(_open, stored, wanted)
         _begin(request, target, part, stored.size_bytes)
         if content is not None:
-            request.write(content)
+            if request.download_share is None:
+                request.write(content)
+            else:
+                await write_granted(request, request.download_share, content)
             return
         await send_part(request, jobs, stored, part)
     except BaseException:

@@ -19,7 +19,7 @@ from ..threads.interface import Pool
 from ..threads.serial_jobs import SerialJobs
 from .http1 import replies
 from .http1.request import StreamingRequest
-from .transfer.body import send_chunks
+from .transfer.body import send_chunks, write_granted
 
 LIST_V1 = b"application/vnd.x.restic.rest.v1"
 LIST_V2 = b"application/vnd.x.restic.rest.v2"
@@ -61,11 +61,13 @@ class ListResponses:
         jobs = SerialJobs(self._pool)
         try:
             first = await jobs.run(text.open)
+            replies.begin(request, 200, len(first) if text.ended else None, content_type)
+            if request.download_share is None:
+                request.write(first)
+            else:
+                await write_granted(request, request.download_share, first)
             if text.ended:
-                replies.send(request, 200, first, content_type)
                 return
-            replies.begin(request, 200, None, content_type)
-            request.write(first)
             await send_chunks(request, jobs, text.read)
         except BaseException:
             jobs.close(listing.close)

@@ -31,6 +31,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..access.policy import ACTIONS, Action, Decides
 from ..errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, NotPermitted
+from ..limits.bandwidth import BothDirections
 from ..names import why_reserved
 from ..quota.admission import Admission
 from ..storage.interface import RepositoryStore
@@ -93,6 +94,7 @@ class Repositories:
 
     @ivar auto_create: whether an upload makes its repository where that is missing, if its user may.
     @ivar tell: takes events.
+    @ivar bandwidth: the limits of transfers; C{None} if there can be none.
     """
 
     store: RepositoryStore
@@ -100,6 +102,7 @@ class Repositories:
     admission: Admission
     auto_create: bool = False
     tell: Tells = ignore_event
+    bandwidth: BothDirections | None = None
 
 
 class Api:
@@ -123,6 +126,7 @@ class Api:
         self._policy = policy
         self._repositories = repositories
         self._pages = pages
+        self._bandwidth = repositories.bandwidth if repositories is not None else None
         if repositories is not None:
             self._store = repositories.store
             self._pools = repositories.pools
@@ -167,6 +171,9 @@ class Api:
                 decision = self._policy.decide(request.user_name, ACTIONS[target.kind][method], target)
                 if not decision.allowed:
                     raise NotPermitted(decision.reason)
+                if self._bandwidth is not None:
+                    shares = self._bandwidth.shares(request.user_name, request.address, target.repository)
+                    request.upload_share, request.download_share = shares
                 await handler(request, target)
                 return
             page = await handler(request)

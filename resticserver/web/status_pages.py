@@ -26,7 +26,7 @@ from ..files import read_file
 from ..names import is_folder_name
 from ..sizes import format_size
 from ..targets import Kind, Target, parse_target
-from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age
+from ..telemetry.status import Concern, Level, RepositoryStatus, ServerStatus, UserStatus, age, printable
 from ..threads.interface import Pool
 from .page import METRICS_USER, Page
 
@@ -191,6 +191,7 @@ def server_page(status: ServerStatus) -> Tag:
                 _figure("Trash", format_size(status.trash_bytes)) if status.trash_bytes else "",
                 _disk(status),
                 _certificate(status),
+                _scrub(status),
                 _figure("Running", f"for {age(now_s - status.started_s)}", tags.small(f"version {status.version}")),
                 class_="figures",
             ),
@@ -226,6 +227,7 @@ def repository_page(status: ServerStatus, repository: RepositoryStatus) -> Tag:
         Tag("main")(
             _concerns(repository.concerns(now_s)),
             tags.dl(*(piece for name, value in rows for piece in (tags.dt(name), tags.dd(value)))),
+            _problems(repository),
             tags.h2("Size over time"),
             _history(repository),
         ),
@@ -267,6 +269,43 @@ def _certificate(status: ServerStatus) -> Any:
     left_s = status.certificate_s - status.time_s
     value = f"{age(left_s)} left" if left_s > 0 else "expired"
     return _figure("Certificate", value, tags.small(date_text(status.certificate_s)))
+
+
+def _scrub(status: ServerStatus) -> Any:
+    """When everything was verified last, and how far the present pass is."""
+    scrub = status.scrub
+    if scrub is None:
+        return ""
+    last_s = scrub.last_complete_s
+    value = "not yet complete" if last_s is None else f"{age(max(0.0, status.time_s - last_s))} ago"
+    more = [] if last_s is None else [tags.small(date_text(last_s))]
+    if scrub.progress is not None:
+        left = "" if scrub.left_s is None else f", {age(scrub.left_s)} left"
+        done = int(scrub.progress * 1000)
+        more += [_bar(done, 1000, "good"), tags.small(f"{done // 10} % of the present pass done{left}")]
+    return _figure("Verified", value, *more)
+
+
+def _problems(repository: RepositoryStatus) -> Any:
+    """What the scrub has found in a repository."""
+    if not repository.problems:
+        return ""
+    rows = (
+        tags.tr(
+            tags.th(f"{problem.type} {problem.name}", scope="row"),
+            _cell("Problem", problem.kind),
+            _cell("Found", date_text(problem.since_s)),
+            _cell("Reason", printable(problem.reason)),
+        )
+        for problem in repository.problems
+    )
+    more = sum(repository.problem_counts.values()) - len(repository.problems)
+    head = tags.tr(*(tags.th(name, scope="col") for name in ("Object", "Problem", "Found", "Reason")))
+    return tags.section(
+        tags.h2("Damaged, missing or unreadable objects"),
+        tags.table(tags.thead(head), tags.tbody(*rows), class_="problems"),
+        tags.p(f"And {more} more: rest-server scrub shows all.") if more > 0 else "",
+    )
 
 
 def _users(now_s: float, users: Sequence[UserStatus]) -> Any:
@@ -367,9 +406,14 @@ def _quota_bar(used: int, most: int | None) -> Any:
     return tags.span(_bar(used, most), tags.small(words), class_="quota")
 
 
-def _bar(used: int, most: int) -> Tag:
+def _bar(used: int, most: int, kind: str = "") -> Tag:
+    """
+    A bar.
+
+    @param kind: its class; empty for one that warns when it is nearly full.
+    """
     part = min(1.0, used / most) if most else 1.0
-    kind = "bad" if part >= 1 else "warning" if part >= 0.9 else "good"
+    kind = kind or ("bad" if part >= 1 else "warning" if part >= 0.9 else "good")
     return Tag("svg")(
         Tag("rect")(**{"class": "track", "width": "100", "height": "6"}),
         Tag("rect")(**{"class": kind, "width": f"{100 * part:.1f}", "height": "6"}),

@@ -102,6 +102,8 @@ class UploadSession:
         if content is not None:
             # The length of a chunked body is known only now.
             await self._admitted.cover(body.received_bytes)
+            if self._request.upload_share is not None:
+                await self._request.upload_share.take_all(body.received_bytes)
             await self._admitted.enter()
         try:
             outcome = await run(_open, self._upload, content)

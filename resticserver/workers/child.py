@@ -33,6 +33,7 @@ from ..service.frontend import PAGE_THREADS, Frontend, FrontendParts, Sequential
 from ..storage.layout import Repository
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor, installed_reactor
+from .bandwidth import WorkerBandwidth
 from .connections import Connections
 from .ipc import Command, Handlers, IpcConnection
 from .log import RemoteLog
@@ -205,6 +206,7 @@ class WorkerServer(SequentialServices):
             pages,
             lambda event: ipc.tell(EventHappened(event)),
             self._monitoring.tally if settings.metrics else None,
+            number,
         )
         self._frontend = Frontend(settings, reactor, parts)
         site = self._frontend.make_site(self._monitoring)
@@ -216,8 +218,12 @@ class WorkerServer(SequentialServices):
         self.connections = Connections(reactor, site, factories, ipc, settings.shutdown_timeout_s)
         if settings.cpu_profile:
             CpuProfile(f"{settings.cpu_profile}.{number}").setServiceParent(self)
-        if settings.metrics:
+        if settings.metrics or settings.scrub_interval_s:  # the scrub gives way to requests in flight
             self._monitoring.setServiceParent(self)
+        bandwidth = self._frontend.bandwidth
+        self._bandwidth = WorkerBandwidth(reactor, ipc, bandwidth) if bandwidth is not None else None
+        if self._bandwidth is not None:
+            self._bandwidth.setServiceParent(self)
         for child in (*self._frontend.services, self.connections):
             child.setServiceParent(self)
 
@@ -238,6 +244,8 @@ class WorkerServer(SequentialServices):
             handlers[UsersChanged] = self._password_checker.users_changed
         if self._policy_file is not None:
             handlers[PolicyChanged] = self._policy_file.take
+        if self._bandwidth is not None:
+            handlers.update(self._bandwidth.handlers())
         if self._certificates is not None:
             handlers[ReadCertificates] = partial(self._frontend.disk.run, self._certificates.read)
         return handlers

@@ -5,15 +5,14 @@ A worker's connections: the parent accepts them and passes their descriptors.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
 
+from ..net.counted import CountingFactory
 from ..threads.reactor import IReactor
 from ..web.http1.site import RepositorySite
 from .ipc import IpcConnection
@@ -38,10 +37,10 @@ class Connections(Service):
     ) -> None:
         self._reactor = reactor
         self._site = site
-        self._factories: Any = [CountingFactory(factory, self._one_ended) for factory in factories]
+        self._factories = factories
         self._ipc = ipc
         self._shutdown_timeout_s = shutdown_timeout_s
-        self._ended = 0
+        self._ended: list[int] = []
         self.setName("connections")
 
     def startService(self) -> None:
@@ -50,31 +49,33 @@ class Connections(Service):
         for factory in self._factories:
             factory.doStart()
 
-    def serve(self, fd: int, listener: int) -> None:
+    def serve(self, fd: int, listener: int, number: int) -> None:
         """
         Serve a connection.
 
         @param fd: its descriptor; -1 if the kernel has closed it because this process has too many.
+        @param number: by which the parent knows it.
         """
         if fd < 0:
             self._site.out_of_descriptors("a connection was closed")
-            self._one_ended()
+            self._one_ended(number)
             return
+        factory: Any = CountingFactory(self._factories[listener], partial(self._one_ended, number))
         with socket.socket(fileno=fd) as connection:
             connection.setblocking(False)
             try:
-                self._reactor.adoptStreamConnection(connection.fileno(), connection.family, self._factories[listener])
+                self._reactor.adoptStreamConnection(connection.fileno(), connection.family, factory)
             except OSError:
                 # The client has disconnected already. Twisted notices this before it builds a protocol.
-                self._one_ended()
+                self._one_ended(number)
 
-    def _one_ended(self) -> None:
-        self._ended += 1
-        if self._ended == 1:
+    def _one_ended(self, number: int) -> None:
+        self._ended.append(number)
+        if len(self._ended) == 1:
             self._reactor.callLater(0, self._report)
 
     def _report(self) -> None:
-        ended, self._ended = self._ended, 0
+        ended, self._ended = self._ended, []
         self._ipc.tell(ConnectionsEnded(ended))
 
     def retire(self) -> Deferred[None]:
@@ -90,36 +91,3 @@ class Connections(Service):
         super().stopService()
         late = self._reactor.callLater(self._shutdown_timeout_s, self.abort)
         return self._site.drain().addCallback(lambda _: late.cancel() if late.active() else None)
-
-
-class CountingFactory:
-    """A protocol factory that calls C{ended} at the end of each connection."""
-
-    noisy = False
-
-    def __init__(self, factory: IProtocolFactory, ended: Callable[[], None]) -> None:
-        self._factory = factory
-        self._ended = ended
-
-    def doStart(self) -> None:
-        """See C{twisted.internet.interfaces.IProtocolFactory}."""
-        self._factory.doStart()
-
-    def doStop(self) -> None:
-        """See C{twisted.internet.interfaces.IProtocolFactory}."""
-        self._factory.doStop()
-
-    def buildProtocol(self, address: Any) -> Any:
-        """
-        See C{twisted.internet.interfaces.IProtocolFactory}. The protocol may be of any class, so its C{connectionLost}
-        is replaced on the object.
-        """
-        protocol: Any = self._factory.buildProtocol(address)
-
-        def connection_lost(reason: Failure = connectionDone) -> None:
-            del protocol.connectionLost
-            self._ended()
-            protocol.connectionLost(reason)
-
-        protocol.connectionLost = connection_lost
-        return protocol

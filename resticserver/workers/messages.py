@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Forbidden, InsufficientStorage, StartError, Unauthorized, Unavailable
+from ..limits.bandwidth import Usage
 from ..quota.directory_locks import Key
 from ..sizes import Amount
 from ..storage.layout import Repository
@@ -68,9 +69,14 @@ class Begin(Question[None]):
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Serve a connection. Its descriptor is sent with this message."""
+    """
+    Serve a connection. Its descriptor is sent with this message.
+
+    @ivar number: for L{ConnectionsEnded}.
+    """
 
     listener: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,17 @@ class SendCounts(Question[None]):
     """Send L{Counts} now."""
 
 
+@dataclass(frozen=True)
+class BandwidthParts(Command):
+    """
+    The worker's parts of the limits of bandwidth, in bytes a second by the limit's key
+    (L{resticserver.limits.bandwidth.Bandwidth.set_parts}).
+    """
+
+    up: dict[str, float]
+    down: dict[str, float]
+
+
 # --- from a worker
 
 
@@ -159,9 +176,9 @@ class LogLine(Command):
 
 @dataclass(frozen=True)
 class ConnectionsEnded(Command):
-    """This many connections have ended since the last such message."""
+    """These connections have ended since the last such message (L{Serve.number})."""
 
-    number: int
+    numbers: list[int]
 
 
 @dataclass(frozen=True)
@@ -252,6 +269,18 @@ class Counts(Command):
 
     taken: dict[str, Any]
     in_flight: int
+
+
+def _usages() -> Any:
+    return wired(lambda usages: [Usage(*usage) for usage in usages])
+
+
+@dataclass(frozen=True)
+class BandwidthUsed(Command):
+    """What the worker used of the limits of bandwidth since the last such message, once a second."""
+
+    up: list[Usage] = _usages()
+    down: list[Usage] = _usages()
 
 
 @dataclass(frozen=True)

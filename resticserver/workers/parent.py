@@ -29,10 +29,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ..errors import StartError
+from ..limits.connections import ConnectionLimits, NumberedConnections
 from ..net.endpoints import parse_address
 from ..net.shared_sockets import Acceptor, RecordingReactor, open_shared
-from ..net.sockets import inherited_sockets, process_environment
+from ..net.sockets import inherited_sockets, peer_address, process_environment
 from ..threads.reactor import IReactor
+from .bandwidth import Tells
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
 from .messages import Abort, Begin, ConnectionsEnded, LogLine, Retire, Serve, Stop
 from .worker import Worker
@@ -67,7 +69,7 @@ class WorkersOwner(Protocol):
     def begin(self, listeners: list[str | None]) -> Begin:
         """The first message to a worker. Each listener is its C{--listen} address, C{None} for an inherited socket."""
 
-    def handlers(self, worker: object) -> Handlers:
+    def handlers(self, worker: Tells) -> Handlers:
         """The handlers of a worker's messages, except those about the worker itself."""
 
     def worker_gone(self, worker: object) -> None:
@@ -83,6 +85,7 @@ class Workers(Service):
 
     @param addresses: the values of C{--listen}; inherited sockets replace them.
     @param shutdown_timeout_s: how long transfers may continue after the stop began.
+    @param limits: how many connections there may be; C{None} for no limit.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Workers(Service):
         number: int,
         shutdown_timeout_s: float,
         owner: WorkersOwner,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
@@ -105,8 +109,10 @@ class Workers(Service):
         self._places: dict[int, Worker | None] = dict.fromkeys(range(1, number + 1))
         self._failures = dict.fromkeys(self._places, 0)
         self._pauses: dict[int, Any] = {}
-        self._turns = count(1)
-        self._offers: deque[tuple[int, socket.socket]] = deque()
+        self._numbers = count(1)
+        self._limits = NumberedConnections(limits) if limits is not None else None
+        #: Connections that no worker could take yet: the socket they came from, their number, themselves.
+        self._offers: deque[tuple[int, int, socket.socket]] = deque()
         self._replacing = False
         self._starting = True
         self._stopping = False
@@ -213,7 +219,7 @@ class Workers(Service):
         for acceptor in self._acceptors:
             acceptor.close()
         while self._offers:
-            self._offers.popleft()[1].close()
+            self._offers.popleft()[2].close()
 
     # --- one worker
 
@@ -232,7 +238,7 @@ class Workers(Service):
         ours = worker.spawn(self._reactor)
         handlers: Handlers = {
             LogLine: self._log_line,
-            ConnectionsEnded: worker.take_connections,
+            ConnectionsEnded: partial(self._connections_ended, worker),
             **self._owner.handlers(worker),
         }
         worker.connect(IpcConnection(self._reactor, ours, str(worker), handlers, partial(self._ipc_lost, worker)))
@@ -257,6 +263,7 @@ class Workers(Service):
 
     def _worker_ended(self, worker: Worker, how: str) -> None:
         worker.close()
+        self._connections_ended(worker, list(worker.connections))
         self._workers.discard(worker)
         self._owner.worker_gone(worker)
         if self._stopping:
@@ -314,13 +321,21 @@ class Workers(Service):
 
     def _take(self, listener: int, connection: socket.socket) -> None:
         """Pass a connection to a worker, or keep it until one accepts it."""
-        if self._offers or not self._give(listener, connection):
-            self._offers.append((listener, connection))
+        number = next(self._numbers)
+        if self._limits is not None and not self._limits.admit(number, peer_address(connection)):
+            connection.close()
+        elif self._offers or not self._give(listener, number, connection):
+            self._offers.append((listener, number, connection))
             if len(self._offers) == 1:
                 self._reactor.callLater(OFFER_AGAIN_S, self._offer_again)
             self._adjust()
 
-    def _give(self, listener: int, connection: socket.socket) -> bool:
+    def _connections_ended(self, worker: Worker, numbers: list[int]) -> None:
+        worker.take_connections(numbers)
+        if self._limits is not None:
+            self._limits.release(numbers)
+
+    def _give(self, listener: int, number: int, connection: socket.socket) -> bool:
         """
         Pass a connection to the worker with the fewest connections. Among equals, choose the one that has waited the
         longest.
@@ -328,9 +343,9 @@ class Workers(Service):
         @return: whether a worker accepted it.
         """
         ready = [worker for worker in self._places.values() if worker is not None and worker.ready]
-        for worker in sorted(ready, key=lambda one: (one.unanswered > 1, one.live, one.turn)):
-            if worker.ipc.hand_over(connection.fileno(), Serve(listener)):
-                worker.give_connection(next(self._turns))
+        for worker in sorted(ready, key=lambda one: (one.unanswered > 1, len(one.connections), one.turn)):
+            if worker.ipc.hand_over(connection.fileno(), Serve(listener, number)):
+                worker.give_connection(number)
                 connection.close()
                 return True
         return False

@@ -12,12 +12,15 @@ from twisted.internet.defer import Deferred
 from .. import __version__
 from ..service.core import Core
 from ..service.factories import closes_idle_state_file
+from ..service.frontend import make_connection_limits
 from ..service.integrity import SizeChanges
 from ..service.readiness import Readiness
 from ..service.reloading import Reloads
+from ..telemetry.limited import Limited
 from ..telemetry.metrics import Family, gauge
 from ..threads.pools import JobPool
 from ..threads.single_flight import ended_within
+from .bandwidth import BandwidthRequests, Tells
 from .ipc import Handlers
 from .logins import LoginRequests
 from .messages import (
@@ -59,7 +62,8 @@ class MultiProcess(WorkersOwner):
             settings.listen,
             settings.workers,
             settings.shutdown_timeout_s,
-            owner=self,
+            self,
+            make_connection_limits(settings, Limited(reactor, core.tally.limited)),
         )
         self._directory_locks = WorkerDirectoryLocks(self._workers)
         self.quota_keeper = core.make_quota_keeper(self._directory_locks)
@@ -67,16 +71,19 @@ class MultiProcess(WorkersOwner):
         self.disk = JobPool(reactor, "files", FILE_THREADS)
         core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
+        self.scrub = core.make_scrub(lambda: self.monitoring.requests_in_flight)
         self.monitoring = core.make_monitoring(
             self.quota_keeper,
             self.readiness,
             self.disk,
+            self.scrub,
             self._gather,
             self._workers.pids,
             self._families,
             self.trash_expiry.families,
         )
         self._quota_requests = QuotaRequests(self.quota_keeper)
+        self._bandwidth_requests = BandwidthRequests()
         self._monitoring_requests = MonitoringRequests(reactor, self.monitoring, core.pages)
         self._login_requests = LoginRequests(core.password_checker) if core.password_checker is not None else None
         self.services = [self.disk, core.pages, closes_idle_state_file(core.state, self.disk, reactor)]
@@ -98,7 +105,7 @@ class MultiProcess(WorkersOwner):
             self._directory_locks.closed,
         )
 
-    def handlers(self, worker: object) -> Handlers:
+    def handlers(self, worker: Tells) -> Handlers:
         """L{WorkersOwner.handlers}: messages about the whole server."""
         return {
             MarkerFound: self._marker_found,
@@ -106,12 +113,14 @@ class MultiProcess(WorkersOwner):
             **(self._login_requests.handlers() if self._login_requests is not None else {}),
             **self._quota_requests.handlers(worker),
             **self._monitoring_requests.handlers(worker),
+            **self._bandwidth_requests.handlers(worker),
         }
 
     def worker_gone(self, worker: object) -> None:
         """L{WorkersOwner.worker_gone}: recount what it had reserved, and drop its requests in flight."""
         self.quota_keeper.holder_gone(worker)
         self.monitoring.process_gone(worker)
+        self._bandwidth_requests.worker_gone(worker)
 
     def _marker_found(self, marker: bytes) -> None:
         volume, state = self._core.store.volume, self._core.state

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
@@ -40,7 +40,7 @@ class Worker(ProcessProtocol):
     @ivar pid: the process id.
     @ivar ipc: the connection to it.
     @ivar ready: whether it accepts connections.
-    @ivar live: the number of its connections.
+    @ivar connections: the numbers of its connections.
     @ivar turn: orders the workers by when they got their last connection.
     @ivar unanswered: the number of unanswered pings.
     @ivar retired: True if another worker has replaced it, and it only finishes its connections.
@@ -53,7 +53,7 @@ class Worker(ProcessProtocol):
         self.number = number
         self.pid = 0
         self.ready = False
-        self.live = 0
+        self.connections: set[int] = set()
         self.turn = 0
         self.unanswered = 0
         self.retired = False
@@ -109,14 +109,14 @@ class Worker(ProcessProtocol):
         self.why_not = reason
         self.begun.callback(False)
 
-    def give_connection(self, turn: int) -> None:
-        """The worker was given a connection."""
-        self.live += 1
-        self.turn = turn
+    def give_connection(self, number: int) -> None:
+        """The worker was given a connection, with a number that is higher than those before."""
+        self.connections.add(number)
+        self.turn = number
 
-    def take_connections(self, number: int) -> None:
-        """This many of its connections have ended."""
-        self.live -= number
+    def take_connections(self, numbers: Iterable[int]) -> None:
+        """These connections have ended."""
+        self.connections.difference_update(numbers)
 
     def lose(self) -> None:
         """Give it no more connections."""

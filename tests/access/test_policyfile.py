@@ -69,6 +69,18 @@ WRONG = (
         "rule 1: quota: True is not a size, such as 500GiB",
     ),
     ("[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'read'\nmax-objects = -1", "rule 1: max-objects: -1"),
+    (
+        "[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'read'\nbandwidth = 'fast'",
+        "rule 1: bandwidth: 'fast' is not a size",
+    ),
+    (
+        "[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'read'\nbandwidth = 1000",
+        "rule 1: bandwidth: 1000: must be at least 64K (bytes a second)",
+    ),
+    (
+        "[[rule]]\nusers = ['*']\nrepositories = ['*']\nrights = 'read'\nbandwidth = true",
+        "rule 1: bandwidth: True is not a size",
+    ),
     ("users = ['alice']", "users: must be a table"),
     ("[users]\nalice = 3", "users.alice: must be a table"),
     ("[users.'a b']\nquota = '1T'", "users.a b: not a user name"),
@@ -109,6 +121,17 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(Limit(500 << 30, 1000), rule.limit)
         self.assertEqual({"alice": Limit(1_000_000), "*": Limit(10**12)}, grants.user_limits)
         self.assertIs(Right.NONE, grants.default)
+
+    def test_bandwidth(self) -> None:
+        """By the rule that decides, with its number; without any there is nothing to look up."""
+        rule = "[[rule]]\nusers = ['%s']\nrepositories = ['**']\nrights = 'full'\n%s\n"
+        text = rule % ("alice", "bandwidth = '10M'") + rule % ("bob", "") + rule % ("*", "bandwidth = 1000000")
+        policy = Policy(grants=parse_policy(text))
+        self.assertEqual((1, 10 << 20), policy.bandwidth_of("alice", ("x",)))
+        self.assertIsNone(policy.bandwidth_of("bob", ("x",)))
+        self.assertEqual((3, 1_000_000), policy.bandwidth_of("carol", ()))
+        self.assertIsNone(policy.bandwidth_of(None, ()))
+        self.assertFalse(parse_policy(rule % ("alice", "")).limits_bandwidth)
 
     def test_wrong(self) -> None:
         """Each is refused with the key that it is about."""

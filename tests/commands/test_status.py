@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.commands import status as command
 from resticserver.telemetry.refusals import Refused
-from resticserver.telemetry.status import RepositoryStatus, ServerStatus, UserStatus
+from resticserver.telemetry.status import ObjectProblem, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus
 
 from ..support.certificates import make_certificate
 from ..support.client import authorization
@@ -133,6 +133,22 @@ class StatusCommandTests(SynchronousTestCase):
             ],
             lines,
         )
+
+    def test_scrub(self) -> None:
+        """When everything was verified, how far the pass is, and a line for each problem."""
+        problem = ObjectProblem("data", "ab" * 32, "missing", NOW_S - 60, "it is not there")
+        broken = replace(WELL, repository="bob", problem_counts={"missing": 1}, problems=(problem,))
+        scrub = ScrubStatus(2_592_000, 0.5, 7200, NOW_S - 2 * DAY_S)
+        self.say(replace(SERVER, repositories=(WELL, broken), scrub=scrub))
+        status, out, _ = self.ask()
+        self.assertEqual(1, status)
+        self.assertIn("verified 2 days ago; 50 % of the present pass of the scrub done, 2 hours left\n", out)
+        self.assertIn("found by the scrub: 1 missing\n", out)
+        self.assertRegex(out, f"bob +missing +data/{'ab' * 32} +it is not there\n")
+        self.say(replace(SERVER, repositories=(WELL,), scrub=ScrubStatus(2_592_000)))
+        status, out, _ = self.ask()
+        self.assertEqual(0, status)
+        self.assertIn("not everything was verified yet\n", out)
 
     def test_users(self) -> None:
         """Users with a quota, or who were refused something, have a table of their own, and one above the quota is status 1."""

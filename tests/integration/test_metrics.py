@@ -1169,7 +1169,8 @@ class PrometheusTests(MetricsCase):
         files = make_certificate(self.scratch)
         users = (*self.with_users, "--auth-failures", "2/minute", "--trusted-proxy", "none")
         server = self.start(
-            *users, *files.flags, "--prometheus", "--policy", str(policy), "--max-size", "1GiB", "--workers", "2"
+            *(*users, *files.flags, "--prometheus", "--policy", str(policy), "--max-size", "1GiB", "--workers", "2"),
+            *("--scrub-interval", "20s"),
         )
         other = start_server(
             self, self.scratch / "other", *self.with_users, "--metrics-listen", "127.0.0.1:0", "--prometheus-no-auth"
@@ -1208,7 +1209,7 @@ class PrometheusTests(MetricsCase):
             wait_until(lambda: prometheus.query(query), what=query)
 
         rules = prometheus.ask("rules")["groups"][0]["rules"]
-        self.assertEqual(12, len(rules))
+        self.assertEqual(13, len(rules))
         for rule in rules:
             threshold = re.search(r" (>|<|==) [0-9.e+]+$", rule["query"])
             assert threshold is not None, rule

@@ -39,6 +39,7 @@ from resticserver.net.endpoints import parse_address, wants_tls
 from resticserver.net.listeners import Listeners
 from resticserver.net.ports import REST_S, SocketEndpoint, UnixPort
 from resticserver.net.sockets import bound_address, inherited_sockets, tcp_socket, unix_socket
+from resticserver.web.http1.options import SiteOptions
 
 from ..support.descriptors import no_descriptors
 from ..support.wires import StepReactor, as_reactor
@@ -626,6 +627,7 @@ class FakeSite(Factory):
     protocol = Greeting
 
     def __init__(self) -> None:
+        self.options = SiteOptions()
         self.drained: Deferred[None] = Deferred()
         self.aborted = False
 

@@ -23,14 +23,8 @@ from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.service import kept_counts, repository_counter
 from resticserver.service import quota_keeper as accounts_module
 from resticserver.service.kept_counts import STEP
-from resticserver.service.quota_keeper import (
-    COUNT_AGAIN_S,
-    FRESH_S,
-    PATIENCE_S,
-    TRY_AGAIN_S,
-    QuotaKeeper,
-    QuotaRules,
-)
+from resticserver.service.quota_keeper import COUNT_AGAIN_S, TRY_AGAIN_S, QuotaKeeper, QuotaRules
+from resticserver.service.recount import FRESH_S, PATIENCE_S
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.layout import Repository, cell_of

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, NoSuchRepository, NotFound
 from resticserver.sizes import Amount
-from resticserver.storage import local, trash, trash_moves
+from resticserver.storage import local, trash, trash_keep, trash_moves, trash_restore
 from resticserver.storage.directory_snapshots import Snapshots
 from resticserver.storage.interface import NotDurable
 from resticserver.storage.layout import CELLS, TRASH_CELL, Repository
@@ -33,7 +33,7 @@ from resticserver.storage.trash import (
     trash_words,
     trashed_objects,
 )
-from resticserver.storage.trash_moves import Damaged
+from resticserver.storage.trash_restore import Damaged
 
 from ..contract.store import entries, id_of, load, save
 from ..support.scratch import scratch_directory
@@ -90,7 +90,7 @@ class TrashCase(SynchronousTestCase):
         (found,) = self.trashed()
         return found
 
-    def expire(self, later_s: float, delay_s: float = 0, most: int = 100) -> trash_moves.Expired:
+    def expire(self, later_s: float, delay_s: float = 0, most: int = 100) -> trash_restore.Expired:
         """A step of the expiry, so many seconds from now."""
         return self.store.trash.expire(ALICE, time.time() + later_s, delay_s, most)
 
@@ -179,35 +179,50 @@ class KeepTests(TrashCase):
         self.delete(self.put(b"x"))
         self.assertEqual(MONTH_S, trash_days(str(self.data), ALICE)[0].delay_s)
 
+    def synced(self) -> list[str]:
+        """The directories and files that are flushed from now on, below the data directory."""
+        found: list[str] = []
+        real = self.store.publisher.fsync
+
+        def fsync(fd: int) -> None:
+            found.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), self.data))
+            real(fd)
+
+        self.patch(self.store.publisher, "fsync", fsync)
+        return found
+
     def test_durable(self) -> None:
         """Both directories are flushed before the deletion is answered, the trash's first."""
         name = self.put(b"x")
-        synced: list[str] = []
-        real = self.store.publisher.fsync_directory
-
-        def fsync_directory(path: str) -> None:
-            synced.append(os.path.relpath(path, self.data))
-            real(path)
-
-        self.patch(self.store.publisher, "fsync_directory", fsync_directory)
+        synced = self.synced()
         self.delete(name)
         day = time.strftime("%Y-%m-%d", time.gmtime())
         self.assertEqual([f"alice/.trash/{day}/data", f"alice/data/{name[:2]}"], synced[-2:])
         self.assertTrue({"alice", "alice/.trash", f"alice/.trash/{day}"} <= set(synced), synced)
+        self.assertIn(f"alice/.trash/{day}/{keep_name(MONTH_S)}", synced)
         # A deletion that failed there is asked for again: what it moved is made durable then.
         synced.clear()
         self.delete(name)
         self.assertEqual([f"alice/.trash/{day}/data", f"alice/data/{name[:2]}"], [synced[0], synced[-1]])
+
+    def test_durable_at_once(self) -> None:
+        """Where the journal has a rename as one transaction, one of both is flushed."""
+        self.patch(trash_keep, "renames_at_once", lambda fd: True)
+        self.delete(self.put(b"y"))
+        name = self.put(b"x")
+        synced = self.synced()
+        self.delete(name)
+        self.assertEqual([f"alice/data/{name[:2]}"], synced)
 
     def test_not_durable(self) -> None:
         """An fsync that fails is an error with the change; the object is in the trash."""
         name = self.put(b"x")
         self.delete(self.put(b"y"))
 
-        def fail(path: str) -> None:
-            raise OSError(errno.EIO, "broken", path)
+        def fail(fd: int) -> None:
+            raise OSError(errno.EIO, "broken")
 
-        patch = self.patch(self.store.publisher, "fsync_directory", fail)
+        patch = self.patch(self.store.publisher, "fsync", fail)
         error = self.assertRaises(NotDurable, self.delete, name)
         patch.restore()
         self.assertEqual(Amount(-1, -1), error.change)

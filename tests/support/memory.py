@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -17,12 +18,15 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from resticserver.access.policy import Policy
+from resticserver.limits.bandwidth import BothDirections
+from resticserver.limits.uploads import UploadGate
 from resticserver.quota.admission import Admission
 from resticserver.storage.local import LocalStore
 from resticserver.telemetry.record import Record
 from resticserver.threads.pools import Pools
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.channel import StreamingChannel
+from resticserver.web.http1.options import SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api, Repositories
 
@@ -133,6 +137,9 @@ class Bench:
         pool: Any = None,
         policy: Policy | None = None,
         authentication: Any = None,
+        options: SiteOptions | None = None,
+        gate: UploadGate | None = None,
+        bandwidth: Callable[[Clock], BothDirections] | None = None,
         **store_options: Any,
     ) -> None:
         self.clock = Clock()
@@ -140,9 +147,11 @@ class Bench:
         self.store = LocalStore(path, **store_options)
         self.store.prepare()
         self.pool = pool if pool is not None else InlinePool()
-        self.repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission())
+        self.repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission(gate=gate))
+        if bandwidth is not None:
+            self.repositories = replace(self.repositories, bandwidth=bandwidth(self.clock))
         self.api = Api(authentication or NoAuthentication(), policy or Policy(), self.repositories)
-        self.site = RepositorySite(self.api.resource(), self.clock, self.records.append)
+        self.site = RepositorySite(self.api.resource(), self.clock, self.records.append, options)
 
     def connect(self) -> Connection:
         """A new connection."""

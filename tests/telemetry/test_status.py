@@ -18,7 +18,9 @@ from resticserver.telemetry.status import (
     STALE_LOCK_S,
     Concern,
     Level,
+    ObjectProblem,
     RepositoryStatus,
+    ScrubStatus,
     ServerStatus,
     UserStatus,
     age,
@@ -307,9 +309,17 @@ class JsonTests(SynchronousTestCase):
                 2,
                 ((20_000, 5), (20_001, 1 << 42)),
             ),
-            RepositoryStatus("", None, 0, 0),
+            RepositoryStatus(
+                "",
+                None,
+                0,
+                0,
+                problem_counts={"damaged": 2},
+                problems=(ObjectProblem("data", "ab" * 32, "damaged", NOW_S - 0.5, "why"),),
+            ),
         ),
         (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7, 3, 4)),
+        scrub=ScrubStatus(86_400, 0.5, 60, NOW_S - 5.5, NOW_S - 9.5, 2),
     ).with_refusals(
         (Refused("bob", "ä/<&>", "disk", 3, NOW_S - 0.5, "full"), Refused(None, "x", "content", 1, NOW_S, "odd"))
     )
@@ -330,17 +340,26 @@ class JsonTests(SynchronousTestCase):
         concerns = ["2 damaged files found", refused, "stale lock, 1 hour old"]
         self.assertEqual(concerns, document["repositories"][0]["concerns"])
         self.assertEqual([[], [refused]], [one["concerns"] for one in document["users"]])
-        self.assertEqual(["no snapshot yet"], document["repositories"][1]["concerns"])
+        self.assertEqual(["found by the scrub: 2 damaged", "no snapshot yet"], document["repositories"][1]["concerns"])
 
     def test_keys(self) -> None:
         """The keys are those that docs/monitoring.md has."""
         document = self.full.as_json()
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
-        self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals"}, set(document))
+        self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals", "scrub"}, set(document))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
         trash = "trash_bytes trash_objects trash_counts trash_ends_s"
         self.assertEqual(
-            {*repository.split(), *trash.split(), "damaged", "history", "counted", "concerns"},
+            {
+                *repository.split(),
+                *trash.split(),
+                "damaged",
+                "history",
+                "counted",
+                "concerns",
+                "problems",
+                "problem_counts",
+            },
             set(document["repositories"][0]),
         )
         user = {

@@ -14,6 +14,7 @@ from resticserver.access.policy import Policy
 from resticserver.errors import Unauthorized, Unavailable
 from resticserver.telemetry.record import Ending
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
+from resticserver.web.http1.options import SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.page import Page
 from resticserver.web.routes import Api
@@ -75,7 +76,7 @@ class PagesCase(SynchronousTestCase):
         bench = self.bench = Bench(self.mktemp(), authentication=self.authentication)
         repositories = None if alone else bench.repositories
         api = Api(self.authentication, Policy(), repositories, pages or self.pages())
-        return RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=prefix)
+        return RepositorySite(api.resource(), bench.clock, bench.records.append, SiteOptions(prefix=prefix))
 
     def ask(
         self, site: RepositorySite, method: str, path: str, body: bytes | None = None, **headers: str

@@ -79,6 +79,9 @@ class SpyPolicy:
         self.asked.append(target)
         return Decision(True)
 
+    def bandwidth_of(self, user: str | None, repository: tuple[str, ...]) -> None:
+        """No limits."""
+
     def may_delete_repositories(self) -> bool:
         """Yes."""
         return True
@@ -95,8 +98,9 @@ class SpyStore:
         self.asked: list[tuple[tuple[str, ...], str, str]] = []
 
     def __getattr__(self, verb: str) -> Any:
-        def ask(repository: tuple[str, ...], kind: str = "", name: str = "", *rest: Any, **more: Any) -> Any:
-            self.asked.append((repository, kind, name if isinstance(name, str) else ""))
+        def ask(repository: tuple[str, ...], kind: Any = "", name: Any = "", *rest: Any, **more: Any) -> Any:
+            kind, name = (word if isinstance(word, str) else "" for word in (kind, name))
+            self.asked.append((repository, kind, name))
             raise NotFound()
 
         return ask

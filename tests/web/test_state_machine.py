@@ -46,7 +46,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.state import StateFile
 from resticserver.storage.trash import live_name, trash_days, trashed_objects
-from resticserver.storage.trash_moves import Damaged
+from resticserver.storage.trash_restore import Damaged
 from resticserver.storage.upload import LocalUpload
 
 from ..contract.store import id_of

@@ -18,8 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access.policy import Policy
 from resticserver.access.policyfile import parse_policy
-from resticserver.telemetry.status import RepositoryStatus, ServerStatus, UserStatus
+from resticserver.telemetry.status import ObjectProblem, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
+from resticserver.web.http1.options import SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api
 from resticserver.web.status_pages import ServerPages, StatusPages
@@ -141,7 +142,9 @@ class StatusCase(SynchronousTestCase):
         bench = Bench(self.mktemp(), authentication=self.authentication)
         pages = StatusPages(self.now, self.policy, self.pool)
         api = Api(self.authentication, Policy(), bench.repositories, ServerPages(is_ready, status=pages))
-        return Connection(RepositorySite(api.resource(), bench.clock, bench.records.append, prefix=self.prefix))
+        return Connection(
+            RepositorySite(api.resource(), bench.clock, bench.records.append, SiteOptions(prefix=self.prefix))
+        )
 
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, /, user: str | None = None, **headers: str
@@ -278,6 +281,24 @@ class HtmlTests(StatusCase):
         self.assertEqual("2, 5 minutes old", locks)
         self.assertEqual("From 512 bytes to 1.50 KiB in 11 days.", curve)
         self.assertEqual(["never", "1.50 KiB", "not known yet", "–", "1,234", "none"], rows["bob"])
+
+    def test_scrub(self) -> None:
+        """When everything was verified, how far the pass is, and what was found, by id."""
+        problem = ObjectProblem("data", "ab" * 32, "damaged", NOW_S - 60, "<its bytes>")
+        self.status = server(
+            repository("alice", problem_counts={"damaged": 3}, problems=(problem,)),
+            scrub=ScrubStatus(2_592_000, 0.256, 7200, NOW_S - 2 * DAY_S),
+        )
+        text = text_of(self.tree("/-/status"))
+        self.assertIn("Verified2 days ago", text)
+        self.assertIn("25 % of the present pass done, 2 hours left", text)
+        self.assertIn("found by the scrub: 3 damaged", text)
+        text = text_of(self.tree("/-/status/alice"))
+        self.assertIn(f"data {'ab' * 32}damaged", text)
+        self.assertIn("<its bytes>", text)
+        self.assertIn("And 2 more", text)
+        self.status = server(scrub=ScrubStatus(2_592_000))
+        self.assertIn("Verifiednot yet complete", text_of(self.tree("/-/status")))
 
     def test_cells_are_named(self) -> None:
         """On a phone, where the table's head is not shown, each cell has its column's name."""

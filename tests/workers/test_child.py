@@ -11,9 +11,7 @@ import sys
 import threading
 from typing import Any
 
-from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger, LogLevel, LogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import __version__
@@ -21,7 +19,7 @@ from resticserver.config.settings import Settings
 from resticserver.errors import StartError
 from resticserver.workers import log
 from resticserver.workers.child import WorkerProcess
-from resticserver.workers.connections import Connections, CountingFactory
+from resticserver.workers.connections import Connections
 from resticserver.workers.ipc import Handlers, IpcConnection
 from resticserver.workers.log import RemoteLog
 from resticserver.workers.messages import Begin, ConnectionsEnded, LogLine
@@ -126,34 +124,15 @@ class RemoteLogTests(SynchronousTestCase):
         self.assertEqual("to whom it may concern\n", err.getvalue())
 
 
-class CountingFactoryTests(SynchronousTestCase):
-    """L{CountingFactory}."""
-
-    def test_ends(self) -> None:
-        """Each protocol's end is counted once, and is the protocol's as before."""
-        ends: list[str] = []
-
-        class Ending(Protocol):
-            def connectionLost(self, reason: Failure = connectionDone) -> None:
-                ends.append("lost")
-
-        counted = CountingFactory(Factory.forProtocol(Ending), lambda: ends.append("counted"))
-        for protocol in [counted.buildProtocol(None) for _ in range(2)]:
-            protocol.connectionLost(Failure(ValueError()))
-            self.assertEqual(["counted", "lost"], ends)
-            self.assertNotIn("connectionLost", vars(protocol))
-            ends.clear()
-
-
 class ConnectionsTests(SynchronousTestCase):
     """L{Connections}."""
 
     def setUp(self) -> None:
         self.reactor = FullReactor()
         ours, parents = socket.socketpair()
-        self.ended: list[int] = []
+        self.ended: list[list[int]] = []
         self.ipc = IpcConnection(self.reactor, ours, "the parent", {}, lambda: None)
-        handlers: Handlers = {ConnectionsEnded: lambda number: self.ended.append(number)}
+        handlers: Handlers = {ConnectionsEnded: lambda numbers: self.ended.append(numbers)}
         self.parent = IpcConnection(self.reactor, parents, "a worker", handlers, lambda: None)
         for ipc in (self.ipc, self.parent):
             ipc.start()
@@ -169,14 +148,14 @@ class ConnectionsTests(SynchronousTestCase):
             raise OSError(107, "not connected")
 
         self.reactor.adoptStreamConnection = gone  # type: ignore[attr-defined]
-        for _ in range(3):
+        for number in range(3):
             one, other = socket.socketpair()
             other.close()
             fd = one.detach()
-            self.connections.serve(fd, 0)
+            self.connections.serve(fd, 0, number)
             self.assertRaises(OSError, os.fstat, fd)
         self.reactor.pump()
-        self.assertEqual([3], self.ended)
+        self.assertEqual([[0, 1, 2]], self.ended)
 
     def test_stop(self) -> None:
         """Without connections it is over at once, and nothing is left to be called."""

@@ -48,6 +48,7 @@ class FakeProcess:
         self.protocol = protocol
         self.told: list[str] = []
         self.connections: list[int] = []
+        self.numbers: list[int] = []
         self.kills: list[str] = []
         self.mute = False
         self.began: Deferred[None] | None = None
@@ -70,10 +71,11 @@ class FakeProcess:
         self.known = known
         return self.began
 
-    def serve(self, fd: int, listener: int) -> None:
+    def serve(self, fd: int, listener: int, number: int) -> None:
         """Count a connection, and close it."""
         os.close(fd)
         self.connections.append(listener)
+        self.numbers.append(number)
 
     def signalProcess(self, name: str) -> None:
         """Twisted's."""
@@ -191,7 +193,7 @@ class WorkersTests(SynchronousTestCase):
         """In turn; and where connections have ended, there the next ones go."""
         self.connect(5)
         self.assertEqual([3, 2], self.shares())
-        self.two.ipc.tell(ConnectionsEnded(2))
+        self.two.ipc.tell(ConnectionsEnded(self.two.numbers[:2]))
         self.reactor.pump()
         self.connect(3)
         self.assertEqual([3, 5], self.shares())
@@ -200,7 +202,7 @@ class WorkersTests(SynchronousTestCase):
         """Send to a worker until its socket is full."""
         worker = self.workers._places[number]
         assert worker is not None
-        while worker.ipc.hand_over(0, Serve(0)):
+        while worker.ipc.hand_over(0, Serve(0, 0)):
             pass
 
     def test_one_that_is_behind(self) -> None:

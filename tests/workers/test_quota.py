@@ -11,9 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import InsufficientStorage, Unavailable
 from resticserver.quota.directory_locks import DirectoryLocks, Key
-from resticserver.service.quota_keeper import (
-    PATIENCE_S,
-)
+from resticserver.service.recount import PATIENCE_S
 from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository, cell_of
 from resticserver.targets import Kind, Target

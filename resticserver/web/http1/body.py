@@ -15,8 +15,6 @@ from twisted.internet.defer import Deferred
 
 from ...errors import ServerError
 
-#: After this long without a byte of the body the connection is closed. restic itself gives up after five minutes.
-SILENCE_S = 310.0
 #: How much may wait for a taker.
 WAITING_BYTES = 64 << 10
 #: Reading pauses when this much is queued for the pool, and resumes below the low mark.

@@ -28,11 +28,11 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ...errors import BadRequest, HeaderTooLarge, ServerError, Unavailable
+from ...errors import BadRequest, HeaderTooLarge, RequestTimeout, ServerError, Unavailable
+from ...telemetry.limited import HEADER_SIZE
 from .addresses import address_text
-from .body import SILENCE_S
 from .closing import Closing
-from .exchange import Exchange, Request
+from .exchange import Exchange, Request, Timeouts
 from .gate import ReadGate
 from .head import HeaderFields, RequestLine, parse_request_line
 from .interfaces import Origin, Owner
@@ -53,7 +53,6 @@ class StreamingChannel(Protocol):
     """
     One connection.
 
-    @cvar header_timeout_s: how long a head may take from its first byte.
     @cvar crowded_timeout_s: how long a connection may wait with its request while there are too many connections.
     @param peer: the socket's other end, whatever the PROXY protocol claims.
     @ivar exchange: the request that is served now.
@@ -64,7 +63,6 @@ class StreamingChannel(Protocol):
     @ivar ignores_input: whether nothing that comes is parsed any more.
     """
 
-    header_timeout_s = 60.0
     crowded_timeout_s = 10.0
 
     transport: Any
@@ -116,17 +114,18 @@ class StreamingChannel(Protocol):
         self.secure = ISSLTransport.providedBy(transport)
         self.writer = sender_of(transport)
         self.gate = ReadGate(transport, self.writer)
-        self._closing = Closing(self, site.reactor, self.gate)
+        options = site.options
+        self._closing = Closing(self, site.reactor, self.gate, options.stall_timeout_s)
         self._deadline = self._closing.deadline
-        self.exchange = Exchange(self, self.gate, self._closing, site.timeOut)
+        self.exchange = Exchange(self, self.gate, self._closing, Timeouts(site.timeOut, options.stall_timeout_s))
         descriptor = transport.fileno() if hasattr(transport, "fileno") else -1
-        self._crowded = descriptor >= site.crowded_from
+        self._crowded = descriptor >= options.crowded_from
         self._deadline.set(self.crowded_timeout_s if self._crowded else site.timeOut)
         transport.registerProducer(self, True)
         with suppress(AttributeError, OSError):  # a unix socket has none of it
             transport.setTcpNoDelay(True)
         site.connection_made(self)
-        if descriptor >= site.full_from:
+        if descriptor >= options.full_from:
             self._turn_away()
 
     def _turn_away(self) -> None:
@@ -190,6 +189,22 @@ class StreamingChannel(Protocol):
         """Twisted's call: our half is closed."""
 
     # --- what the exchange and the closing ask of their connection
+
+    def deadline_passed(self) -> None:
+        """The client was silent for too long, or the disk did not take the body: close the connection."""
+        request = self.exchange.request
+        if request is None and self._in_head and not self._crowded:
+            timeout_s = self.site.options.header_timeout_s
+            self.site.head_timed_out(self.origin().address)
+            self._refuse(RequestTimeout(f"the request's head did not end within {timeout_s:g} s"))
+            return
+        if request is not None and not request.body.ended and not self.gate.is_held_by("body"):
+            self.client_stalled()
+        self._closing.close_idle()
+
+    def client_stalled(self) -> None:
+        """The connection is ended because the client moves no byte."""
+        self.site.stalled(self.origin().address)
 
     def ignore_input(self) -> None:
         """Parse nothing any more."""
@@ -314,7 +329,7 @@ class StreamingChannel(Protocol):
         if length and len(rest) >= length:
             # A small body is here already, so the route gets all of it at its start.
             rest = self._parse_body(request, rest)
-        self._deadline.set(None if request.body.ended else SILENCE_S)
+        self._deadline.set(None if request.body.ended else site.options.stall_timeout_s)
         request.begin()
         return rest
 
@@ -323,13 +338,14 @@ class StreamingChannel(Protocol):
         self._rest = data
         self._seen_bytes = len(data)
         if len(data) >= MOST_HEAD_BYTES:
+            self.site.limited.count(HEADER_SIZE)
             self._refuse(HeaderTooLarge())
         elif data.count(b"\n", seen_bytes) != data.count(b"\r\n", max(0, seen_bytes - 1)):
             self._refuse(BadRequest())
         elif not self._in_head and data:
             self._in_head = True
             if not self._crowded:
-                self._deadline.set(self.header_timeout_s)
+                self._deadline.set(self.site.options.header_timeout_s)
 
     def _fields(self, lines: bytes) -> HeaderFields:
         """The header fields. Most clients send the same ones with each request."""

@@ -1,7 +1,7 @@
 """
 The end of a connection: closed in order, half closed until the client has read its answer, or aborted; and the deadlines
-that lead there. The exchange sets them; their lengths stand in L{resticserver.web.http1.site} (idle),
-L{resticserver.web.http1.body} (a silent client) and L{resticserver.web.http1.socket_writer} (a client that reads nothing).
+that lead there. The exchange sets them; their lengths stand in L{resticserver.web.http1.site} (idle) and
+L{resticserver.web.http1.options} (a client that sends or reads nothing).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .gate import ReadGate
-from .socket_writer import STALL_S, SocketWriter
+from .socket_writer import SocketWriter
 
 
 class Deadline:
@@ -69,6 +69,12 @@ class ClosingConnection(Protocol):
     def unsent_bytes(self) -> int:
         """How much of what was written is not in the kernel yet."""
 
+    def client_stalled(self) -> None:
+        """The connection is ended because the client moves no byte."""
+
+    def deadline_passed(self) -> None:
+        """What the deadline was for did not come in time: close the connection."""
+
 
 class Closing:
     """
@@ -76,18 +82,22 @@ class Closing:
 
     @cvar close_timeout_s: how long an idle connection may take to close.
     @cvar linger_s: how long a half-closed connection waits for its client to read the answer.
-    @ivar deadline: closes the connection: it is idle, or a head or a body does not come, or the disk does not take it.
+    @param stall_timeout_s: how long the client may take nothing of what was written.
+    @ivar deadline: tells the connection that it is idle, that a head or a body does not come, or that the disk does not take it.
     """
 
     close_timeout_s = 2.0
     linger_s = 10.0
 
-    def __init__(self, connection: ClosingConnection, reactor: IReactorTime, gate: ReadGate) -> None:
+    def __init__(
+        self, connection: ClosingConnection, reactor: IReactorTime, gate: ReadGate, stall_timeout_s: float
+    ) -> None:
         self._connection = connection
+        self._stall_timeout_s = stall_timeout_s
         self._reactor = reactor
         self._gate = gate
         self._call: IDelayedCall | None = None
-        self.deadline = Deadline(reactor, self.close_idle)
+        self.deadline = Deadline(reactor, connection.deadline_passed)
 
     def close_idle(self) -> None:
         """Close a connection whose client waits for nothing."""
@@ -113,11 +123,12 @@ class Closing:
         unsent_before, unsent_bytes = unsent_bytes, connection.unsent_bytes()
         if unsent_bytes:
             stalled_s = 0.0 if unsent_bytes < unsent_before else stalled_s + patience_s
-            if stalled_s < STALL_S:
-                patience_s = min(patience_s, STALL_S - stalled_s)
+            if stalled_s < self._stall_timeout_s:
+                patience_s = min(patience_s, self._stall_timeout_s - stalled_s)
                 again = (patience_s, unsent_bytes, stalled_s)
                 self._call = self._reactor.callLater(patience_s, self._still_open, *again)
                 return
+            connection.client_stalled()
         elif connection.secure and connection.writer is not None and self._gate.holder is None:
             # All of TLS's bytes are in the kernel, which sends them and then the socket's end. A reset would discard them.
             self._call = self._reactor.callLater(patience_s, self.abort)

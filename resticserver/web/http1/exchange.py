@@ -4,13 +4,13 @@ One request and its answer, as the connection sees them: which of body and answe
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.python.failure import Failure
 
 from ...errors import ServerError
-from .body import SILENCE_S, Body
+from .body import Body
 from .chunked import ChunkedDecoder
 from .closing import Closing
 from .gate import ReadGate, SocketHolder
@@ -49,6 +49,13 @@ class ExchangeConnection(Protocol):
         """The exchange has ended, and another request may follow."""
 
 
+class Timeouts(NamedTuple):
+    """How long a connection may be idle, and how long its client may move no byte, in seconds."""
+
+    idle_s: float
+    stall_s: float
+
+
 class Exchange:
     """
     The request that a connection serves, from the end of its head until its body and its answer have both ended. One object
@@ -59,7 +66,7 @@ class Exchange:
     @cvar held_timeout_s: how long a slow disk may pause reading before the connection is closed.
     @cvar swallow_timeout_s: how long the rest of a body is read after an early answer.
     @cvar swallow_bytes: how much of it, from an authenticated client; C{swallow_stranger_bytes} else.
-    @param idle_timeout_s: how long a connection may wait for its next request.
+    @param timeouts: how long a connection may wait for its next request, and how long a client may send nothing of a body.
     @ivar request: C{None} between requests.
     @ivar decoder: of a chunked body.
     @ivar answered: whether the answer has ended.
@@ -70,12 +77,12 @@ class Exchange:
     swallow_bytes = 160 << 20
     swallow_stranger_bytes = 16 << 20
 
-    def __init__(self, connection: ExchangeConnection, gate: ReadGate, closing: Closing, idle_timeout_s: float) -> None:
+    def __init__(self, connection: ExchangeConnection, gate: ReadGate, closing: Closing, timeouts: Timeouts) -> None:
         self._connection = connection
         self._gate = gate
         self._closing = closing
         self._deadline = closing.deadline
-        self._idle_timeout_s = idle_timeout_s
+        self._idle_timeout_s, self._stall_timeout_s = timeouts
         self._is_last = False
         self._in_bulk = False
         self.request: Request | None = None
@@ -110,7 +117,7 @@ class Exchange:
         """Bytes of the body came. The silence counts from now, unless the server itself paused reading."""
         request = self.request
         if request is not None and not request.body.ended and not self._gate.is_held_by("body"):
-            self._deadline.set(SILENCE_S)
+            self._deadline.set(self._stall_timeout_s)
 
     def end_body(self, request: Request) -> None:
         """All of the request's body came."""
@@ -147,7 +154,7 @@ class Exchange:
         self._gate.release("body")
         request = self.request
         if request is not None and not request.body.ended:
-            self._deadline.set(SILENCE_S)
+            self._deadline.set(self._stall_timeout_s)
         elif request is not None:
             self._deadline.set(self._idle_timeout_s if self.answered else None)
 
@@ -170,7 +177,7 @@ class Exchange:
         request = self.request
         assert request is not None
         self._gate.take_back()
-        self._deadline.set(SILENCE_S)
+        self._deadline.set(self._stall_timeout_s)
         request.body.taken(taken_bytes)
         if request.body.expected_bytes == 0:
             self.end_body(request)
@@ -198,7 +205,7 @@ class Exchange:
             self._closing.linger()
         else:
             # Read the rest, so that the client comes to read its answer.
-            self._deadline.set(SILENCE_S)
+            self._deadline.set(self._stall_timeout_s)
             self._closing.linger_after(self.swallow_timeout_s)
             body.discard(self._swallow_limit(request), self._closing.linger)
 

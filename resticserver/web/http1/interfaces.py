@@ -13,10 +13,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import IResource
 
 from ...access.proxies import TrustedProxies
+from ...telemetry.limited import Limited
 from ...telemetry.record import Record
 from .exchange import Exchange
 from .gate import ReadGate
 from .head import HeaderFields, RequestLine
+from .options import SiteOptions
 from .socket_writer import SocketWriter
 from .turns import Turns
 
@@ -44,13 +46,13 @@ class Owner(Protocol):
     reactor: IReactorTime
     timeOut: float
     resource: IResource
+    options: SiteOptions
+    limited: Limited
     proxies: TrustedProxies
     max_depth: int
     prefix: tuple[str, ...]
     turns: Turns
     pool_turns: Turns
-    crowded_from: int
-    full_from: int
     retiring: bool
 
     @property
@@ -59,6 +61,12 @@ class Owner(Protocol):
 
     def record(self, record: Record) -> None:
         """A request came to its end."""
+
+    def head_timed_out(self, address: str) -> None:
+        """The head of a request from this address did not end in time."""
+
+    def stalled(self, address: str) -> None:
+        """A connection from this address is ended, because no byte moved for too long."""
 
     def out_of_descriptors(self, what: str) -> None:
         """Something was refused because there are too many descriptors already."""
@@ -97,6 +105,9 @@ class Channel(Protocol):
 
     def may_lend_input(self) -> bool:
         """Whether a transfer may take the rest of the body from the socket now."""
+
+    def client_stalled(self) -> None:
+        """The connection is ended because the client moves no byte."""
 
     def abort(self) -> None:
         """Close the connection now."""

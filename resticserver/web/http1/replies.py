@@ -26,6 +26,8 @@ PHRASES = {
     403: b"Forbidden",
     404: b"Not Found",
     405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
     416: b"Range Not Satisfiable",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
@@ -41,6 +43,8 @@ _STATUSES: tuple[tuple[type[errors.ServerError], int], ...] = (
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.MethodNotAllowed, 405),
+    (errors.RequestTimeout, 408),
+    (errors.TooLarge, 413),
     (errors.RangeNotSatisfiable, 416),
     (errors.InsufficientStorage, 507),
     (errors.Unavailable, 503),
@@ -165,4 +169,6 @@ def _error_fields(error: BaseException) -> bytes:
         return b"WWW-Authenticate: %s\r\n" % _CHALLENGE
     if isinstance(error, errors.RangeNotSatisfiable):
         return b"Content-Range: bytes */%d\r\n" % error.size_bytes
+    if isinstance(error, errors.TooManyUploads):
+        return b"Retry-After: %d\r\n" % error.retry_after_s
     return b""

@@ -15,6 +15,7 @@ from twisted.web.http import parse_qs
 from twisted.web.server import Request
 
 from ...errors import NotFound, ServerError
+from ...limits.bandwidth import Share
 from ...targets import Target, parse_target
 from ...telemetry.record import STATUS_CLIENT_CLOSED, Effect, Ending, Record
 from . import replies
@@ -76,6 +77,7 @@ class StreamingRequest(Request):
     @ivar awaits_continue: whether the client waits for C{100 Continue} before it sends the body.
     @ivar aborted: whether the server aborted its connection; it is never finished then.
     @ivar effect: what it did to the object.
+    @ivar upload_share: the bandwidth for its body; C{None} without a limit. C{download_share}: for its answer.
     """
 
     defaultContentType = None
@@ -93,6 +95,8 @@ class StreamingRequest(Request):
     aborted = False
     _sent_bytes = 0
     effect: Effect | None = None
+    upload_share: Share | None = None
+    download_share: Share | None = None
     _record: Record | None = None
     _record_held = False
     _head: bytes | None = None
@@ -270,6 +274,13 @@ class StreamingRequest(Request):
         channel = self.channel_or_none()
         if channel is not None:
             channel.abort()
+
+    def stall(self) -> None:
+        """The client moves no byte of the body or the answer: abort the connection."""
+        channel = self.channel_or_none()
+        if channel is not None:
+            channel.client_stalled()
+        self.abort()
 
     def channel_or_none(self) -> Channel | None:
         """The channel while the request has one (Twisted deletes the attribute)."""

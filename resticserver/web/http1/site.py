@@ -4,8 +4,6 @@ The HTTP server factory: its channels and requests, its limits, and the end of i
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,10 +12,11 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from ...access.proxies import TrustedProxies
+from ...telemetry.limited import DESCRIPTORS, HEADER_TIMEOUT, STALL_TIMEOUT, Limited
 from ...telemetry.rate_limited_log import FewLines
 from ...telemetry.record import Record, Recorder
 from .channel import StreamingChannel
+from .options import SiteOptions
 from .request import StreamingRequest
 from .turns import Turns
 
@@ -37,12 +36,9 @@ class RepositorySite(Site):
     """
     Serves one resource over HTTP/1.1.
 
-    @param max_depth: how many folders deep repositories may lie, below C{prefix}.
-    @param proxies: whose headers say a client's address and name.
+    @ivar options: as given.
+    @ivar limited: receives what limits refuse.
     @ivar channels: all connections.
-    @ivar count_handshake_failure: called for each TLS handshake that fails.
-    @ivar crowded_from: the first request of a connection with this descriptor, or a higher one, is answered with 503 and is its
-        last. From C{full_from} on the connection is closed at once.
     @ivar retiring: whether each request that begins is the last of its connection.
     @ivar turns: of connections with more bytes than one slice decodes; C{pool_turns}: than one pool job decrypts.
     """
@@ -56,9 +52,7 @@ class RepositorySite(Site):
         resource: IResource,
         reactor: IReactorTime,
         recorder: Recorder,
-        max_depth: int = 2,
-        prefix: tuple[str, ...] = (),
-        proxies: TrustedProxies | None = None,
+        options: SiteOptions | None = None,
     ) -> None:
         super().__init__(
             resource,
@@ -66,15 +60,14 @@ class RepositorySite(Site):
             timeout=IDLE_TIMEOUT_S,
             parsePOSTFormSubmission=False,
         )
-        self.max_depth = max_depth
-        self.prefix = prefix
-        self.proxies = proxies if proxies is not None else TrustedProxies.parse(())
+        self.options = options = options if options is not None else SiteOptions()
+        # Those that each request needs.
+        self.max_depth, self.prefix, self.proxies = options.max_depth, options.prefix, options.proxies
+        self.limited = options.limited if options.limited is not None else Limited(reactor)
         self.channels: set[StreamingChannel] = set()
         self.turns = Turns(reactor)
         self.pool_turns = Turns(reactor, 1, POOL_REST_S)
-        self.crowded_from = self.full_from = sys.maxsize
         self._descriptor_lines = FewLines(reactor, _warn, "more such requests and connections")
-        self.count_handshake_failure: Callable[[], object] = lambda: None
         self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
@@ -106,11 +99,24 @@ class RepositorySite(Site):
         @param address: the client's.
         @param why: in a few words.
         """
-        self.count_handshake_failure()
+        self.options.count_handshake_failure()
         self._handshake_lines.say(f"TLS handshake with {address} failed: {why}")
+
+    def head_timed_out(self, address: str) -> None:
+        """The head of a request from this address did not end in time, and is answered so."""
+        timeout_s = self.options.header_timeout_s
+        line = f"a request from {address} was refused: its head did not end within {timeout_s:g} s"
+        self.limited.limited(HEADER_TIMEOUT, line)
+
+    def stalled(self, address: str) -> None:
+        """A connection from this address is ended, because no byte of a body or an answer moved for too long."""
+        timeout_s = self.options.stall_timeout_s
+        line = f"a transfer with {address} was ended: no byte moved for {timeout_s:g} s"
+        self.limited.limited(STALL_TIMEOUT, line)
 
     def out_of_descriptors(self, what: str) -> None:
         """Something was refused because the process, or the system, has no descriptor left."""
+        self.limited.count(DESCRIPTORS)
         self._descriptor_lines.say(
             f"out of descriptors (the limit of open files is too low, or clients are too many): {what}"
         )

@@ -14,9 +14,6 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 
-#: After this long without a byte taken of an answer the connection is closed. restic itself gives up after five minutes, and
-#: must be the first to do so: else a transfer fails that would have gone on.
-STALL_S = 310.0
 #: A head and a body up to this size are joined, which costs a copy of both.
 JOINED_BYTES = 16 << 10
 _DROPPED_BYTES = 64 << 10

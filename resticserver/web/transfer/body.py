@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 
+from ...limits.bandwidth import Share
 from ...storage.interface import Chunks, Stored
 from ...threads.interface import Pool
 from ...threads.reactor import IReactor
@@ -25,7 +26,7 @@ from ..http1.gate import ReadGate
 from ..http1.ranges import Part
 from ..http1.request import StreamingRequest
 from .plain import LentSocket, ReceiveTransfer, SendfileTransfer
-from .producer import ChunkProducer, reader
+from .producer import ChunkProducer, Pace, reader
 
 #: Whether this is the platform on which transfers are tested.
 DIRECT = sys.platform == "linux"
@@ -48,15 +49,28 @@ def duplicate_of(request: StreamingRequest) -> socket.socket | None:
         raise
 
 
-def _lent_socket(request: StreamingRequest) -> LentSocket | None:
-    """A request's socket for a transfer; C{None} if the body must go through the reactor's thread."""
+def _lent_socket(request: StreamingRequest, share: Share | None) -> LentSocket | None:
+    """
+    A request's socket for a transfer; C{None} if the body must go through the reactor's thread.
+
+    @param share: of the bandwidth in this direction.
+    """
     site, writer = request.site, request.channel.writer
     if not DIRECT or writer is None or not IReactorFDSet.providedBy(site.reactor):
         return None
     duplicate = duplicate_of(request)
     if duplicate is None:
         return None
-    return LentSocket(duplicate, cast(IReactor, site.reactor), request.abort, site.pool_turns, writer.openssl)
+    return LentSocket(
+        duplicate,
+        cast(IReactor, site.reactor),
+        request.abort,
+        request.stall,
+        site.options.stall_timeout_s,
+        site.pool_turns,
+        writer.openssl,
+        share,
+    )
 
 
 async def receive_body(
@@ -76,18 +90,24 @@ async def receive_body(
     channel, body = request.channel, request.body
     exchange = channel.exchange
     large = (body.expected_bytes or 0) >= _WORTH_BYTES and channel.may_lend_input()
-    lent = _lent_socket(request) if large else None
+    share = request.upload_share
+    lent = _lent_socket(request, share) if large else None
     if lent is None:
         exchange.read_in_bulk()
-        if body.expected_bytes is not None:
+        is_chunked = body.expected_bytes is None
+        if not is_chunked and share is None:
             await body.deliver(lambda chunks: jobs.run(write, chunks, pool=pool))
             return
         came_bytes = 0
 
         async def write_covered(chunks: Chunks) -> None:
             nonlocal came_bytes
-            came_bytes += sum(map(len, chunks))
-            await cover(came_bytes)
+            size_bytes = sum(map(len, chunks))
+            came_bytes += size_bytes
+            if is_chunked:
+                await cover(came_bytes)
+            if share is not None:
+                await share.take_all(size_bytes)
             await jobs.run(write, chunks, pool=pool)
 
         await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
@@ -96,7 +116,10 @@ async def receive_body(
     if lent.openssl is not None:
         from .tls import TlsReceiveTransfer as kind  # OpenSSL takes its time to import
     assert body.expected_bytes is not None
-    transfer = kind(lent, partial(jobs.run, pool=pool), body.take_waiting(), body.expected_bytes, write)
+    first = body.take_waiting()
+    if share is not None:
+        share.charge(sum(map(len, first)))
+    transfer = kind(lent, partial(jobs.run, pool=pool), first, body.expected_bytes, write)
     exchange.lend(transfer)
     try:
         await transfer.start()
@@ -115,7 +138,7 @@ def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part:
     @return: fires when everything is with the kernel, or with the transport.
     """
     channel = request.channel
-    lent = _lent_socket(request) if stored.fileno() >= 0 and channel.may_lend() else None
+    lent = _lent_socket(request, request.download_share) if stored.fileno() >= 0 and channel.may_lend() else None
     if lent is None:
         return send_chunks(request, jobs, reader(stored, part))
     kind: type[SendfileTransfer] = SendfileTransfer
@@ -134,6 +157,18 @@ def _taken_back(result: T, gate: ReadGate) -> T:
     return result
 
 
+async def write_granted(request: StreamingRequest, share: Share, content: bytes) -> None:
+    """
+    Write the next bytes of an answer's body as they are granted, so that a client with little bandwidth is not kept waiting
+    for all of them.
+    """
+    position = 0
+    while position < len(content):
+        size_bytes = await share.take(len(content) - position)
+        request.write(content[position : position + size_bytes])
+        position += size_bytes
+
+
 def send_chunks(request: StreamingRequest, jobs: SerialJobs, read: Callable[[], bytes]) -> Deferred[None]:
     """
     Send chunks as the body of an answer that has begun, through the reactor's thread.
@@ -141,4 +176,6 @@ def send_chunks(request: StreamingRequest, jobs: SerialJobs, read: Callable[[], 
     @param read: called in the pool; the next chunk, empty at the end.
     @return: fires when everything is with the transport.
     """
-    return ChunkProducer(request, request.site.reactor, request.abort, partial(jobs.run, read)).start()
+    site = request.site
+    pace = Pace(site.options.stall_timeout_s, request.stall, request.download_share)
+    return ChunkProducer(request, site.reactor, pace, partial(jobs.run, read)).start()

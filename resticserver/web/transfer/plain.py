@@ -20,16 +20,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from ...limits.bandwidth import Share
 from ...storage.interface import Chunks, Stored
 from ...threads.reactor import IReactor
-from ..http1.body import SILENCE_S
 from ..http1.ranges import Part
-from ..http1.socket_writer import STALL_S
 from ..http1.turns import Turns
 
 #: How often a transfer checks whether its client has sent less than the low-water mark, of which the reactor does not tell.
@@ -57,16 +56,20 @@ class LentSocket(NamedTuple):
     What a transfer gets of a connection.
 
     @ivar duplicate: of the socket. The transfer closes it.
-    @ivar abort: closes the connection.
+    @ivar abort: closes the connection; C{stall}: because the client moved no byte for C{stall_timeout_s}.
     @ivar turns: of transfers whose clients' bytes take long to decrypt.
     @ivar openssl: OpenSSL's connection; C{None} without TLS.
+    @ivar share: grants the bytes that may be moved; C{None} without a limit.
     """
 
     duplicate: socket.socket
     reactor: IReactor
     abort: Callable[[], None]
+    stall: Callable[[], None]
+    stall_timeout_s: float
     turns: Turns
     openssl: Any = None
+    share: Share | None = None
 
 
 class SocketTransfer:
@@ -75,15 +78,22 @@ class SocketTransfer:
 
     It is its own descriptor for the reactor, over the duplicate.
 
-    @param stall_s: how long the client may move no byte.
+    With a limit of bandwidth, each job moves at most what was granted before. Without a grant no job runs: the transfer waits
+    for it in the reactor, as it waits for its socket.
+
+    @ivar _more: whether the last job ended before the socket would block, so that there is more to do now.
     """
 
-    def __init__(self, lent: LentSocket, run: RunsJobs, stall_s: float) -> None:
+    def __init__(self, lent: LentSocket, run: RunsJobs) -> None:
         self._socket = lent.duplicate
         self._reactor = lent.reactor
         self._abort = lent.abort
+        self._stall_abort = lent.stall
         self._run = run
-        self._stall_s = stall_s
+        self._stall_s = lent.stall_timeout_s
+        self._share = lent.share
+        self._asking: Deferred[int] | None = None
+        self._more = False
         self._running = False
         self._waiting = False
         self._stopped = False
@@ -110,7 +120,32 @@ class SocketTransfer:
         """Undo L{_wait}."""
         raise NotImplementedError
 
+    def _left(self) -> int:
+        """How many bytes are still to be moved."""
+        raise NotImplementedError
+
+    def _allow(self, size_bytes: int) -> None:
+        """Let the next job move at most so many bytes."""
+        raise NotImplementedError
+
+    def _unused(self) -> int:
+        """How many of the bytes that were allowed the job has not moved."""
+        raise NotImplementedError
+
     def _next(self) -> None:
+        """Run the next job, once it may move bytes."""
+        if self._share is None:
+            self._run_job()
+        else:
+            asking = self._asking = self._share.take(self._left())
+            asking.addCallbacks(self._granted, lambda failure: failure.trap(CancelledError))
+
+    def _granted(self, size_bytes: int) -> None:
+        self._asking = None
+        self._allow(size_bytes)
+        self._run_job()
+
+    def _run_job(self) -> None:
         self._running = True
         self._run(self._move).addCallbacks(self._moved, self._failed)
 
@@ -135,16 +170,21 @@ class SocketTransfer:
     def _ended(self) -> None:
         """A job has ended."""
         self._running = False
+        if self._share is not None:
+            self._share.give_back(self._unused())
         then, self._then = self._then, None
         if then is not None:
             then()
 
     def _moved(self, all_of_it: bool) -> None:
+        interrupted = self._then is not None
         self._ended()
         if self._stopped:
             self._close()
         elif all_of_it:
             self._finish(None)
+        elif self._more and not interrupted:
+            self._next()
         else:
             self._watch()
             self._waiting = True
@@ -174,6 +214,9 @@ class SocketTransfer:
     def _close(self) -> None:
         self._unwatch()
         self._stop_waiting()
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
         # Not at once: epoll may have reported both the socket and its duplicate as lost, and the reactor still goes through
         # those events. A new client that got the duplicate's number meanwhile would be given the duplicate's event.
         self._reactor.callLater(0, self._socket.close)
@@ -193,7 +236,7 @@ class SocketTransfer:
             stall.cancel()
 
     def _stalled(self) -> None:
-        self._abort()
+        self._stall_abort()
 
     # --- the reactor's side (IReadDescriptor, IWriteDescriptor)
 
@@ -231,27 +274,41 @@ class SendfileTransfer(SocketTransfer):
     def __init__(
         self, lent: LentSocket, run: RunsJobs, progress: Callable[[int], None], head: bytes, stored: Stored, part: Part
     ) -> None:
-        super().__init__(lent, run, STALL_S)
+        super().__init__(lent, run)
         self._progress = progress
         self._head = head
         self._file = stored.fileno()
         self._offset = part.start
         self._end_offset = part.start + part.length
         self._start_offset = part.start
+        #: Up to where the next job may send.
+        self._until_offset = self._end_offset
         self._by_sendfile = True
+
+    def _left(self) -> int:
+        return max(1, self._end_offset - self._offset)
+
+    def _allow(self, size_bytes: int) -> None:
+        self._until_offset = min(self._end_offset, self._offset + size_bytes)
+
+    def _unused(self) -> int:
+        return self._until_offset - self._offset
 
     def _move(self) -> bool:
         """In the pool: send until the socket would block."""
+        until_offset = self._until_offset
+        self._more = False
         try:
             while self._head:
                 self._head = self._head[self._socket.send(self._head, _MSG_MORE | socket.MSG_DONTWAIT) :]
-            while self._offset < self._end_offset and not self._stopped:
-                length = min(self._end_offset - self._offset, _SENDFILE_BYTES)
+            while self._offset < until_offset and not self._stopped:
+                length = min(until_offset - self._offset, _SENDFILE_BYTES)
                 sent = self._send_part(length)
                 if sent == 0:
                     raise OSError(errno.EIO, "the file became shorter while it was sent")
                 self._offset += sent
                 self._progress(self._offset - self._start_offset)
+            self._more = True
         except BlockingIOError:
             pass
         return not self._head and self._offset == self._end_offset
@@ -293,17 +350,27 @@ class ReceiveTransfer(SocketTransfer):
     def __init__(
         self, lent: LentSocket, run: RunsJobs, first: Chunks, left_bytes: int, write: Callable[[Chunks], None]
     ) -> None:
-        super().__init__(lent, run, SILENCE_S)
+        super().__init__(lent, run)
         self._turns = lent.turns
         self._first = first
         self._left_bytes = left_bytes
         self._write = write
-        #: Whether the last job ended before the socket would block, and whether because the client's bytes take long.
-        self._more = False
+        #: How much may have been taken when the next job ends.
+        self._until_bytes = left_bytes
+        #: Whether the last job ended because the client's bytes take long.
         self._crowded = False
         self._pending_bytes = 0
         self._silent_s = self._look_s = 0.0
         self.taken_bytes = 0
+
+    def _left(self) -> int:
+        return self._left_bytes
+
+    def _allow(self, size_bytes: int) -> None:
+        self._until_bytes = self.taken_bytes + size_bytes
+
+    def _unused(self) -> int:
+        return self._until_bytes - self.taken_bytes
 
     def _move(self) -> bool:
         """In the pool: take and write until the socket would block, or until it is other uploads' turn."""
@@ -316,17 +383,15 @@ class ReceiveTransfer(SocketTransfer):
 
     def _take(self) -> None:
         buffer = thread_buffer("plain", _RECEIVE_BYTES)
-        until = self.taken_bytes + self.job_bytes
+        until = min(self._until_bytes, self.taken_bytes + self.job_bytes)
         try:
-            while self._left_bytes and not self._stopped:
-                if self.taken_bytes >= until:
-                    self._more = True
-                    break
-                wanted = min(self._left_bytes, _RECEIVE_BYTES)
+            while self.taken_bytes < until and not self._stopped:
+                wanted = min(until - self.taken_bytes, _RECEIVE_BYTES)
                 length = self._socket.recv_into(buffer, wanted, socket.MSG_DONTWAIT)
                 if length == 0:
                     raise ConnectionLost()
                 self._taken(buffer[:length])
+            self._more = True
         except BlockingIOError:
             pass
 
@@ -337,13 +402,11 @@ class ReceiveTransfer(SocketTransfer):
         self._write((piece,))
 
     def _moved(self, all_of_it: bool) -> None:
-        if not self._more or self._stopped or self._then is not None:
-            super()._moved(all_of_it)
-        elif self._crowded:
+        if self._crowded and not self._stopped and self._then is None:
             self._ended()
             self._turns.wait(self)
         else:
-            self._next()
+            super()._moved(all_of_it)
 
     def go_on(self) -> None:
         """It is this upload's turn (L{resticserver.web.http1.turns.Waits})."""

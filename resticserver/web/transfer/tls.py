@@ -43,12 +43,15 @@ class TlsSendTransfer(SendfileTransfer):
 
     def _move(self) -> bool:
         """In the pool: encrypt and send until the socket would block."""
+        until_offset = self._until_offset
+        self._more = False
         try:
             while not self._stopped:
                 while self._encrypted:
                     self._encrypted = self._encrypted[self._socket.send(self._encrypted, socket.MSG_DONTWAIT) :]
-                if self._offset == self._end_offset and not self._head:
-                    return True
+                if self._offset == until_offset and not self._head:
+                    self._more = True
+                    return until_offset == self._end_offset
                 head, self._head = self._head, b""
                 self._encrypted = memoryview(encrypt(self._openssl, head, self._next_chunk()))
         except BlockingIOError:
@@ -58,8 +61,8 @@ class TlsSendTransfer(SendfileTransfer):
         return False
 
     def _next_chunk(self) -> bytes:
-        chunk = self._stored.read(self._offset, min(_CHUNK_BYTES, self._end_offset - self._offset))
-        if not chunk and self._offset < self._end_offset:
+        chunk = self._stored.read(self._offset, min(_CHUNK_BYTES, self._until_offset - self._offset))
+        if not chunk and self._offset < self._until_offset:
             raise OSError(errno.EIO, "the file became shorter while it was sent")
         self._offset += len(chunk)
         self._progress(self._offset - self._start_offset)
@@ -83,21 +86,21 @@ class TlsReceiveTransfer(ReceiveTransfer):
         openssl = self._openssl
         raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
         until = self.taken_bytes + self.job_bytes
+        left_bytes = self._until_bytes - self.taken_bytes
         filled = 0
         records = 0
         self._crowded = False
         try:
-            while self._left_bytes > filled and not self._stopped:
+            while left_bytes > filled and not self._stopped:
                 records += 1
                 if records > _MOST_RECORDS:
-                    self._more = self._crowded = True
+                    self._crowded = True
                     break
                 try:
-                    wanted = min(self._left_bytes - filled, RECORD_BYTES)
+                    wanted = min(left_bytes - filled, RECORD_BYTES)
                     filled += openssl.recv_into(plain[filled:], wanted)
                 except WantReadError:
                     if self.taken_bytes + filled >= until:
-                        self._more = True
                         break
                     length = self._socket.recv_into(raw, 0, socket.MSG_DONTWAIT)
                     if length == 0:
@@ -105,7 +108,9 @@ class TlsReceiveTransfer(ReceiveTransfer):
                     openssl.bio_write(raw[:length])
                 if filled + RECORD_BYTES > _PLAIN_BYTES:
                     whole, filled = filled, 0
+                    left_bytes -= whole
                     self._taken(plain[:whole])
+            self._more = True
         except BlockingIOError:
             pass
         except Error as error:

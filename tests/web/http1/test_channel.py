@@ -17,6 +17,7 @@ from resticserver.telemetry.record import Ending
 from resticserver.web.http1.channel import StreamingChannel
 from resticserver.web.http1.closing import Closing
 from resticserver.web.http1.exchange import Exchange
+from resticserver.web.http1.options import HEADER_TIMEOUT_S, SiteOptions
 from resticserver.web.http1.request import StreamingRequest
 from resticserver.web.http1.site import IDLE_TIMEOUT_S
 from tests.support.descriptors import no_descriptors
@@ -25,6 +26,8 @@ from tests.support.scratch import files_below
 
 BLOB = b"pack" * 1000
 NAME = hashlib.sha256(BLOB).hexdigest()
+#: A server where 100 descriptors are too many, and 110 far too many.
+CROWDED = SiteOptions(crowded_from=100, full_from=110)
 
 
 class Nobody:
@@ -509,14 +512,13 @@ class DescriptorTests(ChannelCase):
         self.assertEqual([200], bench.ask(request("HEAD", f"/data/{NAME}")).statuses())
 
     def crowded(self, bench: Bench, descriptor: int) -> Connection:
-        """A connection with this descriptor, at a server where 100 are too many and 110 far too many."""
-        bench.site.crowded_from, bench.site.full_from = 100, 110
+        """A connection with this descriptor."""
         self.patch(MemoryTransport, "fileno", lambda transport: descriptor)
         return bench.connect()
 
     def test_crowded(self) -> None:
         """The first request of a connection that is one too many is 503, and the last; it may not wait long with it."""
-        bench = self.bench()
+        bench = self.bench(options=CROWDED)
         self.assertEqual([404], self.crowded_answer(bench, 99))
         for descriptor in (100, 109):
             connection = self.crowded(bench, descriptor)
@@ -541,7 +543,7 @@ class DescriptorTests(ChannelCase):
 
     def test_full(self) -> None:
         """Where there is no room to wait for its request, a connection is told so at once."""
-        bench = self.bench()
+        bench = self.bench(options=CROWDED)
         connection = self.crowded(bench, 110)
         self.assertEqual([503], connection.statuses())
         self.assertTrue(connection.transport.disconnecting)
@@ -579,7 +581,7 @@ class PipelineTests(ChannelCase):
         bench = self.bench()
         connection = bench.ask(request("GET", "/keys/") + b"GET /keys/ HT")
         self.assertEqual([200], connection.statuses())
-        bench.clock.advance(StreamingChannel.header_timeout_s + 1)
+        bench.clock.advance(HEADER_TIMEOUT_S + 1)
         self.assertTrue(connection.closed)
 
     def test_other_fields_each_time(self) -> None:

@@ -11,10 +11,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import BadRequest, ServerError
-from resticserver.web.http1.body import SILENCE_S, WAITING_BYTES, Body
+from resticserver.web.http1.body import WAITING_BYTES, Body
 from resticserver.web.http1.closing import Closing
-from resticserver.web.http1.exchange import Exchange
+from resticserver.web.http1.exchange import Exchange, Timeouts
 from resticserver.web.http1.gate import ReadGate
+from resticserver.web.http1.options import STALL_TIMEOUT_S
 from resticserver.web.http1.socket_writer import SocketWriter
 
 from ...support.memory import MemoryTransport
@@ -63,13 +64,20 @@ class ExchangeTests(SynchronousTestCase):
         self.ignores_input = False
         self.freed = 0
         self.gate = ReadGate(self.transport, None)
-        self.closing = Closing(self, self.clock, self.gate)
-        self.exchange = Exchange(self, self.gate, self.closing, IDLE_S)
+        self.closing = Closing(self, self.clock, self.gate, STALL_TIMEOUT_S)
+        self.exchange = Exchange(self, self.gate, self.closing, Timeouts(IDLE_S, STALL_TIMEOUT_S))
 
     def connectionLost(self, reason: Failure) -> None:
         """The transport's call."""
         self.closing.connection_lost()
         self.exchange.connection_lost(reason)
+
+    def deadline_passed(self) -> None:
+        """The closing's call."""
+        self.closing.close_idle()
+
+    def client_stalled(self) -> None:
+        """The closing's call."""
 
     def ignore_input(self) -> None:
         """The closing's call."""
@@ -194,18 +202,18 @@ class ExchangeTests(SynchronousTestCase):
             request = self.begin(5)
             self.exchange.lend(FakeTransfer())
             self.assertEqual("paused", self.transport.producerState)
-            self.clock.advance(10 * SILENCE_S)
+            self.clock.advance(10 * STALL_TIMEOUT_S)
             self.exchange.take_back(taken)
             self.assertEqual(("producing", ended), (self.transport.producerState, request.body.ended))
             self.assertEqual((taken, 5 - taken), (request.body.received_bytes, request.body.expected_bytes))
-            self.clock.advance(SILENCE_S + 1)
+            self.clock.advance(STALL_TIMEOUT_S + 1)
             self.assertEqual(not ended, self.transport.disconnecting)
 
     def test_silence(self) -> None:
         """A client that sends nothing of a body is closed; with reading paused by the disk it has more time."""
         request = self.begin(2 * WAITING_BYTES)
         self.exchange.client_sends()
-        self.clock.advance(SILENCE_S - 1)
+        self.clock.advance(STALL_TIMEOUT_S - 1)
         self.exchange.client_sends()
         self.feed(request, WAITING_BYTES + 1)
         self.clock.advance(Exchange.held_timeout_s - 1)

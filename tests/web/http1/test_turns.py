@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.net.tls import ConnectionCreator, server_context
 from resticserver.telemetry.record import Ending
-from resticserver.web.http1.body import SILENCE_S
 from resticserver.web.http1.exchange import Exchange
+from resticserver.web.http1.options import STALL_TIMEOUT_S
 from resticserver.web.http1.tls_connection import SLICE_RECORDS, TlsConnection, behind_tls
 from resticserver.web.http1.turns import REQUEST_UNITS, REST_S, SLICE_UNITS, SLICES, Turns
 
@@ -245,9 +245,9 @@ class ChunkTests(TurnsCase):
         """A client is not taken for silent because others had their turn."""
         connection = self.bench.ask(HEAD + TINY)
         self.turn(3)
-        self.bench.clock.advance(SILENCE_S - 1)
+        self.bench.clock.advance(STALL_TIMEOUT_S - 1)
         self.all_turns()
-        self.bench.clock.advance(SILENCE_S - 1)
+        self.bench.clock.advance(STALL_TIMEOUT_S - 1)
         self.assertFalse(connection.closed)
         self.bench.clock.advance(1)
         self.assertTrue(connection.closed)

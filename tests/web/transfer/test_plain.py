@@ -31,10 +31,11 @@ from resticserver.quota.admission import Admission
 from resticserver.storage.interface import Chunks
 from resticserver.storage.local import LocalStore
 from resticserver.storage.upload import LocalUpload
+from resticserver.telemetry.limited import Limited
 from resticserver.telemetry.record import Ending, Record
 from resticserver.threads.pools import JobPool, Pools
 from resticserver.web.authentication import NoAuthentication
-from resticserver.web.http1.body import SILENCE_S
+from resticserver.web.http1.options import STALL_TIMEOUT_S, SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.http1.tls_connection import behind_tls
 from resticserver.web.http1.turns import Turns
@@ -114,7 +115,8 @@ class DirectCase(TestCase):
         self.records: list[Record] = []
         repositories = Repositories(self.store, Pools(self.pool, self.pool, self.pool), Admission())
         api = Api(NoAuthentication(), Policy(), repositories)
-        self.site = RepositorySite(api.resource(), real, self.records.append)
+        # What it logs of limits is on a clock: a timer would outlive the test.
+        self.site = RepositorySite(api.resource(), real, self.records.append, SiteOptions(limited=Limited(Clock())))
         port = real.listenTCP(0, self.factory(), interface="127.0.0.1")
         self.address = ("127.0.0.1", port.getHost().port)
         self.clients = ThreadPool(0, 4)
@@ -122,6 +124,10 @@ class DirectCase(TestCase):
         self.addCleanup(self.clients.stop)
         self.addCleanup(self._gone)
         self.addCleanup(port.stopListening)
+
+    def use(self, options: SiteOptions) -> None:
+        """Use these options for connections that are made from now on."""
+        self.site.options = options
 
     def factory(self) -> Any:
         """What listens."""
@@ -343,7 +349,7 @@ class ReceiveTests(DirectCase):
             connection.sendall(head(body) + body[: -100 << 10])
             for first in range(len(body) - (100 << 10), len(body), 10 << 10):
                 # mypy cannot choose between the function's two kinds of result.
-                blockingCallFromThread(real, lambda: Deferred.fromCoroutine(pass_(0.7 * SILENCE_S)))  # type: ignore[arg-type]
+                blockingCallFromThread(real, lambda: Deferred.fromCoroutine(pass_(0.7 * STALL_TIMEOUT_S)))  # type: ignore[arg-type]
                 connection.sendall(body[first : first + (10 << 10)])
                 # Until the server's side has it.
                 wait_until(
@@ -352,7 +358,7 @@ class ReceiveTests(DirectCase):
             return read_reply(connection, "POST").status
 
         given_up = self.client(silent)
-        await pass_(SILENCE_S + 2 * plain.LOOK_S)
+        await pass_(STALL_TIMEOUT_S + 2 * plain.LOOK_S)
         self.assertEqual(b"", await given_up)
         self.assertEqual(200, await self.client(slow))
 
@@ -364,13 +370,17 @@ class SilenceTests(SynchronousTestCase):
         """
         310 s, counted from the last byte: also where the bytes are too few for the reactor to be told of them.
         """
-        self.assertEqual(310.0, SILENCE_S)
+        self.assertEqual(310.0, STALL_TIMEOUT_S)
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
         reactor = StepReactor()
         aborted: list[float] = []
-        lent = plain.LentSocket(ours, as_reactor(reactor), lambda: aborted.append(reactor.seconds()), Turns(reactor))
+
+        def stall() -> None:
+            aborted.append(reactor.seconds())
+
+        lent = plain.LentSocket(ours, as_reactor(reactor), self.fail, stall, STALL_TIMEOUT_S, Turns(reactor))
         transfer = plain.ReceiveTransfer(lent, maybeDeferred, (), MIB, lambda chunks: None)
         done = transfer.start()
         reactor.advance(300)
@@ -420,7 +430,7 @@ class TlsReceiveTests(TlsCase, ReceiveTests):
                     except ssl.SSLWantReadError:
                         pass
 
-        self.patch(plain, "SILENCE_S", 30)
+        self.use(SiteOptions(stall_timeout_s=30))
         self.assertEqual(200, await self.client(talk))
         self.assertEqual([body], list(self.stored().values()))
 
@@ -518,7 +528,7 @@ class SendTests(DirectCase):
 
     async def test_stalled(self) -> None:
         """A client that takes nothing is given up."""
-        self.patch(plain, "STALL_S", 0.3)
+        self.use(SiteOptions(stall_timeout_s=0.3))
         get = self.store_body(BODY * 8)
 
         def talk(connection: socket.socket) -> None:

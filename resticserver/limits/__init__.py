@@ -1,0 +1,3 @@
+"""
+Limits for clients: bandwidth and connections; and how refusals of all limits are counted and logged.
+"""
