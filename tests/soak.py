@@ -721,9 +721,16 @@ class Damager:
             server = self._soak.server
             command = [*command_line("rest-server", []), "scrub", "--path", str(server.data), "--json"]
             scrubbed = subprocess.run(command, capture_output=True, text=True, cwd=self._soak.scratch)
-            missed = [name for name in self.damaged if name not in scrubbed.stdout]
-            if missed:
-                notes.fail(f"scrub did not name {missed}: {scrubbed.returncode} {scrubbed.stderr[-500:]}")
+            try:
+                problems = json.loads(scrubbed.stdout)["problems"]
+            except ValueError:
+                notes.fail(f"scrub: {scrubbed.returncode} {scrubbed.stderr[-500:]}")
+                return
+            found_names = {one["name"] for one in problems if one["repository"] == DAMAGED}
+            missed = [name for name in self.damaged if name not in found_names]
+            wrong = [one for one in problems if one["repository"] != DAMAGED or one["name"] not in self.damaged]
+            if missed or wrong:
+                notes.fail(f"scrub did not name {missed}, and named {wrong[:5]}")
             notes.count("damage found by scrub", len(self.damaged) - len(missed))
 
 
