@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -37,7 +38,7 @@ from typing import Any
 import resticserver
 
 from .support.certificates import Authority, make_certificate
-from .support.client import Client, object_id
+from .support.client import Client, Reply, object_id
 from .support.htpasswd import bcrypt_line, sha_line
 from .support.restic import RESTIC, Finished, Restic, make_tree
 from .support.scratch import contents_below, hash_of_file, object_path
@@ -62,8 +63,9 @@ MOST_RAW = 1200
 MOST_DAMAGED = 40
 #: What refuses restic while the disk is full, and what it says after it was killed itself.
 EXPECTED = re.compile(r"507|no space|Insufficient Storage|already locked|unable to create lock", re.IGNORECASE)
-#: What it says of a server that is killed: restic 0.14 does not repeat its first requests.
-GONE = re.compile(r"connection refused|connection reset|broken pipe|EOF")
+#: What it says of a server that is killed: restic 0.14 does not repeat its first requests. Workers whose parent was killed
+#: answer 503 until they end, since the parent has the passwords.
+GONE = re.compile(r"connection refused|connection reset|broken pipe|EOF|passwords cannot be checked now")
 
 
 class Cleanups:
@@ -369,7 +371,7 @@ class Soak:
 
     def judge_growth(self) -> list[list[str]]:
         """Rows of a table: how much each process that was left alone has grown, by the minute and in all."""
-        begin_s = self.calm_from_s + 10
+        begin_s = self.calm_from_s + max(10.0, self.seconds / 10)  # caches fill at first
         rows = []
         for role in ("parent", "oldest worker"):
             calm = [one for one in self.samples if one.role == role and one.at_s >= begin_s]
@@ -595,27 +597,37 @@ class RawClient:
                         if self._soak.elapsed_s() > self._soak.seconds * self._number / MOST_RAW:
                             self._number += 1
                             self._one(client)
-            except Exception as error:
+            except (OSError, http.client.HTTPException) as error:
                 self._soak.notes.count(f"raw connections lost ({type(error).__name__})")
-                self._soak.stopping.wait(0.2)
+            except AssertionError as error:
+                self._soak.notes.fail(f"{RAW}: {error}")
+            self._soak.stopping.wait(0.2)
 
     def _lock(self, client: Client) -> None:
         """A lock is made, is in the list, and is removed; no trash has it."""
-        name = client.save("locks", self._random.randbytes(100), f"/{RAW}/")
+        body = self._random.randbytes(100)
+        name = object_id(body)
+        if not self._stored(client.post(f"/{RAW}/locks/{name}", body)):
+            return
         if name not in client.list("locks", f"/{RAW}/"):
             self._soak.notes.fail(f"{RAW}: a lock is not in the list")
         client.delete(f"/{RAW}/locks/{name}")
         self._soak.notes.count("raw locks")
 
+    def _stored(self, reply: Reply) -> bool:
+        """Whether an upload was acknowledged; only a full disk refuses one."""
+        if reply.status not in (200, 507):
+            self._soak.notes.fail(f"{RAW}: an upload was answered {reply.status} {reply.reason}")
+        if reply.status == 507:
+            self._soak.notes.count("raw uploads refused")
+        return reply.status == 200
+
     def _one(self, client: Client) -> None:
         body = self._random.randbytes(self._random.choice([1000, 50_000, 300_000]))
         name = object_id(body)
-        reply = client.post(f"/{RAW}/data/{name}", body)
-        if reply.status == 200:
+        if self._stored(client.post(f"/{RAW}/data/{name}", body)):
             self.stored[name] = None
             self._soak.notes.count("raw uploads acknowledged")
-        elif reply.status != 507:
-            self._soak.notes.fail(f"{RAW}: an upload was answered {reply.status} {reply.reason}")
         if self.stored and self._random.random() < 0.3:
             name = self._random.choice(list(self.stored)[-20:])
             del self.stored[name]
@@ -709,9 +721,16 @@ class Damager:
             server = self._soak.server
             command = [*command_line("rest-server", []), "scrub", "--path", str(server.data), "--json"]
             scrubbed = subprocess.run(command, capture_output=True, text=True, cwd=self._soak.scratch)
-            missed = [name for name in self.damaged if name not in scrubbed.stdout]
-            if missed:
-                notes.fail(f"scrub did not name {missed}: {scrubbed.returncode} {scrubbed.stderr[-500:]}")
+            try:
+                problems = json.loads(scrubbed.stdout)["problems"]
+            except ValueError:
+                notes.fail(f"scrub: {scrubbed.returncode} {scrubbed.stderr[-500:]}")
+                return
+            found_names = {one["name"] for one in problems if one["repository"] == DAMAGED}
+            missed = [name for name in self.damaged if name not in found_names]
+            wrong = [one for one in problems if one["repository"] != DAMAGED or one["name"] not in self.damaged]
+            if missed or wrong:
+                notes.fail(f"scrub did not name {missed}, and named {wrong[:5]}")
             notes.count("damage found by scrub", len(self.damaged) - len(missed))
 
 
