@@ -83,6 +83,21 @@ def is_link(path: str) -> bool:
         return False
 
 
+def is_there(path: str) -> bool:
+    """
+    Whether something has this name, if only a link that leads nowhere.
+
+    (C{os.path.lexists} is false also for what cannot be looked at, which would then be replaced.)
+
+    @raise OSError: it cannot be looked at.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _pause(seconds: float) -> None:
     """Sleep. Not C{time.sleep}: that fails (EINVAL) under libfaketime, with which tests step the clock."""
     threading.Event().wait(seconds)

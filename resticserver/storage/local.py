@@ -15,7 +15,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerError, StartError
-from ..files import is_directory
+from ..files import is_directory, is_link, is_there
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
@@ -243,7 +243,7 @@ class LocalStore(DataDirectory):
             if not is_object_id(name):
                 continue
             path = f"{directory}/{name}"
-            if keep_s and is_kept(object_type) and os.path.isfile(path) and not os.path.islink(path):
+            if keep_s and is_kept(object_type) and _is_regular(path):
                 kept.add(self.trash.keep(repository, object_type, path, keep_s))
             else:
                 self._remove_file(path, durable=False)
@@ -258,6 +258,10 @@ class LocalStore(DataDirectory):
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
+            if is_there(path):
+                raise
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
@@ -370,8 +374,10 @@ class LocalStore(DataDirectory):
         try:
             status = os.stat(path)  # through a symlink, as lists count it
         except OSError as error:
-            if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise  # what cannot be looked at cannot be kept, and must not be lost
+            # What cannot be looked at cannot be kept, and must not be lost; nor is it known how large it is. Of a link only the
+            # link is removed.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and (to_trash or not is_link(path)):
+                raise
             status = None
         # Also what is not there: the scrub may have reported that it is missing.
         if object_type != "locks":
@@ -379,7 +385,7 @@ class LocalStore(DataDirectory):
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
         # Of a link only the link is removed, and its file stays.
-        if to_trash and regular and not os.path.islink(path):
+        if to_trash and regular and not is_link(path):
             kept = self.trash.keep(repository, object_type, path, keep_s)
             removed = kept is not None
         else:
@@ -410,6 +416,18 @@ def _names_in(directory: str) -> list[str]:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_regular(path: str) -> bool:
+    """
+    Whether a file has this name, and no link to one.
+
+    @raise OSError: it cannot be looked at.
+    """
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _remove_if_empty(directory: str) -> bool:
