@@ -98,6 +98,13 @@ def is_there(path: str) -> bool:
     return True
 
 
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of it: C{write} may take less."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def _pause(seconds: float) -> None:
     """Sleep. Not C{time.sleep}: that fails (EINVAL) under libfaketime, with which tests step the clock."""
     threading.Event().wait(seconds)

@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.errors import ServerError, StartError
 from resticserver.sizes import Amount
 from resticserver.storage.layout import CELLS, TRASH_CELL
+from resticserver.storage.scrub_state import ScrubUnavailable
 
 from ..support.fault_cases import (
     LAPTOP,
@@ -38,7 +39,7 @@ from ..support.scratch import scratch_directory
 #: Whether everything is tried.
 ALL = os.environ.get("FAULTS") == "all"
 #: How an operation fails.
-FAILED = (OSError, ServerError, StartError)
+FAILED = (OSError, ServerError, StartError, ScrubUnavailable)
 #: What is counted in the table, in the order of its columns.
 BAD = ("lost", "wrong", "leaks", "left over", "ledger", "stuck")
 
@@ -167,6 +168,8 @@ class FaultTableTests(SynchronousTestCase):
                     check_list(after, store, kind, True)
                 except Wrong as error:
                     self.tell("wrong", run, error)
+        if words := operation.check(world):
+            self.tell("wrong", run, words)
         for key, places in after.places.items():
             if "live" in places and download(store, key) != world.bodies[key]:
                 self.tell("wrong", run, key)
@@ -268,6 +271,14 @@ class FaultTableTests(SynchronousTestCase):
     def test_expiry(self) -> None:
         """The end of what is in the trash."""
         self.table_of("expiry")
+
+    def test_states(self) -> None:
+        """The markers of the volume."""
+        self.table_of("state")
+
+    def test_scrub(self) -> None:
+        """Nothing is called damaged or missing that is not."""
+        self.table_of("scrub")
 
     def test_start(self) -> None:
         """What a killed server left is removed."""

@@ -20,13 +20,20 @@ from resticserver.errors import Forbidden
 from resticserver.names import CONFIG, TYPES
 from resticserver.sizes import Amount
 from resticserver.storage import publish
+from resticserver.storage.deletions import Deletions
 from resticserver.storage.interface import NotDurable, Outcome
 from resticserver.storage.layout import CELLS, TRASH_CELL, cell_of
 from resticserver.storage.local import LocalStore
+from resticserver.storage.object_check import DAMAGED, UNREADABLE
 from resticserver.storage.publish import Mechanisms, Publisher
+from resticserver.storage.scrub import ScrubRun
+from resticserver.storage.scrub_state import ScrubState
+from resticserver.storage.scrub_survey import Plan, Survey
+from resticserver.storage.state import MarkerFile
 from resticserver.storage.trash import Trashed, day_name, is_kept, keep_name, trash_days, trashed_objects
 
 from .client import object_id, random_bytes
+from .scrub import HastyLimit, Recording
 
 LAPTOP = ("alice", "laptop")
 DAY_S = 86_400
@@ -213,6 +220,7 @@ class Operation:
     @ivar run: does it; the second time, too, when all is done already.
     @ivar group: in the summary.
     @ivar around: a context for it.
+    @ivar check: says what is wrong afterwards; nothing if nothing is.
     @ivar step: try each call whose number is a multiple of this.
     """
 
@@ -223,6 +231,7 @@ class Operation:
     mechanisms: Mechanisms = field(default_factory=Mechanisms)
     verify: bool = True
     around: Callable[[], ExitStack] = ExitStack
+    check: Callable[[World], str] = lambda world: ""
     step: int = 1
 
     def store(self, world: World) -> LocalStore:
@@ -600,9 +609,61 @@ def _ends() -> Iterator[Operation]:
     yield Operation("start", "start", leftovers, start)
 
 
+def _states() -> Iterator[Operation]:
+    def nothing(world: World) -> None:
+        (world.path / "state").mkdir()
+
+    def remember(world: World, store: LocalStore) -> None:
+        MarkerFile(str(world.path / "state/volume-id"), 0o600).write(MARKER)
+
+    def marker(world: World) -> str:
+        found = MarkerFile(str(world.path / "state/volume-id"), 0o600).read()
+        return "" if found in (None, MARKER) else f"the marker is {found!r}"
+
+    yield Operation("state, marker", "state", nothing, remember, check=marker)
+
+    def no_marker(world: World) -> None:
+        shutil.rmtree(world.data / ".rest-server")
+
+    def mark(world: World, store: LocalStore) -> None:
+        store.volume.mark()
+
+    def whole(world: World) -> str:
+        path = world.data / ".rest-server/id"
+        return "" if not path.exists() or len(path.read_bytes()) == 33 else f"the marker is {path.read_bytes()!r}"
+
+    yield Operation("state, volume's marker", "state", no_marker, mark, check=whole)
+
+    def rotten(world: World) -> None:
+        scrub(world, LocalStore(str(world.data)))
+        world.plant("data", b"rotten", b"ROTTEN")
+        os.utime(world.file(("data", object_id(b"rotten"))), (1, 1))
+        world.plant("data", random_bytes(5, 300_000))
+
+    def scrub(world: World, store: LocalStore) -> None:
+        state = ScrubState(str(world.data))
+        survey = Survey(store, store.counting, state, Deletions(str(world.data)), Recording())
+        try:
+            run = ScrubRun(survey, Plan(began_s=time.time()), HastyLimit())
+            run.survey()
+            run.work()
+            run.finish()
+        finally:
+            state.close()
+
+    def findings(world: World) -> str:
+        state = ScrubState(str(world.data))
+        problems = [one for one in state.problems() if one.kind != UNREADABLE]
+        state.close()
+        wrong = [one for one in problems if (one.kind, one.name) != (DAMAGED, object_id(b"rotten"))]
+        return f"the scrub has found {wrong}" if wrong else ""
+
+    yield Operation("scrub", "scrub", rotten, scrub, check=findings, step=7)
+
+
 def operations() -> list[Operation]:
-    """All of them, but for those on the state file."""
-    return [*_uploads(), *_reads(), *_deletions(), *_ends()]
+    """All of them. What SQLite does is tested in L{tests.integration.test_fault_injection}."""
+    return [*_uploads(), *_reads(), *_deletions(), *_ends(), *_states()]
 
 
 def other_file_system() -> ExitStack:
