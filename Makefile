@@ -3,6 +3,7 @@
 # make unit   the tests that start no process (no restic, no nginx, no server), in about a minute
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
 # make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
+# make faults  every call with every error, 500 kills, 100 power cuts; 30 minutes, and it prints the tables
 # make docs   docs/options.md anew from the code
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
 # make news   what the news fragments say of the next release
@@ -61,6 +62,11 @@ nightly: $(VENV)/dev
 
 soak: $(VENV)/dev
 	$(VENV)/bin/python -m tests.soak --minutes $(SOAK_MINUTES) --json $(SOAK_JSON)
+
+faults: $(VENV)/dev
+	FAULTS=all KILLS=500 POWER_CUTS=100 $(VENV)/bin/python -Wd $(TRIAL) \
+		tests.storage.test_fault_table tests.integration.test_fault_injection \
+		tests.integration.test_kill_points tests.integration.test_power_cuts
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)

@@ -83,6 +83,28 @@ def is_link(path: str) -> bool:
         return False
 
 
+def is_there(path: str) -> bool:
+    """
+    Whether something has this name, if only a link that leads nowhere.
+
+    (C{os.path.lexists} is false also for what cannot be looked at, which would then be replaced.)
+
+    @raise OSError: it cannot be looked at.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of it: C{write} may take less."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def _pause(seconds: float) -> None:
     """Sleep. Not C{time.sleep}: that fails (EINVAL) under libfaketime, with which tests step the clock."""
     threading.Event().wait(seconds)

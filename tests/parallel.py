@@ -48,6 +48,8 @@ LONGEST_FIRST = {
     "tests.integration.test_packaging": 1,
     "tests.integration.test_status": 1,
     "tests.integration.test_faults": 1,
+    "tests.integration.test_kill_points": 1,
+    "tests.integration.test_fault_injection": 1,
     "tests.integration.test_events": 1,
 }
 #: How many modules that are not in that list, and not in F{tests/integration}, share a process.

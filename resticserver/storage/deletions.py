@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 
 from twisted.logger import Logger
 
+from ..files import write_all
 from .layout import Repository
 from .volume import FOLDER
 
@@ -59,7 +60,7 @@ class Deletions:
                     os.unlink(self._path)
                     return
                 # The line before may have been cut by a power cut.
-                os.write(fd, b"\n" + line.encode("ascii"))
+                write_all(fd, b"\n" + line.encode("ascii"))
                 os.fdatasync(fd)
         except OSError as error:
             words = "cannot write {path} ({error}): the scrub will report what is being deleted as missing"
@@ -80,7 +81,7 @@ class Deletions:
         token = secrets.token_hex(8)
         try:
             os.fchmod(fd, self._file_mode)
-            os.write(fd, token.encode("ascii"))
+            write_all(fd, token.encode("ascii"))
             os.fsync(fd)
         finally:
             os.close(fd)

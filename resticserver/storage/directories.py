@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import NoSuchRepository, NotFound
-from ..files import is_directory, is_link
+from ..files import is_directory, is_link, is_there
 from ..names import CONFIG, TYPES
 from ..sizes import FreeSpace
 from .directory_snapshots import SETTLED_NS, Snapshot, Snapshots
@@ -137,9 +137,7 @@ class DataDirectory:
     def _is_deleted(self, repository: Repository) -> bool:
         """Whether nothing is left of a repository but its trash."""
         path = repository_path(self.path, repository)
-        return has_trash(self.path, repository) and not any(
-            os.path.lexists(f"{path}/{name}") for name in (CONFIG, *TYPES)
-        )
+        return has_trash(self.path, repository) and not any(is_there(f"{path}/{name}") for name in (CONFIG, *TYPES))
 
     # --- what is missing
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerError, StartError
-from ..files import is_directory
+from ..files import is_directory, is_link, is_there
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
@@ -258,6 +258,10 @@ class LocalStore(DataDirectory):
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
+            if is_there(path):
+                raise
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))
         return True
@@ -370,8 +374,10 @@ class LocalStore(DataDirectory):
         try:
             status = os.stat(path)  # through a symlink, as lists count it
         except OSError as error:
-            if to_trash and error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise  # what cannot be looked at cannot be kept, and must not be lost
+            # What cannot be looked at cannot be kept, and must not be lost; nor is it known how large it is. Of a link only the
+            # link is removed.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and (to_trash or not is_link(path)):
+                raise
             status = None
         # Also what is not there: the scrub may have reported that it is missing.
         if object_type != "locks":

@@ -32,6 +32,7 @@ from functools import lru_cache
 
 from twisted.logger import Logger
 
+from ..files import is_there
 from .durable import DurableDirectories
 from .free_space import space_errors
 
@@ -296,7 +297,7 @@ class Publisher(DurableDirectories):
                 return
         # The folder is not empty, so nothing removes it in between.
         with self._renaming, _locked(os.path.dirname(file.path)):
-            if os.path.lexists(target):
+            if is_there(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(file.path, target)
             file.path = None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from twisted.logger import Logger
 
 from ..errors import StartError
-from ..files import Stamp, read_file
+from ..files import Stamp, read_file, write_all
 from ..sizes import Amount
 from .database import DatabaseFile, Statement, write
 from .interface import ID_BYTES, Objects
@@ -346,7 +346,7 @@ class MarkerFile:
             fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
             try:
                 os.fchmod(fd, self._file_mode)
-                os.write(fd, marker + b"\n")
+                write_all(fd, marker + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 from ..errors import NotFound
+from ..files import is_link
 from ..names import CONFIG
 from .filesystem_types import renames_at_once
 from .free_space import space_errors
@@ -25,7 +26,7 @@ from .trash import (
     keep_name,
     trash_path,
 )
-from .trash_moves import TrashMoves
+from .trash_moves import TrashMoves, is_missing
 
 #: How many directories are tried for one name on one day.
 _MOST_TWINS = 100
@@ -170,7 +171,13 @@ def _renewed(source: str, target: str, name: str) -> bool:
             # Another deletion and an upload may have put another file there.
             if not os.path.samestat(os.fstat(again), os.lstat(source)):
                 return False
-        os.unlink(source)
+        try:
+            os.unlink(source)
+        except FileNotFoundError:
+            return False  # another deletion was first
+        except OSError:
+            if not is_missing(source):
+                raise
         return True
     return False
 
@@ -180,8 +187,9 @@ def _refuse_link(path: str) -> None:
     Nothing is moved out of the trash through a link.
 
     @raise NotADirectoryError: it is one.
+    @raise OSError: it cannot be looked at.
     """
-    if os.path.islink(path):
+    if is_link(path):
         raise NotADirectoryError(errno.ENOTDIR, "a link, which the trash must not have", path)
 
 

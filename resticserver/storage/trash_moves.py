@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from ..files import is_there
 from .filesystem_types import is_local
 from .layout import Repository
 from .publish import Publisher, rename_noreplace
@@ -103,7 +104,7 @@ class TrashMoves:
             # A call may fail and have succeeded: network file systems may lose the answer and repeat the call. Elsewhere these
             # errors mean that another deletion was first, which must not be counted twice.
             local = error.errno in (errno.ENOENT, errno.EEXIST) and _is_local(os.path.dirname(target))
-            if local or not _is_missing(source) or _is_missing(target):
+            if local or not is_missing(source) or is_missing(target):
                 raise
 
     def _move_file(self, source: str, target: str) -> None:
@@ -119,7 +120,7 @@ class TrashMoves:
                     raise
         # Names in the trash are given only under these locks.
         with self._naming, directory_lock(os.path.dirname(target)):
-            if os.path.lexists(target):
+            if is_there(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             try:
                 os.rename(source, target)
@@ -142,6 +143,7 @@ class TrashMoves:
         directory = os.path.dirname(target)
         repository = directory.rpartition("/.trash/")[0] or directory
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        published = False
         try:
             with opened(source) as fd:
                 file = self._publisher.temporary(directory, directory_fd, repository)
@@ -155,16 +157,18 @@ class TrashMoves:
                     os.utime(file.fd, ns=(status.st_atime_ns, status.st_mtime_ns))
                     self._publisher.fsync(file.fd)
                     self._publisher.publish(file, os.path.basename(target))
+                    published = True
                 finally:
                     file.discard()
+            self._publisher.fsync(directory_fd)
+            os.unlink(source)
+        except OSError as error:
+            # It stays where it was, or another deletion was first. If the call has done its work, the copy is all there is.
+            if published and (isinstance(error, FileNotFoundError) or not is_missing(source)):
+                os.unlink(target)
+            raise
         finally:
             os.close(directory_fd)
-        self._publisher.fsync_directory(directory)
-        try:
-            os.unlink(source)
-        except FileNotFoundError:  # another deletion was first
-            os.unlink(target)
-            raise
 
 
 @contextmanager
@@ -179,7 +183,7 @@ def directory_lock(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_missing(path: str) -> bool:
+def is_missing(path: str) -> bool:
     """Whether certainly nothing has this name."""
     try:
         os.lstat(path)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import NotFound
+from ..files import is_directory, is_there
 from ..names import CONFIG, TYPES
 from ..sizes import Amount
 from .layout import Repository, object_directory, repository_path
@@ -82,8 +83,8 @@ class Trash(TrashKeeper):
             # Of a repository that was deleted: restic cannot lock it without the directory of its locks.
             for object_type in TYPES:
                 publisher.make_directory(f"{top}/{object_type}")
-        if not os.path.isdir(directory):
-            for path in dict.fromkeys((f"{top}/{trashed.object_type}", directory)):
+        if not is_directory(directory):
+            for path in dict.fromkeys((os.path.dirname(directory), directory)):
                 publisher.make_directory(path)
         with self._locked(repository):
             if not os.path.samestat(os.lstat(trashed.path), verified):
@@ -130,7 +131,7 @@ class Trash(TrashKeeper):
         folder = f"{repository_path(self.path, trashed.day.repository)}/{TEMPORARY_FOLDER}"
         self._publisher.make_directory(folder)
         with directory_lock(folder):
-            if os.path.lexists(target):
+            if is_there(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(trashed.path, target)
 
@@ -220,7 +221,7 @@ class Trash(TrashKeeper):
 
 
 def _is_same(first: str, second: str) -> bool:
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.lstat(first), os.lstat(second))
     return False
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import Unavailable
-from ..files import Stamp, read_file, stamp_of
+from ..files import Stamp, read_file, stamp_of, write_all
 from .publish import Publisher
 
 FOLDER = ".rest-server"
@@ -175,7 +175,7 @@ class Volume:
         try:
             file = self._publisher.temporary(self._folder, directory_fd, self._folder)
             try:
-                os.write(file.fd, marker + b"\n")
+                write_all(file.fd, marker + b"\n")
                 self._publisher.fsync(file.fd)
                 with suppress(FileExistsError):  # another server on this directory has written one
                     self._publisher.publish(file, MARKER)

@@ -189,6 +189,9 @@ async def remove_object(
         """Also if the client is gone by now."""
         if isinstance(change, Failure):
             done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
+            if to_trash and done == NOTHING:
+                # A disk that failed in the middle of it may have left a copy in the trash.
+                admission.quota.recount(target.repository)
         else:
             done = change
         admitted.end(done, Amount(-done.size_bytes, -done.objects) if to_trash else NOTHING)

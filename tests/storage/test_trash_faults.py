@@ -5,6 +5,7 @@ that is full, a file system that lacks a call, a clock that steps.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -19,7 +20,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.errors import InsufficientStorage
+from resticserver.errors import InsufficientStorage, NotFound
 from resticserver.sizes import Amount
 from resticserver.storage import trash_moves, trash_restore
 from resticserver.storage.layout import TRASH_CELL
@@ -286,6 +287,97 @@ class FullDiskTests(FaultsCase):
         with mock.patch.object(trash_moves, "rename_noreplace", rename):
             self.assertRaises(InsufficientStorage, self.delete, name)
         self.assertTrue(self.file(name).exists())
+
+
+class LookFailsTests(FaultsCase):
+    """A look at something fails. That does not mean that nothing is there."""
+
+    def fails(self, call: str, path: Path) -> None:
+        """Let a look at a path fail until the end of the test."""
+        look = getattr(os, call)
+
+        def fail(what: object, *arguments: Any, **named: Any) -> Any:
+            if what == str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), what)
+            return look(what, *arguments, **named)
+
+        self.patched = self.patch(os, call, fail)
+
+    def test_deletion_of_a_repository(self) -> None:
+        """What cannot be looked at is not removed instead of kept."""
+        self.put(b"config", "config")
+        name = self.put(b"1")
+        for call in ("lstat", "stat"):
+            self.fails(call, self.file(name))
+            try:
+                self.store.delete_repository(LAPTOP, DAY_S)
+            except OSError:
+                self.assertTrue(self.file(name).exists())
+            self.patched.restore()
+        with contextlib.suppress(NotFound):
+            self.store.delete_repository(LAPTOP, DAY_S)
+        self.assertIn(name, [one.name for one in self.trashed()])
+
+    def test_deletion_without_a_trash(self) -> None:
+        """Nobody knows how large it was, so it is not removed: the ledger would keep its size."""
+        name = self.put(b"1")
+        self.fails("stat", self.file(name))
+        self.assertRaises(OSError, self.delete, name, 0)
+        self.patched.restore()
+        self.assertEqual(Amount(-1, -1), self.delete(name, 0))
+
+    def test_link_without_a_trash(self) -> None:
+        """A link to where nobody may look is removed all the same: it counts as nothing."""
+        name = self.put(b"1")
+        self.file(name).unlink()
+        self.file(name).symlink_to(name)
+        self.assertEqual(Amount(), self.delete(name, 0))
+        self.assertFalse(self.file(name).is_symlink())
+
+    def test_removal_that_was_done(self) -> None:
+        """An unlink that reports an error and has done its work counts as done."""
+        name = self.put(b"1")
+        unlink = os.unlink
+
+        def late(path: str) -> None:
+            unlink(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+        self.patch(os, "unlink", late)
+        self.assertEqual(Amount(-1, -1), self.delete(name, 0))
+
+    def test_restored_config(self) -> None:
+        """No directory is made in the config's place."""
+        self.put(b"config", "config")
+        self.delete("config", kind="config")
+        (kept,) = self.trashed()
+        self.fails("stat", self.laptop)
+        self.assertRaises(OSError, self.store.trash.restore, kept)
+        self.patched.restore()
+        self.assertFalse((self.laptop / "config").exists())
+        self.assertTrue(self.store.trash.restore(kept))
+
+    def test_nothing_is_replaced_in_the_trash(self) -> None:
+        """Without renameat2."""
+        self.store = self.new_store(Publisher(mechanisms=Mechanisms(rename_noreplace=False)))
+        name = self.put(b"1")
+        self.file(name).write_bytes(b"damaged")
+        self.delete(name)
+        (damaged,) = self.trashed()
+        self.put(b"1")
+        self.fails("lstat", Path(damaged.path))
+        self.assertRaises(OSError, self.delete, name)
+        self.patched.restore()
+        self.assertEqual(b"damaged", Path(damaged.path).read_bytes())
+        self.assertEqual(b"1", self.file(name).read_bytes())
+
+    def test_config_is_not_replaced(self) -> None:
+        """Nor is a config by an upload, where a plain rename publishes it."""
+        self.put(b"config", "config")
+        self.store = self.new_store(Publisher(mechanisms=Mechanisms(False, False, False)))
+        self.fails("lstat", self.laptop / "config")
+        self.assertRaises(OSError, self.put, b"other", "config")
+        self.assertEqual(b"config", (self.laptop / "config").read_bytes())
 
 
 class RacesTests(FaultsCase):

@@ -1,5 +1,6 @@
 """
-System calls of running processes that fail, as on a disk that breaks: by C{strace}.
+System calls of running processes that fail, as on a disk that breaks: by C{strace}. For this process itself there is
+L{tests.support.file_layer}.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ def why_no_faults() -> str | None:
 
 
 @contextmanager
-def traced(pids: Sequence[int], calls: str, fault: str = "", path: Path | None = None) -> Iterator[Path]:
+def traced(
+    pids: Sequence[int], calls: str, fault: str = "", path: Path | None = None, kept: Path | None = None
+) -> Iterator[Path]:
     """
     Note all calls of some processes, in all their threads; or let them fail.
 
     @param calls: which, in C{strace}'s words.
     @param fault: what becomes of them: C{error=EIO}, C{error=EPERM:when=1}.
     @param path: only calls that have to do with this file or directory.
+    @param kept: where they are noted; otherwise that is removed at the end.
     @return: where they are noted, a line each with the paths of descriptors; whole when this has come to its end.
     """
     with tempfile.TemporaryDirectory(prefix="restic-test-") as directory:
-        log = Path(directory) / "calls"
+        log = kept if kept is not None else Path(directory) / "calls"
         command = ["strace", "-f", "-y", "-o", str(log), "-e", f"trace={calls}"]
         command += ["-e", f"inject={calls}:{fault}"] if fault else []
         command += ["-P", str(path)] if path is not None else []

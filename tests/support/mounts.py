@@ -33,6 +33,7 @@ class FileSystem:
     @ivar make: the command that makes one in an image file, whose path follows.
     @ivar mount: the command that mounts it; image and directory follow.
     @ivar needs_device: whether a loop device is mounted instead of the image file.
+    @ivar image_bytes: how large it is, in a sparse file.
     @ivar read_only: the options of C{mount} that make it read-only.
     """
 
@@ -40,6 +41,7 @@ class FileSystem:
     mount: Sequence[str]
     needs_device: bool = False
     read_only: Sequence[str] = ("-o", "ro")
+    image_bytes: int = _IMAGE_BYTES
 
 
 EXFAT = FileSystem(("mkfs.exfat",), ("mount.exfat-fuse",), needs_device=True)
@@ -48,6 +50,9 @@ NTFS_FOLDING = FileSystem(("mkfs.ntfs", "-F", "-Q", "-q"), ("lowntfs-3g", "-o", 
 NTFS_EXACT = FileSystem(("mkfs.ntfs", "-F", "-Q", "-q"), ("ntfs-3g",))
 #: Folds the directories that have the attribute C{F}.
 EXT4_FOLDING = FileSystem(("mkfs.ext4", "-q", "-O", "casefold"), ("mount", "-t", "ext4"), needs_device=True)
+EXT4 = FileSystem(("mkfs.ext4", "-q"), ("mount", "-t", "ext4"), needs_device=True)
+#: It makes none that is smaller.
+XFS = FileSystem(("mkfs.xfs", "-q"), ("mount", "-t", "xfs"), needs_device=True, image_bytes=320 << 20)
 
 
 def mounted(test: Skips, kind: FileSystem) -> Mount:
@@ -60,7 +65,7 @@ def mounted(test: Skips, kind: FileSystem) -> Mount:
     directory = scratch_directory(test)
     image = directory / "image"
     with image.open("wb") as file:
-        file.truncate(_IMAGE_BYTES)
+        file.truncate(kind.image_bytes)
     made = _run([*kind.make, str(image)])
     if made.returncode != 0:
         test.skipTest(f"{kind.make[0]}: {made.stderr.strip()}")
@@ -104,11 +109,17 @@ class Mount:
 
     def unmount(self) -> None:
         """Unmount it, whatever still uses it; idempotent."""
-        if os.path.ismount(self.path) and not _tried(lambda: _run(["umount", str(self.path)]).returncode == 0):
+        if _is_mounted(self.path) and not _tried(lambda: _run(["umount", str(self.path)]).returncode == 0):
             _run(["umount", "--lazy", str(self.path)])
         device, self._device = self._device, ""
         if device:
             _tried(lambda: _run(["losetup", "--detach", device]).returncode == 0)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether something is mounted there, even if it cannot be looked at."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+        return any(line.split(" ")[1] == str(path) for line in mounts)
 
 
 def _tried(attempt: Callable[[], bool]) -> bool:
