@@ -281,7 +281,7 @@ class StartTests(SynchronousTestCase):
         """SIGUSR2 by mistake does not end the one process that there is."""
         server = start_server(self, self.data)
         server.signal(signal.SIGUSR2)
-        wait_until(lambda: server.said("^SIGUSR2 replaces"), what="the line that says so")
+        wait_until(lambda: server.said("^SIGUSR2 ignored"), what="the line that says so")
         with server.client() as client:
             self.assertEqual(client.get("/config").status, 404)
 
