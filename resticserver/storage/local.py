@@ -25,7 +25,7 @@ from .free_space import space_errors
 from .interface import Listing, NotDurable, SizeChange, Stored, Upload
 from .layout import TRASH_CELL, Repository, object_directory, repository_path
 from .listing import LocalListing
-from .publish import TEMPORARY_FOLDER, Publisher
+from .publish import TEMPORARY_FOLDER, UNWRITABLE, Publisher
 from .reading import LocalObject, hash_of, opened
 from .sweep import sweep
 from .trash import is_kept, trash_words
@@ -258,9 +258,10 @@ class LocalStore(DataDirectory):
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:
-            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call.
-            if is_there(path):
+        except OSError as error:
+            # A call may fail and have succeeded: network file systems may lose the answer and repeat the call. (A file system
+            # that is read-only says so also of a name that is missing.)
+            if error.errno in UNWRITABLE or is_there(path):
                 raise
         if durable:
             self.publisher.fsync_directory(os.path.dirname(path))

@@ -7,10 +7,9 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..files import Stamp, is_link, stamp_of
+from ..files import Stamp, is_link, is_there, stamp_of
 from ..names import CONFIG, is_object_id
 from .directory_snapshots import SETTLED_NS
 from .layout import Repository, cell_directory, object_directory, repository_path
@@ -127,10 +126,15 @@ def _add(contents: Contents, entry: os.DirEntry[str]) -> None:
 
 
 def is_in_trash(top: str, repository: Repository, object_type: str, name: str) -> bool:
-    """Whether an object lies in its repository's trash. A config has another name there: any counts."""
-    with suppress(OSError):
+    """
+    Whether an object lies in its repository's trash, as far as that can be told: a trash that cannot be looked at may have it.
+    A config has another name there: any counts.
+    """
+    try:
         for day in trash_days(top, repository):
             for trashed_type, path in type_directories(day):
-                if trashed_type == object_type and (object_type == CONFIG or os.path.lexists(f"{path}/{name}")):
+                if trashed_type == object_type and (object_type == CONFIG or is_there(f"{path}/{name}")):
                     return True
+    except OSError:
+        return True
     return False

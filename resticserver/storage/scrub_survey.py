@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..files import is_there
 from ..names import CONFIG
 from ..threads.rate_limit import RateLimit, Stopped
 from .counting import Counting
@@ -185,7 +186,7 @@ class Survey:
             row = rows.get(key)
             try:
                 stamp = stamp_at(path)
-                if row is None and stamp is None and not os.path.lexists(path):
+                if row is None and stamp is None and not is_there(path):
                     continue
                 if row is not None and row.stamp is not None and row.stamp == stamp:
                     continue
@@ -260,7 +261,7 @@ class Survey:
         gone, missing = set(), []
         for name in names:
             path = cell_path(self.path, repository, cell)
-            if os.path.lexists(path if object_type == CONFIG else f"{path}/{name}"):
+            if _may_be_there(path if object_type == CONFIG else f"{path}/{name}"):
                 continue  # it is there again
             gone.add(name)
             if not accept_missing and not self._blind and not self.is_deleted(repository, object_type, name):
@@ -344,7 +345,7 @@ class Survey:
             return
         for problem in self.state.problems():
             deleted = (problem.repository, problem.type, problem.name) in seen or (problem.repository, "", "") in seen
-            if deleted and not os.path.lexists(self._object_path(problem)):
+            if deleted and not _may_be_there(self._object_path(problem)):
                 self.end_problem(problem)
         self._deletions.forget(is_over, seen)
 
@@ -387,3 +388,11 @@ class Survey:
         surveyed.done_bytes = surveyed.total_bytes - sum(row.size_bytes for row in due.values())
         order = sorted(due, key=lambda key: (due[key].checked_s, key))
         surveyed.tasks += [Task(key, None, due[key].checked_s) for key in order]
+
+
+def _may_be_there(path: str) -> bool:
+    """Whether something has this name, as far as that can be told: what cannot be looked at is not called missing."""
+    try:
+        return is_there(path)
+    except OSError:
+        return True

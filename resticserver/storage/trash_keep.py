@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 from ..errors import NotFound
-from ..files import is_link
+from ..files import is_link, is_there
 from ..names import CONFIG
 from .filesystem_types import renames_at_once
 from .free_space import space_errors
@@ -71,11 +71,11 @@ class TrashKeeper(TrashMoves):
                         finally:
                             os.close(fd)
                     except FileNotFoundError:
-                        if not os.path.lexists(source):
+                        if not is_there(source):
                             return None  # else the trash was emptied in between
                     self._known.pop(file, None)
         except (FileNotFoundError, NotADirectoryError):
-            if os.path.lexists(source):
+            if is_there(source):
                 raise  # something in the trash is no directory
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
@@ -148,7 +148,7 @@ class TrashKeeper(TrashMoves):
                 try:
                     self._move(source, target)
                 except FileNotFoundError:
-                    if not os.path.lexists(source):
+                    if not is_there(source):
                         raise
                     self._publisher.make_directory(directory)
                     self._move(source, target)

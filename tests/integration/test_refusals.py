@@ -271,7 +271,8 @@ class QuotaTests(RefusalCase):
         self.wait_until_counted(server)
         body = random_bytes(2, 5 * MIB)
         self.assertEqual(507, alice.post(f"/alice/laptop/data/{object_id(body)}", body).status)
-        before = self.status(server)["refusals"]
+        # With workers another one may be asked, a moment before it can know.
+        before = wait_until(lambda: self.status(server)["refusals"], what="what was refused")
         self.assertEqual(1, len(before))
         alice.close()
         self.assertEqual(0, server.stop())
