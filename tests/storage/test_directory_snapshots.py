@@ -591,6 +591,7 @@ class MemoryTests(SnapshotsCase):
     def test_counted(self) -> None:
         """40 bytes an object, 32 without its size, and something for each directory."""
         snapshots = self.store.snapshots
+        self.patch(listing_module, "PART_S", 3600.0)  # on a busy machine a list has more parts, which take more
         self.names("index")
         empty = snapshots.used_bytes - len(str(self.path / "index"))
         self.assertLess(empty, 1000)
