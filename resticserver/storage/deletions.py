@@ -51,6 +51,8 @@ class Deletions:
 
     def add(self, repository: Repository, object_type: str = "", name: str = "") -> None:
         """Note that an object, or a repository as a whole, is about to be deleted. A failure is logged."""
+        if not os.path.lexists(self._path):
+            return  # the usual case: there was no scrub
         line = json.dumps(["/".join(repository), object_type, name], separators=(",", ":"))
         try:
             with self._opened(fcntl.LOCK_SH) as fd:

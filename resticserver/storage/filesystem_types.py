@@ -14,8 +14,9 @@ _KEEP_TIMES = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs")
 )
 
-#: File systems with one journal for all directories, which a change in several of them enters as a whole.
-_ONE_TRANSACTION = frozenset(("ext3", "ext4", "xfs"))
+#: File systems with one journal for all directories, which a change in several of them enters as a whole; and those where
+#: nothing is durable.
+_ONE_TRANSACTION = frozenset(("ext3", "ext4", "xfs", "tmpfs", "ramfs"))
 
 #: File systems of other machines, or of a host that others may use.
 _SHARED = frozenset("9p afs ceph cifs gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs virtiofs".split())

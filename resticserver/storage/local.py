@@ -15,7 +15,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerError, StartError
-from ..files import is_directory, is_link, is_there
+from ..files import is_directory, is_there
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
 from .counting import Counting
@@ -372,12 +372,16 @@ class LocalStore(DataDirectory):
             return Amount()
         path = self.object_path(repository, object_type, name)
         to_trash = bool(keep_s) and is_kept(object_type)
+        link = False
         try:
-            status = os.stat(path)  # through a symlink, as lists count it
+            status: os.stat_result | None = os.lstat(path)
+            if status is not None and stat.S_ISLNK(status.st_mode):
+                link = True
+                status = os.stat(path)  # as lists count it
         except OSError as error:
             # What cannot be looked at cannot be kept, and must not be lost; nor is it known how large it is. Of a link only the
             # link is removed.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and (to_trash or not is_link(path)):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and (to_trash or not link):
                 raise
             status = None
         # Also what is not there: the scrub may have reported that it is missing.
@@ -385,7 +389,7 @@ class LocalStore(DataDirectory):
             self.on_removal(repository, object_type, name)
         kept = None
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        if to_trash and not _is_no_file(path):
+        if to_trash and not link and (status is None or regular):
             # What was missing and is there now was uploaded or restored meanwhile: it stays.
             kept = self.trash.keep(repository, object_type, path, keep_s) if regular else None
             removed = kept is not None

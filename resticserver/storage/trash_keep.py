@@ -59,9 +59,9 @@ class TrashKeeper(TrashMoves):
                 for _ in range(_ATTEMPTS):
                     day = f"{trash_path(self.path, repository)}/{_today(int(time.time() // DAY_S))}"
                     file = f"{day}/{_keep_name(delay_s)}"
-                    _refuse_link(day)
                     try:
                         if file not in self._known:
+                            _refuse_link(day)
                             self._make_day(repository, day, delay_s)
                         fd = self._shared_lock(repository)
                         try:

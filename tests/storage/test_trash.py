@@ -193,6 +193,7 @@ class KeepTests(TrashCase):
 
     def test_durable(self) -> None:
         """Both directories are flushed before the deletion is answered, the trash's first."""
+        self.patch(trash_keep, "renames_at_once", lambda fd: False)
         name = self.put(b"x")
         synced = self.synced()
         self.delete(name)

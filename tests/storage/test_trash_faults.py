@@ -321,7 +321,7 @@ class LookFailsTests(FaultsCase):
     def test_deletion_without_a_trash(self) -> None:
         """Nobody knows how large it was, so it is not removed: the ledger would keep its size."""
         name = self.put(b"1")
-        self.fails("stat", self.file(name))
+        self.fails("lstat", self.file(name))
         self.assertRaises(OSError, self.delete, name, 0)
         self.patched.restore()
         self.assertEqual(Amount(-1, -1), self.delete(name, 0))
@@ -395,18 +395,18 @@ class RacesTests(FaultsCase):
     def test_upload_after_the_look(self) -> None:
         """An object that is uploaded or restored just after a deletion has found nothing stays."""
         name = object_id(b"1")
-        stat_ = os.stat
+        lstat = os.lstat
         again = [True]
 
         def look(path: Any, **more: Any) -> os.stat_result:
             try:
-                return stat_(path, **more)
+                return lstat(path, **more)
             except FileNotFoundError:
                 if str(path).endswith(name) and again and again.pop():
                     self.put(b"1")
                 raise
 
-        self.patch(os, "stat", look)
+        self.patch(os, "lstat", look)
         self.assertEqual(Amount(), self.delete(name))
         self.assertEqual([], again)
         self.assertEqual(b"1", self.file(name).read_bytes())
