@@ -154,8 +154,17 @@ class RefusalCase(SynchronousTestCase):
         )
         self.assertRegex(event["message"], words)
         self.assertEqual(number, self.metric(server, "rest_server_uploads_refused_total", reason=reason))
-        found = self.status(server)
-        (one,) = [each for each in found["refusals"] if (each["repository"], each["reason"]) == (repository, reason)]
+
+        def of_this() -> list[Any]:
+            """In the status, which may be a moment old."""
+            found.update(self.status(server))
+            refused = [
+                each for each in found["refusals"] if (each["repository"], each["reason"]) == (repository, reason)
+            ]
+            return [each for each in refused if each["number"] == number]
+
+        found: dict[str, Any] = {}
+        (one,) = wait_until(of_this, what=f"{reason} in the status")
         self.assertEqual((user, number), (one["user"], one["number"]))
         self.assertRegex(one["message"], words)
         said = f"{number:.0f} upload{'s' if number > 1 else ''} refused"
@@ -246,9 +255,14 @@ class QuotaTests(RefusalCase):
         self.policy.write_text(POLICY.replace("4MiB", "1736704"))
         server.signal(signal.SIGHUP)
         server.wait_for_line("Reloaded policy")
-        found = self.status(server)
-        (user,) = [each for each in found["users"] if each["user"] == "alice"]
-        self.assertEqual(["quota 211 % used"], user["concerns"])
+
+        def concerns() -> list[str]:
+            """What the status says of her, which may be a moment old."""
+            return [
+                words for each in self.status(server)["users"] if each["user"] == "alice" for words in each["concerns"]
+            ]
+
+        wait_until(lambda: concerns() == ["quota 211 % used"], what=concerns)
         page = self.page(server)
         self.assertNotIn("all is well", page)
         self.assertIn("1 user needs attention", page)
@@ -294,7 +308,7 @@ class QuotaTests(RefusalCase):
         self.wait_until_counted(server)
         body = random_bytes(2, 5 * MIB)
         self.assertEqual(507, alice.post(f"/alice/data/{object_id(body)}", body).status)
-        self.assertEqual(1, len(self.status(server, "alice")["refusals"]))
+        wait_until(lambda: len(self.status(server, "alice")["refusals"]) == 1, what="what was refused")
         reader = self.status(server, "reader")
         self.assertEqual(["alice"], [each["repository"] for each in reader["repositories"]])
         self.assertNotIn("4 MiB", json.dumps(reader))
