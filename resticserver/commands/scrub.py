@@ -53,7 +53,7 @@ class _WrongCall(Exception):
 
 
 class _Found:
-    """An L{Observer} of the run. What it finds is read from the database in the end."""
+    """An L{resticserver.storage.scrub_survey.Observer} of the run. What it finds is read from the database in the end."""
 
     def __init__(self) -> None:
         self.ended: list[Problem] = []

@@ -6,7 +6,7 @@ Whoever moves bytes has a L{Share} and asks it for a grant before it moves them,
 made in turn: the user who got the least is next, and among a user's transfers the one that has waited the longest. So a user with
 many connections gets as much as a user with one.
 
-With several processes each has a part of every limit (L{Bandwidth.parts}); L{resticserver.workers.bandwidth} divides them.
+With several processes each has a part of every limit (L{Bandwidth.set_parts}); L{resticserver.workers.bandwidth} divides them.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ _NOTHING = Results({}, {})
 
 class Scrub(Service):
     """
-    The scrub. All methods must be called in the reactor's thread, except those of L{Observer}.
+    The scrub. All methods must be called in the reactor's thread, except those of L{resticserver.storage.scrub_survey.Observer}.
 
     @param make_survey: makes the survey, which reports to an observer.
     @param pool: of L{THREADS} threads and one more.

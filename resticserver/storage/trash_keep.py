@@ -41,8 +41,7 @@ class TrashKeeper(TrashMoves):
 
     def keep(self, repository: Repository, object_type: str, source: str, delay_s: float) -> str | None:
         """
-        Move an object to the trash. That is not durable yet: L{fsync} the returned directory, then the object's own. Whatever
-        fails, the object stays where it was.
+        Move an object to the trash. That is not durable yet (L{fsync_moved}). Whatever fails, the object stays where it was.
 
         @param source: its path.
         @param delay_s: how long it is to be kept at least.
