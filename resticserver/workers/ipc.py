@@ -331,6 +331,9 @@ class IpcConnection:
         asked, self._asked = self._asked, {}
         for _, answer in asked.values():
             answer.errback(IpcConnectionLost(f"the connection to {self._name} was lost"))
+            if not tell:
+                # A signal during the start may have come before the answer's errback was added: nobody waits for it then.
+                answer.addErrback(lambda failure: failure.trap(IpcConnectionLost))
         if tell:
             self._lost()
 

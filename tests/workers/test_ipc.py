@@ -4,6 +4,7 @@ L{resticserver.workers.ipc}: what one process tells and asks another.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -136,6 +137,13 @@ class WireTests(SynchronousTestCase):
             {"number": 0, "text": "ü\0\n\udcff", "nothing": None, "many": [1, [2.5]]},
             self.told[0],
         )
+
+    def test_closed_with_a_question(self) -> None:
+        """A question that nobody waits for when this side closes leaves no unhandled error: a signal may interrupt the start."""
+        self.one.ask(Later())
+        self.one.close()
+        gc.collect()
+        self.assertEqual([], self.flushLoggedErrors(IpcConnectionLost))
 
     def test_ask(self) -> None:
         """An answer is what was returned, or will be; several questions may wait for theirs."""
