@@ -30,7 +30,7 @@ MOST_GRANT_BYTES = 1 << 20
 #: The shortest pause between two rounds of grants.
 LEAST_WAIT_S = 0.005
 
-#: So many shares are kept before those that nobody uses are dropped.
+#: The most shares that are kept; beyond it, unused shares are dropped.
 _MOST_IDLE = 256
 #: The key of the limit of all users together.
 TOTAL = ""
@@ -255,7 +255,7 @@ class Bandwidth:
     def _serve(self) -> None:
         """Grant what is there, and come again when there is more."""
         if self._serving:
-            return  # a grant has made somebody ask again, and the round comes to that
+            return  # a grant caused another request, which this round serves
         self._serving = True
         try:
             wait_s = self._grant_all()
@@ -271,7 +271,7 @@ class Bandwidth:
         """
         Grant what is there.
 
-        @return: how long to wait for more; C{None} if nobody waits.
+        @return: how long to wait for more; C{None} if no transfer waits.
         """
         now_s = self._clock.seconds()
         while self._blocked and self._blocked[0][0] <= now_s:

@@ -1,5 +1,6 @@
 """
-How many connections there may be, in all and from one address. No sockets: whoever accepts connections asks here.
+How many connections there may be, in all and from one address. Knows no sockets: the
+code that accepts connections asks it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """
-Threads that work only when nobody else wants to: the lowest priority for the processor, and for the disk the idle class, which
-gets what other processes leave (C{ioprio_set(2)}; it has an effect with the kernel's BFQ scheduler).
+Threads of the lowest priority: for the processor nice 19, and for the disk the idle class, which gets what other processes
+leave (C{ioprio_set(2)}; it has an effect with the kernel's BFQ scheduler).
 """
 
 from __future__ import annotations

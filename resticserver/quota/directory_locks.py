@@ -43,7 +43,8 @@ class DirectoryLocks:
         """
         Wait until all of some directories are unlocked. From then until L{leave}, none of them can be locked.
 
-        Nothing is entered before that: whoever waits inside of one directory for another keeps a count of both waiting.
+        Nothing is entered before that: a change that is inside one directory and waits for another would block a count of
+        both for ever.
 
         @raise Unavailable: changes are refused (L{refuse}).
         """

@@ -234,7 +234,7 @@ def make_options(settings: Settings, limited: Limited, tally: Tally | None) -> S
 
 
 def make_connection_limits(settings: Settings, limited: Limited) -> ConnectionLimits | None:
-    """Make the limits for whoever accepts connections; C{None} without any."""
+    """Make the limits of the process that accepts connections; C{None} without any."""
     most, most_per_address = settings.max_connections, settings.max_connections_per_address
     if not most and not most_per_address:
         return None
