@@ -4,6 +4,7 @@
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
 # make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
 # make faults  every call with every error, 500 kills, 100 power cuts; 30 minutes, and it prints the tables
+# make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
 # make docs   docs/options.md anew from the code
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
 # make news   what the news fragments say of the next release
@@ -32,7 +33,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak coverage bench million docs apidocs news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs apidocs news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -67,6 +68,9 @@ faults: $(VENV)/dev
 	FAULTS=all KILLS=500 POWER_CUTS=100 $(VENV)/bin/python -Wd $(TRIAL) \
 		tests.storage.test_fault_table tests.integration.test_fault_injection \
 		tests.integration.test_kill_points tests.integration.test_power_cuts
+
+ship-check: $(VENV)/dev
+	$(PARALLEL) --jobs 1 tests.shipping
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)

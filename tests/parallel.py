@@ -52,6 +52,8 @@ LONGEST_FIRST = {
     "tests.integration.test_fault_injection": 1,
     "tests.integration.test_events": 1,
 }
+#: What is only run by its own name: C{make ship-check}.
+APART = "tests.shipping"
 #: How many modules that are not in that list, and not in F{tests/integration}, share a process.
 MODULES_A_PROCESS = 8
 #: No part takes nearly as long on a busy machine. Then it hangs: it is told to show where, and is killed.
@@ -113,7 +115,8 @@ def modules_of(name: str) -> list[str]:
     if not hasattr(package, "__path__"):
         return [name]
     found = pkgutil.walk_packages(package.__path__, f"{name}.")
-    return [module.name for module in found if module.name.rpartition(".")[2].startswith("test_")]
+    names = [module.name for module in found if module.name.rpartition(".")[2].startswith("test_")]
+    return [each for each in names if name.startswith(APART) or not each.startswith(f"{APART}.")]
 
 
 def parts_of(names: Iterable[str], unit: bool) -> list[Part]:
@@ -133,7 +136,7 @@ def parts_of(names: Iterable[str], unit: bool) -> list[Part]:
             alone += in_classes(name, chosen, LONGEST_FIRST[name])
             continue
         which = (name,) if len(chosen) == len(tests) else tuple(test.id() for test in chosen)
-        (alone if name.startswith("tests.integration.") else small).append(Part(name, which, len(chosen)))
+        (alone if name.startswith(("tests.integration.", APART)) else small).append(Part(name, which, len(chosen)))
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     alone.sort(key=lambda part: (order.get(part.title.partition(" ")[0], len(order)), -part.tests))
     processes = -(-len(small) // MODULES_A_PROCESS)
