@@ -65,7 +65,7 @@ MOST_DAMAGED = 40
 EXPECTED = re.compile(r"507|no space|Insufficient Storage|already locked|unable to create lock", re.IGNORECASE)
 #: What it says of a server that is killed: restic 0.14 does not repeat its first requests. Workers whose parent was killed
 #: answer 503 until they end, since the parent has the passwords.
-GONE = re.compile(r"connection refused|connection reset|broken pipe|EOF|passwords cannot be checked now")
+GONE = re.compile(r"connection refused|connection reset|broken pipe|EOF|(passwords|quotas) cannot be checked now")
 
 
 class Cleanups:
@@ -241,6 +241,11 @@ class Server:
             self.process = self._start()
             self.broken_s = time.monotonic()
             self._notes.count(f"server: {how}")
+
+    def broke_since(self, seconds: float) -> bool:
+        """Whether connections broke because of us within the last seconds."""
+        with self.lock:  # it may be on its way
+            return self.broken_s > time.monotonic() - seconds
 
     def hang_up(self) -> None:
         """SIGHUP."""
@@ -615,10 +620,11 @@ class RawClient:
         self._soak.notes.count("raw locks")
 
     def _stored(self, reply: Reply) -> bool:
-        """Whether an upload was acknowledged; only a full disk refuses one."""
-        if reply.status not in (200, 507):
+        """Whether an upload was acknowledged; only a full disk refuses one, and workers whose parent was killed."""
+        is_gone = reply.status == 503 and GONE.search(reply.reason) and self._soak.server.broke_since(30)
+        if reply.status not in (200, 507) and not is_gone:
             self._soak.notes.fail(f"{RAW}: an upload was answered {reply.status} {reply.reason}")
-        if reply.status == 507:
+        if reply.status != 200:
             self._soak.notes.count("raw uploads refused")
         return reply.status == 200
 

@@ -56,14 +56,13 @@ def _open_folder(name: str, parent_fd: int | None) -> int:
 
 def _is_repository(folder_fd: int) -> bool:
     """
-    Whether a folder holds a config, or every directory that a repository has. A repository has those before its config: it
-    may not have come yet, or was being uploaded when the server was killed.
+    Whether a folder holds a config, or a directory that an upload can go to. One is enough: a repository that was deleted
+    and partly restored from its trash has no others, and a repository has its directories before its config.
     """
-    with suppress(OSError):
-        if stat.S_ISREG(os.stat(CONFIG, dir_fd=folder_fd).st_mode):
-            return True
-    with suppress(OSError):
-        return all(stat.S_ISDIR(os.stat(name, dir_fd=folder_fd).st_mode) for name in TYPES)
+    for name, is_right in ((CONFIG, stat.S_ISREG), *((name, stat.S_ISDIR) for name in TYPES)):
+        with suppress(OSError):
+            if is_right(os.stat(name, dir_fd=folder_fd).st_mode):
+                return True
     return False
 
 

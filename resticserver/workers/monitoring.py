@@ -69,7 +69,7 @@ class WorkerMonitoring(Service):
         try:
             text = await self._ipc.ask(GetMetrics())
         except (IpcConnectionLost, Failed) as error:
-            raise Unavailable() from error
+            raise Unavailable("the state of the server is not known now, try again later") from error
         return Page(200, CONTENT_TYPE, text.encode("utf-8"))
 
     async def status(self) -> ServerStatus:
@@ -80,7 +80,7 @@ class WorkerMonitoring(Service):
         try:
             text = await self._ipc.ask(GetStatus())
         except (IpcConnectionLost, Failed) as error:
-            raise Unavailable() from error
+            raise Unavailable("the state of the server is not known now, try again later") from error
         return await self._pages.run(lambda: ServerStatus.from_json(json.loads(text)))
 
 

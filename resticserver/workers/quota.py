@@ -63,7 +63,7 @@ class RemoteQuota:
         try:
             return await shielded(asked.addCallback(answered))
         except (IpcConnectionLost, Failed) as error:
-            raise Unavailable() from error
+            raise Unavailable("quotas cannot be checked now, try again later") from error
         except (CancelledError, GeneratorExit):
             waits = False
             raise
@@ -78,7 +78,7 @@ class RemoteQuota:
         try:
             await shielded(self._ipc.ask(Grow(number, size_bytes)))
         except (IpcConnectionLost, Failed) as error:
-            raise Unavailable() from error
+            raise Unavailable("quotas cannot be checked now, try again later") from error
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
         """See L{resticserver.quota.admission.QuotaBackend.settle}."""

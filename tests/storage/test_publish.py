@@ -666,19 +666,24 @@ class SweepTests(SynchronousTestCase):
         """A folder that has not what a repository has is somebody else's, whatever is in its C{.tmp}."""
         self.leave(self.data / "bob/.tmp")
         self.leave(self.data / ".tmp")
-        for name in (*TYPES[1:], "data2"):
+        for name in ("config", "data2"):
             (self.data / "bob" / name).mkdir()
-        (self.data / "bob/config").mkdir()
+        for name in TYPES:
+            (self.data / "bob" / name).write_bytes(b"foreign")
         self.assertEqual((0, 0), (self.sweep("bob"), self.sweep()))
         self.assertEqual(4, len(list(self.data.glob("**/bob/.tmp/*"))) + len(list((self.data / ".tmp").iterdir())))
 
     def test_repositories(self) -> None:
-        """A config makes a folder one; so do all directories, without a config: it was on its way when the server was killed."""
+        """A config makes a folder one; so does any directory that uploads go to, as after a restore of some objects."""
         self.leave(self.data / "bob/.tmp")
         (self.data / "bob/config").write_bytes(b"")
         self.leave(self.data / ".tmp")
         make_repository(self.data)
         self.assertEqual((2, 2), (self.sweep("bob"), self.sweep()))
+        for name in TYPES:
+            self.leave(self.data / name / ".tmp")
+            (self.data / name / name).mkdir()
+            self.assertEqual(2, self.sweep(name))
 
     def test_links(self) -> None:
         """No link is followed: not to a C{.tmp}, not to a repository, not to what is above one."""
