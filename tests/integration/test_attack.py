@@ -29,6 +29,8 @@ PASSWORD = "secret"
 #: The repository that the attacker backs up to, and one that is not his.
 OWN, OTHER = "mallory/laptop", "alice/laptop"
 STATE = ".rest-server"
+#: Where the table is written. Without one some of the methods are left out for paths that are written in an odd way.
+TABLE = os.environ.get("ATTACK_TABLE")
 
 POLICY = """
 [[rule]]
@@ -42,7 +44,6 @@ users = ["mallory", "alice"]
 repositories = ["{user}/*"]
 rights = "append"
 create = true
-delete-repository = true
 """
 
 METHODS = (
@@ -50,7 +51,7 @@ METHODS = (
     *("COPY", "MOVE", "MKCOL", "LOCK", "UNLOCK", "PROPFIND", "PROPPATCH", "LINK", "UNLINK", "get", "delete"),
 )
 #: Headers that other servers obey.
-TRICKS = (
+TRICKS: tuple[dict[str, str], ...] = (
     {},
     {"X-HTTP-Method-Override": "DELETE", "X-Method-Override": "DELETE", "X-HTTP-Method": "DELETE"},
     {"Content-Range": "bytes 0-3/4", "If-Match": "*", "Overwrite": "T"},
@@ -115,7 +116,9 @@ class AttackTests(SynchronousTestCase):
                 for kind in ("data", "index", "snapshots", "keys"):
                     name = client.save(kind, f"deleted {kind} of {user}".encode(), f"/{repository}/")
                     self.assertEqual(200, client.delete(f"/{repository}/{kind}/{name}").status)
-                client.save("locks", b"a lock of another client", f"/{OTHER}/")
+
+        with server.client("admin", PASSWORD) as client:
+            client.save("locks", b"a lock of another client", f"/{OTHER}/")
 
     def targets(self) -> list[str]:
         """A path for each file and directory below the data directory, and what clients call them."""
@@ -162,7 +165,7 @@ class AttackTests(SynchronousTestCase):
             for target in targets:
                 right = self.data / target[1:]
                 for way, path in enumerate(spelled(target)):
-                    for method in METHODS:
+                    for method in METHODS if way == 0 or TABLE else METHODS[way % 3 :: 3]:
                         for trick in TRICKS if way == 0 else TRICKS[:1]:
                             reading = method in ("GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "get", "delete")
                             body = None if reading else bodies[(way + len(method)) % len(bodies)]
@@ -175,17 +178,15 @@ class AttackTests(SynchronousTestCase):
                     for body in (right.read_bytes(), right.read_bytes()[:-1] + b"?", b"x" * 100):
                         reply = self.try_one(client, "POST", target, body, {})
                         self.note("POST", target, 0 if reply is None else reply.status)
-            added = {f"{OWN}/{kind}/" for kind in TYPES}
             own_lock = client.save("locks", b"my own lock", f"/{OWN}/")
             self.assertEqual(200, client.delete(f"/{OWN}/locks/{own_lock}").status)
+            may_add = {f"{OWN}/data/{name[:2]}/{name}" for name in [client.save("data", b"a new object", f"/{OWN}/")]}
         after = contents_below(self.data)
         state = {name for name in {*before, *after} if name.startswith(f"{STATE}/")}
         changed = {name for name in before if name not in state and after.get(name) != before[name]}
         new = {name for name in after if name not in state and name not in before}
         self.assertEqual(set(), changed)
-        for name in new:
-            self.assertTrue(any(name.startswith(place) for place in added), name)
-            self.assertEqual(name.rpartition("/")[2], after[name])
+        self.assertEqual(may_add, new)
         self.assert_alive(server)
         self.report(targets, new)
 
@@ -228,7 +229,7 @@ class AttackTests(SynchronousTestCase):
 
     def report(self, targets: list[str], new: set[str]) -> None:
         """Write what was tried where C{ATTACK_TABLE} says."""
-        if not (path := os.environ.get("ATTACK_TABLE")):
+        if not TABLE:
             return
         kinds = sorted({kind for _, kind, _ in self.answers})
         lines = [f"{self.id()}: {sum(self.answers.values())} requests, {len(targets)} paths, {len(new)} objects added"]
@@ -237,22 +238,14 @@ class AttackTests(SynchronousTestCase):
             for (_, its, status), number in self.answers.items():
                 statuses[status] += number * (its == kind)
             lines.append(f"  {kind:24} " + ", ".join(f"{status} {n}" for status, n in sorted(statuses.items()) if n))
-        with open(path, "a") as file:
+        with open(TABLE, "a") as file:
             file.write("\n".join(lines) + "\n")
 
 
 def server_flags(scratch: Path) -> tuple[str, ...]:
     """Of L{AttackTests}' server."""
-    return (
-        "--policy",
-        str(scratch / "policy.toml"),
-        "--delete-delay",
-        "1h",
-        "--scrub-interval",
-        "1h",
-        "--max-depth",
-        "8",
-    )
+    files = ("--htpasswd-file", str(scratch / "data/.htpasswd"), "--policy", str(scratch / "policy.toml"))
+    return (*files, "--delete-delay", "1h", "--scrub-interval", "1h", "--max-depth", "8")
 
 
 def kind_of(target: str) -> str:
