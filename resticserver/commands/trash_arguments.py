@@ -71,7 +71,7 @@ def overview() -> OneLineParser:
     """The parser for C{--help}, and for a wrong command. It cannot parse options between arguments."""
     parser = OneLineParser(
         "rest-server trash",
-        description="List, restore and remove deleted objects that are kept in the trash (--delete-delay).",
+        description="List, restore and remove deleted objects. They are kept in the trash for the time of --delete-delay.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, text in _DESCRIPTIONS.items():
