@@ -123,7 +123,8 @@ def _check(program: str, options: InspectedOptions) -> int:
     problems = list(options.problems)
     with _warnings(program):
         if options.complete:
-            warn(options.settings)
+            if "path" not in options.ignored:
+                warn(options.settings)
             problems += map(options.where_it_stands, _start_problems(options))
     for problem in problems:
         _print_problem(program, problem)

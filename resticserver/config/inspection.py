@@ -15,7 +15,7 @@ from twisted.python import usage
 from ..access.proxies import TrustedProxies
 from . import sources
 from .flags import DIRECTORIES, FILES
-from .options import Options
+from .options import Options, without_password
 from .settings import DEFAULT_LISTEN, Settings, default_path
 
 #: The value of a flag, as C{config show} prints it; C{None} if there is none.
@@ -24,8 +24,6 @@ Shown = str | bool | tuple[str, ...] | None
 #: Which origin a value has.
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = "command line", "environment", "file", "default"
 
-#: A user and a password in a URL.
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
 _HIDDEN = "(hidden)"
 
 
@@ -128,12 +126,12 @@ class InspectedOptions(Options):
         if flag in self._flags().switches:
             return FlagValue(flag, bool(value), origin, place)
         if isinstance(value, list):
-            return FlagValue(flag, tuple(map(_without_secrets, value)), origin, place)
+            return FlagValue(flag, tuple(map(without_password, value)), origin, place)
         if flag == "on-event":
             value = _without_arguments(value)
         elif flag in FILES or flag in DIRECTORIES:
             value = self._path(flag, value)
-        return FlagValue(flag, None if value is None else _without_secrets(value), origin, place)
+        return FlagValue(flag, None if value is None else without_password(value), origin, place)
 
     def _path(self, flag: str, value: str) -> str:
         """A path as the server uses it: absolute, if it is usable."""
@@ -167,8 +165,3 @@ def _without_arguments(command: str) -> str:
     except ValueError:
         return _HIDDEN
     return words[0] if len(words) == 1 else f"{words[0]} {_HIDDEN}" if words else ""
-
-
-def _without_secrets(value: str) -> str:
-    """A value without the user and the password of a URL."""
-    return _CREDENTIALS.sub(f"{_HIDDEN}@", value)

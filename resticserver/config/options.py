@@ -39,6 +39,8 @@ _LISTS = frozenset(("listen", "trusted-proxy"))
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 #: C{s3://bucket}, and restic's C{s3:https://host/bucket}.
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)+//")
+#: The user and the password of a URL.
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
 _UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
 
 _TRUE = ("true", "1", "t")
@@ -232,7 +234,7 @@ class Options(usage.Options):
         for flag in DIRECTORIES + FILES:
             if self[flag] and _URL.match(self[flag]):
                 kind = "directory" if flag in DIRECTORIES else "file"
-                raise usage.UsageError(f"--{flag} {self[flag]}: must be a local {kind}, not a URL")
+                raise usage.UsageError(f"--{flag} {without_password(self[flag])}: must be a local {kind}, not a URL")
         for flag in DIRECTORIES:
             if self[flag] == "":
                 raise usage.UsageError(f"--{flag} must not be empty")
@@ -332,6 +334,11 @@ class Options(usage.Options):
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
         )
+
+
+def without_password(text: str) -> str:
+    """A text without the user and the password of a URL in it."""
+    return _CREDENTIALS.sub("(hidden)@", text)
 
 
 def version_line() -> str:
