@@ -144,7 +144,7 @@ def zsh(program: Command) -> str:
 def _zsh_function(command: Command) -> Iterator[str]:
     yield f"{_identifier(command)}() {{"
     if command.commands:
-        yield "    local context state state_descr line"
+        yield '    local curcontext="$curcontext" context state state_descr line'
         yield "    typeset -A opt_args"
         yield "    local -a commands"
         yield "    commands=("
@@ -172,7 +172,9 @@ def _zsh_arguments(command: Command) -> Iterator[str]:
         return
     for argument in command.arguments:
         head = "*" if argument.repeatable else "" if argument.required else ":"
-        yield f"{head}:{_zsh_text(argument.value.name)}:{_zsh_action(argument.value)}"
+        # A message (the action of one blank) would keep zsh from inserting an option in the place of the argument.
+        action = _zsh_action(argument.value).strip() or "()"
+        yield f"{head}:{_zsh_text(argument.value.name)}:{action}"
 
 
 def _zsh_option(option: Option) -> str:

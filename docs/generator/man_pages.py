@@ -144,8 +144,9 @@ def _program_page(program: Command) -> Iterator[str]:
     )
     for command in program.commands:
         yield from item(bold(command.name), f"{inline(command.summary)}; see {_reference(_page_name(command), 1)}")
-    yield heading("Flags", 1)
+    yield heading("Configuration", 1)
     yield from _text(SYNTAX)
+    yield heading("Flags", 1)
     yield from _sections(program.options, _flag)
     yield heading("Environment", 1)
     yield from _text(ENVIRONMENT)
@@ -272,8 +273,7 @@ def _exit_status(command: Command) -> Iterator[str]:
             yield heading(name, 2)
         for number, meaning in enumerate(statuses):
             if meaning:
-                text = statuses[number - 1] if meaning == "likewise" else meaning
-                yield from item(str(number), inline(text, _link))
+                yield from item(str(number), inline(meaning, _link))
 
 
 # --- section 5

@@ -82,9 +82,13 @@ class Option:
         if self.value is None:
             group.add_argument(*self.forms, action="store_true", help=_escaped(self.summary))
             return
-        action = "append" if self.repeatable else "store"
-        # No choices: argparse would print them in place of the name.
-        group.add_argument(*self.forms, metavar=self.value.name, action=action, help=_escaped(self.summary))
+        group.add_argument(
+            *self.forms,
+            metavar=self.value.name,
+            choices=self.value.choices or None,
+            action="append" if self.repeatable else "store",
+            help=_escaped(self.summary),
+        )
 
 
 @dataclass(frozen=True)
