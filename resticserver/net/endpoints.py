@@ -21,7 +21,7 @@ from zope.interface import implementer
 from ..errors import StartError
 from .ports import SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint
-from .sockets import UNIX_MODE, tcp_socket, unix_socket
+from .sockets import UNIX_MODE, short_path, tcp_socket, unix_socket
 
 #: Endpoint strings begin with one of these; Twisted would take any word as the name of a plugin.
 ENDPOINT_PREFIXES = ("tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "fd")
@@ -110,6 +110,10 @@ def _unix_endpoint(reactor: Any, address: str, rest: str, flag: str) -> SocketEn
     if not path or path.startswith("@"):
         raise StartError(f"{flag} {address}: a Unix socket needs a path, such as unix:/run/restic.sock")
     path = os.path.abspath(path)
+    try:
+        short_path(path)
+    except StartError as error:
+        raise StartError(f"{flag}: {error}") from None
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 
 

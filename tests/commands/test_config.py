@@ -111,6 +111,7 @@ class CheckTests(ConfigCase):
             ("--listen", "unix:@x"),
             ("--listen", "tcp:x"),
             ("--listen", "haproxy:unix:/x:mode=9"),
+            ("--listen", f"unix:/{'x' * 108}"),
             ("--metrics-listen", ":99999"),
             ("--no-auth", "--path", str(broken)),
             ("--no-auth", "--path", str(broken / "x")),

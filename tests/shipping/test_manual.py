@@ -28,8 +28,12 @@ ETC = Path(__file__).parent.parent.parent / "etc"
 MAN = ETC / "man"
 BASH, ZSH, FISH = (ETC / "completion" / name for name in ("rest-server.bash", "_rest-server", "rest-server.fish"))
 
-#: An option at the beginning of a line of help or of a page.
-OPTION = re.compile(r"^ {0,8}(?:-(?P<short>\w)(?:[ ,]|$)[^-\n]*)?(?:--(?P<long>[a-z][a-z-]*))?", re.MULTILINE)
+#: The beginning of a line of help or of a page that describes an option, and the options in it.
+TAG = re.compile(r"^ {0,8}(-.*?)(?:  |$)", re.MULTILINE)
+OPTION = re.compile(r"(?:^|[ ,])(--[a-z][a-z-]*|-\w)(?=[ ,=]|$)")
+
+#: What loads completions in most installations of bash.
+LOADER = Path("/usr/share/bash-completion/bash_completion")
 
 Names = tuple[str, ...]
 
@@ -61,12 +65,8 @@ def help_of(command: Names) -> str:
 
 
 def options_in(text: str) -> set[str]:
-    """The options at the beginnings of lines: long forms with two dashes, short ones with one."""
-    found = set()
-    for match in OPTION.finditer(text):
-        found |= {f"--{match['long']}"} if match["long"] else set()
-        found |= {f"-{match['short']}"} if match["short"] else set()
-    return found
+    """The options that lines describe, in all their forms."""
+    return {option for tag in TAG.findall(text) for option in OPTION.findall(tag)}
 
 
 def long_only(options: Iterable[str]) -> set[str]:
@@ -108,7 +108,9 @@ class HelpTests(SynchronousTestCase):
         self.assertGreater(len(found), 15)
 
     def test_options(self) -> None:
-        """Both forms are found."""
+        """All forms are found, and nothing in the text of an option."""
+        text = "  -a, --all X  not --this\n  --long, -l\n      --equals=    -x\n         --text\n"
+        self.assertEqual({"-a", "--all", "--long", "-l", "--equals"}, options_in(text))
         self.assertTrue({"--path", "--no-auth", "--help", "-h", "--version", "-v"} <= options_in(help_of(())))
         self.assertEqual(
             {"-h", "--help", "--config", "--path", "--htpasswd-file"}, options_in(help_of(("user", "list")))
@@ -272,6 +274,17 @@ class BashTests(ShellCase):
         self.assertEqual({"1.2", "1.3"}, self.complete("rest-server --tls-min-ver="))
         self.assertEqual({"1.3"}, self.complete("rest-server --tls-min-ver=1.3"))
         self.assertEqual({"directory of one"}, self.complete("rest-server --path=dir"))
+
+    @skipped(None if LOADER.exists() else "needs bash-completion")
+    def test_loaded(self) -> None:
+        """bash-completion finds the file by the name that it is installed with, when it is first needed."""
+        folder = self.folder / "share" / "completions"
+        folder.mkdir(parents=True)
+        shutil.copy(BASH, folder / "rest-server")
+        with Terminal(["bash", "--norc", "--noprofile", "-i"], str(self.folder)) as terminal:
+            terminal.enter(f"BASH_COMPLETION_USER_DIR={folder.parent}; source {LOADER}; bind 'set bell-style none'")
+            self.assertIn("rest-server scrub --accept-missing ", terminal.keys("rest-server scr\t--acc\t"))
+            self.assertIn("--path directory\\ of\\ one/", terminal.keys("rest-server usage --path d\t"))
 
     def test_interactive(self) -> None:
         """A real line in an interactive bash is completed."""
