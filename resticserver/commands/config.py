@@ -6,6 +6,7 @@ value comes from. Nothing is started, and no data are touched.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,7 +137,8 @@ def _check(program: str, options: InspectedOptions) -> int:
 def _start_problems(options: InspectedOptions) -> Iterator[str]:
     """What start_problems finds, without problems that only follow from a flag that was left out."""
     for problem in start_problems(options.settings):
-        flag = problem[2:].replace(":", " ").split()[0]
+        named = re.match("--([a-z-]+)", problem)
+        flag = named[1] if named is not None else ""
         if not options.ignored & {flag, *_DEPENDS_ON.get(flag, ())}:
             yield problem
 

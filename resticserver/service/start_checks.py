@@ -32,7 +32,7 @@ def start_problems(settings: Settings) -> Iterator[str]:
     Look for what would keep a server with these settings from starting. What the server would only warn of is logged, as it
     would log it.
 
-    @return: a line for each problem; it begins with the flag that is concerned.
+    @return: a line for each problem; it begins with the flag that it is about, if there is one.
     """
     listen = [address for address in settings.listen if not _INHERITED.match(address)]
     for check in (

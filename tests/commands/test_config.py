@@ -22,6 +22,7 @@ from resticserver.server import ResticServer
 from ..support.certificates import make_certificate
 from ..support.htpasswd import sha_line
 from ..support.scratch import scratch_directory
+from ..support.skipping import skipped
 
 
 class ConfigCase(SynchronousTestCase):
@@ -173,6 +174,30 @@ class CheckTests(ConfigCase):
         status, lines = self.check("--state-dir", str(state))
         self.assertEqual(0, status, lines)
         self.assertTrue(all("no volume is at" in line for line in lines), lines)
+
+    @skipped(None if os.geteuid() == 0 else "needs root")
+    def test_rights(self) -> None:
+        """What the user of the command may not read or write is reported."""
+        self.folder.chmod(0o755)
+        self.data.chmod(0o755)
+        (self.data / ".htpasswd").chmod(0o600)
+        log = self.write("access.log", "")
+        log.chmod(0o644)
+        os.seteuid(65534)
+        try:
+            lines = self.refused("--log", str(log), "--state-dir", str(self.folder / "state"))
+        finally:
+            os.seteuid(0)
+        denied = "Permission denied"
+        self.assertEqual(
+            [
+                f"--state-dir: cannot use the state directory {self.folder}/state: {denied} ({self.folder} cannot be written)",
+                f"--path: cannot use the data directory {self.data}: {denied}",
+                f"--log: cannot open {log}: {denied}",
+            ],
+            [line for line in lines if not line.startswith("--htpasswd-file")],
+        )
+        self.assertIn(f"--htpasswd-file: cannot load {self.data}/.htpasswd: {denied}", str(lines))
 
     def test_usage(self) -> None:
         """A wrong command line has status 2."""
