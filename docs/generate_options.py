@@ -1,5 +1,6 @@
 """
-Makes F{docs/options.md} of the flags that the server declares and of what L{resticserver.config.reference} says of them.
+Makes F{docs/options.md} of the flags that the server declares and of what L{resticserver.config.reference} says of them. The man
+pages and the completions are made by F{docs/generate_manual.py}.
 
     python docs/generate_options.py            # writes the page (make docs)
     python docs/generate_options.py --check    # exit status 1 if it is not current
@@ -11,19 +12,19 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from inspect import cleandoc
+from itertools import groupby
 from pathlib import Path
 
-from resticserver.config.reference import REFERENCE, OptionReference
+sys.path.insert(0, str(Path(__file__).parent))
+
+from generator.flags import COMMAND_LINE_ONLY, NO_KEY, PRECEDENCE, signature
+
+from resticserver.commands.interface import Option, server_options
 from resticserver.config.sources import variable
 
 PAGE = Path(__file__).parent / "options.md"
 
-#: Those are for the command line alone.
-COMMAND_LINE_ONLY = ("help", "version")
-#: That one names the file, so it is no key of it.
-NO_KEY = (*COMMAND_LINE_ONLY, "config")
-
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Options
 
 <!-- Generated: edit resticserver/config/reference.py and run `make docs`. -->
@@ -39,10 +40,7 @@ Every flag is also a key of the [`--config`](#--config) file and an environment 
 | environment | `REST_SERVER_MAX_SIZE=1TiB` | `REST_SERVER_NO_AUTH=true` | `REST_SERVER_LISTEN=":8000 :8001"` |
 | `--config` file | `max-size = "1TiB"` | `no-auth = true` | `listen = [":8000", ":8001"]` |
 
-The command line wins over the environment, the environment over the file, the file over the default. An unknown flag or
-key, an empty variable, a bad value, or a flag that contradicts another stops the start with one line on stderr that names
-the flag, the variable, or the file and the key. Environment variables that begin with `REST_SERVER_` and belong to no flag
-are ignored.
+{PRECEDENCE.strip()}
 
 ## Summary
 """
@@ -64,11 +62,6 @@ def _fill(line: str, indent: str) -> str:
     )
 
 
-def signature(option: OptionReference) -> str:
-    """The flag with its value, as it stands on a command line."""
-    return f"--{option.flag} {option.value}".rstrip()
-
-
 def page() -> str:
     """The whole page."""
     return "\n".join(_lines()) + "\n"
@@ -80,28 +73,28 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "| flag | default |"
     yield "|---|---|"
-    for section in REFERENCE:
-        for option in section.options:
-            # A bar would end the table's cell, even inside code.
-            cell = signature(option).replace("|", r"\|")
-            yield f"| [`{cell}`](#--{option.flag}) | {option.default} |"
-    for section in REFERENCE:
-        yield f"\n## {section.title}"
-        for option in section.options:
-            yield f"\n### `--{option.flag}`"
+    options = server_options()
+    for option in options:
+        # A bar would end the table's cell, even inside code.
+        cell = signature(option).replace("|", r"\|")
+        yield f"| [`{cell}`](#--{option.name}) | {option.default} |"
+    for title, section in groupby(options, lambda option: option.section):
+        yield f"\n## {title}"
+        for option in section:
+            yield f"\n### `--{option.name}`"
             yield f"\n{wrapped(option.text)}\n"
             yield from _facts(option)
 
 
-def _facts(option: OptionReference) -> Iterator[str]:
+def _facts(option: Option) -> Iterator[str]:
     """Where the flag can be given, and what holds without it."""
     yield f"- Usage: `{signature(option)}`{', repeatable' if option.repeatable else ''}"
     if option.default:
         yield f"- Default: {option.default}"
-    if option.flag not in COMMAND_LINE_ONLY:
-        yield f"- Environment: `{variable(option.flag)}`"
-    if option.flag not in NO_KEY:
-        yield f"- Key of the file: `{option.flag}`"
+    if option.name not in COMMAND_LINE_ONLY:
+        yield f"- Environment: `{variable(option.name)}`"
+    if option.name not in NO_KEY:
+        yield f"- Key of the file: `{option.name}`"
 
 
 def main(arguments: list[str]) -> int:

@@ -31,9 +31,9 @@ limits
 quota config
 web.http1
 web.transfer net
-web commands
+web
 service
-workers
+workers commands
 server
 tap
 cli

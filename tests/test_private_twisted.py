@@ -1,10 +1,11 @@
 """
-Every private name of Twisted that the package uses, and that Twisted still has it: after an upgrade of Twisted a failure here
-says what to look at first.
+Every private name of Twisted and argparse that the package uses, and that it is still there: after an upgrade of Twisted or
+Python a failure here says what to look at first.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 from collections import defaultdict
@@ -21,10 +22,13 @@ from .test_layers import MODULES
 #: By name, the classes that have it: as their own attribute, or set on their instances.
 ATTRIBUTES: dict[str, tuple[type[Any], ...]] = {
     "_aborted": (tls.TLSMemoryBIOProtocol,),
+    "_action_groups": (argparse.ArgumentParser,),
     "_backlog": (endpoints.TCP4ServerEndpoint, endpoints.TCP6ServerEndpoint),
+    "_choices_actions": (argparse._SubParsersAction,),
     "_cleanup": (http.Request,),
     "_disconnected": (http.Request,),
     "_fromListeningDescriptor": (tcp.Port, unix.Port),
+    "_group_actions": (argparse._ArgumentGroup,),
     "_handshakeDone": (tls.TLSMemoryBIOProtocol,),
     "_interface": (endpoints.TCP4ServerEndpoint, endpoints.TCP6ServerEndpoint),
     "_lostTLSConnection": (tls.TLSMemoryBIOProtocol,),
@@ -43,8 +47,9 @@ OVERRIDDEN: dict[str, type[Any]] = {
     "_tlsShutdownFinished": tls.TLSMemoryBIOProtocol,
 }
 IMPORTED = {_v1parser.V1Parser, _v2parser.V2Parser, _wrapper.HAProxyProtocolWrapper, _wrapper.HAProxyWrappingFactory}
-#: Of the standard library: C{NamedTuple._asdict} and C{ctypes._FuncPointer}.
-NOT_TWISTED = {"_asdict", "_FuncPointer"}
+#: Of the standard library: C{NamedTuple._asdict}, C{ctypes._FuncPointer}, and classes of argparse, which has no other way to
+#: look into a parser.
+NOT_TWISTED = {"_asdict", "_FuncPointer", "_AppendAction", "_SubParsersAction"}
 
 
 def private_attributes() -> dict[str, set[str]]:
@@ -64,7 +69,7 @@ def private_attributes() -> dict[str, set[str]]:
 
 
 class PrivateTests(SynchronousTestCase):
-    """What is private to Twisted, and used all the same."""
+    """What is private to Twisted or argparse, and used all the same."""
 
     def test_listed(self) -> None:
         """The list above has all of them, and none that is used no more."""
@@ -74,7 +79,7 @@ class PrivateTests(SynchronousTestCase):
         self.assertEqual(set(), set(ATTRIBUTES) - set(found))
 
     def test_still_there(self) -> None:
-        """Twisted has each."""
+        """Each is there."""
         for name, classes in ATTRIBUTES.items():
             for class_ in classes:
                 source = "".join(inspect.getsource(base) for base in class_.__mro__ if base is not object)

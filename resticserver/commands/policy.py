@@ -20,6 +20,11 @@ from ..process.utf8 import as_text
 from ..targets import Kind, Target, parse_prefix, parse_target, why_nothing
 from ..telemetry.status import printable
 
+_DESCRIPTION = (
+    "Print whether a request is allowed, and by which rule. The exit status is 0 if it is allowed, 1 if not, and 2 if the "
+    "arguments are invalid or describe no request."
+)
+
 
 def main(arguments: Sequence[str]) -> int:
     """
@@ -28,21 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     @param arguments: the arguments after C{policy}.
     @return: 0 if the request is allowed, 1 if not, 2 for invalid arguments.
     """
-    parser = OneLineParser("rest-server policy", description="Check the access rules of a policy file.")
-    check = parser.add_subparsers(required=True, metavar="check").add_parser(
-        "check", help="print whether a request is allowed, and by which rule"
-    )
-    check.add_argument("--policy", metavar="FILE", help="policy file (default: all rights, limited by the flags below)")
-    for flag in ("append-only", "read-only", "private-repos"):
-        check.add_argument(f"--{flag}", action="store_true", help="set this if the server runs with it")
-    check.add_argument("--max-depth", type=int, default=2, help="the server's --max-depth (default 2)")
-    check.add_argument("--proxy-prefix", default="", help="the server's --proxy-prefix")
-    check.add_argument("--htpasswd-file", metavar="FILE", help="htpasswd file, to check that the user can log in")
-    check.add_argument("user", metavar="USER", help="name of the user")
-    check.add_argument("method", metavar="METHOD", help="GET, HEAD, POST or DELETE")
-    check.add_argument(
-        "path", metavar="PATH", help="path of the request, such as /alice/laptop/ or /alice/laptop/config"
-    )
+    parser, check = _parsers()
     try:
         asked = check.parse_args(arguments[1:]) if arguments[:1] == ["check"] else parser.parse_args(arguments)
     except SystemExit as left:
@@ -56,6 +47,31 @@ def main(arguments: Sequence[str]) -> int:
     if not write_line(said):
         return 2
     return 0 if decision.allowed else 1
+
+
+def _parser() -> OneLineParser:
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[OneLineParser, OneLineParser]:
+    """The parser of the command, and that of its subcommand."""
+    parser = OneLineParser("rest-server policy", description="Check the access rules of a policy file.")
+    help_ = "print whether a request is allowed, and by which rule"
+    check: OneLineParser = parser.add_subparsers(required=True, metavar="check", parser_class=OneLineParser).add_parser(
+        "check", help=help_, description=_DESCRIPTION
+    )
+    check.add_argument("--policy", metavar="FILE", help="policy file (default: all rights, limited by the flags below)")
+    for flag in ("append-only", "read-only", "private-repos"):
+        check.add_argument(f"--{flag}", action="store_true", help="set this if the server runs with it")
+    check.add_argument("--max-depth", type=int, default=2, help="the server's --max-depth (default 2)")
+    check.add_argument("--proxy-prefix", default="", help="the server's --proxy-prefix")
+    check.add_argument("--htpasswd-file", metavar="FILE", help="htpasswd file, to check that the user can log in")
+    check.add_argument("user", metavar="USER", help="name of the user")
+    check.add_argument("method", metavar="METHOD", help="GET, HEAD, POST or DELETE")
+    check.add_argument(
+        "path", metavar="PATH", help="path of the request, such as /alice/laptop/ or /alice/laptop/config"
+    )
+    return parser, check
 
 
 class _NoQuestion(Exception):

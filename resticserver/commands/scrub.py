@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         "rest-server scrub",
-        description="Read every stored object and compare its SHA-256 with its name. Nothing is changed. The status is 0 if "
+        description="Read and verify every stored object. Its SHA-256 must be its name. Nothing is changed. The status is 0 if "
         "everything is right, 1 if something is damaged, missing or cannot be read, 2 if that was not found out. A scrub "
         "that was interrupted is continued by the next call.",
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..config.console import write_line
+from ..config.console import OneLineParser, write_line
 from ..config.server_flags import server_settings
 from ..config.settings import Settings
 from ..dates import date_text
@@ -78,6 +78,10 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted; run it again to go on", file=sys.stderr)
         return 1
+
+
+def _parser() -> OneLineParser:
+    return overview()
 
 
 # --- what is there

@@ -68,19 +68,26 @@ class Filter(NamedTuple):
 
 
 def overview() -> OneLineParser:
-    """The parser for C{--help}, and for a wrong command."""
+    """The parser for C{--help}, and for a wrong command. It cannot parse options between arguments."""
     parser = OneLineParser(
-        "rest-server trash", description="Deleted objects that are kept in the trash (--delete-delay)."
+        "rest-server trash",
+        description="List, restore and remove deleted objects. They are kept in the trash for the time of --delete-delay.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, text in _DESCRIPTIONS.items():
-        commands.add_parser(name, help=text.partition(".")[0].lower(), add_help=False)
+        command = commands.add_parser(name, help=text.partition(".")[0].lower(), description=text)
+        _add_arguments(command, name)
     return parser
 
 
 def command_parser(name: str) -> OneLineParser:
     """The parser of one command."""
     parser = OneLineParser(f"rest-server trash {name}", description=_DESCRIPTIONS[name])
+    _add_arguments(parser, name)
+    return parser
+
+
+def _add_arguments(parser: OneLineParser, name: str) -> None:
     required = name != "list"
     parser.add_argument(
         "repository",
@@ -113,7 +120,6 @@ def command_parser(name: str) -> OneLineParser:
     if name == "empty":
         parser.add_argument("--yes", action="store_true", help="do not ask")
     add_server_flags(parser, "path", "max-depth", "state-dir")
-    return parser
 
 
 def _repository(text: str) -> Repository:

@@ -16,9 +16,10 @@ DESCRIPTION = (
     "Serves restic repositories below a directory over HTTP. See https://restic.readthedocs.io/ for how to use them. "
     'Every flag is also a key of the --config file (max-size = "1TiB", no-auth = true) and an environment variable '
     "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
-    "Subcommands, each with --help: rest-server user (users and passwords), rest-server policy (check access rules), "
-    "rest-server usage (how much is stored), rest-server status (the state of a running server), rest-server trash (list, "
-    "restore and remove deleted objects), rest-server scrub (verify what is stored)."
+    "Subcommands, each with --help: rest-server config (check and show the configuration), rest-server user (users and "
+    "passwords), rest-server policy (check access rules), rest-server usage (how much is stored), rest-server status (the "
+    "state of a running server), rest-server trash (list, restore and remove deleted objects), rest-server scrub (verify "
+    "what is stored)."
 )
 
 #: Switches: name, short form, text.
@@ -106,22 +107,22 @@ PARAMETERS: list[list[Any]] = [
     ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
 ]
 
-#: What shells complete.
+#: Flags with a fixed set of values.
+CHOICES = {
+    "tls-min-ver": ("1.2", "1.3"),
+    "tls-client-auth": ("required", "optional"),
+    "tls-client-user": ("cn", "email", "dns", "none"),
+    "log-format": ("combined", "json"),
+}
+#: Flags whose values are paths on this machine.
+DIRECTORIES = ("path", "state-dir")
+FILES = ("config", "htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
+
+#: What Twisted's own completion for zsh completes (C{twistd restic-rest}).
 COMPLETIONS = usage.Completions(
     optActions={
-        "config": usage.CompleteFiles(),
-        "path": usage.CompleteDirs(),
-        "htpasswd-file": usage.CompleteFiles(),
-        "tls-cert": usage.CompleteFiles(),
-        "tls-key": usage.CompleteFiles(),
-        "tls-min-ver": usage.CompleteList(["1.2", "1.3"]),
-        "tls-client-ca": usage.CompleteFiles(),
-        "tls-client-auth": usage.CompleteList(["required", "optional"]),
-        "tls-client-user": usage.CompleteList(["cn", "email", "dns", "none"]),
-        "policy": usage.CompleteFiles(),
-        "state-dir": usage.CompleteDirs(),
-        "log": usage.CompleteFiles(),
-        "log-format": usage.CompleteList(["combined", "json"]),
-        "cpu-profile": usage.CompleteFiles(),
+        **{flag: usage.CompleteFiles() for flag in FILES},
+        **{flag: usage.CompleteDirs() for flag in DIRECTORIES},
+        **{flag: usage.CompleteList(list(values)) for flag, values in CHOICES.items()},
     }
 )

@@ -27,7 +27,7 @@ from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, p
 from ..targets import parse_prefix
 from . import sources
 from .console import write_line
-from .flags import COMPLETIONS, DESCRIPTION, PARAMETERS, SWITCHES
+from .flags import CHOICES, COMPLETIONS, DESCRIPTION, DIRECTORIES, FILES, PARAMETERS, SWITCHES
 from .settings import DEFAULT_LISTEN, Settings, default_path
 
 #: A larger number is taken for a typing error.
@@ -36,13 +36,11 @@ MOST_WORKERS = 128
 #: Repeatable flags.
 _LISTS = frozenset(("listen", "trusted-proxy"))
 
-#: Flags whose values are paths on this machine.
-_DIRECTORIES = ("path", "state-dir")
-_FILES = ("htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
-
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 #: C{s3://bucket}, and restic's C{s3:https://host/bucket}.
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)+//")
+#: The user and the password of a URL.
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
 _UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
 
 _TRUE = ("true", "1", "t")
@@ -154,9 +152,9 @@ class Options(usage.Options):
             return arguments
         flags = self._flags()
         try:
-            layers = [sources.from_environment(os.environ, flags)]
+            layers = [sources.from_environment(os.environ, flags, self._refuse)]
             if (path := self._config_file(arguments)) is not None:
-                layers.append(sources.from_file(path, flags))
+                layers.append(sources.from_file(path, flags, self._refuse))
         except OSError as error:
             raise usage.UsageError(f"--config: cannot read {path}: {error.strerror}") from None
         except ValueError as error:
@@ -169,9 +167,17 @@ class Options(usage.Options):
                 self._sources[flag] = source
                 if flag not in flags.switches:
                     more += [f"--{flag}={value}" for value in values]
-                elif _boolean(source, values[0]):
+                elif self._is_on(source, values[0]):
                     more.append(f"--{flag}")
         return more + arguments
+
+    def _refuse(self, problem: str) -> None:
+        """Called for each unusable variable, and each unusable key of the file."""
+        sources.stop(problem)
+
+    def _is_on(self, source: str, value: str) -> bool:
+        """The value of a switch from the environment or the file."""
+        return _boolean(source, value)
 
     def _config_file(self, arguments: list[str]) -> str | None:
         """
@@ -203,8 +209,8 @@ class Options(usage.Options):
     def _default(self, flag: str) -> Any:
         return next(parameter[2] for parameter in self.optParameters if parameter[0] == flag)
 
-    def _one_of(self, flag: str, values: tuple[str, ...], reason: str) -> None:
-        if self[flag] not in values:
+    def _one_of(self, flag: str, reason: str) -> None:
+        if self[flag] not in CHOICES[flag]:
             raise usage.UsageError(f"--{flag} {self[flag]}: {reason}")
 
     def _parsed(self, flag: str, parse: Callable[[Any], _T]) -> _T:
@@ -225,11 +231,11 @@ class Options(usage.Options):
         return self._as_settings()
 
     def _check_paths(self) -> None:
-        for flag in _DIRECTORIES + _FILES:
+        for flag in DIRECTORIES + FILES:
             if self[flag] and _URL.match(self[flag]):
-                kind = "directory" if flag in _DIRECTORIES else "file"
-                raise usage.UsageError(f"--{flag} {self[flag]}: must be a local {kind}, not a URL")
-        for flag in _DIRECTORIES:
+                kind = "directory" if flag in DIRECTORIES else "file"
+                raise usage.UsageError(f"--{flag} {without_password(self[flag])}: must be a local {kind}, not a URL")
+        for flag in DIRECTORIES:
             if self[flag] == "":
                 raise usage.UsageError(f"--{flag} must not be empty")
         for flag in ("policy", "tls-client-ca"):
@@ -245,12 +251,12 @@ class Options(usage.Options):
             for flag in ("tls-client-auth", "tls-client-user"):
                 if self[flag] != self._default(flag):
                     raise usage.UsageError(f"--{flag} needs --tls-client-ca")
-        self._one_of("tls-min-ver", ("1.2", "1.3"), "unknown TLS version, 1.2 and 1.3 are allowed")
-        self._one_of("tls-client-auth", ("required", "optional"), "only required and optional are allowed")
-        self._one_of("tls-client-user", ("cn", "email", "dns", "none"), "only cn, email, dns and none are allowed")
+        self._one_of("tls-min-ver", "unknown TLS version, 1.2 and 1.3 are allowed")
+        self._one_of("tls-client-auth", "only required and optional are allowed")
+        self._one_of("tls-client-user", "only cn, email, dns and none are allowed")
 
     def _check_values(self) -> None:
-        self._one_of("log-format", ("combined", "json"), "only combined and json are allowed")
+        self._one_of("log-format", "only combined and json are allowed")
         if self["no-auth"]:
             for flag in ("private-repos", "policy", "proxy-auth-username", "tls-client-ca"):
                 if self[flag]:
@@ -330,6 +336,11 @@ class Options(usage.Options):
         )
 
 
+def without_password(text: str) -> str:
+    """A text without the user and the password of a URL in it."""
+    return _CREDENTIALS.sub("(hidden)@", text)
+
+
 def version_line() -> str:
     """The versions of this server and of the software that matters for bug reports."""
     import twisted
@@ -383,9 +394,10 @@ def _command(text: str) -> tuple[str, ...]:
     try:
         command = tuple(shlex.split(text))
     except ValueError as error:
-        raise ValueError(f"{text}: {error}") from None
+        raise ValueError(f"is no command line: {error}") from None
+    # The arguments may be secrets.
     if not command or not runnable(command):
-        raise ValueError(f"{text}: no such program, or it is not executable")
+        raise ValueError(f"{command[0] if command else text!r}: no such program, or it is not executable")
     return (os.path.abspath(command[0]) if os.sep in command[0] else command[0], *command[1:])
 
 

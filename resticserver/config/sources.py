@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..files import read_file
@@ -56,13 +56,24 @@ class FlagNames(NamedTuple):
         return self.switches | self.lists | self.others
 
 
-def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[str, Given]:
+def stop(problem: str) -> None:
+    """
+    Stop at the first problem.
+
+    @raise ValueError: always, with the problem as its message.
+    """
+    raise ValueError(problem)
+
+
+def from_environment(
+    environment: Mapping[str, str], flags: FlagNames, refuse: Callable[[str], object] = stop
+) -> dict[str, Given]:
     """
     Read flags from the environment. Variables that name no flag are ignored: for a service called C{rest-server},
     Kubernetes sets C{REST_SERVER_PORT} and others in every container.
 
+    @param refuse: called with a line for each invalid value, which is left out if this returns.
     @return: the values by flag.
-    @raise ValueError: a value is invalid.
     """
     found = {}
     for flag in sorted(flags.all):
@@ -72,11 +83,13 @@ def from_environment(environment: Mapping[str, str], flags: FlagNames) -> dict[s
             continue
         if not value.strip():
             # Not treated as unset: an empty policy file name must not mean that there is no policy.
-            raise ValueError(f"{name} is empty: set it to a value, or unset it")
+            refuse(f"{name} is empty: set it to a value, or unset it")
+            continue
         try:
             values = tuple(shlex.split(value)) if flag in flags.lists else (value,)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            refuse(f"{name}: {error}")
+            continue
         found[flag] = Given(values, name)
     return found
 
@@ -86,13 +99,15 @@ def variable(flag: str) -> str:
     return PREFIX + flag.upper().replace("-", "_")
 
 
-def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
+def from_file(path: str, flags: FlagNames, refuse: Callable[[str], object] = stop) -> dict[str, Given]:
     """
     Read flags from a file.
 
+    @param refuse: called with a line for each unknown key and each value of the wrong type, which are left out if this
+        returns.
     @return: the values by flag.
     @raise OSError: the file cannot be read.
-    @raise ValueError: the file is not TOML, or has an unknown key or a value of the wrong type.
+    @raise ValueError: the file is not TOML.
     """
     try:
         document = tomllib.loads(read_file(path)[0].decode("utf-8"))
@@ -105,13 +120,12 @@ def from_file(path: str, flags: FlagNames) -> dict[str, Given]:
     found = {}
     for key, value in document.items():
         if key not in flags.all:
-            raise ValueError(
-                f"{path}: {key}: unknown key; the keys are the flags of --help, without the leading dashes"
-            )
+            refuse(f"{path}: {key}: unknown key; the keys are the flags of --help, without the leading dashes")
+            continue
         try:
             found[key] = Given(tuple(_values(key, value, flags)), f"{path}: {key}")
         except TypeError as error:
-            raise ValueError(f"{path}: {key}: {error}") from None
+            refuse(f"{path}: {key}: {error}")
     return found
 
 

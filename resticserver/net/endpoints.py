@@ -21,7 +21,7 @@ from zope.interface import implementer
 from ..errors import StartError
 from .ports import SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint
-from .sockets import UNIX_MODE, tcp_socket, unix_socket
+from .sockets import UNIX_MODE, short_path, tcp_socket, unix_socket
 
 #: Endpoint strings begin with one of these; Twisted would take any word as the name of a plugin.
 ENDPOINT_PREFIXES = ("tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "fd")
@@ -33,30 +33,34 @@ _PLAIN_SUFFIX = ":plain=yes"
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
 
 
-def parse_address(reactor: Any, address: str) -> IStreamServerEndpoint | SocketEndpoint | ProxyProtocolEndpoint:
+def parse_address(
+    reactor: Any, address: str, flag: str = "--listen"
+) -> IStreamServerEndpoint | SocketEndpoint | ProxyProtocolEndpoint:
     """
-    The endpoint of a C{--listen} value.
+    The endpoint of an address. Nothing is opened except the certificate of an endpoint that has its own.
 
+    @param reactor: what the endpoint will listen with.
+    @param flag: the flag that has the address, for messages.
     @raise StartError: it is not valid.
     """
     address = address.removesuffix(_PLAIN_SUFFIX)
     prefix, colon, rest = address.partition(":")
     if colon and prefix == "haproxy":
         # Twisted's would make unix sockets 0666: then every user could claim any address.
-        return ProxyProtocolEndpoint(parse_address(reactor, rest))
+        return ProxyProtocolEndpoint(parse_address(reactor, rest, flag))
     if colon and prefix == "unix":
-        return _unix_endpoint(reactor, address, rest)
+        return _unix_endpoint(reactor, address, rest, flag)
     if colon and prefix in ENDPOINT_PREFIXES:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(reactor, address)
         except Exception as error:
-            raise StartError(f"--listen {address}: {' '.join(str(error).split())}") from error
+            raise StartError(f"{flag} {address}: {' '.join(str(error).split())}") from error
         return _with_own_tls(reactor, endpoint)
     match = _HOST_PORT.match(address)
     if match is None:
-        raise StartError(f"--listen {address}: neither host:port nor unix:/path nor an endpoint string")
+        raise StartError(f"{flag} {address}: neither host:port nor unix:/path nor an endpoint string")
     if len(match["port"]) > 5 or int(match["port"]) > 65535:
-        raise StartError(f"--listen {address}: the port must be from 0 to 65535")
+        raise StartError(f"{flag} {address}: the port must be from 0 to 65535")
     host, port = match["v6"] or match["host"], int(match["port"])
     return SocketEndpoint(reactor, lambda: tcp_socket(host, port))
 
@@ -93,7 +97,7 @@ class TlsEndpoint:
         return listening
 
 
-def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
+def _unix_endpoint(reactor: Any, address: str, rest: str, flag: str) -> SocketEndpoint:
     """C{unix:/path}, and the endpoint string's C{unix:/path:mode=660}, without Twisted's mode 0666 and lock file."""
     path, *options = rest.split(":")
     mode = UNIX_MODE
@@ -102,10 +106,14 @@ def _unix_endpoint(reactor: Any, address: str, rest: str) -> SocketEndpoint:
         if key == "mode" and re.fullmatch("0?[0-7]{3}", value):
             mode = int(value, 8)
         elif (key, value) != ("lockfile", "0"):
-            raise StartError(f"--listen {address}: {option} is not supported, only options such as mode=660 are")
+            raise StartError(f"{flag} {address}: {option} is not supported, only options such as mode=660 are")
     if not path or path.startswith("@"):
-        raise StartError(f"--listen {address}: a Unix socket needs a path, such as unix:/run/restic.sock")
+        raise StartError(f"{flag} {address}: a Unix socket needs a path, such as unix:/run/restic.sock")
     path = os.path.abspath(path)
+    try:
+        short_path(path)
+    except StartError as error:
+        raise StartError(f"{flag}: {error}") from None
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
 
 

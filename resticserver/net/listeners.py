@@ -102,11 +102,7 @@ class Listeners(Service):
 
     def _open(self) -> None:
         inherited = inherited_sockets(process_environment(), os.getpid()) if self._words is None else []
-        try:
-            endpoints = [(address, parse_address(self._reactor, address)) for address in self._addresses]
-        except StartError as error:
-            # The message names the option that has the address.
-            raise StartError(str(error).replace("--listen", self._flag, 1)) from error
+        endpoints = [(address, parse_address(self._reactor, address, self._flag)) for address in self._addresses]
         site = self._site = self._make_site()
         self._activated = bool(inherited)
         if inherited:

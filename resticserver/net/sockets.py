@@ -88,7 +88,7 @@ def unix_socket(path: str, mode: int = UNIX_MODE) -> socket.socket:
 
     @raise StartError: another server answers there, the file is no socket, or the socket cannot be made.
     """
-    name = _short(path)
+    name = short_path(path)
     try:
         _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -105,7 +105,7 @@ def unix_socket(path: str, mode: int = UNIX_MODE) -> socket.socket:
         raise StartError(f"cannot listen on unix:{path}: {error.strerror or error}") from error
 
 
-def _short(path: str) -> str:
+def short_path(path: str) -> str:
     """
     A path that the kernel accepts for a unix socket: as it is, or relative to the current directory, as it may have been given.
 
@@ -128,7 +128,7 @@ def _remove_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(_short(path))
+            probe.connect(short_path(path))
         except ConnectionRefusedError:
             os.unlink(path)
             return

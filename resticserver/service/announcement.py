@@ -12,17 +12,25 @@ from ..config.settings import Settings
 _log = Logger()
 
 
+def warn(settings: Settings) -> None:
+    """Log which flags are allowed but probably a mistake."""
+    if settings.path_is_default:
+        _log.warn(
+            "WARNING: no --path given; backups are stored in {path}, which the system may empty at any time",
+            path=settings.path,
+        )
+    if settings.prometheus_no_auth and not settings.metrics:
+        # rest-server accepts this flag alone, so it is not an error.
+        _log.warn("--prometheus-no-auth has no effect without --prometheus or --metrics-listen")
+
+
 def announce(settings: Settings, users_loaded: bool) -> None:
     """
     Log which features are on and off, in rest-server's wording, because people and scripts look for it.
 
     @param users_loaded: whether the htpasswd file was read.
     """
-    if settings.path_is_default:
-        _log.warn(
-            "WARNING: no --path given; backups are stored in {path}, which the system may empty at any time",
-            path=settings.path,
-        )
+    warn(settings)
     _log.info("Data directory: {path}", path=settings.path)
     if settings.no_auth:
         _log.info("Authentication disabled")
@@ -39,9 +47,6 @@ def announce(settings: Settings, users_loaded: bool) -> None:
         _log.info("Loaded htpasswd file {path}", path=settings.htpasswd_path)
     if settings.policy:
         _log.info("Loaded policy {path}", path=settings.policy)
-    if settings.prometheus_no_auth and not settings.metrics:
-        # rest-server accepts this flag alone, so it is not an error.
-        _log.warn("--prometheus-no-auth has no effect without --prometheus or --metrics-listen")
     if settings.read_only:
         _log.info("Read only mode enabled")
     for what, on in (

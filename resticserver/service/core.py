@@ -12,18 +12,25 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from ..access.htpasswd import Htpasswd
 from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
-from ..errors import StartError
 from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor
 from .event_effects import EventEffects
-from .factories import make_certificates, make_deletions, make_policy, make_scrub_state, make_state, make_store
+from .factories import (
+    check_profile,
+    load_users,
+    make_certificates,
+    make_deletions,
+    make_policy,
+    make_scrub_state,
+    make_state,
+    make_store,
+)
 from .frontend import PAGE_THREADS
 from .hooks import Events
 from .logins import CheckPools, PasswordChecker
@@ -63,7 +70,7 @@ class Core:
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
         self.store.volume.expect(self.state.marker())
-        self.htpasswd = self._users()
+        self.htpasswd = load_users(settings, self.store, reactor.seconds)
         flags, self.policy_file = make_policy(settings)
         if self.policy_file is not None:
             self.policy_file.load()
@@ -78,31 +85,12 @@ class Core:
         # One thread more than those that read: for the results.
         self.scrubbing = JobPool(reactor, "scrubbing", 1 + (SCRUB_THREADS if settings.scrub_interval_s else 0))
         self.tally = Tally()
-        _check_profile(settings.cpu_profile)
+        check_profile(settings.cpu_profile)
 
     @property
     def connection_creator(self) -> Any:
         """The connection creator for TLS listeners; C{None} without TLS."""
         return self.certificates.creator if self.certificates is not None else None
-
-    def _users(self) -> Htpasswd | None:
-        if not self.settings.passwords:
-            return None
-        htpasswd = Htpasswd(self.settings.htpasswd_path, self.reactor.seconds)
-        htpasswd.load(self._users_are_missing)
-        return htpasswd
-
-    def _users_are_missing(self) -> bool:
-        """
-        Whether the htpasswd file is on a data volume that is not mounted. The file is read once the volume is back;
-        until then logins are answered with 503.
-        """
-        if not os.path.abspath(self.settings.htpasswd_path).startswith(f"{self.store.path}/"):
-            return False
-        try:
-            return self.store.volume.is_missing()
-        except OSError:
-            return False
 
     def _password_checker(self) -> PasswordChecker | None:
         if self.htpasswd is None:
@@ -181,12 +169,3 @@ class Core:
                 "Expiry time of the TLS certificate in seconds since 1970",
                 self.certificates.not_after.timestamp(),
             )
-
-
-def _check_profile(path: str | None) -> None:
-    if not path:
-        return
-    if os.path.isdir(path):
-        raise StartError(f"--cpu-profile: cannot write {path}: it is a directory")
-    if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
-        raise StartError(f"--cpu-profile: cannot write {path}: no such directory, or no permission to write to it")

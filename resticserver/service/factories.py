@@ -4,13 +4,17 @@ The parts that both the server and its workers build from the settings.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
 
+from ..access.htpasswd import Htpasswd
 from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..config.settings import Settings
+from ..errors import StartError
 from ..storage.deletions import Deletions
 from ..storage.directory_snapshots import Snapshots
 from ..storage.local import LocalStore
@@ -65,6 +69,47 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
     store.volume.expect(None, remembered_in=state.marker_file)
     store.observe_removals(make_deletions(settings).add)
     return store
+
+
+def load_users(settings: Settings, store: LocalStore, seconds: Callable[[], float]) -> Htpasswd | None:
+    """
+    Read the htpasswd file; C{None} without passwords.
+
+    @param seconds: the clock of its cache.
+    @raise StartError: the file cannot be read.
+    """
+    if not settings.passwords:
+        return None
+    htpasswd = Htpasswd(settings.htpasswd_path, seconds)
+
+    def may_be_missing() -> bool:
+        """
+        Whether the file is on a data volume that is not mounted. It is read once the volume is back; until then logins are
+        answered with 503.
+        """
+        if not os.path.abspath(settings.htpasswd_path).startswith(f"{store.path}/"):
+            return False
+        try:
+            return store.volume.is_missing()
+        except OSError:
+            return False
+
+    htpasswd.load(may_be_missing)
+    return htpasswd
+
+
+def check_profile(path: str | None) -> None:
+    """
+    Check that the file of C{--cpu-profile} can be written.
+
+    @raise StartError: it cannot.
+    """
+    if not path:
+        return
+    if os.path.isdir(path):
+        raise StartError(f"--cpu-profile: cannot write {path}: it is a directory")
+    if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        raise StartError(f"--cpu-profile: cannot write {path}: no such directory, or no permission to write to it")
 
 
 def make_policy(settings: Settings) -> tuple[Policy, PolicyFile | None]:

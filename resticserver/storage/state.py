@@ -9,6 +9,7 @@ With C{--state-dir} the marker of the volume lies beside it (L{MarkerFile}).
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sqlite3
@@ -127,9 +128,9 @@ CREATE TABLE IF NOT EXISTS refusal (
                 os.makedirs(self._folder, 0o700, exist_ok=True)
                 os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))
             except OSError as error:
-                raise StartError(
-                    f"--state-dir: cannot use the state directory {self._folder}: {error.strerror}"
-                ) from error
+                # A file of that name is no directory, whatever mkdir says of it.
+                reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+                raise StartError(f"--state-dir: cannot use the state directory {self._folder}: {reason}") from error
 
     @property
     def marker_file(self) -> str | None:

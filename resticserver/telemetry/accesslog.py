@@ -6,6 +6,7 @@ Source: the C{LogFormat} "combined" in Apache's mod_log_config documentation.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -273,6 +274,26 @@ class AccessLogService(Service):
         """
         with self._first_open():
             pass
+
+    def check(self) -> None:
+        """
+        Check whether the file could be opened. Creates nothing, and opens no FIFO, whose reader would notice.
+
+        @raise StartError: it could not be opened.
+        """
+        if self._path == "-":
+            return
+        exists = os.path.lexists(self._path)
+        wanted = self._path if exists else os.path.dirname(self._path)
+        problem = 0
+        if not os.path.exists(wanted):
+            problem = errno.ENOENT
+        elif os.path.isdir(self._path):
+            problem = errno.EISDIR
+        elif not os.access(wanted, os.W_OK if exists else os.W_OK | os.X_OK, effective_ids=True):
+            problem = errno.EACCES
+        if problem:
+            raise StartError(f"--log: cannot open {self._path}: {os.strerror(problem)}")
 
     def _open(self) -> RawIOBase:
         # Unbuffered, so that data that could not be written is not written again after later lines. This also avoids
