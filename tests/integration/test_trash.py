@@ -25,7 +25,7 @@ from ..support.htpasswd import sha_line
 from ..support.quota import start_on_tmpfs, why_no_tmpfs
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic, change_tree, make_tree
 from ..support.scratch import contents_below, files_below, hash_of_file, scratch_directory
-from ..support.server import ServerProcess, installed, server_environment, start_server
+from ..support.server import ServerProcess, installed, is_running, server_environment, start_server
 from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from .test_clock import LIBRARY
@@ -573,7 +573,7 @@ class KillTests(TrashCase):
         server.kill()
         for thread in threads:
             thread.join()
-        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in workers), what="the workers' end")
+        wait_until(lambda: not any(map(is_running, workers)), what="the workers' end")
 
     def test_server(self) -> None:
         """C{kill -9} while objects are uploaded and deleted."""

@@ -215,9 +215,11 @@ def listening_ports(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and has not ended, whoever has to take note of that (Linux)."""
+    """Whether a process is there and not all of its threads have ended, whoever has to take note of that (Linux)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+        # A killed process is a zombie as soon as its first thread has ended; another one may still be in a system call.
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 
