@@ -94,7 +94,8 @@ class ProxyTests:
         pack = setting.directory / "pack"
         name = make_object(pack, PACK_BYTES)
         assert setting.curl("/alice/pc/?create=true", "--data", "").status == 200
-        for version in self.kind.versions:
+        # Twice: HAProxy 2.6 may use a connection again on which it has not sent all of a body.
+        for version in self.kind.versions * 2:
             for path, status, reason in (("/bob/pc", 403, ""), ("/alice/pc", 507, "quota of 10 MiB")):
                 answered = setting.curl(f"{path}/data/{name}", version, "--request", "POST", "--upload-file", str(pack))
                 assert answered.status == status and reason in answered.body, (version, answered, setting.proxy.said())

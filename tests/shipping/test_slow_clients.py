@@ -24,7 +24,6 @@ class SlowClientTests(SynchronousTestCase):
     """A pause of a minute and a half in the middle of everything."""
 
     skip = next(filter(None, map(needs, KINDS)), None)
-    timeout = 600
 
     def test_pauses(self) -> None:
         """An upload, a download and an idle connection continue after it, over each HTTP version."""
