@@ -133,15 +133,20 @@ class NginxTests(SynchronousTestCase):
             self.assertIn("Basic", reply.headers["WWW-Authenticate"])
 
     def example(self, certificate: ServerCertificate) -> str:
-        """The shipped example with this test's files."""
+        """The shipped example with this test's files, and with the lines for passwords that its comments offer."""
         text = EXAMPLE.read_text()
         for shipped, ours in (
-            ("    listen [::]:443 ssl;\n", ""),
-            ("443 ssl", f"127.0.0.1:{self.port} ssl"),
+            ("    listen [::]:443 ssl http2;\n", ""),
+            ("443 ssl http2", f"127.0.0.1:{self.port} ssl http2"),
             ("/etc/ssl/backup.pem", str(certificate.certificate)),
             ("/etc/ssl/backup.key", str(certificate.key)),
             ("/run/restic/rest.sock", str(self.socket)),
             ("/etc/nginx/restic.htpasswd", str(self.directory / "nginx.htpasswd")),
+            ("#auth_basic", "auth_basic"),
+            ("#proxy_set_header", "proxy_set_header"),
+            ("    #location", "    location"),
+            ("    #    proxy_pass", "        proxy_pass"),
+            ("    #}", "    }"),
         ):
             self.assertIn(shipped, text)
             text = text.replace(shipped, ours)

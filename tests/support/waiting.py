@@ -26,7 +26,7 @@ def wait_until(
     """
     Ask again and again until the answer is true.
 
-    @param what: what was waited for; the message shows it as it is then.
+    @param what: what was waited for; the message shows it as it is then, or what it returns if it can be called.
     @return: the first true answer.
     @raise AssertionError: there was none in time.
     """
@@ -37,5 +37,6 @@ def wait_until(
             return answer
         waited_s = time.monotonic() - begun
         if waited_s > timeout_s:
-            raise AssertionError(f"waited {timeout_s:g} s in vain for {what or predicate}")
+            shown = what() if callable(what) else what
+            raise AssertionError(f"waited {timeout_s:g} s in vain for {shown or predicate}")
         time.sleep(max(_PAUSE_S, min(waited_s * _PAUSE_SHARE, _LONGEST_PAUSE_S)))
