@@ -57,6 +57,8 @@ from ..support.scratch import scratch_directory
 
 EXAMPLES = {"quick": 60, "nightly": 10_000}
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+#: How long sequences are tried at least.
+MINUTES = float(os.environ.get("STATE_MACHINE_MINUTES", "0"))
 by_chance = settings(
     max_examples=EXAMPLES.get(PROFILE, EXAMPLES["quick"]),
     stateful_step_count=30,
@@ -409,9 +411,12 @@ class ServerMachine(RuleBasedStateMachine):
 
     #: Where the data directories are made.
     scratch: Path
+    #: How many sequences were tried.
+    examples = 0
 
     def __init__(self) -> None:
         super().__init__()
+        ServerMachine.examples += 1
         self.data = Path(tempfile.mkdtemp(dir=self.scratch))
         self.model = Model()
         self.faults = Faults()
@@ -1021,8 +1026,13 @@ class StateMachineTests(SynchronousTestCase):
     def test_as_the_model(self) -> None:
         """Whatever is asked in whatever order, the server does what the model says."""
         ServerMachine.scratch = scratch_directory(self)
-        try:
-            run_state_machine_as_test(ServerMachine, settings=by_chance)
-        except Exception as error:
-            # Trial does not show the notes of an exception, and in them are the steps.
-            raise self.failureException("".join(traceback.format_exception(error))) from None
+        ServerMachine.examples = 0
+        until = time.monotonic() + MINUTES * 60
+        while not ServerMachine.examples or time.monotonic() < until:
+            try:
+                run_state_machine_as_test(ServerMachine, settings=by_chance)
+            except Exception as error:
+                # Trial does not show the notes of an exception, and in them are the steps.
+                raise self.failureException("".join(traceback.format_exception(error))) from None
+        if MINUTES:
+            print(f"{ServerMachine.examples} sequences, {time.process_time():.0f} s of processor time")
