@@ -7,6 +7,7 @@
 # make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
 # make docs   docs/options.md anew from the code
 # make man    man pages and completions, in etc/man and etc/completion, anew from the code
+# make screenshot  docs/images/status.png anew, with Chromium
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
 # make news   what the news fragments say of the next release
 # make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing
@@ -34,7 +35,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs man apidocs news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs man screenshot apidocs news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -92,6 +93,9 @@ docs: $(VENV)/run
 
 man: $(VENV)/run
 	$(VENV)/bin/python docs/generate_manual.py
+
+screenshot: $(VENV)/dev
+	$(VENV)/bin/python docs/images/take-status-screenshot
 
 apidocs: $(VENV)/docs
 	$(VENV)/bin/pydoctor --quiet

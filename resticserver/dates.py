@@ -41,6 +41,12 @@ def day_text(seconds: float) -> str:
     return date_text(seconds)[:10]
 
 
+def minute_text(seconds: float) -> str:
+    """A point in time to the minute, in UTC, such as C{2026-11-24 23:10 UTC}, for people."""
+    text = date_text(seconds)
+    return f"{text[:10]} {text[11:16]} UTC" if text.endswith("Z") else text
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration for people by its two largest units, such as C{2 h 5 min}."""
     left = max(0, round(seconds))

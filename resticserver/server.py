@@ -81,14 +81,14 @@ class ResticServer(SequentialServices):
         if not settings.read_only:
             services.append(topology.trash_expiry)
         if settings.metrics:
-            services.append(KeptRefusals(reactor, core.events.refusals, core.state, core.counting))
+            services += [KeptRefusals(reactor, core.events.refusals, core.state, core.counting), core.activity]
         services += self._reloading.watches(reactor)
         if settings.metrics_listen is not None:
             metrics = self._metrics_listener(settings.metrics_listen)
             self._fronts.append(metrics)
             services.append(metrics)
         if core.certificates is not None:
-            services.append(expiry_watch(reactor, core.certificates, core.events))
+            services.append(expiry_watch(reactor, core.certificates, core.events, settings.thresholds.certificate_s))
         if os.getpid() == 1:
             services.append(Orphans(reactor))
         for service in services:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.dates import date_text, format_duration, parse_duration
+from resticserver.dates import date_text, format_duration, minute_text, parse_duration
 
 DURATIONS = (
     ("60", 60.0),
@@ -43,6 +43,20 @@ class DateTests(SynchronousTestCase):
         """In UTC; also what no calendar has."""
         self.assertEqual("1970-01-01T00:00:07Z", date_text(7))
         self.assertEqual("at a time that no calendar has", date_text(1e300))
+
+
+class MinuteTests(SynchronousTestCase):
+    """L{minute_text}."""
+
+    def test_minutes(self) -> None:
+        """Rounded down, in UTC; what no calendar has is said as it is elsewhere."""
+        for seconds, text in (
+            (1_800_000_000.0, "2027-01-15 08:00 UTC"),
+            (1_800_000_059.9, "2027-01-15 08:00 UTC"),
+            (-1, "1969-12-31 23:59 UTC"),
+            (1e14, date_text(1e14)),
+        ):
+            self.assertEqual(text, minute_text(seconds))
 
 
 class FormatTests(SynchronousTestCase):

@@ -29,7 +29,7 @@ _rest_server_data()
     "rest-server")
         commands="config user policy usage status trash scrub"
         options="-v --version -h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --log --log-format --cpu-profile"
+        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server config")
         commands="check show"
@@ -39,12 +39,12 @@ _rest_server_data()
     "rest-server config check")
         commands=""
         options="-h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --log --log-format --cpu-profile"
+        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server config show")
         commands=""
         options="-h --help --json --changed --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --log --log-format --cpu-profile"
+        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server user")
         commands="add passwd delete list"

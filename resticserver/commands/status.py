@@ -18,18 +18,12 @@ from http.client import HTTPException, RemoteDisconnected
 from typing import Any
 
 from ..config.console import OneLineParser, write_line
+from ..dates import minute_text
 from ..sizes import format_size
-from ..telemetry.status import (
-    SCHEMA,
-    Concern,
-    Level,
-    RepositoryStatus,
-    ScrubStatus,
-    ServerStatus,
-    UserStatus,
-    age,
-    printable,
-)
+from ..telemetry.concerns import Concern, Level, age
+from ..telemetry.growth import full_text, growth_text
+from ..telemetry.last_day import DAY_S, SLOT_S
+from ..telemetry.status import SCHEMA, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus, printable
 from .table import text_table
 
 _TIMEOUT_S = 30.0
@@ -173,22 +167,38 @@ def text(status: ServerStatus) -> str:
     """Format the status as a table; what needs attention comes first."""
     lines = [printable(concern.words) for concern in status.concerns()]
     number = len(status.repositories)
-    stored = f"{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
+    host = f"{printable(status.host)}: " if status.host else ""
+    stored = f"{host}{format_size(status.size_bytes)} in {number} repositor{'y' if number == 1 else 'ies'}"
     if status.quota_bytes is not None:
         stored += f", of {format_size(status.quota_bytes)}"
     if status.trash_bytes:
         stored += f"; {format_size(status.trash_bytes)} in the trash"
     if status.disk_free_bytes is not None:
         stored += f"; {format_size(status.disk_free_bytes)} of disk free"
+        stored += f" ({full_text(status.time_s, status.disk_full_s, status.growth_bytes_per_day)})"
+    stored += _last_day(status)
     if status.scrub is not None:
         stored += f"\n{_scrub(status.scrub, status.time_s)}"
     users = status.users_by_need()
     rows: list[Sequence[str]] = [("USER", "SIZE", "QUOTA", "")]
-    rows += [_user_row(user, status.time_s) for user in users]
+    rows += [_user_row(user, status) for user in users]
     of_users = [*text_table(rows, (1, 2)), ""] if users else []
-    rows = [("REPOSITORY", "LAST SNAPSHOT", "SIZE", "QUOTA", "LOCKS", "")]
-    rows += [_row(repository, status.time_s) for repository in status.by_need()]
-    return "\n".join([*lines, stored, "", *of_users, *text_table(rows, (2, 3, 4)), *_problems(status.by_need())])
+    rows = [("REPOSITORY", "LAST SNAPSHOT", "AT", "LAST WRITER", "SNAPSHOTS", "SIZE", "QUOTA", "LOCKS", "")]
+    rows += [_row(repository, status) for repository in status.by_need()]
+    return "\n".join([*lines, stored, "", *of_users, *text_table(rows, (4, 5, 6, 7)), *_problems(status.by_need())])
+
+
+def _last_day(status: ServerStatus) -> str:
+    """Growth, traffic and what was refused; nothing for a user who may not see that."""
+    last = status.last_day
+    if last is None:
+        return ""
+    growth = growth_text(status.history)
+    text = f"\ngrowth: {growth}" if growth else ""
+    text += f"\nlast day: {format_size(last.received_bytes)} received, {format_size(last.sent_bytes)} sent, "
+    text += f"{last.uploads_refused} uploads refused, {last.failed_logins} failed logins, limits reached "
+    text += f"{last.limited} time{'s' if last.limited != 1 else ''}"
+    return text if last.covered_s >= DAY_S - SLOT_S else f"{text} (known for {age(last.covered_s)})"
 
 
 def _scrub(scrub: ScrubStatus, now_s: float) -> str:
@@ -218,22 +228,25 @@ def _words(concerns: Sequence[Concern]) -> str:
     return printable("; ".join(concern.words for concern in concerns))
 
 
-def _user_row(user: UserStatus, now_s: float) -> tuple[str, ...]:
+def _user_row(user: UserStatus, status: ServerStatus) -> tuple[str, ...]:
     return (
         user.name,
         format_size(user.size_bytes),
         _quota(user.used_bytes, user.quota_bytes),
-        _words(user.concerns(now_s)),
+        _words(user.concerns(status.time_s, status.thresholds)),
     )
 
 
-def _row(repository: RepositoryStatus, now_s: float) -> tuple[str, ...]:
-    last = repository.last_snapshot_s
+def _row(repository: RepositoryStatus, status: ServerStatus) -> tuple[str, ...]:
+    now_s, last = status.time_s, repository.last_snapshot_s
     return (
         repository.name,
         ("never" if repository.counted else "not known yet") if last is None else f"{age(max(0.0, now_s - last))} ago",
+        "-" if last is None else minute_text(last),
+        printable(repository.last_writer or "-"),
+        str(repository.snapshots),
         format_size(repository.size_bytes),
         _quota(repository.used_bytes, repository.quota_bytes),
         str(repository.locks),
-        _words(repository.concerns(now_s)),
+        _words(repository.concerns(now_s, status.thresholds)),
     )

@@ -29,6 +29,7 @@ from . import sources
 from .console import write_line
 from .flags import CHOICES, COMPLETIONS, DESCRIPTION, DIRECTORIES, FILES, PARAMETERS, SWITCHES
 from .settings import DEFAULT_LISTEN, Settings, default_path
+from .thresholds import read_thresholds
 
 #: A larger number is taken for a typing error.
 MOST_WORKERS = 128
@@ -333,6 +334,7 @@ class Options(usage.Options):
             cpu_profile=_absolute(self["cpu-profile"]),
             workers=_workers(self["workers"]),
             shutdown_timeout_s=_seconds(self["shutdown-timeout"]),
+            thresholds=read_thresholds(self._parsed),
         )
 
 

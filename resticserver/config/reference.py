@@ -482,6 +482,65 @@ REFERENCE = (
                 """,
             ),
             OptionReference(
+                "warn-snapshot-age",
+                "TIME",
+                "`7d`",
+                """
+                The [status page](monitoring.md#status-page) and `rest-server status` warn of a repository whose last
+                snapshot is older than this. This and the other `--warn-…` flags are turned off by `0`.
+                """,
+            ),
+            OptionReference(
+                "warn-first-snapshot",
+                "TIME",
+                "`1d`",
+                """
+                They warn of a repository that has no snapshot this long after it was created.
+                """,
+            ),
+            OptionReference(
+                "warn-lock-age",
+                "TIME",
+                "`30m`",
+                """
+                They warn of a lock that is older than this. restic itself calls a lock stale after half an hour.
+                """,
+            ),
+            OptionReference(
+                "warn-quota",
+                "PERCENT",
+                "`90%`",
+                """
+                They warn of a quota of which this much is used. A quota that is used up is always reported.
+                """,
+            ),
+            OptionReference(
+                "warn-disk",
+                "PERCENT",
+                "`90%`",
+                """
+                They warn of the data directory's disk if this much of it is used.
+                """,
+            ),
+            OptionReference(
+                "warn-certificate",
+                "TIME",
+                "`14d`",
+                """
+                They warn of a TLS certificate that expires within this time, and from then on there is an
+                [event](monitoring.md#events) a day. A certificate that has expired is always reported.
+                """,
+            ),
+            OptionReference(
+                "warn-scrub",
+                "N",
+                "`1.5`",
+                """
+                They warn of a [scrub](how-to.md#check-stored-data) if its oldest check is older than this many times
+                `--scrub-interval` and a day.
+                """,
+            ),
+            OptionReference(
                 "log",
                 "FILE",
                 "none",

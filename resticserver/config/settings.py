@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..sizes import FreeSpace, Limit
+from ..telemetry.concerns import DEFAULT, Thresholds
 
 #: rest-server's default port, on all addresses of the machine.
 DEFAULT_LISTEN = ":8000"
@@ -62,6 +63,7 @@ class Settings:
     @ivar max_object_size_bytes: of one object; 0 for no limit.
     @ivar max_uploads: in flight; 0 for no limit.
     @ivar bandwidth_up: bytes a second of all uploads; 0 for no limit. C{bandwidth_down}: of all downloads.
+    @ivar thresholds: from which values on the status page warns.
     @ivar workers: the number of serving processes; 1 means a single process for everything.
     @ivar shutdown_timeout_s: how long transfers in flight may continue after the stop began.
     """
@@ -114,6 +116,7 @@ class Settings:
     bandwidth_down: int = 0
     workers: int = 1
     shutdown_timeout_s: float = 30.0
+    thresholds: Thresholds = DEFAULT
     path_is_default: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class Settings:
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
         """The inverse of L{as_json}. Lists become tuples again, which JSON does not have."""
         typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        typed["thresholds"] = Thresholds(**typed["thresholds"])
         return cls(**typed)
 
     @property

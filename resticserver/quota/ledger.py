@@ -115,6 +115,7 @@ class RepositoryAccount(Account):
     @ivar known: True once this account was counted, or loaded from the state file. Bookings alone leave it False.
     @ivar last_snapshot_s: when the newest snapshot was stored, in seconds since 1970, as far as is known.
     @ivar oldest_lock_s: when the oldest lock was created, as of the last count.
+    @ivar created_s: when the config was stored, as far as is known.
     @ivar changed: True if a cell has changed since this was last reset.
     @ivar trash_counts: whether what lies in the trash counts as used.
     @ivar trash_ends_s: before this time nothing in the trash ends, as of the last count; C{None} if that is not known.
@@ -123,6 +124,7 @@ class RepositoryAccount(Account):
     __slots__ = (
         "changed",
         "counted",
+        "created_s",
         "known",
         "last_snapshot_s",
         "margin",
@@ -139,6 +141,7 @@ class RepositoryAccount(Account):
         self.repository = repository
         self.last_snapshot_s: float | None = None
         self.oldest_lock_s: float | None = None
+        self.created_s: float | None = None
         self.changed = True
         self.sizes = array("q", bytes(8 * CELLS))
         self.objects = array("q", bytes(8 * CELLS))

@@ -6,7 +6,7 @@ What runs behind the routes.
    C{cpu_profile}
  - logins: C{logins}
  - quotas: C{quota_keeper}, C{repository_counter}, C{recount}, C{kept_counts}; C{trash_expiry}
- - metrics and status: C{monitoring}, C{repository_figures}, C{certificate_expiry}
+ - metrics and status: C{monitoring}, C{repository_figures}, C{activity}, C{size_history}, C{certificate_expiry}
  - the scrub: C{scrub}
  - events: C{hooks}, C{event_effects}, C{integrity}, C{kept_refusals}
 """

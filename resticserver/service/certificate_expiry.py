@@ -18,17 +18,22 @@ from .repeated import Repeated
 if TYPE_CHECKING:
     from ..net.tls import ReloadingCertificates
 
-#: How often the date is checked, and how many days before expiry the warnings begin.
+#: How often the date is checked.
 EXPIRY_INTERVAL_S = 86_400.0
-EXPIRY_DAYS = 14
 
 
-def expiry_watch(reactor: IReactorTime, certificates: ReloadingCertificates, events: Events) -> Repeated:
-    """A service that sends an event each day, beginning two weeks before the certificate expires."""
+def expiry_watch(
+    reactor: IReactorTime, certificates: ReloadingCertificates, events: Events, ahead_s: float
+) -> Repeated:
+    """
+    A service that sends an event each day.
+
+    @param ahead_s: how long before the certificate expires this begins.
+    """
 
     def look() -> Deferred[None]:
         left = certificates.not_after - datetime.now(UTC)
-        if left < timedelta(days=EXPIRY_DAYS):
+        if left < timedelta(seconds=ahead_s):
             until = date_text(certificates.not_after.timestamp())
             message = f"the TLS certificate {'expires' if left > timedelta() else 'has expired'} on {until}"
             events.tell_now_and_then(Event(EventKind.CERTIFICATE, message, details={"not_after": until}), until)

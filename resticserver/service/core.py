@@ -6,6 +6,7 @@ events.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor
+from .activity import Activity
 from .event_effects import EventEffects
 from .factories import (
     check_profile,
@@ -61,6 +63,7 @@ class Core:
     @ivar password_checker: C{None} without passwords.
     @ivar counting: the pool for the state file and for counting.
     @ivar pages: the pool in which pages are made.
+    @ivar activity: what happened within the last day; a service.
     @raise StartError: a file named in the settings cannot be used.
     """
 
@@ -85,6 +88,7 @@ class Core:
         # One thread more than those that read: for the results.
         self.scrubbing = JobPool(reactor, "scrubbing", 1 + (SCRUB_THREADS if settings.scrub_interval_s else 0))
         self.tally = Tally()
+        self.activity = Activity(reactor, self.tally, self._failed_logins, self.state, self.counting)
         check_profile(settings.cpu_profile)
 
     @property
@@ -155,10 +159,16 @@ class Core:
             worker_pids,
             (self._families, self.events.families, scrub.families, *families),
             scrub,
+            socket.gethostname(),
+            self.settings.thresholds,
+            self.activity.counted,
         )
         monitoring = Monitoring(self.reactor, sources, quota_keeper, self.counting, self.pages)
         self.events.observe(EventEffects(monitoring, self.store, quota_keeper, disk).take)
         return monitoring
+
+    def _failed_logins(self) -> int:
+        return self.password_checker.failures if self.password_checker is not None else 0
 
     def _families(self) -> Iterator[Family]:
         if self.password_checker is not None:

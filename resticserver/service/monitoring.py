@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import twisted
 from twisted.internet.defer import Deferred, gatherResults
@@ -24,17 +24,20 @@ from .. import __version__
 from ..errors import Unavailable
 from ..quota.ledger import RepositoryAccount
 from ..sizes import Amount, Limit
-from ..storage.layout import Repository
+from ..telemetry.concerns import DEFAULT, Thresholds
+from ..telemetry.growth import bytes_per_day, full_at_s, thinned
+from ..telemetry.last_day import Counters, Written
 from ..telemetry.metrics import CONTENT_TYPE, Exposition, Family, MetricType, RequestCounts, Sample, Tally, gauge
 from ..telemetry.process_metrics import Processes
 from ..telemetry.refusals import REASONS, Key, RefusalHistory, Refusals, within_a_day
-from ..telemetry.status import ScrubStatus, ServerStatus
+from ..telemetry.status import LastDayStatus, ScrubStatus, ServerStatus
 from ..threads.interface import Pool
 from ..threads.single_flight import CachedFlight, TimedFlight
 from ..web.page import Page
 from .quota_keeper import QuotaKeeper, Quotas
 from .repository_figures import find_stored, find_user, with_problems
 from .scrub import Results
+from .size_history import MOST_POINTS, SizeHistory, Sizes
 
 #: How long a page waits for a disk. Values that are not known by then are left out.
 PATIENCE_S = 2.0
@@ -83,6 +86,9 @@ class Sources:
     @ivar worker_pids: the process ids of the workers; C{None} for a server without workers.
     @ivar families: further metrics.
     @ivar scrub: what the scrub has found.
+    @ivar host: the name of the machine.
+    @ivar thresholds: from which values on something needs attention.
+    @ivar counted: for how long counters are known, a day at most, and what they say.
     """
 
     data_path: str
@@ -97,6 +103,26 @@ class Sources:
     worker_pids: Callable[[], list[int]] | None = None
     families: Sequence[Callable[[], Iterable[Family]]] = ()
     scrub: ShowsScrub | None = None
+    host: str = ""
+    thresholds: Thresholds = DEFAULT
+    counted: Callable[[], tuple[float, Counters]] = lambda: (0.0, Counters())
+
+
+class _Now(NamedTuple):
+    """
+    What the status is made of besides the server's own values, collected in the reactor's thread.
+
+    @ivar refused: the result of L{Refusals.entries}.
+    @ivar covered_s: for how long C{counted} is known.
+    """
+
+    accounts: list[RepositoryAccount]
+    damaged: dict[str, int]
+    sizes: Sizes
+    refused: tuple[float, list[tuple[Key, RefusalHistory]]]
+    writes: dict[str, Written]
+    covered_s: float
+    counted: Counters
 
 
 class Monitoring:
@@ -119,7 +145,7 @@ class Monitoring:
         self._quota_keeper = quota_keeper
         self._pages = pages
         self._disk = TimedFlight(reactor, pool, self._look_at_disk, PATIENCE_S)
-        self._history = TimedFlight(reactor, pool, quota_keeper.history, PATIENCE_S)
+        self._sizes = SizeHistory(reactor, pool, quota_keeper.history, PATIENCE_S)
         self._status = CachedFlight(reactor, self._find_status)
         self._exposition = Exposition()
         self._started = time.time()
@@ -266,12 +292,15 @@ class Monitoring:
 
     async def _find_status(self) -> ServerStatus:
         """Determine the status."""
-        found, disk, not_ready = await self._at_once(self._history.find(), self._disk.find(), self._sources.not_ready())
-        certificate, scrub = self._sources.certificate_ends(), self._sources.scrub
+        sources, now_s = self._sources, time.time()
+        sizes, disk, not_ready, _ = await self._at_once(
+            self._sizes.find(int(now_s // DAY_S)), self._disk.find(), sources.not_ready(), sources.gather()
+        )
+        certificate, scrub = sources.certificate_ends(), sources.scrub
         free, size = disk or (None, None)
         server = ServerStatus(
             __version__,
-            time.time(),
+            now_s,
             self._started,
             not_ready,
             self._quota_keeper.complete,
@@ -280,29 +309,50 @@ class Monitoring:
             size,
             None if certificate is None else certificate.timestamp(),
             scrub=None if scrub is None else scrub.status(),
+            host=sources.host,
+            thresholds=sources.thresholds,
         )
-        accounts = list(self._quota_keeper.ledger.repositories.values())
-        refused = self._sources.refusals.entries()
-        return await self._pages.run(self._with_stored, server, accounts, dict(self.damaged), found or {}, refused)
+        now = _Now(
+            list(self._quota_keeper.ledger.repositories.values()),
+            dict(self.damaged),
+            sizes,
+            sources.refusals.entries(),
+            dict(self.tally.writes.by_repository),
+            *sources.counted(),
+        )
+        return await self._pages.run(self._with_stored, server, now)
 
-    def _with_stored(
-        self,
-        server: ServerStatus,
-        accounts: list[RepositoryAccount],
-        damaged: dict[str, int],
-        history: dict[Repository, list[tuple[int, int]]],
-        refused: tuple[float, list[tuple[Key, RefusalHistory]]],
-    ) -> ServerStatus:
-        """Add repositories, users and refusals. Called in the pool for pages."""
+    def _with_stored(self, server: ServerStatus, now: _Now) -> ServerStatus:
+        """Add repositories, users, refusals and growth. Called in the pool for pages."""
         today = int(server.time_s // DAY_S)
-        stored = find_stored(accounts, self._quotas, damaged, history, today, server.counted)
+        stored = find_stored(
+            now.accounts, self._quotas, now.damaged, now.sizes.by_repository, today, server.counted, now.writes
+        )
         if self._sources.scrub is not None:
             stored = with_problems(stored, self._sources.scrub.results)
-        refusals = within_a_day(refused, server.time_s)
+        refusals = within_a_day(now.refused, server.time_s)
         named = {user.name for user in stored.users}
         others = dict.fromkeys(one.user for one in refusals if one.user is not None and one.user not in named)
         users = (*stored.users, *(find_user(self._quotas, user, Amount(), Amount()) for user in others))
-        return replace(server, repositories=stored.repositories, users=users).with_refusals(refusals)
+        history = [*now.sizes.total, (today, sum(one.size_bytes for one in stored.repositories))]
+        rate, free = bytes_per_day(history), server.disk_free_bytes
+        counted = now.counted
+        return replace(
+            server,
+            repositories=stored.repositories,
+            users=users,
+            history=tuple(thinned(history, MOST_POINTS)),
+            growth_bytes_per_day=rate,
+            disk_full_s=full_at_s(server.time_s, free, rate) if rate is not None and free is not None else None,
+            last_day=LastDayStatus(
+                now.covered_s,
+                counted.received_bytes,
+                counted.sent_bytes,
+                sum(one.number for one in refusals),
+                counted.failed_logins,
+                counted.limited,
+            ),
+        ).with_refusals(refusals)
 
     def _look_at_disk(self) -> tuple[int, int] | None:
         """

@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
+from ..names import CONFIG
 from ..quota.admission import NOTHING
 from ..quota.ledger import Ledger, Limits, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
@@ -49,7 +50,7 @@ SOON_S = 15.0
 #: The pause after a failed count.
 TRY_AGAIN_S = 10.0
 
-SNAPSHOTS, LOCKS = cell_of("snapshots", ""), cell_of("locks", "")
+SNAPSHOTS, LOCKS, CONFIG_CELL = (cell_of(kind, "") for kind in ("snapshots", "locks", CONFIG))
 
 #: The key of a count of everything.
 ALL = ("all",)
@@ -298,6 +299,8 @@ class QuotaKeeper(Service):
             self.ledger.change(repository, cell, change)
             if change.objects > 0 and cell == SNAPSHOTS:
                 self.ledger.account(repository).last_snapshot_s = time.time()
+            if change.objects > 0 and cell == CONFIG_CELL:
+                self.ledger.account(repository).created_s = time.time()
             if cell == TRASH_CELL and change.objects > 0 and self.ledger.account(repository).trash_ends_s is None:
                 # The next refusal says until when this lies there, so it has to look.
                 self._recount.outdated(repository)

@@ -84,11 +84,15 @@ class RepositoryCounter:
         lock_before_s = account.oldest_lock_s if account is not None else None
         last_snapshot_s = await self._pool.run(self._counting.last_snapshot_s, repository, snapshot_before_s)
         oldest_lock_s = await self._pool.run(self._counting.oldest_lock_s, repository, lock_before_s)
+        created_before_s = account.created_s if account is not None else None
+        created_s = await self._pool.run(self._counting.created_s, repository, created_before_s)
         trash_ends_s = await self._pool.run(self._counting.trash_ends_s, repository, 0.0)
         if repository in self._ledger.repositories:
             account = self._ledger.account(repository)
             account.oldest_lock_s = oldest_lock_s
             account.trash_ends_s = trash_ends_s
+            if account.created_s == created_before_s:  # else it was created meanwhile
+                account.created_s = created_s
             if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
                 account.last_snapshot_s = last_snapshot_s
         self._ledger.all_counted(repository)

@@ -11,15 +11,16 @@ from typing import NamedTuple
 from ..quota.ledger import RepositoryAccount, owner_of
 from ..sizes import Amount, Limit
 from ..storage.layout import Repository, cell_of
+from ..telemetry.last_day import Written
 from ..telemetry.metrics import Family, MetricType, Sample, gauge
 from ..telemetry.status import RepositoryStatus, UserStatus
 from .quota_keeper import Quotas
 from .scrub import Results
 
-#: The most points in the history of a repository's size.
-MOST_POINTS = 100
+#: Nothing is known of the last uploads.
+NO_WRITES: Mapping[str, Written] = {}
 
-LOCKS = cell_of("locks", "")
+LOCKS, SNAPSHOTS = cell_of("locks", ""), cell_of("snapshots", "")
 
 
 class Stored(NamedTuple):
@@ -99,6 +100,7 @@ def find_stored(
     history: Mapping[Repository, list[tuple[int, int]]],
     today: int,
     all_counted: bool,
+    writes: Mapping[str, Written] = NO_WRITES,
 ) -> Stored:
     """
     Make the status of repositories and users from the ledger's accounts. This takes milliseconds for a thousand
@@ -107,6 +109,7 @@ def find_stored(
     @param damaged: damaged files by repository.
     @param history: sizes by days since 1970, without C{today}.
     @param all_counted: whether every repository was counted since the start.
+    @param writes: the last uploads by repository.
     """
     repositories: list[RepositoryStatus] = []
     users: dict[str, Amount] = {}
@@ -118,35 +121,44 @@ def find_stored(
         owner = owner_of(account.repository)
         name = "/".join(account.repository)
         limit = quotas.limit_of_repository(owner, account.repository)
-        locks = account.objects[LOCKS]
         days = [day for day in history.get(account.repository, ()) if day[0] < today]
-        repositories.append(
-            RepositoryStatus(
-                name,
-                owner,
-                stored.size_bytes,
-                stored.objects,
-                limit.size_bytes,
-                limit.objects,
-                account.last_snapshot_s,
-                locks,
-                account.oldest_lock_s if locks else None,
-                damaged.get(name, 0),
-                (*_thinned(days), (today, stored.size_bytes)),
-                # A repository created after the count of all was created through this server.
-                account.counted or all_counted,
-                trash_bytes=account.trash.size_bytes,
-                trash_objects=account.trash.objects,
-                trash_counts=account.trash_counts,
-                trash_ends_s=account.trash_ends_s if account.trash.objects else None,
-            )
-        )
+        # A repository created after the count of all was created through this server.
+        counted = account.counted or all_counted
+        one = _status_of(account, owner, limit, writes.get(name))
+        sizes = (*days, (today, stored.size_bytes))
+        repositories.append(replace(one, damaged=damaged.get(name, 0), history=sizes, counted=counted))
         if owner is not None:
             users[owner] = _sum(users.get(owner, Amount()), stored)
             if account.trash_counts:
                 trash[owner] = _sum(trash.get(owner, Amount()), account.trash)
     found = (find_user(quotas, user, used, trash.get(user, Amount())) for user, used in users.items())
     return Stored(tuple(repositories), tuple(found))
+
+
+def _status_of(
+    account: RepositoryAccount, owner: str | None, limit: Limit, written: Written | None
+) -> RepositoryStatus:
+    """What the account of a repository tells."""
+    stored, locks = account.stored, account.objects[LOCKS]
+    return RepositoryStatus(
+        "/".join(account.repository),
+        owner,
+        stored.size_bytes,
+        stored.objects,
+        limit.size_bytes,
+        limit.objects,
+        account.last_snapshot_s,
+        locks,
+        account.oldest_lock_s if locks else None,
+        trash_bytes=account.trash.size_bytes,
+        trash_objects=account.trash.objects,
+        trash_counts=account.trash_counts,
+        trash_ends_s=account.trash_ends_s if account.trash.objects else None,
+        snapshots=account.objects[SNAPSHOTS],
+        created_s=account.created_s,
+        last_writer=written.user or None if written is not None else None,
+        last_write_s=written.time_s if written is not None else None,
+    )
 
 
 def with_problems(stored: Stored, results: Results) -> Stored:
@@ -185,9 +197,3 @@ def find_user(quotas: Quotas, user: str, used: Amount, trash: Amount) -> UserSta
 
 def _sum(first: Amount, second: Amount) -> Amount:
     return Amount(first.size_bytes + second.size_bytes, first.objects + second.objects)
-
-
-def _thinned(days: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Reduce a history to at most L{MOST_POINTS} days: the first, the last, and evenly spaced days between them."""
-    step = -(-len(days) // MOST_POINTS)
-    return days if step <= 1 else [*days[:-1:step], days[-1]]

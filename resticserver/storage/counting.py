@@ -346,6 +346,17 @@ class Counting:
         except OSError:
             return otherwise
 
+    def created_s(self, repository: Repository, otherwise: float | None = None) -> float | None:
+        """When the config of a repository was stored; C{None} if there is none. Otherwise as L{last_snapshot_s}."""
+        if not self._spelling.has(repository):
+            return None
+        try:
+            return os.stat(repository_path(self._path, (*repository, CONFIG))).st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            return otherwise
+
     def _times(self, repository: Repository, object_type: str) -> Iterator[float]:
         if not self._spelling.has(repository):
             return

@@ -38,6 +38,11 @@ HISTORY_DAYS = 400
 #: User, repository, reason, how often, the last time in seconds since 1970, the message.
 Refusal = tuple[str | None, str, str, int, float, str]
 
+#: The beginning of a quarter of an hour in seconds since 1970, and what was counted in it.
+Count = tuple[float, int, int, int, int]
+#: A repository, the user of the last upload to it, and when it was.
+Write = tuple[str, str, float]
+
 _log = Logger()
 
 
@@ -103,6 +108,13 @@ CREATE TABLE IF NOT EXISTS refusal (
     number INTEGER NOT NULL, last_s REAL NOT NULL, message TEXT NOT NULL
 )
 """
+
+    #: Likewise: what was counted within the last day, and the last uploads.
+    _activity = (
+        "CREATE TABLE IF NOT EXISTS counted (began_s REAL NOT NULL, received_bytes INTEGER NOT NULL, "
+        "sent_bytes INTEGER NOT NULL, failed_logins INTEGER NOT NULL, limited INTEGER NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS written (name BLOB PRIMARY KEY, user BLOB NOT NULL, time_s REAL NOT NULL)",
+    )
 
     def __init__(
         self,
@@ -310,6 +322,35 @@ CREATE TABLE IF NOT EXISTS refusal (
             )
             for user, repository, reason, number, last_s, words in rows
         ]
+
+    # --- the last day
+
+    def put_activity(self, counted: Sequence[Count], written: Sequence[Write]) -> None:
+        """Store what was counted within the last day and the last uploads, in place of what was stored."""
+        encoded = [(os.fsencode(name), os.fsencode(user), time_s) for name, user, time_s in written]
+        statements: tuple[Statement, ...] = (
+            *((statement, None) for statement in self._activity),
+            ("DELETE FROM counted", None),
+            ("DELETE FROM written", None),
+            ("INSERT INTO counted VALUES (?,?,?,?,?)", counted),
+            ("INSERT OR REPLACE INTO written VALUES (?,?,?)", encoded),
+        )
+        self._run(lambda connection: write(connection, *statements), make=True)
+
+    def activity(self) -> tuple[list[Count], list[Write]]:
+        """What is stored of the last day, and the last uploads."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'written'"):
+            return [], []
+        columns = ("received_bytes", "sent_bytes", "failed_logins", "limited")
+        integers = " AND ".join(f"typeof({column}) = 'integer'" for column in columns)
+        counted: list[Any] = self._rows(
+            f"SELECT began_s, {', '.join(columns)} FROM counted WHERE typeof(began_s) = 'real' AND {integers}"
+        )
+        rows: list[Any] = self._rows(
+            "SELECT name, user, time_s FROM written "
+            "WHERE typeof(name) = 'blob' AND typeof(user) = 'blob' AND typeof(time_s) = 'real' ORDER BY time_s"
+        )
+        return counted, [(os.fsdecode(name), os.fsdecode(user), time_s) for name, user, time_s in rows]
 
 
 class MarkerFile:

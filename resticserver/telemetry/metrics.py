@@ -22,6 +22,7 @@ from enum import Enum
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from .last_day import LastWrites, Written
 from .limited import LIMITS
 from .record import Operation, Record
 
@@ -171,10 +172,12 @@ class Tally:
     Counts requests, and measures the disk. All methods except L{synced} must be called in the same thread.
 
     @ivar counted: the counters since the start, or since the last L{take}.
+    @ivar writes: the last upload to each repository, likewise.
     """
 
     def __init__(self) -> None:
         self.counted = RequestCounts()
+        self.writes = LastWrites()
         self._syncing = threading.Lock()
 
     def __call__(self, record: Record) -> None:
@@ -188,9 +191,11 @@ class Tally:
         if effect is not None and target is not None:
             size_bytes = record.sent_bytes if effect.operation is Operation.READ else effect.size_bytes
             # Only existing objects have an effect, so a client cannot invent label values.
-            self._add(
-                (effect.operation.value, record.user or "", "/".join(target.repository), target.type), 1, size_bytes
-            )
+            repository, user = "/".join(target.repository), record.user or ""
+            self._add((effect.operation.value, user, repository, target.type), 1, size_bytes)
+            # restic locks a repository for reading, too.
+            if effect.operation is Operation.WRITE and target.type != "locks":
+                self.writes.add(repository, Written(user, record.started + record.duration_s))
 
     def handshake_failed(self) -> None:
         """Count a failed TLS handshake."""
@@ -220,6 +225,7 @@ class Tally:
             "syncs": [taken.syncs.counts, taken.syncs.sum_s],
             "sums": [taken.received_bytes, taken.sent_bytes, taken.handshake_failures],
             "limited": dict(taken.limited),
+            "writes": self.writes.take(),
         }
 
     def add(self, taken: dict[str, Any]) -> None:
@@ -237,11 +243,13 @@ class Tally:
         counted.sent_bytes += sent_bytes
         counted.handshake_failures += handshake_failures
         counted.limited.update(taken["limited"])
+        self.writes.load(taken["writes"])
 
     def forget(self, repositories: set[str]) -> None:
         """Drop the series of repositories that no longer exist."""
         blobs = self.counted.blobs
         self.counted.blobs = {key: counted for key, counted in blobs.items() if key[2] not in repositories}
+        self.writes.forget(repositories)
 
 
 class Exposition:

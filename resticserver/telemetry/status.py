@@ -9,36 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any, NamedTuple
 
-from ..errors import DISK, MIN_FREE, RIGHTS
+from ..errors import DISK, MIN_FREE
 from ..sizes import format_size
+from .concerns import DEFAULT, Concern, Level, Thresholds, of_refusals
 from .refusals import Refused
-
-#: A repository without a new snapshot for this long needs attention.
-OLD_S = 7 * 86_400.0
-#: restic refreshes a lock every five minutes, and calls one stale after half an hour.
-STALE_LOCK_S = 1800.0
-#: A quota or disk that is used above this fraction is nearly full.
-NEARLY_FULL = 0.9
-#: A certificate that expires within this time should be renewed.
-CERTIFICATE_S = 14 * 86_400.0
-#: The scrub needs attention when an object was not checked for so many intervals and a day.
-LATE_SCRUB = 1.5
-DAY_S = 86_400.0
 
 #: The version of the JSON document. It is raised when a key changes its meaning or is removed.
 SCHEMA = 1
-
-
-class Level(IntEnum):
-    """The severity of a concern."""
-
-    GOOD = 0
-    NOTICE = 1
-    WARNING = 2
-    BAD = 3
 
 
 class ObjectProblem(NamedTuple):
@@ -54,13 +33,6 @@ class ObjectProblem(NamedTuple):
     kind: str
     since_s: float
     reason: str
-
-
-class Concern(NamedTuple):
-    """Something that needs attention, in a few words."""
-
-    level: Level
-    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +54,10 @@ class RepositoryStatus:
     @ivar problems: the first of these objects.
     @ivar trash_counts: whether its trash counts towards quotas.
     @ivar trash_ends_s: before this time nothing in its trash ends, in seconds since 1970.
+    @ivar snapshots: how many there are.
+    @ivar created_s: when its config was stored; C{None} if there is none, or as long as it was not counted.
+    @ivar last_writer: the user of the last upload that was no lock, as far as is known.
+    @ivar last_write_s: when that was. Without authentication there is a time and no user.
     """
 
     repository: str
@@ -103,6 +79,10 @@ class RepositoryStatus:
     trash_objects: int = 0
     trash_counts: bool = True
     trash_ends_s: float | None = None
+    snapshots: int = 0
+    created_s: float | None = None
+    last_writer: str | None = None
+    last_write_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +99,7 @@ class RepositoryStatus:
         """How many objects count towards quotas."""
         return self.objects + (self.trash_objects if self.trash_counts else 0)
 
-    def concerns(self, now_s: float) -> list[Concern]:
+    def concerns(self, now_s: float, thresholds: Thresholds = DEFAULT) -> list[Concern]:
         """What needs attention, the worst first."""
         found = []
         if self.damaged:
@@ -127,20 +107,22 @@ class RepositoryStatus:
         if self.problem_counts:
             counts = ", ".join(f"{number} {kind}" for kind, number in self.problem_counts.items())
             found.append(Concern(Level.BAD, f"found by the scrub: {counts}"))
-        found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.used_objects, self.quota_objects, "objects")
-        found += _of_refusals(self.refusals, now_s)
-        if self.last_snapshot_s is None:
-            found.append(Concern(Level.NOTICE, "no snapshot yet" if self.counted else "not counted yet"))
-        elif now_s - self.last_snapshot_s > OLD_S:
-            found.append(Concern(Level.WARNING, f"last snapshot {age(now_s - self.last_snapshot_s)} ago"))
-        if self.locks and self.oldest_lock_s is not None and now_s - self.oldest_lock_s > STALE_LOCK_S:
-            found.append(Concern(Level.WARNING, f"stale lock, {age(now_s - self.oldest_lock_s)} old"))
+        found += thresholds.of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += thresholds.of_quota(self.used_objects, self.quota_objects, "objects")
+        found += of_refusals(self.refusals, now_s)
+        if self.last_snapshot_s is not None:
+            found += thresholds.of_last_snapshot(now_s - self.last_snapshot_s)
+        elif self.counted:
+            found += thresholds.of_no_snapshot(None if self.created_s is None else now_s - self.created_s)
+        else:
+            found.append(Concern(Level.NOTICE, "not counted yet"))
+        if self.locks and self.oldest_lock_s is not None:
+            found += thresholds.of_lock(now_s - self.oldest_lock_s)
         return sorted(found, key=lambda concern: -concern.level)
 
-    def level(self, now_s: float) -> Level:
+    def level(self, now_s: float, thresholds: Thresholds = DEFAULT) -> Level:
         """The level of the worst concern."""
-        return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
+        return worst_of(self.concerns(now_s, thresholds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +164,16 @@ class UserStatus:
         """Whether the user has a quota."""
         return self.quota_bytes is not None or self.quota_objects is not None
 
-    def concerns(self, now_s: float) -> list[Concern]:
+    def concerns(self, now_s: float, thresholds: Thresholds = DEFAULT) -> list[Concern]:
         """What needs attention, the worst first."""
-        found = _of_quota(self.used_bytes, self.quota_bytes, "quota")
-        found += _of_quota(self.used_objects, self.quota_objects, "objects")
-        found += _of_refusals(self.refusals, now_s)
+        found = thresholds.of_quota(self.used_bytes, self.quota_bytes, "quota")
+        found += thresholds.of_quota(self.used_objects, self.quota_objects, "objects")
+        found += of_refusals(self.refusals, now_s)
         return sorted(found, key=lambda concern: -concern.level)
 
-    def level(self, now_s: float) -> Level:
+    def level(self, now_s: float, thresholds: Thresholds = DEFAULT) -> Level:
         """The level of the worst concern."""
-        return max((concern.level for concern in self.concerns(now_s)), default=Level.GOOD)
+        return worst_of(self.concerns(now_s, thresholds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +196,32 @@ class ScrubStatus:
     oldest_s: float | None = None
     skipped: int = 0
 
-    def concerns(self, now_s: float) -> list[Concern]:
+    def concerns(self, now_s: float, thresholds: Thresholds = DEFAULT) -> list[Concern]:
         """What needs attention."""
         found = []
         if self.skipped:
             directories = "1 directory" if self.skipped == 1 else f"{self.skipped} directories"
             found.append(Concern(Level.WARNING, f"the scrub cannot read {directories}"))
-        if self.interval_s and self.oldest_s and now_s - self.oldest_s > LATE_SCRUB * self.interval_s + DAY_S:
-            late = age(now_s - self.oldest_s)
-            found.append(Concern(Level.WARNING, f"the scrub is too slow: the oldest check is {late} old"))
+        if self.oldest_s:
+            found += thresholds.of_scrub(self.interval_s, now_s - self.oldest_s)
         return found
+
+
+class LastDayStatus(NamedTuple):
+    """
+    What happened within the last day.
+
+    @ivar covered_s: how much of the day is known.
+    @ivar uploads_refused: how many uploads were refused.
+    @ivar limited: what limits refused.
+    """
+
+    covered_s: float
+    received_bytes: int
+    sent_bytes: int
+    uploads_refused: int
+    failed_logins: int
+    limited: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +235,11 @@ class ServerStatus:
     @ivar certificate_s: when the TLS certificate expires; C{None} without TLS.
     @ivar refusals: of uploads, within the last day, the newest first.
     @ivar scrub: C{None} if it never ran.
+    @ivar host: the name of the machine.
+    @ivar history: the size of all repositories by days since 1970, the oldest first.
+    @ivar growth_bytes_per_day: C{None} as long as too few sizes are known (L{resticserver.telemetry.growth}).
+    @ivar disk_full_s: when the disk will be full at this rate; C{None} if that is not in sight.
+    @ivar last_day: C{None} for a user who may not see it.
     """
 
     version: str
@@ -252,6 +255,12 @@ class ServerStatus:
     users: tuple[UserStatus, ...] = field(default=())
     refusals: tuple[Refused, ...] = ()
     scrub: ScrubStatus | None = None
+    host: str = ""
+    thresholds: Thresholds = DEFAULT
+    history: tuple[tuple[int, int], ...] = ()
+    growth_bytes_per_day: float | None = None
+    disk_full_s: float | None = None
+    last_day: LastDayStatus | None = None
 
     def with_refusals(self, refusals: Iterable[Refused]) -> ServerStatus:
         """Return a copy with these refusals, which are also assigned to their repositories and users."""
@@ -292,14 +301,15 @@ class ServerStatus:
 
     def concerns(self) -> list[Concern]:
         """What needs attention about the server itself, the worst first."""
-        found = []
+        found: list[Concern] = []
+        thresholds = self.thresholds
         if self.not_ready:
             found.append(Concern(Level.BAD, f"not ready: {self.not_ready}"))
         if self.quota_bytes is not None:
-            found += _of_quota(self.used_bytes, self.quota_bytes, "quota")
+            found += thresholds.of_quota(self.used_bytes, self.quota_bytes, "quota")
         listed = {one.repository for one in self.repositories}
         # A full disk concerns the server. So do refusals that are shown neither with a user nor with a repository.
-        found += _of_refusals(
+        found += of_refusals(
             [
                 one
                 for one in self.refusals
@@ -307,15 +317,12 @@ class ServerStatus:
             ],
             self.time_s,
         )
-        if self.disk_free_bytes is not None and self.disk_size_bytes:
-            if self.disk_free_bytes <= (1 - NEARLY_FULL) * self.disk_size_bytes:
-                found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk space free"))
-        if self.certificate_s is not None and self.certificate_s - self.time_s < CERTIFICATE_S:
-            left_s = self.certificate_s - self.time_s
-            words = f"certificate expires in {age(left_s)}" if left_s > 0 else f"certificate expired {age(-left_s)} ago"
-            found.append(Concern(Level.WARNING if left_s > 0 else Level.BAD, words))
+        if self.disk_free_bytes is not None and thresholds.of_disk(self.disk_free_bytes, self.disk_size_bytes):
+            found.append(Concern(Level.WARNING, f"only {format_size(self.disk_free_bytes)} of disk space free"))
+        if self.certificate_s is not None:
+            found += thresholds.of_certificate(self.certificate_s - self.time_s)
         if self.scrub is not None:
-            found += self.scrub.concerns(self.time_s)
+            found += self.scrub.concerns(self.time_s, thresholds)
         if not self.counted:
             found.append(Concern(Level.NOTICE, "sizes are still being counted"))
         return sorted(found, key=lambda concern: -concern.level)
@@ -323,18 +330,18 @@ class ServerStatus:
     def users_by_need(self) -> list[UserStatus]:
         """The users who have a quota or refused uploads, the worst first, then by name."""
         shown = [user for user in self.users if user.has_quota or user.refusals]
-        return sorted(shown, key=lambda user: (-user.level(self.time_s), user.user))
+        return sorted(shown, key=lambda user: (-user.level(self.time_s, self.thresholds), user.user))
 
     def worst(self) -> Level:
         """The worst level of the server, its users and its repositories."""
         found = [concern.level for concern in self.concerns()]
-        found += [one.level(self.time_s) for one in self.repositories]
-        found += [one.level(self.time_s) for one in self.users]
+        found += [one.level(self.time_s, self.thresholds) for one in self.repositories]
+        found += [one.level(self.time_s, self.thresholds) for one in self.users]
         return max(found, default=Level.GOOD)
 
     def by_need(self) -> list[RepositoryStatus]:
         """The repositories, the worst first, then by name."""
-        return sorted(self.repositories, key=lambda one: (-one.level(self.time_s), one.repository))
+        return sorted(self.repositories, key=lambda one: (-one.level(self.time_s, self.thresholds), one.repository))
 
     def only(self, name: str, repositories: Iterable[RepositoryStatus]) -> ServerStatus:
         """
@@ -350,6 +357,10 @@ class ServerStatus:
             disk_free_bytes=None,
             disk_size_bytes=None,
             scrub=None,
+            history=(),
+            growth_bytes_per_day=None,
+            disk_full_s=None,
+            last_day=None,
             repositories=shown,
             users=tuple(user for user in self.users if user.user == name),
         ).with_refusals(one for one in self.refusals if one.user == name)
@@ -360,16 +371,18 @@ class ServerStatus:
             "schema": SCHEMA,
             **_shallow(self),
             "scrub": None if self.scrub is None else _shallow(self.scrub),
+            "thresholds": _shallow(self.thresholds),
+            "last_day": None if self.last_day is None else self.last_day._asdict(),
             "repositories": [
                 {
                     **_shallow(one),
                     "problems": [problem._asdict() for problem in one.problems],
-                    "concerns": [words for _, words in one.concerns(self.time_s)],
+                    "concerns": [words for _, words in one.concerns(self.time_s, self.thresholds)],
                 }
                 for one in self.repositories
             ],
             "users": [
-                {**_shallow(user), "concerns": [words for _, words in user.concerns(self.time_s)]}
+                {**_shallow(user), "concerns": [words for _, words in user.concerns(self.time_s, self.thresholds)]}
                 for user in self.users
             ],
             "refusals": [one._asdict() for one in self.refusals],
@@ -399,8 +412,14 @@ class ServerStatus:
             Refused(**{name: values[name] for name in Refused._fields}) for values in document.get("refusals", ())
         ]
         made: ServerStatus = known(cls, document)
-        scrub = document.get("scrub")
-        made = replace(made, scrub=None if scrub is None else known(ScrubStatus, scrub))
+        scrub, last_day = document.get("scrub"), document.get("last_day")
+        made = replace(
+            made,
+            scrub=None if scrub is None else known(ScrubStatus, scrub),
+            thresholds=known(Thresholds, document.get("thresholds", {})),
+            last_day=None if last_day is None else LastDayStatus(**{n: last_day[n] for n in LastDayStatus._fields}),
+            history=tuple((day, size) for day, size in document.get("history", ())),
+        )
         return replace(made, repositories=repositories, users=users).with_refusals(refusals)
 
 
@@ -412,41 +431,9 @@ def _shallow(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__ if name != "refusals"}
 
 
-def _of_quota(used: int, most: int | None, what: str) -> list[Concern]:
-    """The concern about a quota that is used up, or nearly."""
-    if most is None or used < NEARLY_FULL * most:
-        return []
-    return [Concern(Level.BAD if used >= most else Level.WARNING, f"{what} {_per_cent(used, most)} used")]
-
-
-def _of_refusals(refusals: Iterable[Refused], now_s: float) -> list[Concern]:
-    """
-    Concerns about refused uploads. Uploads without the right to do so were refused as intended, so they need no
-    action.
-    """
-    found = []
-    for level, its in (
-        (Level.WARNING, [one for one in refusals if one.reason != RIGHTS]),
-        (Level.NOTICE, [one for one in refusals if one.reason == RIGHTS]),
-    ):
-        if its:
-            number, last = sum(one.number for one in its), max(its, key=lambda one: one.last_s)
-            uploads = f"{number} upload{'s' if number > 1 else ''} refused within a day"
-            found.append(Concern(level, f"{uploads}, the last {age(now_s - last.last_s)} ago: {last.message}"))
-    return found
-
-
-def _per_cent(used: int, most: int) -> str:
-    return f"{used * 100 // most if most else 100} %"
-
-
-def age(seconds: float) -> str:
-    """A duration in its largest unit, such as C{3 days}."""
-    for unit_s, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= unit_s:
-            number = int(seconds // unit_s)
-            return f"{number} {unit}{'s' if number > 1 else ''}"
-    return "a moment"
+def worst_of(concerns: Iterable[Concern]) -> Level:
+    """The level of the worst of some concerns."""
+    return max((concern.level for concern in concerns), default=Level.GOOD)
 
 
 def printable(text: str) -> str:

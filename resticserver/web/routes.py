@@ -318,7 +318,7 @@ class Api:
     @authorized_route(app, Access.USERS, "/-/status", methods=_PAGE_METHODS)
     async def status(self, request: StreamingRequest) -> Page:
         """The status page of the server."""
-        return await self._status.server(request.user_name)
+        return await self._status.server(request.user_name, request.args)
 
     @authorized_route(app, Access.USERS, "/-/status.json", methods=_PAGE_METHODS)
     async def status_json(self, request: StreamingRequest) -> Page:

@@ -24,8 +24,16 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.commands import status as command
+from resticserver.telemetry.concerns import DEFAULT, Thresholds
 from resticserver.telemetry.refusals import Refused
-from resticserver.telemetry.status import ObjectProblem, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus
+from resticserver.telemetry.status import (
+    LastDayStatus,
+    ObjectProblem,
+    RepositoryStatus,
+    ScrubStatus,
+    ServerStatus,
+    UserStatus,
+)
 
 from ..support.certificates import make_certificate
 from ..support.client import authorization
@@ -37,6 +45,7 @@ WELL = RepositoryStatus("alice/laptop", "alice", 500 << 20, 7, 1000 << 20, last_
 SERVER = ServerStatus(
     "1.2.3", NOW_S, NOW_S - DAY_S, disk_free_bytes=5 << 30, disk_size_bytes=10 << 30, repositories=(WELL,)
 )
+UNKNOWN = "full: not known before 7 days of sizes"
 
 
 class Answers:
@@ -119,20 +128,67 @@ class StatusCommandTests(SynchronousTestCase):
         """A sum, and a line each, those that need attention first."""
         old = replace(WELL, repository="bob", quota_bytes=None, last_snapshot_s=NOW_S - 9 * DAY_S, locks=2)
         new = RepositoryStatus("", None, 0, 0)
-        self.say(replace(SERVER, repositories=(WELL, old, new)))
+        well = replace(WELL, snapshots=12, last_writer="alice", last_write_s=NOW_S - 60)
+        self.say(replace(SERVER, repositories=(well, old, new)))
         status, out, err = self.ask()
         self.assertEqual((1, ""), (status, err))
         sum_, empty, head, *lines = out.splitlines()
-        self.assertEqual(("1000 MiB in 3 repositories; 5 GiB of disk free", ""), (sum_, empty))
-        self.assertEqual("REPOSITORY    LAST SNAPSHOT     SIZE  QUOTA  LOCKS", head)
+        self.assertEqual((f"1000 MiB in 3 repositories; 5 GiB of disk free ({UNKNOWN})", ""), (sum_, empty))
+        columns = "REPOSITORY    LAST SNAPSHOT  AT                    LAST WRITER  SNAPSHOTS     SIZE  QUOTA  LOCKS"
+        self.assertEqual(columns, head)
         self.assertEqual(
             [
-                "bob           9 days ago     500 MiB      -      2  last snapshot 9 days ago",
-                "/             never          0 bytes      -      0  no snapshot yet",
-                "alice/laptop  1 hour ago     500 MiB   50 %      0",
+                "bob           9 days ago     2027-01-06 08:00 UTC  -                    0  500 MiB      -      2"
+                "  last snapshot 9 days ago",
+                "/             never          -                     -                    0  0 bytes      -      0"
+                "  no snapshot yet",
+                "alice/laptop  1 hour ago     2027-01-15 07:00 UTC  alice               12  500 MiB   50 %      0",
             ],
             lines,
         )
+
+    def test_last_day_and_growth(self) -> None:
+        """The host, what happened within the last day, how all of it grows, and when the disk is full."""
+        day = LastDayStatus(float(DAY_S), 5 << 30, 3 << 20, 7, 12, 1)
+        history = ((20_000, 100 << 20), (20_030, 500 << 20))
+        grows = replace(
+            SERVER,
+            host="backup1\x1b",
+            last_day=day,
+            history=history,
+            growth_bytes_per_day=5e6,
+            disk_full_s=NOW_S + 20.5 * DAY_S,
+        )
+        self.say(grows)
+        _, out, _ = self.ask()
+        self.assertEqual(
+            [
+                "backup1\\x1b: 500 MiB in 1 repository; 5 GiB of disk free (full about 2027-02-04, in 20 days)",
+                "growth: +400 MiB in 30 days",
+                "last day: 5 GiB received, 3 MiB sent, 7 uploads refused, 12 failed logins, limits reached 1 time",
+            ],
+            out.splitlines()[:3],
+        )
+        self.say(replace(grows, disk_full_s=None, last_day=day._replace(covered_s=7200.0)))
+        _, out, _ = self.ask()
+        self.assertIn("(full: not within ten years)\n", out)
+        self.assertIn("limits reached 1 time (known for 2 hours)\n", out)
+
+    def test_thresholds(self) -> None:
+        """The server's thresholds decide the exit status, and those of this version where it tells none."""
+        old = replace(WELL, last_snapshot_s=NOW_S - 8 * DAY_S)
+        document = replace(SERVER, repositories=(old,)).as_json()
+        for thresholds, expected in (
+            (DEFAULT, 1),
+            (Thresholds(snapshot_age_s=9 * DAY_S), 0),
+            (Thresholds(snapshot_age_s=0), 0),
+            (Thresholds(snapshot_age_s=9 * DAY_S, quota=0.5), 1),
+        ):
+            self.say(replace(SERVER, repositories=(old,), thresholds=thresholds))
+            self.assertEqual(expected, self.ask()[0], thresholds)
+        del document["thresholds"]
+        self.answers.body = json.dumps(document).encode()
+        self.assertEqual(1, self.ask()[0])
 
     def test_scrub(self) -> None:
         """When everything was verified, how far the pass is, and a line for each problem."""
@@ -164,7 +220,7 @@ class StatusCommandTests(SynchronousTestCase):
         self.assertEqual(
             [
                 words,
-                "500 MiB in 1 repository; 5 GiB of disk free",
+                f"500 MiB in 1 repository; 5 GiB of disk free ({UNKNOWN})",
                 "",
                 "USER        SIZE  QUOTA",
                 "bob    211 bytes  211 %  quota 211 % used",

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver import __version__
 from resticserver.config.options import Options
 from resticserver.config.settings import Settings, default_path
+from resticserver.telemetry.concerns import Thresholds
 
 #: Settings without a flag.
 DEFAULT = Settings(path=default_path(), path_is_default=True)
@@ -76,6 +77,16 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (("--tls", "--tls-min-ver", "1.3"), {"tls": True, "tls_min_ver": "1.3"}),
     (("--tls", "--tls-min-ver=1.2"), {"tls": True}),
+    (("--warn-snapshot-age", "30h"), {"thresholds": Thresholds(snapshot_age_s=108_000.0)}),
+    (("--warn-first-snapshot", "3d"), {"thresholds": Thresholds(first_snapshot_s=259_200.0)}),
+    (("--warn-lock-age", "2h"), {"thresholds": Thresholds(lock_age_s=7200.0)}),
+    (("--warn-quota", "75%", "--warn-disk=99.5"), {"thresholds": Thresholds(quota=0.75, disk=0.995)}),
+    (("--warn-certificate", "30d", "--warn-scrub=2"), {"thresholds": Thresholds(certificate_s=2_592_000.0, scrub=2.0)}),
+    (
+        (*(f"--warn-{name}=0" for name in ("snapshot-age", "first-snapshot", "lock-age", "quota")), "--warn-scrub=0"),
+        {"thresholds": Thresholds(snapshot_age_s=0, first_snapshot_s=0, lock_age_s=0, quota=0, scrub=0)},
+    ),
+    (("--warn-quota", "100 %", "--warn-disk", "0%"), {"thresholds": Thresholds(quota=1.0, disk=0)}),
     (("--shutdown-timeout", "5"), {"shutdown_timeout_s": 5.0}),
     (("--shutdown-timeout=0",), {"shutdown_timeout_s": 0.0}),
     (("--shutdown-timeout", "2.5"), {"shutdown_timeout_s": 2.5}),
@@ -145,6 +156,12 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--no-auth=yes",), "--no-auth=yes"),
     (("--no-auth=",), "--no-auth="),
     (("--tls=2",), "--tls=2"),
+    (("--warn-snapshot-age", "old"), "--warn-snapshot-age 'old' is not a duration"),
+    (("--warn-quota", "100.01%"), "--warn-quota 100.01%: must be a percentage from 0% to 100%"),
+    (("--warn-disk", "20GiB"), "--warn-disk 20GiB: must be a percentage"),
+    (("--warn-disk", ""), "--warn-disk"),
+    (("--warn-scrub", "0.99"), "--warn-scrub 0.99: must be a number of intervals from 1"),
+    (("--warn-scrub", "-1"), "--warn-scrub -1"),
     (("--shutdown-timeout", "soon"), "--shutdown-timeout soon"),
     (("--shutdown-timeout=",), "--shutdown-timeout"),
     (("--shutdown-timeout", "-1"), "--shutdown-timeout -1"),

@@ -6,35 +6,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
-import tempfile
-import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from ..support.browser import COLOURS, SKIP_WITHOUT_CHROMIUM, TOO_WIDE, Browser, contrast
 from ..support.htpasswd import sha_line
 from ..support.restic import SKIP_WITHOUT_RESTIC, Restic
-from ..support.scratch import Cleans, scratch_directory
+from ..support.scratch import scratch_directory
 from ..support.server import ServerProcess, installed, server_environment, start_server
 from ..support.skipping import skipped
 from ..support.waiting import PATIENCE_S, wait_until
 
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-SKIP_WITHOUT_CHROMIUM = (
-    None
-    if os.path.exists(CHROMIUM) and os.path.exists(CHROMEDRIVER)
-    else "chromium is not installed (Debian: apt-get install chromium chromium-driver)"
-)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 HOSTILE = ("<script>alert(1)<", '"><img src=x onerror=alert(1)>')
 #: How long ago something was that this test has done.
 LATELY = r"a moment ago|\b\d minutes? ago"
@@ -48,121 +34,6 @@ return Array.from(document.querySelectorAll("tbody tr")).filter(row => row.query
     Object.fromEntries(Array.from(row.querySelectorAll("td")).map(cell => [cell.dataset.name, cell.textContent])),
 ]);
 """
-#: What reaches beyond the right edge of the window; a table's head is cut off to nothing on a phone.
-TOO_WIDE = """
-const width = document.documentElement.clientWidth;
-const wide = Array.from(document.querySelectorAll("body *")).filter(
-    one => !one.closest("thead") && one.getBoundingClientRect().right > width + 0.5
-);
-return [innerWidth, document.documentElement.scrollWidth, wide.map(one => one.outerHTML.slice(0, 200))];
-"""
-#: Texts of each kind, with their colour and that of what is behind them, each as three numbers.
-COLOURS = """
-const parts = text => text.match(/[0-9.]+/g).map(Number);
-const behind = one => {
-    for (; one; one = one.parentElement) {
-        const colour = parts(getComputedStyle(one).backgroundColor);
-        if (colour.length === 3 || colour[3] > 0) return colour.slice(0, 3);
-    }
-    return null;
-};
-return Array.from(document.querySelectorAll("h1, h2, p, a, small, li, th, td, time, footer p"))
-    .filter(one => one.getBoundingClientRect().width > 2)
-    .map(one => [one.outerHTML.slice(0, 120), parts(getComputedStyle(one).color).slice(0, 3), behind(one)]);
-"""
-
-
-class Browser:
-    """A Chromium without a window, driven by chromedriver over its HTTP protocol; ended after the test."""
-
-    def __init__(self, test: Cleans) -> None:
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        profile = tempfile.mkdtemp(prefix="restic-test-chromium-")
-        test.addCleanup(shutil.rmtree, profile, ignore_errors=True)
-        environment = {**server_environment(), "HOME": profile}
-        self._driver = subprocess.Popen(
-            [CHROMEDRIVER, "--port=0"],
-            cwd=profile,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        test.addCleanup(self._end)
-        self._base = ""
-        self._lines: list[str] = []
-        self._drain = threading.Thread(target=self._read, daemon=True)
-        self._drain.start()
-        port = wait_until(self._port, what=self._lines)
-        self._base = f"http://127.0.0.1:{port}"
-        options = {"binary": CHROMIUM, "args": [*FLAGS.split(), f"--user-data-dir={profile}/profile"]}
-        wanted = {
-            "browserName": "chrome",
-            "goog:loggingPrefs": {"browser": "ALL"},
-            "goog:chromeOptions": options,
-            "unhandledPromptBehavior": "ignore",
-        }
-        session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._base += f"/session/{session['sessionId']}"
-
-    def _read(self) -> None:
-        assert self._driver.stdout is not None
-        self._lines.extend(self._driver.stdout)
-
-    def _port(self) -> str | None:
-        match = re.search(r"started successfully on port (\d+)", "".join(self._lines))
-        return match[1] if match else None
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        content = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self._base + path, content, {"Content-Type": "application/json"}, method=method)
-        with self._opener.open(asked, timeout=2 * PATIENCE_S) as answer:
-            return json.loads(answer.read())["value"]
-
-    def _end(self) -> None:
-        if "/session/" in self._base:
-            self._call("DELETE", "")
-        self._driver.terminate()
-        self._driver.wait(PATIENCE_S)
-        self._drain.join(PATIENCE_S)
-        assert self._driver.stdout is not None
-        self._driver.stdout.close()
-
-    def open(self, url: str) -> None:
-        """Load a page, and what belongs to it."""
-        self._call("POST", "/url", {"url": url})
-
-    def run(self, script: str) -> Any:
-        """What a script of the test's says in the page; no policy of the page's hinders it."""
-        return self._call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def develop(self, command: str, **parameters: Any) -> Any:
-        """A command of the DevTools protocol."""
-        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
-
-    def resize(self, width: int) -> None:
-        """A window so wide, also where windows cannot be that narrow."""
-        self.develop(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
-        )
-
-    def scheme(self, name: str) -> None:
-        """The reader wants C{light} or C{dark}."""
-        self.develop("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
-
-    def console(self) -> list[str]:
-        """What was logged since the last call: errors of scripts, violations of policies, what could not be loaded."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
-
-    def address(self) -> str:
-        """Of the page that is shown."""
-        return str(self._call("GET", "/url"))
-
-    def click(self, selector: str) -> None:
-        """As with a mouse."""
-        found = self._call("POST", "/element", {"using": "css selector", "value": selector})
-        self._call("POST", f"/element/{next(iter(found.values()))}/click", {})
 
 
 def make_repository(path: Path, size_bytes: int = 100) -> None:
@@ -220,8 +91,11 @@ class StatusPageTests(SynchronousTestCase):
         after = wait_until(changed)
         assert after is not None
         self.assertRegex(after["alice/nas"]["Last snapshot"], LATELY)
-        self.assertRegex(after["alice/nas"]["Stored"], r"^3(\.\d+)? MiB$")
-        self.assertGreater(int(after["alice/nas"]["Objects"]), int(before["alice/nas"]["Objects"]))
+        self.assertRegex(after["alice/nas"]["Stored"], r"^3(\.\d+)? MiB \d+ objects$")
+        objects = [int(rows["alice/nas"]["Stored"].split()[-2]) for rows in (before, after)]
+        self.assertLess(objects[0], objects[1])
+        snapshots = [rows["alice/nas"]["Snapshots"] for rows in (before, after)]
+        self.assertEqual(["0", "1"], snapshots)
         for name in ("alice/laptop", "bob"):
             self.assertEqual(before[name], after[name])
         browser.open(f"{status}/alice/nas")
@@ -248,7 +122,7 @@ class StatusPageTests(SynchronousTestCase):
         wait_until(lambda: len(self.rows(browser, url)) == 300)
         rows = self.rows(browser, url)
         self.assertEqual({f"user{number % 20}/machine-{number}" for number in range(300)}, set(rows))
-        self.assertEqual("1.26 KiB", rows["user19/machine-299"]["Stored"])
+        self.assertEqual("1.26 KiB 1 object", rows["user19/machine-299"]["Stored"])
         self.assert_fits(browser)
         self.assertEqual([], browser.console())
 
@@ -345,16 +219,116 @@ class StatusPageTests(SynchronousTestCase):
         self.assertEqual(2, len(backgrounds))
 
 
-def contrast(one: list[float], other: list[float]) -> float:
-    """WCAG 2's contrast of two colours, 1 to 21."""
+class LastDayTests(SynchronousTestCase):
+    """Traffic, failed logins, refusals, last writers, of all processes and over a restart."""
 
-    def luminance(colour: list[float]) -> float:
-        parts = (part / 255 for part in colour)
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    timeout = 110
 
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
+    def setUp(self) -> None:
+        self.scratch = scratch_directory(self)
+        self.data = self.scratch / "data"
+        self.data.mkdir()
+        self.htpasswd = self.scratch / "htpasswd"
+        self.htpasswd.write_text(sha_line("metrics", "secret") + sha_line("alice", "secret"))
+
+    def start(self, *flags: str) -> ServerProcess:
+        """A server with users."""
+        return start_server(self, self.data, "--prometheus", "--htpasswd-file", str(self.htpasswd), *flags)
+
+    def status(self, server: ServerProcess) -> dict[str, Any]:
+        """What the page says."""
+        with server.client("metrics", "secret") as client:
+            found: dict[str, Any] = json.loads(client.get("/-/status.json").body)
+            return found
+
+    def wait_until_counted(self, server: ServerProcess) -> None:
+        """Wait for the end of the first count."""
+        wait_until(lambda: self.status(server)["counted"])
+
+    def check(self, *flags: str) -> None:
+        """Something happens on several connections, and the next run of the server knows it."""
+        server = self.start("--max-size", "100KiB", *flags)
+        sent = 0
+        for number in range(6):
+            with server.client("alice", "secret") as client:
+                if not number:
+                    client.create_repository("/alice/laptop/")
+                    self.assertEqual(200, client.post("/alice/laptop/config", b"x" * 155).status)
+                client.save("data", os.urandom(10_000), "/alice/laptop/")
+                sent += 10_000
+        with server.client("alice", "secret") as client:
+            client.save("snapshots", os.urandom(300), "/alice/laptop/")
+            sent += 455
+            self.assertEqual(507, client.post(f"/alice/laptop/data/{'0' * 64}", b"x" * 90_000).status)
+        for _ in range(3):
+            with server.client("alice", "guess") as client:
+                self.assertEqual(401, client.get("/alice/laptop/config").status)
+
+        def is_complete() -> dict[str, Any] | None:
+            found = self.status(server)
+            return found if found["last_day"]["failed_logins"] == 3 and found["counted"] else None
+
+        status = wait_until(is_complete)
+        assert status is not None
+        self.check_day(status, sent)
+        server.stop()
+        again = self.start("--max-size", "100KiB", *flags)
+
+        def has_counted() -> dict[str, Any] | None:
+            found = self.status(again)
+            return found if found["counted"] and found["repositories"][0]["last_writer"] else None
+
+        status = wait_until(has_counted)
+        assert status is not None
+        self.check_day(status, sent)
+
+    def check_day(self, status: dict[str, Any], sent: int) -> None:
+        """What L{check} has done."""
+        day = status["last_day"]
+        self.assertEqual((1, 3), (day["uploads_refused"], day["failed_logins"]))
+        # How much of a refused upload was read is of no matter.
+        self.assertTrue(sent <= day["received_bytes"] <= sent + 90_000, day)
+        self.assertGreater(day["sent_bytes"], 0)
+        (one,) = status["repositories"]
+        self.assertEqual(("alice", 1), (one["last_writer"], one["snapshots"]))
+        for key in ("last_write_s", "created_s"):
+            self.assertLess(abs(status["time_s"] - one[key]), 2 * PATIENCE_S, key)
+        self.assertEqual(os.uname().nodename, status["host"])
+
+    def test_one_process(self) -> None:
+        """Without workers."""
+        self.check()
+
+    def test_workers(self) -> None:
+        """With workers, each of which has seen a part of it."""
+        self.check("--workers", "2")
+
+    def test_thresholds(self) -> None:
+        """The flags decide what the page, the JSON and the exit status of C{rest-server status} say."""
+        make_repository(self.data / "alice")
+        (self.data / "alice" / "config").write_bytes(b"x")
+        os.utime(self.data / "alice" / "config", (1.7e9, 1.7e9))
+        for flags, expected, words in (
+            ((), 1, "no snapshot yet, created "),
+            (("--warn-first-snapshot", "0"), 0, "no snapshot yet"),
+            (("--warn-first-snapshot=0", "--max-size=1KiB", "--warn-quota=5%"), 1, "quota 9 % used"),
+        ):
+            server = self.start(*flags)
+            self.wait_until_counted(server)
+            finished = subprocess.run(
+                [installed("rest-server"), "status", server.url, "--user", "metrics"],
+                cwd=self.scratch,
+                env=server_environment({"no_proxy": "*"}),
+                input="secret\n",
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+            self.assertEqual((expected, ""), (finished.returncode, finished.stderr), finished.stdout)
+            self.assertIn(words, finished.stdout)
+            with server.client("metrics", "secret") as client:
+                self.assertIn(words, client.get("/-/status").body.decode())
+            server.stop()
 
 
 class ServerTests(SynchronousTestCase):

@@ -26,18 +26,21 @@ from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.quota.directory_locks import DirectoryLocks
 from resticserver.quota.ledger import Ledger
 from resticserver.server import ResticServer
+from resticserver.service.activity import Activity
 from resticserver.service.logins import CheckPools, PasswordChecker
 from resticserver.service.monitoring import MISSING_S, PATIENCE_S, Monitoring, Sources
 from resticserver.service.quota_keeper import QuotaKeeper, QuotaRules
-from resticserver.service.repository_figures import MOST_POINTS
+from resticserver.service.size_history import KEEP_S, MOST_POINTS
 from resticserver.sizes import UNLIMITED, Amount, Limit
 from resticserver.storage.layout import CELLS, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import StateFile
 from resticserver.targets import Kind, Target
 from resticserver.telemetry import process_metrics as process
-from resticserver.telemetry.metrics import Family, gauge
+from resticserver.telemetry.concerns import Thresholds
+from resticserver.telemetry.metrics import Family, Tally, gauge
 from resticserver.telemetry.refusals import Refusals
+from resticserver.telemetry.status import LastDayStatus
 from resticserver.threads.single_flight import CachedFlight
 from resticserver.web.page import Page
 
@@ -524,6 +527,89 @@ class StatusTests(MonitoringCase):
         failure.trap(FirstError)
         self.assertEqual("", self.successResultOf(Deferred.fromCoroutine(monitoring.status())).not_ready)
 
+    def test_last_day(self) -> None:
+        """Traffic and failed logins of the last day, refusals, and who wrote last, of all processes."""
+        self.store(("alice", "laptop"), "data", 100)
+        self.store(("alice", "laptop"), "snapshots", 3, 2)
+        self.ledger.account(("alice", "laptop")).created_s = 1.5e9
+        tally, refusals = Tally(), Refusals()
+        gathered: list[int] = []
+        for _ in range(3):
+            refusals.add("alice", "alice/laptop", "quota", "full")
+
+        async def gather() -> None:
+            """The workers tell what they have counted."""
+            worker = Tally()
+            worker(PLAIN._replace(started=1.6e9))
+            tally.add(worker.take())
+            gathered.append(1)
+
+        self.gather = gather
+        activity = Activity(self.clock, tally, lambda: 7, StateFile(self.path), self.pool)
+        monitoring = self.monitoring(
+            tally=tally, refusals=refusals, host="backup1", counted=activity.counted, thresholds=Thresholds(disk=0.5)
+        )
+        for times in (1, 2):
+            self.clock.advance(60)
+            status = self.successResultOf(Deferred.fromCoroutine(monitoring.status()))
+            self.assertEqual(times, len(gathered))
+            expected = LastDayStatus(times * 60.0, times * 70, times * 5, 3, 7, 0)
+            self.assertEqual(("backup1", expected), (status.host, status.last_day))
+            self.assertEqual(Thresholds(disk=0.5), status.thresholds)
+            (one,) = status.repositories
+            found = (one.snapshots, one.created_s, one.last_writer, one.last_write_s)
+            self.assertEqual((2, 1.5e9, "alice", 1.6e9 + 0.004), found)
+
+    def test_growth(self) -> None:
+        """The growth of all repositories together, and when the disk is full."""
+        now_s = 20_000.5 * 86_400
+        self.patch(time, "time", lambda: now_s)
+        for name, times in (("a", 2), ("b", 3)):
+            self.books.days[(name,)] = [(20_000 - ago, (100 - ago) * times * 1000) for ago in range(10, 0, -1)]
+            self.store((name,), "data", 100 * times * 1000)
+        status = self.successResultOf(Deferred.fromCoroutine(self.monitoring().status()))
+        self.assertEqual(((19_990, 450_000), (20_000, 500_000)), (status.history[0], status.history[-1]))
+        self.assertAlmostEqual(5000.0, status.growth_bytes_per_day or 0)
+        self.assertGreater(self.on_disk.f_bavail * self.on_disk.f_frsize, 3650 * 5000)
+        self.assertIsNone(status.disk_full_s)
+        self.on_disk = os.statvfs_result((4096, 4096, 1000, 10, 10, 5, 5, 5, 0, 255))
+        status = self.successResultOf(Deferred.fromCoroutine(self.monitoring().status()))
+        self.assertAlmostEqual(now_s + 10 * 4096 / 5000 * 86_400, status.disk_full_s or 0, places=3)
+
+    def test_growth_is_not_known(self) -> None:
+        """A few days say nothing, neither does an empty server."""
+        for days in (0, 5):
+            today = int(time.time() // 86_400)
+            self.books.days[("a",)] = [(today - ago, 5) for ago in range(days, 0, -1)]
+            status = self.successResultOf(Deferred.fromCoroutine(self.monitoring().status()))
+            self.assertEqual((None, None), (status.growth_bytes_per_day, status.disk_full_s))
+
+    def test_history_is_kept(self) -> None:
+        """The sizes of earlier days are read once an hour, and when a day ends."""
+        time_s = 20_000.2 * 86_400
+        self.patch(time, "time", lambda: time_s)
+        read: list[int] = []
+
+        def look() -> dict[tuple[str, ...], list[tuple[int, int]]]:
+            read.append(1)
+            return self.books.days
+
+        self.patch(self.books, "history", look)
+        self.books.days[("a",)] = [(19_999, 5), (20_000, 7)]
+        self.store(("a",), "data", 9)
+        monitoring = self.monitoring()
+        same, next_day = ((19_999, 5), (20_000, 9)), ((19_999, 5), (20_000, 7), (20_001, 9))
+        for day, later_s, reads, history in (
+            (20_000.2, 0, 1, same),
+            (20_000.3, KEEP_S - 1, 1, same),
+            (20_000.4, 1, 2, same),
+            (20_001.0, 5, 3, next_day),
+        ):
+            time_s = day * 86_400
+            self.clock.advance(later_s)
+            status = self.successResultOf(Deferred.fromCoroutine(monitoring.status()))
+            self.assertEqual((reads, history, history), (len(read), status.repositories[0].history, status.history))
+
     def test_long_history(self) -> None:
         """A curve has points enough for every page, and no more: its ends, and the same distance between them."""
         now_s = time.time()
@@ -669,6 +755,27 @@ class AccountsTests(SynchronousTestCase):
         self.assertGreater(account.last_snapshot_s, 1.7e9)
         self.quota_keeper.settle(0, ("alice",), cell_of("snapshots", ""), Amount(-1, -1))
         self.assertEqual(12, account.used_bytes)
+
+    def test_created(self) -> None:
+        """A repository is as old as its config, also one that is created while it is counted."""
+        config = f"{self.path}/alice/config"
+        with open(config, "wb") as file:
+            file.write(b"x")
+        os.utime(config, (1e9, 1e9))
+        self.pool.release(2000)
+        account = self.quota_keeper.ledger.repositories[("alice",)]
+        self.assertEqual(1e9, account.created_s)
+        look = self.store.counting.created_s
+
+        def looked(repository: tuple[str, ...], otherwise: float | None) -> float | None:
+            found = look(repository, otherwise)
+            self.quota_keeper.settle(0, ("alice",), cell_of("config", ""), Amount(3, 1))
+            return found
+
+        self.patch(self.store.counting, "created_s", looked)
+        self.quota_keeper.recount(("alice",))
+        self.pool.release(2000)
+        self.assertGreater(account.created_s or 0, 1.7e9)
 
     def test_snapshot_while_it_is_counted(self) -> None:
         """A snapshot that comes while the youngest is looked for is the youngest."""

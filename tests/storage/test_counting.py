@@ -303,6 +303,16 @@ class NeverShorterTests(CountingCase):
         self.failing("scandir", "/alice", errno.ENFILE)
         self.assertRaises(OSError, self.counting.repositories)
 
+    def test_created(self) -> None:
+        """A repository is as old as its config; without one that is not known, and what was known is not forgotten."""
+        config = f"{self.data}/alice/config"
+        with open(config, "wb"):
+            os.utime(config, (5.5, 5.5))
+        self.assertEqual(5.5, self.counting.created_s(ALICE))
+        self.assertIsNone(self.counting.created_s(("nobody",), 9.0))
+        self.failing("stat", "/alice/config")
+        self.assertEqual(9.0, self.counting.created_s(ALICE, 9.0))
+
     def test_times_that_cannot_be_read(self) -> None:
         """Nor are the times of snapshots and locks forgotten."""
         self.failing("scandir", "/alice/snapshots")

@@ -446,6 +446,21 @@ class FileTests(StateCase):
             other.execute("INSERT INTO history VALUES (x'72', 1, 'abc')")
         self.assertEqual({("alice",): [(20_000, 5)]}, self.state.history())
 
+    def test_activity(self) -> None:
+        """What was counted within a day, and the last uploads, in place of what was stored before; names may be any."""
+        self.assertEqual(([], []), self.state.activity())
+        self.state.put_activity([(1.5, 1, 2, 3, 4)], [("old", "alice", 5.5)])
+        counted = [(1.5, 1 << 60, 0, 0, 0), (900.0, 1, 2, 3, 4)]
+        written = [("", "", 1.5), ("alice/\udcff", "ä", 2.5)]
+        self.state.put_activity(counted, written)
+        self.assertEqual((counted, written), self.state.activity())
+        self.assertEqual((counted, written), self.open().activity())
+        with contextlib.closing(sqlite3.connect(self.file)) as other, other:
+            other.execute("INSERT INTO counted VALUES ('x', 1, 2, 3, 4)")
+            other.execute("INSERT INTO counted VALUES (1.5, 'x', 2, 3, 4)")
+            other.execute("INSERT INTO written VALUES ('text', x'00', 1.5)")
+        self.assertEqual((counted, written), self.state.activity())
+
     def test_many_threads(self) -> None:
         """Threads and two connections at once lose nothing and fail nothing."""
         self.patch(time, "monotonic", lambda: 1000.0)

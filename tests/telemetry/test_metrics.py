@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver.targets import Kind as TargetKind
 from resticserver.targets import Target
 from resticserver.telemetry import metrics
+from resticserver.telemetry.last_day import Written
 from resticserver.telemetry.metrics import (
     DURATION_BUCKETS_S,
     Exposition,
@@ -248,6 +249,26 @@ class TallyTests(SynchronousTestCase):
         self.assertEqual(before, json.dumps(taken))
         key = series("rest_server_blob_write_total", user="alice", repo="alice/laptop", type="data")
         self.assertEqual(1, counted_by(tally)[key])
+
+    def test_last_writes(self) -> None:
+        """The last upload to each repository but of locks, in one process or several; a download or a deletion is none."""
+        tally, parent = Tally(), Tally()
+        for started, user, kind, operation in (
+            (10.0, "alice", "data", Operation.WRITE),
+            (20.0, "bob", "snapshots", Operation.WRITE),
+            (30.0, "carol", "locks", Operation.WRITE),
+            (40.0, "dave", "data", Operation.READ),
+            (50.0, "erin", "data", Operation.DELETE),
+        ):
+            target = Target(LAPTOP, TargetKind.OBJECT, kind, NAME)
+            tally(PLAIN._replace(user=user, target=target, effect=Effect(operation, 7), started=started))
+        tally(PLAIN._replace(user="frank", effect=None, started=60.0))
+        expected = {"alice/laptop": Written("bob", 20.004)}
+        self.assertEqual(expected, tally.writes.by_repository)
+        parent.add(json.loads(json.dumps(tally.take())))
+        self.assertEqual((expected, {}), (parent.writes.by_repository, tally.writes.by_repository))
+        parent.forget({"alice/laptop"})
+        self.assertEqual({}, parent.writes.by_repository)
 
     def test_copy(self) -> None:
         """What is written by another thread does not change meanwhile."""

@@ -11,19 +11,16 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.dates import date_text
+from resticserver.telemetry.concerns import DEFAULT, Concern, Level, Thresholds, age
 from resticserver.telemetry.refusals import Refused
 from resticserver.telemetry.status import (
-    OLD_S,
     SCHEMA,
-    STALE_LOCK_S,
-    Concern,
-    Level,
+    LastDayStatus,
     ObjectProblem,
     RepositoryStatus,
     ScrubStatus,
     ServerStatus,
     UserStatus,
-    age,
 )
 
 DAY_S = 86_400
@@ -91,19 +88,51 @@ class RepositoryTests(SynchronousTestCase):
             ({"quota_objects": 100, "objects": 95}, [(WARNING, f"{objects} 95 % used")]),
             ({"quota_objects": 100, "objects": 100}, [(BAD, f"{objects} 100 % used")]),
             ({"last_snapshot_s": None}, [(NOTICE, "no snapshot yet")]),
-            ({"last_snapshot_s": NOW_S - OLD_S}, []),
-            ({"last_snapshot_s": NOW_S - OLD_S - 1}, [(WARNING, "last snapshot 7 days ago")]),
+            ({"last_snapshot_s": NOW_S - DEFAULT.snapshot_age_s}, []),
+            ({"last_snapshot_s": NOW_S - DEFAULT.snapshot_age_s - 1}, [(WARNING, "last snapshot 7 days ago")]),
             ({"last_snapshot_s": NOW_S - 30 * DAY_S}, [(WARNING, "last snapshot 30 days ago")]),
             ({"last_snapshot_s": NOW_S + DAY_S}, []),
+            ({"last_snapshot_s": None, "counted": False}, [(NOTICE, "not counted yet")]),
+            ({"last_snapshot_s": None, "created_s": NOW_S - DAY_S}, [(NOTICE, "no snapshot yet")]),
+            (
+                {"last_snapshot_s": None, "created_s": NOW_S - DAY_S - 1},
+                [(WARNING, "no snapshot yet, created 1 day ago")],
+            ),
+            ({"last_snapshot_s": None, "created_s": NOW_S + DAY_S}, [(NOTICE, "no snapshot yet")]),
             ({"locks": 1}, []),
-            ({"locks": 1, "oldest_lock_s": NOW_S - STALE_LOCK_S}, []),
-            ({"locks": 1, "oldest_lock_s": NOW_S - 2 * STALE_LOCK_S}, [(WARNING, f"{lock}, 1 hour old")]),
+            ({"locks": 1, "oldest_lock_s": NOW_S - DEFAULT.lock_age_s}, []),
+            ({"locks": 1, "oldest_lock_s": NOW_S - 2 * DEFAULT.lock_age_s}, [(WARNING, f"{lock}, 1 hour old")]),
             ({"locks": 0, "oldest_lock_s": NOW_S - DAY_S}, []),
         )
         for changes, concerns in table:
             one = replace(WELL, **changes)
             self.assertEqual([Concern(*concern) for concern in concerns], one.concerns(NOW_S), changes)
             self.assertEqual(max((level for level, _ in concerns), default=GOOD), one.level(NOW_S), changes)
+
+    def test_thresholds(self) -> None:
+        """Each threshold moves its edge, and 0 turns its rule off, but nothing hides a quota that is used up."""
+        new = {"last_snapshot_s": None, "created_s": NOW_S - 3 * DAY_S}
+        lock = {"locks": 1, "oldest_lock_s": NOW_S - 3600}
+        table: tuple[tuple[dict[str, Any], dict[str, float], Level], ...] = (
+            ({"last_snapshot_s": NOW_S - 2 * DAY_S}, {"snapshot_age_s": 2 * DAY_S}, GOOD),
+            ({"last_snapshot_s": NOW_S - 2 * DAY_S}, {"snapshot_age_s": 2 * DAY_S - 1}, WARNING),
+            ({"last_snapshot_s": NOW_S - 900 * DAY_S}, {"snapshot_age_s": 0}, GOOD),
+            (new, {"first_snapshot_s": 3 * DAY_S}, NOTICE),
+            (new, {"first_snapshot_s": 3 * DAY_S - 1}, WARNING),
+            (new, {"first_snapshot_s": 0}, NOTICE),
+            (lock, {"lock_age_s": 3600}, GOOD),
+            (lock, {"lock_age_s": 3599}, WARNING),
+            (lock, {"lock_age_s": 0}, GOOD),
+            ({"quota_bytes": 1000}, {"quota": 0.5}, WARNING),
+            ({"quota_bytes": 1000}, {"quota": 0.51}, GOOD),
+            ({"quota_bytes": 501}, {"quota": 0}, GOOD),
+            ({"quota_bytes": 500}, {"quota": 0}, BAD),
+            ({"quota_objects": 14}, {"quota": 0.5}, WARNING),
+        )
+        for changes, thresholds, level in table:
+            self.assertEqual(
+                level, replace(WELL, **changes).level(NOW_S, Thresholds(**thresholds)), (changes, thresholds)
+            )
 
     def test_worst_first(self) -> None:
         """All that is wrong is said, the worst first."""
@@ -186,6 +215,31 @@ class ServerTests(SynchronousTestCase):
         for changes, concerns in table:
             self.assertEqual([Concern(*one) for one in concerns], replace(SERVER, **changes).concerns(), changes)
 
+    def test_thresholds(self) -> None:
+        """Those of the server hold for it, its users and its repositories, and 0 turns each off, but not what has happened."""
+        disk = {"disk_free_bytes": 250, "disk_size_bytes": 1000}
+        scrub = {"scrub": ScrubStatus(10 * DAY_S, oldest_s=NOW_S - 30 * DAY_S)}
+        table: tuple[tuple[dict[str, Any], dict[str, float], Level], ...] = (
+            (disk, {"disk": 0.75}, WARNING),
+            (disk, {"disk": 0.76}, GOOD),
+            ({"disk_free_bytes": 0, "disk_size_bytes": 1000}, {"disk": 0}, GOOD),
+            ({"certificate_s": NOW_S + 20 * DAY_S}, {"certificate_s": 21 * DAY_S}, WARNING),
+            ({"certificate_s": NOW_S + 20 * DAY_S}, {"certificate_s": 20 * DAY_S}, GOOD),
+            ({"certificate_s": NOW_S + 1}, {"certificate_s": 0}, GOOD),
+            ({"certificate_s": NOW_S}, {"certificate_s": 0}, BAD),
+            (scrub, {"scrub": 2.8}, WARNING),
+            (scrub, {"scrub": 2.9}, GOOD),
+            (scrub, {"scrub": 0}, GOOD),
+            ({"users": (UserStatus("a", 50, 100),)}, {"quota": 0.5}, WARNING),
+            ({"repositories": (WELL,)}, {"snapshot_age_s": 59}, WARNING),
+            ({"repositories": (WELL,), "quota_bytes": 1000}, {"quota": 0.5}, WARNING),
+        )
+        for changes, thresholds, level in table:
+            status = replace(SERVER, thresholds=Thresholds(**thresholds), **changes)
+            self.assertEqual(level, status.worst(), (changes, thresholds))
+            again = ServerStatus.from_json(json.loads(json.dumps(status.as_json())))
+            self.assertEqual(level, again.worst(), (changes, thresholds))
+
     def test_users(self) -> None:
         """A user's quota, by bytes and by objects, and who is shown: those with a quota, and those who were refused."""
         table: tuple[tuple[UserStatus, list[Concern], bool], ...] = (
@@ -260,6 +314,10 @@ class ServerTests(SynchronousTestCase):
             quota_bytes=1000,
             disk_free_bytes=5,
             disk_size_bytes=1000,
+            history=((20_000, 5), (20_001, 7)),
+            growth_bytes_per_day=5.5,
+            disk_full_s=NOW_S + 5,
+            last_day=LastDayStatus(1.0, 2, 3, 4, 5, 6),
             repositories=(his, hers, root),
             users=(UserStatus("alice", 500, 1000), UserStatus("bob", 500, 600)),
         )
@@ -271,6 +329,9 @@ class ServerTests(SynchronousTestCase):
             self.assertEqual(sum(one.size_bytes for one in shown), part.size_bytes)
             self.assertEqual((None,) * 3, (part.quota_bytes, part.disk_free_bytes, part.disk_size_bytes))
             self.assertEqual([], part.concerns())
+            self.assertEqual(
+                ((), None, None, None), (part.history, part.growth_bytes_per_day, part.disk_full_s, part.last_day)
+            )
         self.assertEqual((his, hers, root), whole.repositories)
 
     def test_only_one_of_an_owners(self) -> None:
@@ -308,6 +369,10 @@ class JsonTests(SynchronousTestCase):
                 NOW_S - 3600.0,
                 2,
                 ((20_000, 5), (20_001, 1 << 42)),
+                snapshots=9,
+                created_s=NOW_S - 1e6,
+                last_writer="b<>",
+                last_write_s=NOW_S - 0.5,
             ),
             RepositoryStatus(
                 "",
@@ -320,6 +385,12 @@ class JsonTests(SynchronousTestCase):
         ),
         (UserStatus("ä", 1 << 42, None), UserStatus("bob", 0, 7, 3, 4)),
         scrub=ScrubStatus(86_400, 0.5, 60, NOW_S - 5.5, NOW_S - 9.5, 2),
+        host="höst",
+        thresholds=Thresholds(8e5, 2e5, 1801.0, 0.91, 0.92, 2e6, 1.6),
+        history=((19_999, 4), (20_001, 1 << 43)),
+        growth_bytes_per_day=-1.5,
+        disk_full_s=NOW_S + 7.25,
+        last_day=LastDayStatus(86_400.0, 1, 2, 3, 4, 5),
     ).with_refusals(
         (Refused("bob", "ä/<&>", "disk", 3, NOW_S - 0.5, "full"), Refused(None, "x", "content", 1, NOW_S, "odd"))
     )
@@ -346,7 +417,12 @@ class JsonTests(SynchronousTestCase):
         """The keys are those that docs/monitoring.md has."""
         document = self.full.as_json()
         server = "schema version time_s started_s not_ready counted quota_bytes disk_free_bytes disk_size_bytes certificate_s"
+        server += " host thresholds history growth_bytes_per_day disk_full_s last_day"
         self.assertEqual({*server.split(), "concerns", "users", "repositories", "refusals", "scrub"}, set(document))
+        thresholds = "snapshot_age_s first_snapshot_s lock_age_s quota disk certificate_s scrub"
+        self.assertEqual(set(thresholds.split()), set(document["thresholds"]))
+        last_day = "covered_s received_bytes sent_bytes uploads_refused failed_logins limited"
+        self.assertEqual(set(last_day.split()), set(document["last_day"]))
         repository = "repository owner size_bytes objects quota_bytes quota_objects last_snapshot_s locks oldest_lock_s"
         trash = "trash_bytes trash_objects trash_counts trash_ends_s"
         self.assertEqual(
@@ -359,6 +435,7 @@ class JsonTests(SynchronousTestCase):
                 "concerns",
                 "problems",
                 "problem_counts",
+                *"snapshots created_s last_writer last_write_s".split(),
             },
             set(document["repositories"][0]),
         )
@@ -378,7 +455,11 @@ class JsonTests(SynchronousTestCase):
     def test_unknown_keys(self) -> None:
         """New keys may come: who does not know them goes without."""
         document = json.loads(json.dumps(self.full.as_json()))
-        for part in (document, document["repositories"][0], document["users"][0], document["refusals"][0]):
+        for part in (
+            document,
+            *(document[name][0] for name in ("repositories", "users", "refusals")),
+            *(document[name] for name in ("scrub", "thresholds", "last_day")),
+        ):
             part["mood"] = {"fine": [1]}
         self.assertEqual(self.full, ServerStatus.from_json(document))
 
@@ -388,3 +469,14 @@ class JsonTests(SynchronousTestCase):
             document = self.full.as_json()
             del document[key]
             self.assertRaises((KeyError, TypeError), ServerStatus.from_json, document)
+
+    def test_older_server(self) -> None:
+        """A server that does not tell the newest keys is read all the same, with the thresholds of this version."""
+        document = json.loads(json.dumps(self.full.as_json()))
+        for key in ("host", "thresholds", "history", "growth_bytes_per_day", "disk_full_s", "last_day"):
+            del document[key]
+        for one in document["repositories"]:
+            for key in ("snapshots", "created_s", "last_writer", "last_write_s"):
+                del one[key]
+        status = ServerStatus.from_json(document)
+        self.assertEqual((DEFAULT, None, "", ()), (status.thresholds, status.last_day, status.host, status.history))

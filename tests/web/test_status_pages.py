@@ -15,15 +15,28 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.http import parse_qs
 
 from resticserver.access.policy import Policy
 from resticserver.access.policyfile import parse_policy
-from resticserver.telemetry.status import ObjectProblem, RepositoryStatus, ScrubStatus, ServerStatus, UserStatus
+from resticserver.sizes import format_size
+from resticserver.telemetry.concerns import Thresholds
+from resticserver.telemetry.status import (
+    LastDayStatus,
+    ObjectProblem,
+    RepositoryStatus,
+    ScrubStatus,
+    ServerStatus,
+    UserStatus,
+)
+from resticserver.web import charts, status_pages
 from resticserver.web.authentication import NoAuthentication, PasswordAuthentication
+from resticserver.web.charts import SMALL_POINTS
 from resticserver.web.http1.options import SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api
 from resticserver.web.status_pages import ServerPages, StatusPages
+from resticserver.web.status_view import ORDERS, View
 
 from ..support.client import Reply
 from ..support.memory import Bench, Connection, HeldPool, InlinePool, request
@@ -78,7 +91,7 @@ repositories = ["bob/shared"]
 rights = "read"
 """
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -188,7 +201,10 @@ class StatusCase(SynchronousTestCase):
         allowed = set(
             "html head meta title link body header h1 h2 p main section div small table thead tbody tr th td".split()
         )
-        allowed |= set("a ul li dl dt dd span svg rect polyline polygon time footer figure figcaption".split())
+        allowed |= set(
+            "a ul ol li dl dt dd span svg rect line text polyline polygon time footer figure figcaption".split()
+        )
+        allowed |= set("nav form label input select option button".split())
         for element in tree.iter():
             self.assertIn(element.tag, allowed)
             for name, value in element.attrib.items():
@@ -267,20 +283,36 @@ class HtmlTests(StatusCase):
             self.assertIn("width=device-width", viewport.attrib["content"])
 
     def test_rows(self) -> None:
-        """A row says when it was last backed up to, its size, its part of the quota, its objects and locks."""
+        """A row says when and by whom it was last backed up to, its size, growth, part of the quota, snapshots and locks."""
         self.status = server(
-            repository("alice/laptop", quota_bytes=4096, locks=2, oldest_lock_s=NOW_S - 300),
+            repository(
+                "alice/laptop",
+                quota_bytes=4096,
+                locks=2,
+                oldest_lock_s=NOW_S - 300,
+                snapshots=12,
+                last_writer="nas",
+                last_write_s=NOW_S - 60,
+            ),
             repository("bob", last_snapshot_s=None, history=((20_000, 7),)),
             repository("", owner=None),
         )
         rows = self.rows(self.tree("/-/status"))
         self.assertEqual({"alice/laptop", "bob", "/"}, set(rows))
-        last, size, curve, quota, objects, locks = rows["alice/laptop"]
-        self.assertEqual(("2 hours ago", "1.50 KiB", "1,234"), (last, size, objects))
-        self.assertEqual("37 % of 4 KiB", quota)
-        self.assertEqual("2, 5 minutes old", locks)
-        self.assertEqual("From 512 bytes to 1.50 KiB in 11 days.", curve)
-        self.assertEqual(["never", "1.50 KiB", "not known yet", "–", "1,234", "none"], rows["bob"])
+        self.assertEqual(
+            [
+                "2 hours ago 2027-01-15 06:00 UTC",
+                "12",
+                "1.50 KiB 1,234 objects",
+                "From 512 bytes to 1.50 KiB in 11 days. Quota: 4 KiB.+1 KiB in 11 days",
+                "37 % of 4 KiB",
+                "nas 2027-01-15 07:59 UTC",
+                "2, 5 minutes old 2027-01-15 07:55 UTC",
+            ],
+            rows["alice/laptop"],
+        )
+        expected = ["never", "0", "1.50 KiB 1,234 objects", "not known yet", "\N{EN DASH}", "\N{EN DASH}", "none"]
+        self.assertEqual(expected, rows["bob"])
 
     def test_scrub(self) -> None:
         """When everything was verified, how far the pass is, and what was found, by id."""
@@ -341,7 +373,9 @@ class HtmlTests(StatusCase):
                 svg = next(one for one in self.tree(path).iter("svg") if "curve" in one.attrib["class"].split())
                 _, _, width, height = map(float, svg.attrib["viewBox"].split())
                 points = svg.find("polyline").attrib["points"].split()  # type: ignore[union-attr]
-                self.assertEqual(len(history), len(points))
+                # A small curve has fewer of them.
+                most = SMALL_POINTS + 1 if path == "/-/status" else len(history)
+                self.assertTrue(min(len(history), most // 2) <= len(points) <= most, (path, len(points)))
                 for point in points:
                     x, y = map(float, point.split(","))
                     self.assertTrue(0 <= x <= width and 0 <= y <= height, (point, svg.attrib))
@@ -385,6 +419,240 @@ class HtmlTests(StatusCase):
             self.assertEqual(1, len(pool.jobs))
             pool.release()
             self.assertEqual([200], connection.statuses())
+
+    def test_figures(self) -> None:
+        """The host, growth, when the disk is full, the traffic and the refusals of the last day."""
+        day = LastDayStatus(float(DAY_S), 5 << 30, 3 << 20, 7, 1200, 1)
+        self.status = server(
+            repository("alice"),
+            host="backup<1>",
+            disk_free_bytes=1 << 30,
+            disk_size_bytes=4 << 30,
+            history=((20_000, 1 << 30), (20_030, 3 << 30)),
+            growth_bytes_per_day=70 * 1024.0**2,
+            disk_full_s=NOW_S + 14.6 * DAY_S,
+            last_day=day,
+        )
+        tree = self.tree("/-/status")
+        self.assertEqual("Backups on backup<1>", text_of(tree.find("body/header/h1")))
+        self.assertEqual("Backups on backup<1>", text_of(tree.find("head/title")))
+        figures = [text_of(one) for one in tree.iterfind(".//section[@class='figures']/div")]
+        self.assertEqual(
+            [
+                "Stored1.50 KiB",
+                "Growth+2 GiBin 30 days+70 MiB a day",
+                "Free disk1 GiB75 % of 4 GiB usedfull about 2027-01-29in 14 days",
+                "Received5 GiBsent 3 MiBin the last day",
+                "Refused uploads7limits reached 1 timein the last day",
+                "Failed logins1,200in the last day",
+            ],
+            figures,
+        )
+        self.status = replace(self.status, last_day=day._replace(covered_s=7200.0), history=((20_000, 5),))
+        text = text_of(self.tree("/-/status"))
+        self.assertIn("sent 3 MiBin the last 2 hours", text)
+        self.assertIn("Growth\N{EN DASH}not known yet", text)
+        self.assertNotIn("Stored in all", text)
+
+    def test_charts(self) -> None:
+        """A large curve has sizes and days at its axes, and its quota as a line with a name, where it is to scale."""
+        history = ((20_000, 10 << 30), (20_010, 50 << 30))
+        for quota, ticks, words, y in (
+            (None, ["60 GiB", "45 GiB", "30 GiB", "15 GiB", "0"], [], None),
+            (60 << 30, ["60 GiB", "45 GiB", "30 GiB", "15 GiB", "0"], ["Quota 60 GiB"], "0.00%"),
+            (80 << 30, ["80 GiB", "60 GiB", "40 GiB", "20 GiB", "0"], ["Quota 80 GiB"], "0.00%"),
+            (90 << 30, ["100 GiB", "75 GiB", "50 GiB", "25 GiB", "0"], ["Quota 90 GiB"], "10.00%"),
+            (20 << 30, ["60 GiB", "45 GiB", "30 GiB", "15 GiB", "0"], ["Quota 20 GiB"], "66.67%"),
+            # It would press the curve flat.
+            (1 << 40, ["60 GiB", "45 GiB", "30 GiB", "15 GiB", "0"], [], None),
+        ):
+            self.status = server(repository("a", history=history, quota_bytes=quota))
+            chart = self.tree("/-/status/a").find(".//figure")
+            assert chart is not None
+            self.assertEqual(ticks, [text_of(one) for one in chart.iterfind("ol[@class='y']/li")])
+            days = [text_of(one) for one in chart.iterfind("ol[@class='x']/li")]
+            self.assertEqual(["2024-10-04", "2024-10-09", "2024-10-14"], days)
+            self.assertEqual(words, [text_of(one) for one in chart.iterfind("svg/text")])
+            limits = [line.attrib for line in chart.iterfind("svg/line") if line.attrib["class"] == "limit"]
+            self.assertEqual([] if y is None else [(y, y)], [(line["y1"], line["y2"]) for line in limits])
+            caption = text_of(chart.find("figcaption"))
+            self.assertEqual(quota is not None, "Quota: " in caption)
+            self.assertEqual(caption, text_of(chart.find("svg/title")))
+        self.status = server(history=history, quota_bytes=70 << 30)
+        self.assertIn("Limit 70 GiB", text_of(self.tree("/-/status").find(".//figure/svg")))
+
+    def test_axis_end(self) -> None:
+        """An axis ends above the largest size, not far above it, and its quarters are short numbers."""
+        for most in (0, 1, 3, 5, 1000, 1023, 1024, 1025, *(int(1.37**power) for power in range(20, 120))):
+            end = charts.axis_end(most)
+            self.assertTrue(most <= end <= max(8, 2.5 * most), (most, end))
+            for part in (1, 2, 3, 4):
+                self.assertLessEqual(len(format_size(end * part // 4)), 9, end)
+
+    def test_thresholds(self) -> None:
+        """Bars change their colour where the server warns."""
+        for quota, disk, kinds in (
+            (0.5, 0.9, ["good", "warning"]),
+            (0.9, 0.4, ["warning", "good"]),
+            (0, 0, ["good", "good"]),
+        ):
+            self.status = server(
+                repository("a", size_bytes=600, quota_bytes=1000),
+                disk_free_bytes=50,
+                disk_size_bytes=100,
+                thresholds=Thresholds(quota=quota, disk=disk),
+            )
+            bars = [bar for bar in self.tree("/-/status").iter("rect") if bar.attrib["class"] != "track"]
+            self.assertEqual(kinds, [bar.attrib["class"] for bar in bars])
+
+
+class ViewTests(StatusCase):
+    """Filter, order and reload, by form and links."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        old = NOW_S - 9 * DAY_S
+        self.status = server(
+            repository("alice/laptop", size_bytes=300, snapshots=5, last_write_s=NOW_S - 5, quota_bytes=1000, locks=2),
+            repository("Alice/nas", size_bytes=100, snapshots=7, last_snapshot_s=old, objects=5),
+            repository("bob", size_bytes=200, snapshots=6, last_write_s=NOW_S - 9, quota_bytes=400, objects=9),
+            repository("carol/x", owner="Bobby", size_bytes=400, last_snapshot_s=None, history=((1, 5), (2, 900))),
+        )
+
+    def names(self, query: str) -> list[str]:
+        """Which repositories are shown."""
+        return list(self.rows(self.tree(f"/-/status{query}")))
+
+    def test_orders(self) -> None:
+        """Each order, and the other way round; without one what needs attention comes first."""
+        table = {
+            "": ["Alice/nas", "carol/x", "alice/laptop", "bob"],
+            "?sort=nonsense": ["Alice/nas", "carol/x", "alice/laptop", "bob"],
+            "?sort=name": ["alice/laptop", "Alice/nas", "bob", "carol/x"],
+            "?sort=name&reverse=1": ["carol/x", "bob", "Alice/nas", "alice/laptop"],
+            "?sort=snapshot": ["carol/x", "Alice/nas", "alice/laptop", "bob"],
+            "?sort=snapshots": ["Alice/nas", "bob", "alice/laptop", "carol/x"],
+            "?sort=stored": ["carol/x", "alice/laptop", "bob", "Alice/nas"],
+            "?sort=stored&reverse=1": ["Alice/nas", "bob", "alice/laptop", "carol/x"],
+            "?sort=growth": ["Alice/nas", "alice/laptop", "bob", "carol/x"],
+            "?sort=quota": ["bob", "alice/laptop", "Alice/nas", "carol/x"],
+            "?sort=objects": ["alice/laptop", "carol/x", "bob", "Alice/nas"],
+            "?sort=write": ["alice/laptop", "bob", "Alice/nas", "carol/x"],
+            "?sort=locks": ["alice/laptop", "Alice/nas", "bob", "carol/x"],
+        }
+        for query, expected in table.items():
+            self.assertEqual(expected, self.names(query), query)
+        tried = {View.of(parse_qs(query.removeprefix("?").encode())).sort for query in table}
+        self.assertEqual(set(ORDERS), tried)
+
+    def test_filter(self) -> None:
+        """A part of the name or of the owner, in any case; or what needs attention; and how many of all that is."""
+        for query, expected in (
+            ("?find=ALICE", ["Alice/nas", "alice/laptop"]),
+            ("?find=bob", ["carol/x", "bob"]),
+            ("?find=%20bob+", ["carol/x", "bob"]),
+            ("?show=attention", ["Alice/nas"]),
+            ("?show=attention&find=bob", []),
+            ("?show=everything&find=", ["Alice/nas", "carol/x", "alice/laptop", "bob"]),
+            ("?find=nobody&find=laptop", ["alice/laptop"]),
+            ("?find=%ff", []),
+        ):
+            tree = self.tree(f"/-/status{query}")
+            self.assertEqual(expected, list(self.rows(tree)), query)
+            found = text_of(tree.find(".//p[@class='found']"))
+            self.assertEqual(
+                f"{len(expected)} of 4 repositories. Show all" if len(expected) < 4 else "4 repositories", found
+            )
+            # The summary is about all of them.
+            self.assertEqual("4 repositories, 1 needs attention", text_of(tree.find("body/header/p")))
+        self.assertEqual(
+            "No repository matches.", text_of(self.tree("/-/status?find=zzz").find(".//p[@class='empty']"))
+        )
+
+    def test_form(self) -> None:
+        """The form has what was asked for; each control has a label; what was typed is text and no markup."""
+        for name in (*HOSTILE, "a&b=c", "ä"):
+            tree = self.tree(f"/-/status?find={quote(name, safe='')}&sort=stored&show=attention&reload=1")
+            self.assert_harmless(tree)
+            form = tree.find(".//form")
+            assert form is not None
+            self.assertEqual(("get", "status"), (form.attrib["method"], form.attrib["action"]))
+            values = {one.attrib["name"]: one.attrib["value"] for one in form.iter("input")}
+            self.assertEqual({"find": name, "reload": "1"}, values)
+            chosen = [one.attrib["value"] for one in form.iter("option") if "selected" in one.attrib]
+            self.assertEqual(["attention", "stored"], chosen)
+            labelled = [
+                control for label in form.iter("label") for control in (*label.iter("input"), *label.iter("select"))
+            ]
+            self.assertEqual(3, len(labelled))
+        (long,) = self.tree(f"/-/status?find={'x' * 5000}").iterfind(".//input")
+        self.assertEqual("x" * 200, long.attrib["value"])
+
+    def test_columns(self) -> None:
+        """A column sorts by its link, a second time the other way round, and says which way; the filter is kept."""
+        tree = self.tree("/-/status?find=a&sort=stored")
+        links = {text_of(cell): cell for cell in tree.iterfind(".//section[h2='Repositories']//thead/tr/th")}
+        self.assertEqual(
+            ["descending"], [cell.attrib["aria-sort"] for cell in links.values() if "aria-sort" in cell.attrib]
+        )
+        for name, query in (
+            ("Stored", "find=a&sort=stored&reverse=1"),
+            ("Repository", "find=a&sort=name"),
+            ("Last upload", "find=a&sort=write"),
+        ):
+            link = links[name].find("a")
+            assert link is not None
+            self.assertEqual(f"status?{query}", link.attrib["href"])
+            self.assertEqual("col", links[name].attrib["scope"])
+        again = self.tree("/-/status?find=a&sort=stored&reverse=1")
+        self.assertEqual(
+            ["ascending"], [cell.attrib["aria-sort"] for cell in again.iter("th") if "aria-sort" in cell.attrib]
+        )
+
+    def test_links_come_back(self) -> None:
+        """A link is read as what it was made from, whatever is in it."""
+        for find in ("", "a b", "a&b=c", "ä\N{SNOWMAN}", "50%+"):
+            for sort in ORDERS:
+                for flag in (False, True):
+                    view = View(find, flag, sort, not flag, flag)
+                    query = parse_qs(urlsplit(view.link()).query.encode(), keep_blank_values=True)
+                    self.assertEqual(view, View.of(query))
+        self.assertEqual("status", View().link())
+
+    def test_reload(self) -> None:
+        """The page loads itself again if that is wanted, and not otherwise."""
+        for query, reloads, link in (("", False, "status?find=a&reload=1"), ("&reload=1", True, "status?find=a")):
+            tree = self.tree(f"/-/status?find=a{query}")
+            meta = [one.attrib["content"] for one in tree.iter("meta") if "http-equiv" in one.attrib]
+            self.assertEqual(["60"] if reloads else [], meta)
+            self.assertEqual(link, list(tree.iterfind("body/header/nav/a"))[-1].attrib["href"])
+
+
+class ThreadTests(StatusCase):
+    """What runs in the reactor's thread."""
+
+    def test_nothing_is_made_there(self) -> None:
+        """Neither a page nor what a user may see of it is determined before the pool's job runs."""
+        calls: list[str] = []
+        for name in ("server_page", "repository_page"):
+            made = getattr(status_pages, name)
+
+            def noted(*args: Any, name: str = name, made: Any = made) -> Any:
+                calls.append(name)
+                return made(*args)
+
+            self.patch(status_pages, name, noted)
+        self.policy = Policy(grants=parse_policy(POLICY))
+        self.authentication = PasswordAuthentication(ChecksPasswords())
+        self.status = server(repository("alice/pc"))
+        self.pool = pool = HeldPool()
+        for path, name in (("/-/status", "server_page"), ("/-/status/alice/pc", "repository_page")):
+            connection = self.connection()
+            connection.send(request("GET", path, **login("alice")))
+            self.assertEqual(([], 1), (calls, len(pool.jobs)))
+            pool.release()
+            self.assertEqual([name], calls)
+            calls.clear()
 
 
 class LinkTests(StatusCase):
