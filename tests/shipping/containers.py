@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ..integration.test_packaging import CHECKOUT, copy_of_the_tree, environment_variables
+from ..support.server import children_of
 from ..support.waiting import wait_until
 
 #: What must be installed for these tests.
-PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap", "nsenter", "unshare", "netavark", "restic")
+PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap", "nsenter", "unshare", "setpriv", "netavark", "restic", "curl")
 #: The environment variable for a directory that keeps the base's files from one run to the next.
 CACHE = "RESTICSERVER_SHIPPING_CACHE"
 _PACKAGES = ("python3", "python3-venv", "ca-certificates")
@@ -51,6 +51,10 @@ driver = "overlay"
 graphroot = "{directory}/images"
 runroot = "{directory}/run"
 """
+_NAMESPACES = (
+    *("setpriv", "--pdeathsig=KILL", "unshare", "--fork", "--kill-child", "--mount-proc"),
+    *("--pid", "--cgroup", "--mount", "--net", "--propagation=private"),
+)
 #: The hierarchies of version 1 are mounted again, so that groups are made below the group that the tests run in.
 _SET_UP = """
 mount -t tmpfs -o size={memory} tmpfs {directory}
@@ -65,7 +69,8 @@ mkdir -p {directory}/tmp && mount --bind {directory}/tmp /var/tmp
 mount -t tmpfs tmpfs /run
 ip link set lo up
 echo ready
-exec sleep infinity
+# The shell is process 1 there, and waits for processes that containers leave behind.
+while :; do sleep 1; done
 """
 
 
@@ -77,7 +82,7 @@ def why_not() -> str | None:
     missing = [program for program in PROGRAMS if shutil.which(program, path=places) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: apt-get install {' '.join(missing)})"
-    tried = subprocess.run(["unshare", "--cgroup", "--mount", "--net", "true"], capture_output=True)
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True)
     return None if tried.returncode == 0 else "namespaces need more rights than the tests have"
 
 
@@ -100,16 +105,15 @@ class Sandbox:
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="restic-ship-"))
         script = _SET_UP.format(memory=_MEMORY, directory=self.directory)
+        # All processes inside end with process 1, and that one with the tests, however they end.
         self._holder = subprocess.Popen(
-            ["unshare", "--cgroup", "--mount", "--net", "--propagation", "private", "sh", "-e", "-c", script],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*_NAMESPACES, "sh", "-e", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != "ready\n":
             self.close()
             raise AssertionError("the namespaces could not be set up")
+        [self._init] = children_of(self._holder.pid)
         # The files must be on the file system that podman sees.
         self.write("containers.conf", _CONTAINERS_CONF)
         self.write("storage.conf", _STORAGE_CONF.format(directory=self.directory))
@@ -130,7 +134,8 @@ class Sandbox:
 
     def command(self, *words: str | Path) -> list[str]:
         """A command line that runs inside."""
-        return ["nsenter", f"--target={self._holder.pid}", "--mount", "--cgroup", "--net", "--", *map(str, words)]
+        namespaces = ("--pid", "--cgroup", "--mount", "--net")
+        return ["nsenter", f"--target={self._init}", *namespaces, "--", *map(str, words)]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """For commands inside."""
@@ -172,35 +177,13 @@ class Sandbox:
         """Run podman, which must succeed; its output without the newline at the end."""
         return self.succeed("podman", *words, **named).rstrip("\n")
 
-    def inside(self) -> list[int]:
-        """The processes in these namespaces, the newest first."""
-        ours = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal():
-                try:
-                    if os.readlink(f"/proc/{entry}/ns/mnt") == ours:
-                        found.append(int(entry))
-                except OSError:
-                    continue
-        return sorted(found, reverse=True)
-
     def close(self) -> None:
-        """End all containers and processes inside. Mounts and networks end with the last one."""
-        try:
-            if self._holder.poll() is None:
-                self.run("podman", "rm", "--all", "--force", "--time=0")
-                for pid in self.inside():
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
-        finally:
-            self._holder.kill()
-            self._holder.wait()
-            if self._holder.stdout is not None:
-                self._holder.stdout.close()
-            shutil.rmtree(self.directory, ignore_errors=True)
+        """End all processes inside. Containers, mounts and networks end with them."""
+        self._holder.kill()
+        self._holder.wait()
+        if self._holder.stdout is not None:
+            self._holder.stdout.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def make_base(sandbox: Sandbox, directory: Path) -> str:
@@ -301,6 +284,10 @@ class Container:
         """Run its health check; status and output."""
         done = self._sandbox.run("podman", "healthcheck", "run", self.name)
         return done.returncode, (done.stdout + done.stderr).strip()
+
+    def reload(self) -> None:
+        """Let the server read its users now, and not within ten seconds."""
+        self._sandbox.podman("kill", "--signal=HUP", self.name)
 
     def stop(self, grace_s: int) -> int:
         """Stop it as an administrator does; the exit status."""
