@@ -151,11 +151,13 @@ class Sandbox:
         self, *words: str | Path, stdin: str = "", extra: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end."""
+        if cwd is not None:
+            # nsenter begins in the root.
+            words = ("env", f"--chdir={cwd}", *words)
         return subprocess.run(
             self.command(*words),
             input=stdin,
             env=self.environment(extra),
-            cwd=cwd,
             capture_output=True,
             text=True,
             timeout=LONGEST_S,
@@ -207,7 +209,6 @@ def make_base(sandbox: Sandbox, directory: Path) -> str:
 def make_context(directory: Path) -> Path:
     """The files of the checkout, and wheels of the server and all that it needs: what the image is built from."""
     context = copy_of_the_tree(directory)
-    shutil.copy2(CHECKOUT / ".dockerignore", context)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", context / "wheels", CHECKOUT],
         check=True,

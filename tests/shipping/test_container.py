@@ -73,6 +73,16 @@ class ImageTests(ContainerCase):
         )  # fmt: skip
         self.assertIn(f"VERSION=99.1, but this is {resticserver.__version__}", str(error))
 
+    def test_make_image(self) -> None:
+        """C{make image} builds the same with podman, with the version's label."""
+        self.sandbox.succeed(
+            "make", "image", "ENGINE=podman", "IMAGE=localhost/made",
+            f"BUILD_FLAGS=--quiet --isolation=chroot --build-arg=BASE={images().base}",
+            cwd=images().context,
+        )  # fmt: skip
+        for name, other in (("localhost/made:latest", SLIM), ("localhost/made:minimal", MINIMAL)):
+            self.assertEqual(self.labels(other), self.labels(name))
+
     def test_nothing_superfluous(self) -> None:
         """Neither pip nor tests of others are in the images, and C{minimal} has no program but Python and a shell."""
         script = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
