@@ -33,14 +33,13 @@ class Images(NamedTuple):
     """
     The images of this run.
 
+    @ivar context: the directory that they are built from.
     @ivar base: the image that they are made from.
-    @ivar built_s: how long the build of each target took.
     """
 
     sandbox: Sandbox
     context: Path
     base: str
-    built_s: dict[str, float]
 
 
 def next_port() -> int:
@@ -50,27 +49,37 @@ def next_port() -> int:
 
 @functools.cache
 def images() -> Images:
-    """Build the images, once for all tests."""
+    """What all images are built from, made once for all tests."""
     directory = tempfile.TemporaryDirectory(prefix="restic-image-")
     atexit.register(directory.cleanup)
     sandbox = Sandbox()
     atexit.register(sandbox.close)
     base = make_base(sandbox, Path(directory.name))
     context = make_context(Path(directory.name))
-    built_s = {
-        target: build_image(sandbox, context, base, target, name, resticserver.__version__)
-        for target, name in (("slim", SLIM), ("minimal", MINIMAL))
-    }
-    return Images(sandbox, context, base, built_s)
+    return Images(sandbox, context, base)
+
+
+@functools.cache
+def built_s(image: str) -> float:
+    """Build a target of the F{Dockerfile}, once for all tests; how long that took."""
+    target = image.rpartition(":")[2]
+    return build_image(images().sandbox, images().context, images().base, target, image, resticserver.__version__)
 
 
 class ContainerCase(SynchronousTestCase):
-    """Runs containers, and removes them after the test."""
+    """
+    Runs containers, and removes them after the test.
 
+    @cvar needed: the images.
+    """
+
+    needed: tuple[str, ...] = (SLIM,)
     skip = why_not()
 
     def setUp(self) -> None:
         self.sandbox = images().sandbox
+        for image in self.needed:
+            built_s(image)
         self.port = next_port()
 
     def run_server(self, *words: str, image: str = SLIM, user: str = "1234", wait: bool = True) -> Container:

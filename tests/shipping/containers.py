@@ -223,11 +223,13 @@ def build_image(sandbox: Sandbox, context: Path, base: str, target: str, name: s
     """
     Build a target of the shipped F{Dockerfile}.
 
+    @param target: empty for the default one.
     @return: how many seconds it took.
     """
+    flags = (f"--target={target}",) if target else ()
     begun = time.monotonic()
     sandbox.succeed(
-        *("buildah", "bud", "--quiet", "--format=docker", "--layers", f"--target={target}", f"--tag={name}"),
+        *("buildah", "bud", "--quiet", "--format=docker", "--layers", f"--tag={name}", *flags),
         *(
             f"--build-arg=BASE={base}",
             f"--build-arg=VERSION={version}",

@@ -15,7 +15,7 @@ import resticserver
 from ..support.certificates import make_certificate
 from ..support.scratch import scratch_directory
 from ..support.waiting import wait_until
-from .container_case import MINIMAL, SLIM, ContainerCase, images, next_port
+from .container_case import MINIMAL, SLIM, ContainerCase, built_s, images, next_port
 from .containers import build_image
 
 MOST_MINIMAL_BYTES = 100_000_000
@@ -25,7 +25,13 @@ FIRST_START = (
 _CREATE_USER = "usage: create_user USER [PASSWORD]; without PASSWORD it is asked for, or read from a pipe"
 
 
-class ImageTests(ContainerCase):
+class BothCase(ContainerCase):
+    """With both images."""
+
+    needed = (SLIM, MINIMAL)
+
+
+class ImageTests(BothCase):
     """What is built."""
 
     def labels(self, name: str) -> dict[str, Any]:
@@ -36,8 +42,11 @@ class ImageTests(ContainerCase):
         return found
 
     def test_configuration(self) -> None:
-        """User, port, volume, signal, health check and labels, the same in both targets."""
-        for name in (SLIM, MINIMAL):
+        """User, port, volume, signal, health check and labels, the same in both targets; the default one is C{slim}."""
+        default = "localhost/resticserver:default"
+        build_image(self.sandbox, images().context, images().base, "", default, resticserver.__version__)
+        self.assertEqual(self.labels(SLIM), self.labels(default))
+        for name in (default, SLIM, MINIMAL):
             found = self.labels(name)
             self.assertEqual("8000:8000", found["User"], name)
             self.assertEqual(({"8000/tcp": {}}, {"/data": {}}), (found["ExposedPorts"], found["Volumes"]), name)
@@ -60,8 +69,8 @@ class ImageTests(ContainerCase):
         print()
         for name, size in sizes.items():
             print(f"{name}: {size / 1e6:.1f} MB")
-        for target, seconds in images().built_s.items():
-            print(f"target {target} built in {seconds:.1f} s")
+        for name in (SLIM, MINIMAL):
+            print(f"{name} built in {built_s(name):.1f} s")
         self.assertLessEqual(sizes[MINIMAL], MOST_MINIMAL_BYTES)
 
     def test_other_version(self) -> None:
@@ -96,7 +105,7 @@ class ImageTests(ContainerCase):
         self.assertLessEqual(programs, {"sh", "dash", "python3", "python3.11", "python3.12", "python3.13"}, said)
 
 
-class ServingTests(ContainerCase):
+class ServingTests(BothCase):
     """The server does its work there."""
 
     def test_restic(self) -> None:
@@ -171,7 +180,7 @@ class ServingTests(ContainerCase):
             server.remove()
 
 
-class HealthTests(ContainerCase):
+class HealthTests(BothCase):
     """The health check."""
 
     def test_data_directory_gone(self) -> None:
@@ -224,7 +233,7 @@ class HealthTests(ContainerCase):
         self.assertEqual((1, "rest-server health: no rest-server is running"), (status, said))
 
 
-class VariableTests(ContainerCase):
+class VariableTests(BothCase):
     """The variables of rest-server's image, the server's own, and arguments."""
 
     def test_data_directory(self) -> None:
@@ -341,7 +350,7 @@ class VariableTests(ContainerCase):
             )
 
 
-class ScriptTests(ContainerCase):
+class ScriptTests(BothCase):
     """C{create_user} and C{delete_user}."""
 
     def test_create_user(self) -> None:
