@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..integration.test_packaging import CHECKOUT, copy_of_the_tree, environment_variables
+from ..integration.test_packaging import copy_of_the_tree, environment_variables, succeed
 from ..support.server import children_of
 from ..support.waiting import wait_until
 
@@ -82,6 +82,12 @@ def why_not() -> str | None:
     missing = [program for program in PROGRAMS if shutil.which(program, path=places) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: apt-get install {' '.join(missing)})"
+    if not Path("/etc/debian_version").exists():
+        return "the base image is made from Debian's packages, and this is not Debian"
+    # The wheels are built by the Python of the tests, and installed by that of the base, which is the system's.
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if not Path(f"/usr/bin/python{version}").exists():
+        return f"the tests run under Python {version}, for which this Debian has no python3"
     tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True)
     return None if tried.returncode == 0 else "namespaces need more rights than the tests have"
 
@@ -209,13 +215,7 @@ def make_base(sandbox: Sandbox, directory: Path) -> str:
 def make_context(directory: Path) -> Path:
     """The files of the checkout, and wheels of the server and all that it needs: what the image is built from."""
     context = copy_of_the_tree(directory)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", context / "wheels", CHECKOUT],
-        check=True,
-        env=environment_variables(),
-        cwd=directory,
-        timeout=LONGEST_S,
-    )
+    succeed([sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", context / "wheels", context], directory)
     return context
 
 
@@ -228,15 +228,11 @@ def build_image(sandbox: Sandbox, context: Path, base: str, target: str, name: s
     """
     flags = (f"--target={target}",) if target else ()
     begun = time.monotonic()
+    arguments = (f"--build-arg=BASE={base}", f"--build-arg=VERSION={version}")
+    file = context / "etc" / "docker" / "Dockerfile"
     sandbox.succeed(
-        *("buildah", "bud", "--quiet", "--format=docker", "--layers", f"--tag={name}", *flags),
-        *(
-            f"--build-arg=BASE={base}",
-            f"--build-arg=VERSION={version}",
-            "--file",
-            context / "etc/docker/Dockerfile",
-            context,
-        ),
+        *("buildah", "bud", "--quiet", "--format=docker", "--layers", f"--tag={name}", f"--file={file}"),
+        *(*flags, *arguments, context),
     )
     return time.monotonic() - begun
 

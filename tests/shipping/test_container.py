@@ -6,18 +6,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from twisted.trial.unittest import SynchronousTestCase
+
 import resticserver
 
+from ..integration.test_packaging import CHECKOUT
 from ..support.certificates import make_certificate
 from ..support.scratch import scratch_directory
+from ..support.skipping import skipped
 from ..support.waiting import wait_until
 from .container_case import MINIMAL, SLIM, ContainerCase, built_s, images, next_port
 from .containers import build_image
 
+SHELLCHECK = shutil.which("shellcheck")
 MOST_MINIMAL_BYTES = 100_000_000
 FIRST_START = (
     "there are no users yet: add one with 'docker exec -it CONTAINER create_user NAME', or set DISABLE_AUTHENTICATION=1"
@@ -348,6 +355,23 @@ class VariableTests(BothCase):
                 "it, or use --user), or name another file in PASSWORD_FILE",
                 said,
             )
+
+
+class ShellTests(SynchronousTestCase):
+    """The scripts of the image."""
+
+    @skipped(None if SHELLCHECK else "shellcheck is not installed (Debian: apt-get install shellcheck)")
+    def test_shellcheck(self) -> None:
+        """shellcheck has nothing to say about them."""
+        assert SHELLCHECK is not None
+        names = ("entrypoint", "rest-server", "create_user", "delete_user")
+        scripts = [str(CHECKOUT / "etc" / "docker" / name) for name in names]
+        for command in (
+            ["--external-sources", *scripts],
+            ["--shell=sh", str(CHECKOUT / "etc" / "docker" / "variables")],
+        ):
+            done = subprocess.run([SHELLCHECK, *command], capture_output=True, text=True, cwd=CHECKOUT)
+            self.assertEqual((0, ""), (done.returncode, done.stdout + done.stderr))
 
 
 class ScriptTests(BothCase):
