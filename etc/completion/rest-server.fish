@@ -32,7 +32,7 @@ complete -c rest-server -n '__rest_server_next' -a usage -d 'print the size of e
 complete -c rest-server -n '__rest_server_next' -a status -d 'print the state of a running server and its repositories'
 complete -c rest-server -n '__rest_server_next' -a trash -d 'list, restore and remove deleted objects'
 complete -c rest-server -n '__rest_server_next' -a scrub -d 'read and verify every stored object'
-complete -c rest-server -n '__rest_server_next' -a health -d 'ask a running server whether it is ready: whether its data directory exists and can be written'
+complete -c rest-server -n '__rest_server_next' -a health -d 'ask a running server whether it is ready'
 complete -c rest-server -n '__rest_server_runs config user policy usage status trash scrub health' -l config -r -F -d 'TOML file with flags as keys'
 complete -c rest-server -n '__rest_server_runs config user policy usage status trash scrub health' -l path -x -a '(__fish_complete_directories)' -d 'data directory (default /tmp/restic)'
 complete -c rest-server -n '__rest_server_runs config user policy usage status trash scrub health' -l state-dir -x -a '(__fish_complete_directories)' -d 'directory for stored sizes and the volume\'s id (default .rest-server in the data directory)'

@@ -99,8 +99,8 @@ def _printable(text: str) -> str:
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         "rest-server health",
-        description="Ask a running server whether it is ready: whether its data directory exists and can be written. "
-        "The exit status is 0 if it is, 1 if it is not (with the reason), and 2 if the server could not be asked. "
+        description="Ask a running server whether it is ready. It is, if its data directory exists and can be written. "
+        "The exit status is 0 if it is ready, 1 if it is not (with the reason), and 2 if the server could not be asked. "
         "Without ADDRESS the server is asked on this machine, at the first address of --listen and --metrics-listen "
         "that can be asked. Its certificate is then not verified, because no secret is sent.",
     )
