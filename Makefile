@@ -5,6 +5,7 @@
 # make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
 # make faults  every call with every error, 500 kills, 100 power cuts; 30 minutes, and it prints the tables
 # make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
+# make image  the container image, with docker or podman (ENGINE), as IMAGE and IMAGE:minimal; BUILD_FLAGS for the build
 # make docs   docs/options.md anew from the code
 # make man    man pages and completions, in etc/man and etc/completion, anew from the code
 # make screenshot  docs/images/status.png anew, with Chromium
@@ -25,17 +26,24 @@ SOAK_MINUTES ?= 30
 SOAK_JSON ?= $(VENV)/soak.json
 # What must succeed before a release is committed.
 RELEASE_CHECKS ?= check apidocs
+IMAGE ?= resticserver
+ENGINE ?= $(or $(shell command -v docker),$(shell command -v podman),docker)
+BUILD_FLAGS ?=
 # How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
 JOBS ?=
 
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 TRIAL = -m twisted.trial --random 0 --temp-directory $(VENV)/trial/0
+VERSION_OF_CODE = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' resticserver/__init__.py)
+# podman's own format has no health check.
+BUILD_IMAGE = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --file etc/docker/Dockerfile \
+	--build-arg VERSION=$(VERSION_OF_CODE) $(BUILD_FLAGS)
 PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(JOBS),--jobs $(JOBS))
 
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs man screenshot apidocs news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -73,6 +81,10 @@ faults: $(VENV)/dev
 
 ship-check: $(VENV)/dev
 	$(PARALLEL) --jobs 1 tests.shipping
+
+image:
+	$(BUILD_IMAGE) --target slim --tag $(IMAGE) .
+	$(BUILD_IMAGE) --target minimal --tag $(IMAGE):minimal .
 
 coverage: $(VENV)/dev
 	$(VENV)/bin/python -Wd -m coverage run $(TRIAL) $(TESTS)

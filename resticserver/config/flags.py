@@ -18,8 +18,8 @@ DESCRIPTION = (
     "(REST_SERVER_MAX_SIZE=1TiB); the command line wins over the environment, the environment over the file. "
     "Subcommands, each with --help: rest-server config (check and show the configuration), rest-server user (users and "
     "passwords), rest-server policy (check access rules), rest-server usage (how much is stored), rest-server status (the "
-    "state of a running server), rest-server trash (list, restore and remove deleted objects), rest-server scrub (verify "
-    "what is stored)."
+    "state of a running server), rest-server health (whether it is ready), rest-server trash (list, restore and remove "
+    "deleted objects), rest-server scrub (verify what is stored)."
 )
 
 #: Switches: name, short form, text.

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from .options import Options
 from .settings import Settings, default_path
 
-_HELP = {
+#: Value and text; a flag without a value is a switch.
+_HELP: dict[str, tuple[str | None, str]] = {
     "path": ("DIR", f"data directory (default {default_path()})"),
     "htpasswd-file": ("FILE", "htpasswd file with the users (default .htpasswd in the data directory)"),
     "policy": ("FILE", "the server's policy file"),
     "max-size": ("SIZE", "limit of all repositories together"),
     "max-depth": ("N", "how many folders deep a repository may be (default 2)"),
+    "listen": ("ADDR", "address that the server listens on; repeatable (default :8000)"),
+    "metrics-listen": ("ADDR", "the server's address for metrics and health"),
+    "tls": (None, "the server serves TLS"),
     "state-dir": ("DIR", "directory of the server's state file (default .rest-server in the data directory)"),
 }
+
+_REPEATABLE = ("listen",)
 
 
 def add_server_flags(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -29,7 +36,11 @@ def add_server_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     group.add_argument("--config", metavar="FILE", help="the server's configuration file (default $REST_SERVER_CONFIG)")
     for name in names:
         metavar, text = _HELP[name]
-        group.add_argument(f"--{name}", metavar=metavar, help=text)
+        if metavar is None:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=text)
+        else:
+            action = "append" if name in _REPEATABLE else "store"
+            group.add_argument(f"--{name}", metavar=metavar, action=action, help=text)
 
 
 def server_settings(asked: argparse.Namespace, program: str) -> Settings:
@@ -40,11 +51,23 @@ def server_settings(asked: argparse.Namespace, program: str) -> Settings:
     @raise SystemExit: a value is invalid; status 2, and one line was printed.
     """
     values = vars(asked)
-    arguments = [
-        f"--{name}={values[key]}"
-        for name in ("config", *_HELP)
-        if values.get(key := name.replace("-", "_")) is not None
-    ]
+    arguments = []
+    for name in ("config", *_HELP):
+        value = values.get(name.replace("-", "_"))
+        if value is not None:
+            each = value if isinstance(value, list) else [value]
+            arguments += [f"--{name}" if one is True else f"--{name}={one}" for one in each]
+    return settings_of(arguments, program)
+
+
+def settings_of(arguments: Sequence[str], program: str) -> Settings:
+    """
+    The settings of a server with this command line.
+
+    @param arguments: the server's arguments, without the program's name.
+    @param program: the name of the command for the message.
+    @raise SystemExit: a value is invalid; status 2, and one line was printed.
+    """
     options = Options()
     try:
         options.parseOptions(arguments)

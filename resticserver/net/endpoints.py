@@ -19,18 +19,13 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStrea
 from zope.interface import implementer
 
 from ..errors import StartError
+from .addresses import HOST_PORT, PLAIN_SUFFIX
 from .ports import SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint
 from .sockets import UNIX_MODE, short_path, tcp_socket, unix_socket
 
 #: Endpoint strings begin with one of these; Twisted would take any word as the name of a plugin.
 ENDPOINT_PREFIXES = ("tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "fd")
-
-#: Endpoints that have TLS of their own, and the suffix that excludes an address from --tls.
-_OWN_TLS = ("ssl:", "tls:", "haproxy:ssl:", "haproxy:tls:")
-_PLAIN_SUFFIX = ":plain=yes"
-
-_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)\Z")
 
 
 def parse_address(
@@ -43,7 +38,7 @@ def parse_address(
     @param flag: the flag that has the address, for messages.
     @raise StartError: it is not valid.
     """
-    address = address.removesuffix(_PLAIN_SUFFIX)
+    address = address.removesuffix(PLAIN_SUFFIX)
     prefix, colon, rest = address.partition(":")
     if colon and prefix == "haproxy":
         # Twisted's would make unix sockets 0666: then every user could claim any address.
@@ -56,7 +51,7 @@ def parse_address(
         except Exception as error:
             raise StartError(f"{flag} {address}: {' '.join(str(error).split())}") from error
         return _with_own_tls(reactor, endpoint)
-    match = _HOST_PORT.match(address)
+    match = HOST_PORT.match(address)
     if match is None:
         raise StartError(f"{flag} {address}: neither host:port nor unix:/path nor an endpoint string")
     if len(match["port"]) > 5 or int(match["port"]) > 65535:
@@ -115,11 +110,6 @@ def _unix_endpoint(reactor: Any, address: str, rest: str, flag: str) -> SocketEn
     except StartError as error:
         raise StartError(f"{flag}: {error}") from None
     return SocketEndpoint(reactor, lambda: unix_socket(path, mode), unlink=path)
-
-
-def wants_tls(address: str) -> bool:
-    """Whether C{--tls} wraps this listener."""
-    return not (address.startswith(_OWN_TLS) or address.endswith(_PLAIN_SUFFIX))
 
 
 def tls_factory(factory: IProtocolFactory, connection_creator: Any) -> IProtocolFactory:

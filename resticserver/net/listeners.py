@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from ..errors import StartError
 from ..threads.reactor import IReactor
+from .addresses import wants_tls
 from .counted import LimitedFactory
-from .endpoints import parse_address, tls_factory, wants_tls
+from .endpoints import parse_address, tls_factory
 from .ports import SocketEndpoint, UnixPort
 from .sockets import bound_address, inherited_sockets, process_environment
 

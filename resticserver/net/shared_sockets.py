@@ -22,7 +22,8 @@ from zope.interface import implementer
 
 from ..errors import StartError
 from ..threads.reactor import IReactor
-from .endpoints import parse_address, tls_factory, wants_tls
+from .addresses import wants_tls
+from .endpoints import parse_address, tls_factory
 from .ports import NO_ROOM, REST_S, SocketEndpoint
 from .proxy_protocol import ProxyProtocolEndpoint, ProxyProtocolFactory
 from .sockets import joined_address, unix_address

@@ -28,7 +28,18 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 #: What of the checkout goes into an artifact, where it is there; nothing that a build or a run left behind.
 SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "tox.ini"),
-    *("CONTRIBUTING.md", "SECURITY.md", ".ci", "benchmarks", "docs", "etc", "resticserver", "tests", "twisted"),
+    *(
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        ".ci",
+        ".dockerignore",
+        "benchmarks",
+        "docs",
+        "etc",
+        "resticserver",
+        "tests",
+        "twisted",
+    ),
 )
 LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "dropin.cache", "*.egg-info", ".build")
 

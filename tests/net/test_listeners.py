@@ -35,7 +35,8 @@ from resticserver.errors import StartError
 from resticserver.net import endpoints as addresses
 from resticserver.net import listeners
 from resticserver.net import sockets as sockets_module
-from resticserver.net.endpoints import parse_address, wants_tls
+from resticserver.net.addresses import wants_tls
+from resticserver.net.endpoints import parse_address
 from resticserver.net.listeners import Listeners
 from resticserver.net.ports import REST_S, SocketEndpoint, UnixPort
 from resticserver.net.sockets import bound_address, inherited_sockets, tcp_socket, unix_socket
