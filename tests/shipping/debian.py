@@ -197,7 +197,7 @@ class MachineTestCase(SynchronousTestCase):
     """Tests in machines. When one fails, the end of each machine's journal is printed."""
 
     #: How many lines of a journal are printed.
-    journal_lines = 150
+    journal_lines = 60
 
     _has_failed = False
 
