@@ -33,6 +33,7 @@ from .service.frontend import PagesOfSite, SequentialServices, make_pages, make_
 from .service.kept_refusals import KeptRefusals
 from .service.reloading import Reloading
 from .service.signals import Signals
+from .service.summary import Summary
 from .service.systemd import ServiceManager
 from .service.topology import Front, SingleProcess, Topology
 from .telemetry.accesslog import AccessLog, AccessLogService
@@ -72,7 +73,7 @@ class ResticServer(SequentialServices):
         topology = self.topology
         rules = (core.htpasswd, core.policy_file)
         self._reloading = Reloading(topology.disk, rules, core.certificates, topology.spread, topology.refresh_quota)
-        self._manager = ServiceManager(reactor, os.environ)
+        self._manager = ServiceManager(reactor, os.environ, Summary(reactor, core.store.volume, topology))
         self._fronts: list[Front] = [topology.front]
         services: list[IService] = [*topology.services, core.events, core.passwords, core.guesses, core.counting]
         services.append(topology.quota_keeper)

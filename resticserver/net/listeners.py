@@ -79,6 +79,11 @@ class Listeners(Service):
         self._announcing: Callable[[], object] = lambda: None
         self.setName(purpose.words or "listeners")
 
+    @property
+    def bound_addresses(self) -> list[str]:
+        """Where it listens."""
+        return [bound_address(port) for port in self._ports]
+
     def before_announcing(self, call: Callable[[], object]) -> None:
         """Call something before it is logged where the server listens."""
         self._announcing = call
@@ -126,8 +131,8 @@ class Listeners(Service):
         if self._activated:
             _log.info("systemd socket activation mode")
             return
-        for port in self._ports:
-            _log.info("{words} {address}", words=self._words or "start server on", address=bound_address(port))
+        for address in self.bound_addresses:
+            _log.info("{words} {address}", words=self._words or "start server on", address=address)
 
     def _listen(self, endpoint: Any, factory: Any, tls: bool) -> IListeningPort:
         if tls:

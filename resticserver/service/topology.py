@@ -27,6 +27,10 @@ from .trash_expiry import TrashExpiry
 class Front(Protocol):
     """The service that listens on the addresses of C{--listen}."""
 
+    @property
+    def bound_addresses(self) -> list[str]:
+        """Where it listens, while it does."""
+
     def open(self) -> None:
         """
         Open the sockets.
@@ -85,6 +89,12 @@ class Topology(Protocol):
     def monitoring(self) -> Monitoring:
         """The metrics and the status of the whole server."""
 
+    async def gather(self) -> None:
+        """Wait until all processes have sent their counts, but not for long."""
+
+    def requests_in_flight(self) -> int:
+        """How many requests all processes are serving, as of their last counts."""
+
     def reopen_log(self) -> None:
         """Reopen the access log by its name."""
 
@@ -130,13 +140,13 @@ class SingleProcess:
         self._frontend = Frontend(settings, core.reactor, parts)
         self.disk = self._frontend.disk
         self.readiness = self._frontend.readiness
-        self.scrub = core.make_scrub(self._frontend.requests_in_flight)
+        self.scrub = core.make_scrub(self.requests_in_flight)
         self.monitoring = core.make_monitoring(
             self.quota_keeper,
             self.readiness,
             self.disk,
             self.scrub,
-            self._count_in_flight,
+            self.gather,
             None,
             self.trash_expiry.families,
         )
@@ -151,8 +161,13 @@ class SingleProcess:
         profile = [CpuProfile(settings.cpu_profile)] if settings.cpu_profile else []
         self.services = [*profile, *self._frontend.services]
 
-    async def _count_in_flight(self) -> None:
-        self.monitoring.count_in_flight(self, self._frontend.requests_in_flight())
+    async def gather(self) -> None:
+        """Count the requests for the metrics."""
+        self.monitoring.count_in_flight(self, self.requests_in_flight())
+
+    def requests_in_flight(self) -> int:
+        """How many requests this process is serving."""
+        return self._frontend.requests_in_flight()
 
     def reopen_log(self) -> None:
         """Reopen the access log by its name."""

@@ -148,10 +148,15 @@ class Workers(Service):
         if self._activated:
             _log.info("systemd socket activation mode")
         else:
-            for acceptor in self._acceptors:
-                _log.info("start server on {address}", address=acceptor.address)
+            for address in self.bound_addresses:
+                _log.info("start server on {address}", address=address)
         self._adjust()
         self._pings.start(PING_S, now=False)
+
+    @property
+    def bound_addresses(self) -> list[str]:
+        """Where it listens."""
+        return [acceptor.address for acceptor in self._acceptors]
 
     def open(self) -> None:
         """

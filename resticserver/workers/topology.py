@@ -71,13 +71,13 @@ class MultiProcess(WorkersOwner):
         self.disk = JobPool(reactor, "files", FILE_THREADS)
         core.store.observe_size_changes(SizeChanges(reactor, self.disk, core.store, core.events.tell).take)
         self.readiness = Readiness(reactor, core.store, self.disk)
-        self.scrub = core.make_scrub(lambda: self.monitoring.requests_in_flight)
+        self.scrub = core.make_scrub(self.requests_in_flight)
         self.monitoring = core.make_monitoring(
             self.quota_keeper,
             self.readiness,
             self.disk,
             self.scrub,
-            self._gather,
+            self.gather,
             self._workers.pids,
             self._families,
             self.trash_expiry.families,
@@ -135,13 +135,18 @@ class MultiProcess(WorkersOwner):
 
     # --- all workers
 
-    async def _gather(self) -> None:
+    async def gather(self) -> None:
+        """Wait until all workers have sent their counts, but not for long."""
         # A worker that hangs must not block the metrics, which would show the problem.
         asked = Deferred.fromCoroutine(self._workers.ask_all(SendCounts()))
         await ended_within(COUNT_TIMEOUT_S, self._core.reactor, asked)
 
     def _families(self) -> Iterator[Family]:
         yield gauge("workers", "Number of worker processes that are ready", self._workers.number_ready())
+
+    def requests_in_flight(self) -> int:
+        """How many requests the workers are serving, as of their last counts."""
+        return self.monitoring.requests_in_flight
 
     def reopen_log(self) -> None:
         """Tell each worker to reopen the access log by its name."""
