@@ -13,20 +13,14 @@ import io
 import sys
 from collections.abc import Sequence
 
-import bcrypt
-
 from ..access.htpasswd import parse_htpasswd
 from ..config.console import OneLineParser, write_line
 from ..config.server_flags import add_server_flags, server_settings
 from ..names import is_user_name
 from ..process.utf8 import as_text
 from .user_file import Change, Refused, added, change_users, changed, deleted, read_lines
-
-#: bcrypt ignores the bytes of a password after these.
-_BCRYPT_BYTES = 72
-
-#: The range of htpasswd(1). 17 already takes some ten seconds per login.
-_COSTS = range(4, 18)
+from .user_hash import BCRYPT_BYTES, COSTS, DEFAULT_COST, hash_password, problem_of_password
+from .user_import import Import, add_users
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,15 +31,18 @@ def main(arguments: Sequence[str]) -> int:
     @return: the exit status: 0; 1 if the command failed; 2 for invalid arguments.
     """
     try:
-        given = _parser().parse_args(list(arguments))
+        given = _parsed(arguments)
         path = server_settings(given, "rest-server user").htpasswd_path
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
-    if "user" in given:
+    if given.__dict__.get("user") is not None:
         given.user = as_text(given.user)
     try:
         if given.command == "list":
             _list(path)
+        elif given.command == "add" and given.source is not None:
+            for note in add_users(path, Import(given.source, given.generate, given.replace, given.cost)):
+                _complain(note)
         else:
             _change(path, given)
     except Refused as refused:
@@ -88,17 +85,38 @@ def _parser() -> argparse.ArgumentParser:
     password.add_argument(
         "--cost",
         type=_cost,
-        default=12,
+        default=DEFAULT_COST,
         metavar="N",
-        help="bcrypt cost, 4 to 17 (default 12); each step doubles the time",
+        help=f"bcrypt cost, 4 to 17 (default {DEFAULT_COST}); each step doubles the time",
     )
+    added_user = OneLineParser(add_help=False)
+    added_user.add_argument("user", metavar="USER", nargs="?")
+    many = OneLineParser(add_help=False)
+    group = many.add_argument_group("many users at once")
+    group.add_argument(
+        "--from",
+        dest="source",
+        metavar="CSV",
+        help="add all users of this file, user,password on each line, or none if a line is bad; - is standard input",
+    )
+    group.add_argument(
+        "--generate",
+        metavar="FILE",
+        help="generate the passwords that the CSV file does not have, and write them to this new file (mode 0600); "
+        "- is standard output",
+    )
+    group.add_argument("--replace", action="store_true", help="change the passwords of users that exist already")
     parser = OneLineParser(
         prog="rest-server user",
         description="Manage the users in the server's htpasswd file.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, parents, text in (
-        ("add", [where, user, password], "add a user; the file is created if it does not exist"),
+        (
+            "add",
+            [where, added_user, password, many],
+            "add a user, or all users of a file; the htpasswd file is created if it does not exist",
+        ),
         ("passwd", [where, user, password], "change the password of a user"),
         ("delete", [where, user], "remove a user"),
         ("list", [where], "print the names of the users, one per line"),
@@ -107,9 +125,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """
+    Read the command line.
+
+    @raise SystemExit: it is wrong; one line was printed.
+    """
+    parser = _parser()
+    given = parser.parse_args(list(arguments))
+    if given.command == "add":
+        if given.source is None:
+            if given.user is None:
+                parser.error("USER or --from is required")
+            if given.generate is not None or given.replace:
+                parser.error("--generate and --replace need --from")
+        elif given.user is not None:
+            parser.error("USER and --from exclude each other")
+        elif given.password_stdin:
+            parser.error("--password-stdin and --from exclude each other")
+    return given
+
+
 def _cost(text: str) -> int:
-    if not text.isdecimal() or int(text) not in _COSTS:
-        raise argparse.ArgumentTypeError(f"{text}: must be a number from {_COSTS[0]} to {_COSTS[-1]}")
+    if not text.isdecimal() or int(text) not in COSTS:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from {COSTS[0]} to {COSTS[-1]}")
     return int(text)
 
 
@@ -117,16 +156,14 @@ def _cost(text: str) -> int:
 
 
 def _new_hash(given: argparse.Namespace) -> bytes:
-    """Read a password and hash it, in the form that Apache's htpasswd writes."""
+    """Read a password and hash it."""
     password = _password(given.user, given.password_stdin)
-    if not password:
-        raise Refused("the password is empty")
-    if b"\0" in password:
-        raise Refused("the password contains a NUL byte, which no client can send")
-    if len(password) > _BCRYPT_BYTES:
-        _complain(f"warning: only the first {_BCRYPT_BYTES} bytes of the password are used")
-    hashed = bcrypt.hashpw(password[:_BCRYPT_BYTES], bcrypt.gensalt(given.cost))
-    return b"$2y$" + hashed[4:]
+    problem = problem_of_password(password)
+    if problem is not None:
+        raise Refused(problem)
+    if len(password) > BCRYPT_BYTES:
+        _complain(f"warning: only the first {BCRYPT_BYTES} bytes of the password are used")
+    return hash_password(password, given.cost)
 
 
 def _password(user: str, from_stdin: bool) -> bytes:
