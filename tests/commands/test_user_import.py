@@ -16,6 +16,7 @@ from unittest import mock
 from resticserver.access.htpasswd import check_password
 from resticserver.commands import user_import
 from resticserver.commands.user_file import Refused
+from resticserver.commands.user_hash import hash_password
 from resticserver.commands.user_import import parse_users
 
 from .test_user import UsersCase
@@ -100,7 +101,7 @@ class AddTests(ImportCase):
 
     def test_one_hash_per_user(self) -> None:
         """Each password is hashed once, at the cost that was asked for."""
-        with mock.patch.object(user_import, "hash_password", wraps=user_import.hash_password) as hashed:
+        with mock.patch.object(user_import, "hash_password", wraps=hash_password) as hashed:
             self.import_(b"bob,x\ncarol,y\n", "--cost", "5")
         self.assertEqual(sorted([(b"x", 5), (b"y", 5)]), sorted(call.args for call in hashed.call_args_list))
         self.assertTrue(all(entry.startswith("$2y$05$") for entry in self.entries().values()))
