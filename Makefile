@@ -7,6 +7,7 @@
 # make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
 # make docs   docs/options.md anew from the code
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
+# make site   the documents as a web site, in build/site; a warning is an error
 # make news   what the news fragments say of the next release
 # make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing
 # make million  a repository of a million packs, three rounds of a minute
@@ -33,7 +34,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs apidocs news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check coverage bench million docs apidocs site news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -69,7 +70,7 @@ faults: $(VENV)/dev
 		tests.storage.test_fault_table tests.integration.test_fault_injection \
 		tests.integration.test_kill_points tests.integration.test_power_cuts
 
-ship-check: $(VENV)/dev
+ship-check: $(VENV)/dev $(VENV)/docs
 	$(PARALLEL) --jobs 1 tests.shipping
 
 coverage: $(VENV)/dev
@@ -91,6 +92,9 @@ docs: $(VENV)/run
 
 apidocs: $(VENV)/docs
 	$(VENV)/bin/pydoctor --quiet
+
+site: $(VENV)/docs
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
 
 news: $(VENV)/release
 	$(VENV)/bin/towncrier build --draft --version next
