@@ -256,3 +256,15 @@ class PageTests(DocumentCase):
         self.assertRaises(AssertionError, script, ["restic -r rest:http://alice:PASSWORD@x/"], {})
         self.assertRaises(AssertionError, script, ["true"], {"PASSWORD": "x"})
         self.assertIn("alice:x@", script(["http://alice:PASSWORD@"], {":PASSWORD@": ":x@"}))
+
+    def test_ends_at_a_failure(self) -> None:
+        """A command that fails ends the page there, also one that should have been refused and was not."""
+        for failing in ("false", "! true", "cat missing\ntrue"):
+            replaced = {"\n! ": "\nrefused "} if failing.startswith("! ") else {}
+            whole = script(["true\n", f"true\n{failing}\n", "true\n"], replaced)
+            done = subprocess.run(
+                ["bash"], input=whole.replace(THERE, "/"), capture_output=True, text=True, check=False
+            )
+            self.assertNotEqual(0, done.returncode, failing)
+            self.assertTrue(done.stdout.startswith("@@ 1\n@@ 2\n"), failing)
+            self.assertNotIn("@@ 3", done.stdout, failing)
