@@ -24,6 +24,8 @@ root_doc = "docs/index"
 #: The paths of the site are those of the checkout, so relative links are the same in both.
 include_patterns = ["*.md", "docs/**.md", "benchmarks/README.md"]
 exclude_patterns = [".*", "build", "dist", "backups", "tests", "resticserver", "docs/news/+*", "docs/news/[0-9]*"]
+#: Two dashes are a flag's.
+smartquotes = False
 #: Anchors of headings as code hosts make them.
 myst_heading_anchors = 6
 
@@ -39,7 +41,7 @@ NAVIGATION = {
     "Set up": ["quick-start", "recipes", "migrating", "how-to"],
     "Run": ["operations", "monitoring", "troubleshooting", "upgrading"],
     "Reference": ["options", "policy", "embedding", "stability"],
-    "Background": ["/SECURITY", "durability", "performance", "/README", "/CHANGELOG"],
+    "Background": ["/SECURITY", "durability", "performance", "About this server </README>", "/CHANGELOG"],
     "Development": [
         *("/CONTRIBUTING", "design", "testing", "decisions/README", "/benchmarks/README", "news/README"),
     ],
