@@ -114,7 +114,6 @@ class LinkTests(SynchronousTestCase):
         pages = {page for page in documents() if page.parent.name != "news"}
         self.assertEqual(set(), {page.relative_to(CHECKOUT).as_posix() for page in pages - seen})
 
-
     def test_index(self) -> None:
         """The index links to every page in docs/."""
         index = CHECKOUT / "docs" / "index.md"
