@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add_server_flags(where, "path", "htpasswd-file")
     user = OneLineParser(add_help=False)
     user.add_argument("user", metavar="USER")
+    optional_user = OneLineParser(add_help=False)
+    optional_user.add_argument("user", metavar="USER", nargs="?")
     # There is no option for the password itself, because every user of the machine can read command lines.
     password = OneLineParser(add_help=False)
     password.add_argument(
@@ -89,8 +91,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"bcrypt cost, 4 to 17 (default {DEFAULT_COST}); each step doubles the time",
     )
-    added_user = OneLineParser(add_help=False)
-    added_user.add_argument("user", metavar="USER", nargs="?")
+    parser = OneLineParser(
+        prog="rest-server user",
+        description="Manage the users in the server's htpasswd file.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+    for name, parents, text in (
+        (
+            "add",
+            [where, optional_user, password, _many_users()],
+            "add a user, or all users of a file; the htpasswd file is created if it does not exist",
+        ),
+        ("passwd", [where, user, password], "change the password of a user"),
+        ("delete", [where, user], "remove a user"),
+        ("list", [where], "print the names of the users, one per line"),
+    ):
+        commands.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
+    return parser
+
+
+def _many_users() -> OneLineParser:
+    """The options of L{user_import<resticserver.commands.user_import>}."""
     many = OneLineParser(add_help=False)
     group = many.add_argument_group("many users at once")
     group.add_argument(
@@ -106,23 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "- is standard output",
     )
     group.add_argument("--replace", action="store_true", help="change the passwords of users that exist already")
-    parser = OneLineParser(
-        prog="rest-server user",
-        description="Manage the users in the server's htpasswd file.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
-    for name, parents, text in (
-        (
-            "add",
-            [where, added_user, password, many],
-            "add a user, or all users of a file; the htpasswd file is created if it does not exist",
-        ),
-        ("passwd", [where, user, password], "change the password of a user"),
-        ("delete", [where, user], "remove a user"),
-        ("list", [where], "print the names of the users, one per line"),
-    ):
-        commands.add_parser(name, parents=parents, help=text, description=text, allow_abbrev=False)
-    return parser
+    return many
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
