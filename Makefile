@@ -23,7 +23,7 @@ BENCH ?=
 SOAK_MINUTES ?= 30
 SOAK_JSON ?= $(VENV)/soak.json
 # What must succeed before a release is committed.
-RELEASE_CHECKS ?= check apidocs
+RELEASE_CHECKS ?= check apidocs site
 # How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
 JOBS ?=
 
