@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from ..config.console import write_line
 from ..files import reason_of
 from ..names import is_user_name
-from .user_file import Refused, added, change_users, changed, users_of
+from .user_file import Refused, added, change_users, changed, read_lines, users_of
 from .user_hash import BCRYPT_BYTES, hash_password, problem_of_password
 
 #: What may stand in the first line instead of a user.
@@ -80,6 +80,7 @@ def add_users(path: str, wanted: Import) -> list[str]:
     if wanted.passwords is not None:
         _check_absent(wanted.passwords)
     written: list[str] = []
+    hashes_made: list[bytes] = []
 
     def change(lines: list[bytes], hashes: Mapping[str, bytes]) -> list[bytes]:
         there = users_of(lines)
@@ -97,6 +98,7 @@ def add_users(path: str, wanted: Import) -> list[str]:
     def make_hashes() -> dict[str, bytes]:
         with_passwords = [row if row.password is not None else replace(row, password=_generated()) for row in rows]
         hashes = hash_all(with_passwords, wanted.cost)
+        hashes_made.extend(hashes.values())
         if wanted.passwords is not None:
             generated = [new for new, row in zip(with_passwords, rows, strict=True) if row.password is None]
             _write_passwords(wanted.passwords, generated, written)
@@ -105,12 +107,22 @@ def add_users(path: str, wanted: Import) -> list[str]:
     try:
         note = change_users(path, line_of, change, make_hashes, missing_is_empty=True)
     except BaseException:
-        for file in written:
-            os.unlink(file)
+        # The last flush can fail when the users are there already: then their passwords must stay.
+        if written and not _has_any(path, hashes_made):
+            os.unlink(written[0])
         raise
     long = [row.line for row in rows if row.password is not None and len(row.password.encode()) > BCRYPT_BYTES]
     warning = f"warning: only the first {BCRYPT_BYTES} bytes of these passwords are used: {name}, {_lines(long)}"
     return ([warning] if long else []) + ([note] if note else [])
+
+
+def _has_any(path: str, hashes: list[bytes]) -> bool:
+    """Whether one of these hashes is in an htpasswd file; true if that cannot be found out."""
+    try:
+        content = b"".join(read_lines(path, missing_is_empty=True)[0])
+    except OSError:
+        return True
+    return any(hashed in content for hashed in hashes)
 
 
 # --- the CSV file

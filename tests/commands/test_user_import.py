@@ -170,6 +170,20 @@ class GenerateTests(ImportCase):
         self.assertFalse(self.generated.exists())
         self.assertEqual(BEFORE, self.file.read_bytes())
 
+    def test_kept_after_the_change(self) -> None:
+        """If only the last flush fails, the users are there, and so their passwords stay."""
+        flush = os.fsync
+
+        def failing(fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise OSError(5, "Input/output error")
+            flush(fd)
+
+        with mock.patch.object(os, "fsync", failing):
+            _, err = self.import_(b"bob\n", "--generate", str(self.generated), status=1)
+        self.assertIn("Input/output error", err)
+        self.assert_password("bob", self.rows(self.generated.read_text())["bob"].encode())
+
     def test_passwords_first(self) -> None:
         """A full disk for the passwords leaves the users as they were."""
         self.file.write_bytes(BEFORE)
