@@ -10,6 +10,7 @@
 # make man    man pages and completions, in etc/man and etc/completion, anew from the code
 # make screenshot  docs/images/status.png anew, with Chromium
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
+# make site   the documents as a web site, in build/site; a warning is an error
 # make news   what the news fragments say of the next release
 # make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing
 # make million  a repository of a million packs, three rounds of a minute
@@ -25,7 +26,7 @@ BENCH ?=
 SOAK_MINUTES ?= 30
 SOAK_JSON ?= $(VENV)/soak.json
 # What must succeed before a release is committed.
-RELEASE_CHECKS ?= check apidocs
+RELEASE_CHECKS ?= check apidocs site
 IMAGE ?= resticserver
 ENGINE ?= $(or $(shell command -v docker),$(shell command -v podman),docker)
 BUILD_FLAGS ?=
@@ -43,7 +44,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs site news release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -79,7 +80,7 @@ faults: $(VENV)/dev
 		tests.storage.test_fault_table tests.integration.test_fault_injection \
 		tests.integration.test_kill_points tests.integration.test_power_cuts
 
-ship-check: $(VENV)/dev
+ship-check: $(VENV)/dev $(VENV)/docs
 	$(PARALLEL) --jobs 1 tests.shipping
 
 image:
@@ -111,6 +112,9 @@ screenshot: $(VENV)/dev
 
 apidocs: $(VENV)/docs
 	$(VENV)/bin/pydoctor --quiet
+
+site: $(VENV)/docs
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
 
 news: $(VENV)/release
 	$(VENV)/bin/towncrier build --draft --version next

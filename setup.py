@@ -46,8 +46,8 @@ setup(
             "types-setuptools",
             "wheel",
         ],
-        # What `make apidocs` and `make release` need; a test or a type checker needs none of it.
-        "docs": ["pydoctor"],
+        # What `make apidocs`, `make site` and `make release` need; a type checker needs none of it.
+        "docs": ["furo", "myst-parser", "pydoctor", "sphinx"],
         "release": ["build", "setuptools", "towncrier", "twine", "wheel"],
     },
     entry_points={"console_scripts": ["rest-server = resticserver.cli:main"]},

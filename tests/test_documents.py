@@ -114,6 +114,13 @@ class LinkTests(SynchronousTestCase):
         pages = {page for page in documents() if page.parent.name != "news"}
         self.assertEqual(set(), {page.relative_to(CHECKOUT).as_posix() for page in pages - seen})
 
+    def test_index(self) -> None:
+        """The index links to every page in docs/."""
+        index = CHECKOUT / "docs" / "index.md"
+        linked = {link.partition("#")[0] for link in links(index.read_text(encoding="utf-8"))}
+        pages = {page.name for page in index.parent.glob("*.md")} - {index.name}
+        self.assertEqual(set(), pages - linked)
+
 
 class LineTests(SynchronousTestCase):
     """How long lines are."""
