@@ -53,8 +53,8 @@ _rest_server_data()
         ;;
     "rest-server user add")
         commands=""
-        options="-h --help --password-stdin"
-        valued="--cost --config --path --htpasswd-file"
+        options="-h --help --password-stdin --replace"
+        valued="--cost --config --path --htpasswd-file --from --generate"
         ;;
     "rest-server user passwd")
         commands=""
@@ -173,6 +173,7 @@ _rest_server_value()
     'rest-server user add --config') _rest_server_paths "$3" -f ;;
     'rest-server user add --path') _rest_server_paths "$3" -d ;;
     'rest-server user add --htpasswd-file') _rest_server_paths "$3" -f ;;
+    'rest-server user add --generate') _rest_server_paths "$3" -f ;;
     'rest-server user passwd --config') _rest_server_paths "$3" -f ;;
     'rest-server user passwd --path') _rest_server_paths "$3" -d ;;
     'rest-server user passwd --htpasswd-file') _rest_server_paths "$3" -f ;;
