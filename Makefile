@@ -12,7 +12,8 @@
 # make apidocs  the API documentation, in build/apidocs; a warning is an error
 # make site   the documents as a web site, in build/site; a warning is an error
 # make news   what the news fragments say of the next release
-# make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing
+# make release VERSION=1.2.3  sets the version, collects the news, checks, builds, commits and tags; pushes nothing; SIGN_KEY=… signs
+# make deb    the package for this release of Debian, in dist/
 # make million  a repository of a million packs, three rounds of a minute
 # make bench  how fast it is, beside others, 25 minutes; BENCH=--quick for four, BENCH=--markdown for docs/performance.md
 #
@@ -30,6 +31,8 @@ RELEASE_CHECKS ?= check apidocs site
 IMAGE ?= resticserver
 ENGINE ?= $(or $(shell command -v docker),$(shell command -v podman),docker)
 BUILD_FLAGS ?=
+# The key of gpg that signs a release's checksums; no signature, if empty.
+SIGN_KEY ?=
 # How many processes run tests at once; one more than twice the cores, if empty: most tests wait more than they compute.
 JOBS ?=
 
@@ -44,7 +47,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs site news release clean
+.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs site news deb release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -119,8 +122,11 @@ site: $(VENV)/docs
 news: $(VENV)/release
 	$(VENV)/bin/towncrier build --draft --version next
 
+deb: $(VENV)/release
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/deb
+
 release: $(VENV)/dev $(VENV)/docs $(VENV)/release
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MAKE="$(MAKE)" .ci/release "$(VERSION)" $(RELEASE_CHECKS)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MAKE="$(MAKE)" SIGN_KEY="$(SIGN_KEY)" .ci/release "$(VERSION)" $(RELEASE_CHECKS)
 
 # Each of these is touched last, so that an attempt that was cut short is made again.
 $(VENV)/made:

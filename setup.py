@@ -11,6 +11,38 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "resticserver/__init__.py").read_text(), re.M).group(1)
 
+#: These are for a checkout.
+NOT_INSTALLED = ("etc/debian/",)
+
+
+def place(source: Path) -> str:
+    """
+    The directory for a file of F{etc}, below the environment's prefix. pipx links man pages from there, and shells look there
+    for completions if the prefix is F{/usr/local}; everything else is an example.
+    """
+    match source.parts[1:-1], source.suffix:
+        case ("man",), section:
+            return f"share/man/man{section[1:]}"
+        case ("completion",), ".bash":
+            return "share/bash-completion/completions"
+        case ("completion",), ".fish":
+            return "share/fish/vendor_completions.d"
+        case ("completion",), "":
+            return "share/zsh/site-functions"
+        case directories, _:
+            return "/".join(("share/resticserver", *directories))
+
+
+def data_files() -> list[tuple[str, list[str]]]:
+    """Each of these directories with its files."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((HERE / "etc").rglob("*")):
+        source = path.relative_to(HERE)
+        if path.is_file() and "__pycache__" not in source.parts and not source.as_posix().startswith(NOT_INSTALLED):
+            found.setdefault(place(source), []).append(source.as_posix())
+    return sorted(found.items())
+
+
 setup(
     name="resticserver",
     version=VERSION,
@@ -22,6 +54,7 @@ setup(
     package_dir={"": "."},
     packages=[*find_packages(include=["resticserver", "resticserver.*"]), "twisted.plugins"],
     package_data={"resticserver": ["py.typed"], "resticserver.web": ["status.css"]},
+    data_files=data_files(),
     install_requires=[
         "Twisted >= 25.5",
         "klein >= 24.8",

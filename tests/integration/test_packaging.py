@@ -114,6 +114,28 @@ def demand_an_index(directory: Path) -> None:
         raise SkipTest(f"pip cannot reach a package index: {lines[-1]}")
 
 
+def shared_files() -> dict[str, bytes]:
+    """What of F{etc} is installed beside the program, by its path below the environment's prefix."""
+    completions = {
+        ".bash": "share/bash-completion/completions",
+        ".fish": "share/fish/vendor_completions.d",
+        "": "share/zsh/site-functions",
+    }
+    shared = {}
+    for path in (CHECKOUT / "etc").rglob("*"):
+        source = path.relative_to(CHECKOUT / "etc")
+        if path.is_dir() or source.parts[0] == "debian" or "__pycache__" in source.parts:
+            continue
+        if source.parts[0] == "man":
+            place = f"share/man/man{source.suffix.removeprefix('.')}"
+        elif source.parts[0] == "completion":
+            place = completions[source.suffix]
+        else:
+            place = Path("share/resticserver", source.parent).as_posix()
+        shared[f"{place}/{source.name}"] = path.read_bytes()
+    return shared
+
+
 class NewEnvironment:
     """
     A virtual environment that has nothing but what is installed into it.
@@ -140,6 +162,11 @@ class NewEnvironment:
         """Whether a command is installed in it."""
         return (self.path / "bin" / command).exists()
 
+    def files(self, directory: str) -> dict[str, bytes]:
+        """All files below one of its directories with their contents, by relative path."""
+        found = (path for path in (self.path / directory).rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in found}
+
     def twistd_commands(self) -> set[str]:
         """What C{twistd --help} lists."""
         _, _, commands = self.run("twistd", "--help").partition("Commands:\n")
@@ -162,12 +189,15 @@ class InstallTests(SynchronousTestCase):
         self.assertTrue(new.run("rest-server", "--version").startswith(version))
         self.assertTrue(new.run("twistd", "restic-rest", "--version").startswith(version))
         self.assertIn("--append-only", new.run("twistd", "restic-rest", "--help"))
+        if "--editable" not in what:
+            self.assertEqual(new.files("share"), shared_files())
 
         new.pip("uninstall", "--yes", "resticserver")
         commands = new.twistd_commands()
         self.assertIn("web", commands)
         self.assertNotIn("restic-rest", commands)
         self.assertFalse(new.has("rest-server"))
+        self.assertEqual(new.files("share"), {})
 
     def test_wheel(self) -> None:
         """From a wheel."""
@@ -189,7 +219,19 @@ class ContentsTests(SynchronousTestCase):
         """Our package whole, one plugin, and nothing of Twisted's or of the checkout's."""
         with zipfile.ZipFile(build("wheel", scratch_directory(self))) as wheel:
             names = set(wheel.namelist())
-        installed = {name for name in names if ".dist-info/" not in name}
+        data = f"resticserver-{resticserver.__version__}.data/data/"
+        shared = {name.removeprefix(data) for name in names if name.startswith(data)}
+        self.assertEqual(shared, set(shared_files()))
+        self.assertLessEqual(
+            {
+                *("share/man/man1/rest-server.1", "share/man/man5/rest-server.toml.5"),
+                *("share/bash-completion/completions/rest-server.bash", "share/zsh/site-functions/_rest-server"),
+                *("share/fish/vendor_completions.d/rest-server.fish", "share/resticserver/rest-server.toml"),
+                "share/resticserver/systemd/restic-rest.service",
+            },
+            shared,
+        )
+        installed = {name for name in names if ".dist-info/" not in name and not name.startswith(data)}
         ours = {
             path.relative_to(CHECKOUT).as_posix()
             for path in (CHECKOUT / "resticserver").rglob("*")
@@ -204,7 +246,14 @@ class ContentsTests(SynchronousTestCase):
             names = {name.partition("/")[2] for name in sdist.getnames()}
         wanted = {
             *("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", ".ci/run"),
-            *("CONTRIBUTING.md", ".ci/release", "docs/options.md", "docs/images/status.png"),
+            *(
+                "CONTRIBUTING.md",
+                ".ci/release",
+                ".ci/deb",
+                "etc/debian/rules",
+                "docs/options.md",
+                "docs/images/status.png",
+            ),
             *("docs/design.md", "etc/systemd/restic-rest.service", "etc/systemd/restic-rest.socket"),
             *("tests/support/server.py", "twisted/plugins/restic_rest.py", "resticserver/py.typed"),
         }
