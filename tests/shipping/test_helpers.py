@@ -136,10 +136,12 @@ class LogrotateTests(SynchronousTestCase):
     def test_paths(self) -> None:
         """The log is where the unit and the OpenRC script put it."""
         text = (ETC / "logrotate" / "restic-rest").read_text()
-        logs = re.findall(r"^(/\S+) \{$", text, re.MULTILINE)
-        self.assertEqual(["/var/log/restic/access.log", "/var/log/restic/server.log"], logs)
-        unit = (ETC / "systemd" / "restic-rest.service").read_text()
-        self.assertIn(f"--log {logs[0]}", unit)
+        logs = [path for paths in re.findall(r"^(/.+) \{$", text, re.MULTILINE) for path in paths.split(" ")]
+        of_systemd = ["/var/log/restic/access.log", "/var/log/restic-*/access.log"]
+        self.assertEqual([*of_systemd, "/var/log/restic/server.log"], logs)
+        for unit, path in (("restic-rest", of_systemd[0]), ("restic-rest@", "/var/log/restic-%i/access.log")):
+            text = (ETC / "systemd" / f"{unit}.service").read_text()
+            self.assertIn(f"REST_SERVER_LOG={path}\n", text)
         script = (ETC / "openrc" / "restic-rest").read_text()
         self.assertIn('restic_rest_logs:=/var/log/restic}"', script)
         self.assertIn("--log ${restic_rest_logs}/access.log", script)
@@ -147,7 +149,7 @@ class LogrotateTests(SynchronousTestCase):
 
     def test_rotation(self) -> None:
         """No line is lost or in the wrong file, with the reload of systemd and of OpenRC, and with another owner."""
-        for reload in ("systemctl reload restic-rest.service", "rc-service restic-rest reload"):
+        for reload in ("systemctl reload restic-rest*.service", "rc-service restic-rest reload"):
             self.rotate(reload)
 
     def rotate(self, reload: str) -> None:
@@ -167,7 +169,7 @@ class LogrotateTests(SynchronousTestCase):
             works = f'[ "$*" = "{arguments}" ] && exec kill -HUP {server.pid}' if other == name else "exit 127"
             (commands / other).write_text(f"#!/bin/sh\n{works}\n")
             (commands / other).chmod(0o755)
-        # As systemd's DynamicUser= and the OpenRC script leave them.
+        # As the unit and the OpenRC script leave them.
         for path in (logs, logs / "access.log"):
             os.chown(path, NOBODY, NOBODY)
         (logs / "server.log").write_text("one line\n")

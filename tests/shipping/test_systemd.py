@@ -16,7 +16,7 @@ from .debian import MachineTestCase, no_machines
 from .machine import Machine
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-OPERATIONS, README = CHECKOUT / "docs" / "operations.md", CHECKOUT / "README.md"
+OPERATIONS = CHECKOUT / "docs" / "operations.md"
 
 SERVICE, SOCKET = "restic-rest.service", "restic-rest.socket"
 USER, PASSWORD = "alice", "wonderland"
@@ -28,17 +28,17 @@ _DONE = ("apt-get ", "python3 -m venv ", "/opt/resticserver/bin/pip install")
 RETRY = re.compile(r"retry|returned error", re.IGNORECASE)
 
 
-def documented(after: str, language: str, document: Path = OPERATIONS) -> str:
+def documented(after: str, language: str) -> str:
     """The first code block of a language that follows these words in the document."""
-    text = document.read_text(encoding="utf-8")
+    text = OPERATIONS.read_text(encoding="utf-8")
     found = re.search(rf"^```{language}\n(.*?)^```$", text[text.index(after) :], re.DOTALL | re.MULTILINE)
     assert found is not None, after
     return found[1]
 
 
-def follow(machine: Machine, after: str, document: Path = OPERATIONS) -> str:
+def follow(machine: Machine, after: str) -> str:
     """Run the commands that follow these words in the document, in the checkout."""
-    lines = [line for line in documented(after, "sh", document).splitlines() if not line.startswith(_DONE)]
+    lines = [line for line in documented(after, "sh").splitlines() if not line.startswith(_DONE)]
     return machine.shell(answered("\n".join(["cd /root/checkout", *lines])))
 
 
@@ -152,23 +152,6 @@ class ServiceTests(SystemdTestCase):
         """The answer to a user's question for a repository that does not exist."""
         url = f"http://{user}:{PASSWORD}@127.0.0.1:8000/nothing/config"
         return machine.succeed("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", url)
-
-    def test_readme(self) -> None:
-        """The README's server with users, quotas and TLS."""
-        machine = self.new()
-        machine.boot()
-        for step in ("**1. The", "**2. A", "**3. Rules", "**4. The"):
-            follow(machine, step, README)
-        self.assert_serves(machine)
-        client = Client(
-            machine, "127.0.0.1:8000", "--cacert", "/var/lib/restic/public_key", scheme="https", name="alice"
-        )
-        client.first_backup()
-        machine.write("/root/password", f"{PASSWORD}\n", mode=0o600)
-        known = ("--user", "metrics", "--password-file", "/root/password", "--cacert", "/var/lib/restic/public_key")
-        status = machine.succeed("rest-server", "status", "https://127.0.0.1:8000", *known)
-        self.assertIn("alice", status)
-        self.assertEqual("", machine.shell("find /var/lib/restic ! -user restic-rest ! -name public_key"))
 
     def test_exposure(self) -> None:
         """systemd's own judgement, of the units as they are loaded, and nothing for it to complain about."""
