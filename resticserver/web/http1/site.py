@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 from twisted.web.server import Site
@@ -22,6 +22,9 @@ from .turns import Turns
 
 #: Between requests. restic keeps idle connections for 90 s, and the server must not close one that a client is about to use.
 IDLE_TIMEOUT_S = 180.0
+#: At a stop: how long an idle connection may still bring a request. A client that sends one at the moment of the close gets no
+#: answer, and Go's repeats no upload by itself; a busy client hardly leaves a connection idle for so long.
+LAST_REQUEST_S = 1.0
 #: Between pool jobs for clients that send tiny TLS records. A job takes half of that, so all together take half a core at most.
 POOL_REST_S = 0.01
 
@@ -71,6 +74,7 @@ class RepositorySite(Site):
         self._handshake_lines = FewLines(reactor, _warn, "more TLS handshakes failed")
         self._recorder = recorder
         self._stopping = False
+        self._stop_idle: IDelayedCall | None = None
         self.retiring = False
         self._drained: list[Deferred[None]] = []
 
@@ -131,16 +135,28 @@ class RepositorySite(Site):
         """A channel lost its connection."""
         self.channels.discard(channel)
         if self._drained and not self.channels:
+            if self._stop_idle is not None and self._stop_idle.active():
+                self._stop_idle.cancel()
             all_drained, self._drained = self._drained, []
             for drained in all_drained:
                 drained.callback(None)
 
     def drain(self) -> Deferred[None]:
-        """Close idle connections now and each other one after its answer. Fires when none is left."""
+        """
+        Close each connection after its answer, or its next one, and idle ones within L{LAST_REQUEST_S}. Fires when none is left.
+        """
+        self.retiring = True
+        for channel in self.channels:
+            if channel.exchange.request is not None:
+                channel.finish_and_close()
+        if self.channels and self._stop_idle is None:
+            self._stop_idle = self.reactor.callLater(LAST_REQUEST_S, self._close_idle)
+        return self._when_drained()
+
+    def _close_idle(self) -> None:
         self._stopping = True
         for channel in tuple(self.channels):
             channel.finish_and_close()
-        return self._when_drained()
 
     def retire(self) -> Deferred[None]:
         """

@@ -19,7 +19,7 @@ from resticserver.web.http1.closing import Closing
 from resticserver.web.http1.exchange import Exchange
 from resticserver.web.http1.options import HEADER_TIMEOUT_S, SiteOptions
 from resticserver.web.http1.request import StreamingRequest
-from resticserver.web.http1.site import IDLE_TIMEOUT_S
+from resticserver.web.http1.site import IDLE_TIMEOUT_S, LAST_REQUEST_S
 from tests.support.descriptors import no_descriptors
 from tests.support.memory import Bench, Connection, HeldPool, MemoryTransport, request
 from tests.support.scratch import files_below
@@ -398,11 +398,14 @@ class EndTests(ChannelCase):
         self.assertTrue(connection.closed)
 
     def test_drain(self) -> None:
-        """At the stop idle connections close now, others after their answer, and the wait ends with the last."""
+        """At the stop idle connections close soon, others after their answer, and the wait ends with the last."""
         pool = HeldPool()
         bench = self.bench(pool=pool)
         idle, busy = bench.connect(), bench.ask(request("GET", "/keys/"))
         drained = bench.site.drain()
+        bench.clock.advance(LAST_REQUEST_S / 2)
+        self.assertFalse(idle.closed)
+        bench.clock.advance(LAST_REQUEST_S / 2)
         self.assertTrue(idle.closed)
         self.assertFalse(busy.closed)
         pool.release(2)
@@ -413,6 +416,22 @@ class EndTests(ChannelCase):
         idle.lose()
         busy.lose()
         self.successResultOf(drained)
+
+    def test_last_request(self) -> None:
+        """A client that is about to send a request when the server stops gets its answer, and is told that it was the last."""
+        bench = self.bench()
+        before, drained = bench.connect(), bench.site.drain()
+        late = bench.connect()
+        for connection in (before, late):
+            connection.send(request("POST", "/?create=true", b""))
+            self.assertEqual(connection.statuses(), [200])
+            self.assertIn(b"Connection: close\r\n", connection.received)
+            self.assertTrue(connection.closed)
+            self.assertNoResult(drained)
+        before.lose()
+        late.lose()
+        self.successResultOf(drained)
+        self.assertEqual([], bench.clock.getDelayedCalls())
 
     def test_failure_is_500_once(self) -> None:
         """A fault of the server: 500 without details, logged once with its cause."""

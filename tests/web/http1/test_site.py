@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.web.http1.site import LAST_REQUEST_S
+
 from ...support.memory import Bench, HeldPool, request
 
 GET = request("GET", "/config")
@@ -55,6 +57,8 @@ class RetireTests(SynchronousTestCase):
         """A stop closes what is idle; both are over when none is left."""
         connection = self.bench.connect()
         retired, drained = self.bench.site.retire(), self.bench.site.drain()
+        self.assertFalse(connection.closed)
+        self.bench.clock.advance(LAST_REQUEST_S)
         self.assertTrue(connection.closed)
         connection.lose()
         self.successResultOf(retired)
