@@ -26,7 +26,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from ..integration.test_packaging import build, demand_an_index, succeed
 from ..support.scratch import Cleans
 from ..support.waiting import wait_until
-from .machine import NAMESPACES, Machine, leave_group
+from .machine import NAMESPACES, Machine, leave_group, remove_tree
 
 #: The environment variable that names a directory where the trees are kept between runs. Only the tree of Debian is used
 #: again: the checkout is installed anew by each run.
@@ -105,7 +105,7 @@ def _new_directory() -> Path:
         if not Path("/proc", left.name.split("-")[2]).exists():
             with contextlib.suppress(AssertionError):
                 wait_until(functools.partial(leave_group, left), 10, "the end of a machine")
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
     return Path(tempfile.mkdtemp(prefix=f"restic-machine-{os.getpid()}-", dir=_PLACE))
 
 
@@ -125,13 +125,22 @@ def debian_tree() -> Path:
     listed = Path("/etc/apt/sources.list.d")
     sources = [*sorted(listed.glob("*.sources")), *sorted(listed.glob("*.list")), Path("/etc/apt/sources.list")]
     without = (f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale"))
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", *without]
+    # It binds /dev/shm of this machine into the tree. If it is killed, those mounts must end with it: whatever removes the tree
+    # would remove the files of others.
+    command = [
+        *NAMESPACES,
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        *without,
+    ]
     used = [str(file) for file in sources if _is_debians(file)]
     made = subprocess.run(
         [*command, _debian(), str(new), *used], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if made.returncode != 0:
-        shutil.rmtree(new, ignore_errors=True)
+        remove_tree(new)
         raise SkipTest(f"mmdebstrap made no tree: {made.stderr.strip()[-400:]}")
     # It gets an id of its own at its first boot.
     (new / "etc/machine-id").write_text("")
@@ -189,7 +198,7 @@ def wheels(directory: Path) -> Path:
 
 def _kept_until_the_end() -> Path:
     directory = _new_directory()
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(remove_tree, directory)
     return directory
 
 

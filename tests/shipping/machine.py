@@ -175,7 +175,7 @@ class Machine:
     def remove(self) -> None:
         """Stop the machine and remove all that it wrote. Idempotent."""
         self.power_off()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
 
     def _kill(self) -> None:
         process, self._process = self._process, None
@@ -281,6 +281,20 @@ class Machine:
             wait_until(lambda: bool(condition()), timeout_s, what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.journal('--boot', '--lines=40')}") from error
+
+
+def remove_tree(directory: Path) -> None:
+    """
+    Remove a directory, unless something is mounted below it: that may be a directory of this machine, with others' files.
+
+    @raise AssertionError: there is such a mount. Nothing was removed.
+    """
+    real = os.path.realpath(directory)
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        points = [line.split(" ")[1].encode("utf-8", "surrogateescape").decode("unicode_escape") for line in mounts]
+    found = [point for point in points if point == real or point.startswith(f"{real}/")]
+    assert not found, f"{directory} is not removed, because these are mounted there: {found}. Unmount them first"
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def leave_group(directory: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..support.scratch import scratch_directory
 from ..support.waiting import wait_until
 from .debian import PREFIX, SHIPPING_CACHE, MachineTestCase, debian_tree, new_machine, no_machines
+from .machine import remove_tree
 
 
 class MachineTests(MachineTestCase):
@@ -53,6 +54,24 @@ class MachineTests(MachineTestCase):
         self.assertEqual(1, other.run("test", "-e", "/root/mine").returncode)
         self.assertEqual(0, machine.run("test", "-e", "/root/mine").returncode)
         self.assertEqual(1, other.run("test", "-e", PREFIX).returncode)
+
+    def test_mounts_stay(self) -> None:
+        """A directory with a mount below it is not removed, and what is mounted keeps its files."""
+        scratch = scratch_directory(self)
+        others, tree = scratch / "others", scratch / "tree"
+        others.mkdir()
+        (others / "file").write_text("of others\n")
+        point = tree / "dev" / "with space"
+        point.mkdir(parents=True)
+        subprocess.run(["mount", "--bind", others, point], check=True)
+        try:
+            self.assertRaises(AssertionError, remove_tree, tree)
+            self.assertEqual("of others\n", (others / "file").read_text())
+        finally:
+            subprocess.run(["umount", point], check=True)
+        remove_tree(tree)
+        self.assertFalse(tree.exists())
+        self.assertEqual("of others\n", (others / "file").read_text())
 
     def test_owner_ends(self) -> None:
         """A machine does not outlive the process that started it, and its files are removed by the next run."""
