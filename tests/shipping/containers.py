@@ -22,6 +22,7 @@ from typing import Any
 from ..integration.test_packaging import copy_of_the_tree, environment_variables, succeed
 from ..support.server import children_of
 from ..support.waiting import wait_until
+from .machine import NAMESPACES, remove_tree
 
 #: What must be installed for these tests.
 PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap", "nsenter", "unshare", "setpriv", "netavark", "restic", "curl")
@@ -191,7 +192,7 @@ class Sandbox:
         self._holder.wait()
         if self._holder.stdout is not None:
             self._holder.stdout.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
 
 
 def make_base(sandbox: Sandbox, directory: Path) -> str:
@@ -204,7 +205,14 @@ def make_base(sandbox: Sandbox, directory: Path) -> str:
     tree = Path(os.environ.get(CACHE) or directory) / f"python-{debian_release()}.tar"
     if not tree.exists():
         left_out = (f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale"))
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(_PACKAGES)}", *left_out]
+        command = [
+            *NAMESPACES,
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            f"--include={','.join(_PACKAGES)}",
+            *left_out,
+        ]
         # Not inside: there is no network.
         subprocess.run([*command, debian_release(), tree], check=True, stdin=subprocess.DEVNULL, timeout=LONGEST_S)
     name = "localhost/debian-python:base"

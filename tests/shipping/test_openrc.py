@@ -21,6 +21,7 @@ from ..support.namespaces import no_namespaces
 from ..support.server import children_of
 from ..support.waiting import wait_until
 from .examples import ETC
+from .machine import NAMESPACES, remove_tree
 
 PACKAGES = "openrc,python3,procps"
 #: The first process there: it waits for the end of those that have lost their parent, as an init does.
@@ -56,11 +57,11 @@ class OpenrcTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.tree = Path(tempfile.mkdtemp(prefix="restic-openrc-", dir="/var/tmp"))
-        self.addCleanup(shutil.rmtree, self.tree, ignore_errors=True)
+        self.addCleanup(remove_tree, self.tree)
         release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
         made = subprocess.run(
             [
-                *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={PACKAGES}"),
+                *(*NAMESPACES, "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={PACKAGES}"),
                 *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
                 *(release.get("VERSION_CODENAME", "stable"), str(self.tree)),
             ],
