@@ -140,7 +140,8 @@ class ScrubTests(ScrubTestCase):
             if self.status(server)["scrub"]["last_complete_s"]:
                 break
             kills += 1
-            self.assertLess(kills, 10)
+            # On a busy machine each life gets only a little further.
+            self.assertLess(kills, 30)
             server.process.send_signal(signal.SIGKILL)
             server.process.wait()
         self.assertGreater(kills, 0)

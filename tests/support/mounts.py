@@ -93,6 +93,8 @@ class Mount:
 
     def mount(self, read_only: bool = False) -> str:
         """Mount it; why that is not possible."""
+        if not _tried(lambda: not self._is_attached()):
+            return f"{self._image} is still mounted, in a mount namespace that was made meanwhile"
         source = str(self._image)
         if self._kind.needs_device:
             found = _run(["losetup", "--find", "--show", source])
@@ -106,6 +108,13 @@ class Mount:
             self.unmount()
             return reason
         return ""
+
+    def _is_attached(self) -> bool:
+        """
+        Whether a loop device has the image. It does for as long as any mount namespace has the file system, and a second one
+        beside it would damage it.
+        """
+        return bool(_run(["losetup", "--associated", str(self._image)]).stdout.strip())
 
     def unmount(self) -> None:
         """Unmount it, whatever still uses it; idempotent."""
@@ -124,7 +133,7 @@ def _is_mounted(path: Path) -> bool:
 
 def _tried(attempt: Callable[[], bool]) -> bool:
     """Whether something works within a while: a file may still be open in a process that has just been ended."""
-    for _ in range(50):
+    for _ in range(300):
         if attempt():
             return True
         time.sleep(0.1)
