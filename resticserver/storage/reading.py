@@ -65,7 +65,11 @@ class LocalObject:
         except OSError:
             return False
         self._fd = fd  # from here on close() closes it
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            self.close()
+            return False
         if not stat.S_ISREG(status.st_mode):
             self.close()
             return False

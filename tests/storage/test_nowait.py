@@ -4,9 +4,11 @@ Files without waiting, on this machine's own file systems: what is in the caches
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -120,6 +122,14 @@ class StoreTests(SynchronousTestCase):
         self.assertIsNone(self.size_nowait())
         self.assertFalse(self.store.stored((), "data", NAME).open_nowait())
         self.assertRaises(NotFound, self.store.size_of, (), "data", NAME)
+
+    def test_failing_status(self) -> None:
+        """A file whose status cannot be read is left to the pool, and is not left open."""
+        self.store.size_of((), "data", NAME)
+        before = os.listdir("/proc/self/fd")
+        with mock.patch.object(os, "fstat", side_effect=OSError(errno.EIO, "no")):
+            self.assertFalse(self.store.stored((), "data", NAME).open_nowait())
+        self.assertEqual(before, os.listdir("/proc/self/fd"))
 
     def test_no_file(self) -> None:
         """A directory, a FIFO or a dangling link of that name is no object."""
