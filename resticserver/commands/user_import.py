@@ -253,7 +253,7 @@ def _check_absent(target: str) -> None:
 
 def _write_passwords(target: str, rows: list[Row], written: list[str]) -> None:
     """
-    Write users and passwords as CSV, before the users can log in: a password that nobody knows is of no use.
+    Write users and passwords as CSV, before the users can log in: a generated password is stored nowhere else.
 
     @param target: a new file of mode 0600, or C{-} for standard output.
     @param written: gets the file's path, to be removed if the users cannot be added.

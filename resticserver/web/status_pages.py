@@ -25,8 +25,7 @@ from .server_page import server_page
 from .status_view import View
 
 _HTML = b"text/html; charset=utf-8"
-#: Nothing but our own style sheet and our own form; the page may not be framed, and links from it tell nobody where they
-#: come from.
+#: Only our own style sheet and form are allowed. The page may not be framed, and links from it send no Referer.
 HEADERS = (
     b"Content-Security-Policy: default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; "
     b"frame-ancestors 'none'\r\n"

@@ -96,7 +96,7 @@ class MessageTests(SynchronousTestCase):
         self.assert_says("dial tcp …: connect: connection refused", self.restic(f"{server.url}/r/"), "snapshots")
 
     def test_no_host(self) -> None:
-        """A name that nobody has (RFC 6761)."""
+        """A host name that never resolves (RFC 6761)."""
         restic = self.restic("http://backup.invalid:8000/r/")
         self.assert_says("dial tcp: lookup …: no such host", restic, "snapshots")
 

@@ -43,7 +43,7 @@ class ActivityTests(SynchronousTestCase):
         return tally, activity
 
     def test_counted(self) -> None:
-        """Traffic, failed logins and limits, as they are now; within the day also where nobody has asked for it."""
+        """Traffic, failed logins and limits, as they are now; the last day is kept also without requests for it."""
         tally, activity = self.run_one()
         self.addCleanup(activity.stopService)
         tally(PLAIN)

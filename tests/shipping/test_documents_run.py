@@ -252,7 +252,7 @@ class PageTests(DocumentCase):
             self.assertIn("systemctl", script(commands, placeholders))
 
     def test_replaced(self) -> None:
-        """A placeholder that nobody replaces, or that does not occur, is a failure."""
+        """A placeholder that is not replaced, or does not occur, is a failure."""
         self.assertRaises(AssertionError, script, ["restic -r rest:http://alice:PASSWORD@x/"], {})
         self.assertRaises(AssertionError, script, ["true"], {"PASSWORD": "x"})
         self.assertIn("alice:x@", script(["http://alice:PASSWORD@"], {":PASSWORD@": ":x@"}))
