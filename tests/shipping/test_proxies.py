@@ -135,7 +135,8 @@ class ProxyTests:
                 lambda: not setting.server.open_files_below(setting.directory / "data" / "alice"),
                 what="the upload's end",
             )
-            setting.wait_for_log(f'^{CLIENT} - alice .*"POST {path} HTTP/1.[01]" (499|400) ')
+            aborted = re.compile(rf'{CLIENT} - alice .*"POST {path} HTTP/1\.[01]" (499|400) ')
+            wait_until(lambda: sum(map(bool, map(aborted.match, setting.lines()))) >= number, what=setting.lines)
             assert len([line for line in setting.lines() if f"POST {path}" in line]) == number, setting.lines()
         assert files_below(setting.directory / "data") == before
 
