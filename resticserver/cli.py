@@ -20,7 +20,7 @@ from .process.utf8 import use_utf8
 from .threads.reactor import installed_reactor
 
 #: The subcommands; each is a module of L{resticserver.commands} with a function C{main}.
-COMMANDS = ("config", "user", "policy", "usage", "status", "trash", "scrub", "health")
+COMMANDS = ("config", "user", "policy", "usage", "status", "health", "trash", "scrub")
 #: Those whose output has names of files, or text made of them.
 UTF8_COMMANDS = ("config", "usage", "status", "trash", "scrub")
 

@@ -27,7 +27,7 @@ _rest_server_data()
     # What there is after a command: subcommands, switches, options with a value.
     case "$1" in
     "rest-server")
-        commands="config user policy usage status trash scrub health"
+        commands="config user policy usage status health trash scrub"
         options="-v --version -h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
         valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
@@ -91,6 +91,11 @@ _rest_server_data()
         options="-h --help --json"
         valued="--user --password-file --cacert"
         ;;
+    "rest-server health")
+        commands=""
+        options="-h --help --running --tls"
+        valued="--timeout --cacert --config --listen --metrics-listen"
+        ;;
     "rest-server trash")
         commands="list restore empty"
         options="-h --help"
@@ -115,11 +120,6 @@ _rest_server_data()
         commands=""
         options="-h --help --json --accept-missing"
         valued="--rate --config --path --max-depth --state-dir"
-        ;;
-    "rest-server health")
-        commands=""
-        options="-h --help --running --tls"
-        valued="--timeout --cacert --config --listen --metrics-listen"
         ;;
     esac
 }
@@ -191,6 +191,8 @@ _rest_server_value()
     'rest-server usage --state-dir') _rest_server_paths "$3" -d ;;
     'rest-server status --password-file') _rest_server_paths "$3" -f ;;
     'rest-server status --cacert') _rest_server_paths "$3" -f ;;
+    'rest-server health --cacert') _rest_server_paths "$3" -f ;;
+    'rest-server health --config') _rest_server_paths "$3" -f ;;
     'rest-server trash list --type') _rest_server_words "$3" "data index keys config snapshots" ;;
     'rest-server trash list --config') _rest_server_paths "$3" -f ;;
     'rest-server trash list --path') _rest_server_paths "$3" -d ;;
@@ -206,8 +208,6 @@ _rest_server_value()
     'rest-server scrub --config') _rest_server_paths "$3" -f ;;
     'rest-server scrub --path') _rest_server_paths "$3" -d ;;
     'rest-server scrub --state-dir') _rest_server_paths "$3" -d ;;
-    'rest-server health --cacert') _rest_server_paths "$3" -f ;;
-    'rest-server health --config') _rest_server_paths "$3" -f ;;
     esac
 }
 
