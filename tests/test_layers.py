@@ -27,7 +27,7 @@ ORDER = """
 words threads
 process
 access storage telemetry
-limits
+objects limits
 quota config
 web.http1
 web.transfer net

@@ -28,8 +28,8 @@ _rest_server_data()
     case "$1" in
     "rest-server")
         commands="config user policy usage status health trash scrub"
-        options="-v --version -h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
+        options="--objects-unconditional -v --version -h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
+        valued="--config --path --state-dir --spool-dir --spool-size --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server config")
         commands="check show"
@@ -38,13 +38,13 @@ _rest_server_data()
         ;;
     "rest-server config check")
         commands=""
-        options="-h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
+        options="-h --help --objects-unconditional --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
+        valued="--config --path --state-dir --spool-dir --spool-size --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server config show")
         commands=""
-        options="-h --help --json --changed --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
-        valued="--config --path --state-dir --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
+        options="-h --help --json --changed --objects-unconditional --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
+        valued="--config --path --state-dir --spool-dir --spool-size --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
     "rest-server user")
         commands="add passwd delete list"
@@ -131,6 +131,7 @@ _rest_server_value()
     'rest-server --config') _rest_server_paths "$3" -f ;;
     'rest-server --path') _rest_server_paths "$3" -d ;;
     'rest-server --state-dir') _rest_server_paths "$3" -d ;;
+    'rest-server --spool-dir') _rest_server_paths "$3" -d ;;
     'rest-server --tls-cert') _rest_server_paths "$3" -f ;;
     'rest-server --tls-key') _rest_server_paths "$3" -f ;;
     'rest-server --tls-min-ver') _rest_server_words "$3" "1.2 1.3" ;;
@@ -145,6 +146,7 @@ _rest_server_value()
     'rest-server config check --config') _rest_server_paths "$3" -f ;;
     'rest-server config check --path') _rest_server_paths "$3" -d ;;
     'rest-server config check --state-dir') _rest_server_paths "$3" -d ;;
+    'rest-server config check --spool-dir') _rest_server_paths "$3" -d ;;
     'rest-server config check --tls-cert') _rest_server_paths "$3" -f ;;
     'rest-server config check --tls-key') _rest_server_paths "$3" -f ;;
     'rest-server config check --tls-min-ver') _rest_server_words "$3" "1.2 1.3" ;;
@@ -159,6 +161,7 @@ _rest_server_value()
     'rest-server config show --config') _rest_server_paths "$3" -f ;;
     'rest-server config show --path') _rest_server_paths "$3" -d ;;
     'rest-server config show --state-dir') _rest_server_paths "$3" -d ;;
+    'rest-server config show --spool-dir') _rest_server_paths "$3" -d ;;
     'rest-server config show --tls-cert') _rest_server_paths "$3" -f ;;
     'rest-server config show --tls-key') _rest_server_paths "$3" -f ;;
     'rest-server config show --tls-min-ver') _rest_server_words "$3" "1.2 1.3" ;;

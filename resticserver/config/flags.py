@@ -31,6 +31,11 @@ SWITCHES: list[list[Any]] = [
     ["auto-create", None, "an upload creates a missing repository, as in rest-server"],
     ["no-verify-upload", None, "do not verify the hash of uploads, except for names that exist. Not recommended"],
     ["group-accessible-repos", None, "let the group access repositories (files 0660, directories 0770)"],
+    [
+        "objects-unconditional",
+        None,
+        "use an object store that ignores conditions. Only for a single server on its bucket",
+    ],
     ["tls", None, "serve TLS"],
     ["prometheus", None, "serve metrics at /metrics to the user metrics, and a status page"],
     ["prometheus-no-auth", None, "serve metrics to everyone"],
@@ -40,7 +45,7 @@ SWITCHES: list[list[Any]] = [
 #: Flags with a value: name, short form, default, text. Those that may be repeated are methods of the parser.
 PARAMETERS: list[list[Any]] = [
     ["config", None, None, "TOML file with flags as keys"],
-    ["path", None, None, f"data directory (default {default_path()})"],
+    ["path", None, None, f"data directory (default {default_path()}), or s3://bucket/prefix"],
     ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
     ["policy", None, None, "TOML file with access rules and quotas for users and repositories"],
     ["max-depth", None, "2", "how many folders deep a repository may be"],
@@ -77,6 +82,8 @@ PARAMETERS: list[list[Any]] = [
         None,
         "directory for stored sizes and the volume's id (default .rest-server in the data directory)",
     ],
+    ["spool-dir", None, None, "directory for uploads on their way to an object store (default --state-dir)"],
+    ["spool-size", None, "4GiB", "how much may wait there at once; 0 for no limit"],
     ["scrub-interval", None, "0", "read and verify every stored object again within this time, as 30d; 0 is never"],
     ["scrub-rate", None, "20M", "how many bytes a second that reads at most; 0 for no limit"],
     ["metrics-listen", None, None, "address for metrics, health checks and status only, in the forms of --listen"],
@@ -122,7 +129,7 @@ CHOICES = {
     "log-format": ("combined", "json"),
 }
 #: Flags whose values are paths on this machine.
-DIRECTORIES = ("path", "state-dir")
+DIRECTORIES = ("path", "state-dir", "spool-dir")
 FILES = ("config", "htpasswd-file", "policy", "tls-cert", "tls-key", "tls-client-ca", "log", "cpu-profile")
 
 #: What Twisted's own completion for zsh completes (C{twistd restic-rest}).

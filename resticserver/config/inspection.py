@@ -149,6 +149,7 @@ class InspectedOptions(Options):
             "tls-cert": settings.certificate_path if settings.tls else None,
             "tls-key": settings.key_path if settings.tls else None,
             "state-dir": f"{settings.path.rstrip('/')}/.rest-server",
+            "spool-dir": settings.state_dir if settings.location is not None else None,
             "bandwidth-up": self["bandwidth"],
             "bandwidth-down": self["bandwidth"],
         }

@@ -22,6 +22,7 @@ from ..dates import parse_duration
 from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
+from ..objects.location import is_location, parse_location
 from ..process.utf8 import as_text, use_utf8
 from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, parse_size
 from ..targets import parse_prefix
@@ -43,6 +44,14 @@ _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)+//")
 #: The user and the password of a URL.
 _CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
 _UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
+
+#: Flags that cannot be used with an object store, and why.
+_FILES_ONLY = {
+    "min-free": "it has no file system whose free space is known",
+    "group-accessible-repos": "its objects have no group",
+    "delete-delay": "its trash is not available yet",
+    "scrub-interval": "its scrub is not available yet",
+}
 
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
@@ -232,7 +241,16 @@ class Options(usage.Options):
         return self._as_settings()
 
     def _check_paths(self) -> None:
+        objects = bool(self["path"]) and is_location(self["path"])
+        if objects:
+            try:
+                parse_location(self["path"])
+            except StartError as error:
+                raise usage.UsageError(str(error)) from None
+        self._check_objects(objects)
         for flag in DIRECTORIES + FILES:
+            if flag == "path" and objects:
+                continue
             if self[flag] and _URL.match(self[flag]):
                 kind = "directory" if flag in DIRECTORIES else "file"
                 raise usage.UsageError(f"--{flag} {without_password(self[flag])}: must be a local {kind}, not a URL")
@@ -242,6 +260,33 @@ class Options(usage.Options):
         for flag in ("policy", "tls-client-ca"):
             if self[flag] == "":
                 raise usage.UsageError(f"--{flag} must not be empty")
+
+    def _check_objects(self, objects: bool) -> None:
+        """What an object store needs, and what only files have."""
+        if not objects:
+            if self["spool-dir"]:
+                raise usage.UsageError("--spool-dir needs a --path that names an object store, such as s3://bucket")
+            return
+        if not self["state-dir"]:
+            raise usage.UsageError(
+                "--path: an object store needs --state-dir, a local directory for what this server remembers"
+            )
+        if not self["no-auth"] and not self["htpasswd-file"] and not self["proxy-auth-username"]:
+            if not self["tls-client-ca"] or self["tls-client-user"] == "none":
+                raise usage.UsageError(
+                    "--path: an object store needs --htpasswd-file, since there is no data directory"
+                )
+        for flag, directory in (("tls-cert", self["tls"]), ("tls-key", self["tls"])):
+            if directory and not self[flag]:
+                raise usage.UsageError(f"--tls needs --{flag} with an object store, since there is no data directory")
+        if self["objects-unconditional"] and _workers(self["workers"]) > 1:
+            raise usage.UsageError("--objects-unconditional needs --workers 1")
+        for flag, why in _FILES_ONLY.items():
+            if self[flag] != self._default_of(flag):
+                raise usage.UsageError(f"--{flag} cannot be used with an object store: {why}")
+
+    def _default_of(self, flag: str) -> Any:
+        return 0 if flag in self._flags().switches else self._default(flag)
 
     def _check_tls(self) -> None:
         if not self["tls"]:
@@ -285,7 +330,7 @@ class Options(usage.Options):
         """Convert each flag to its setting. Long only because there are many flags."""
         min_free = self._parsed("min-free", parse_free_space)
         return Settings(
-            path=os.path.abspath(self["path"] or default_path()),
+            path=_place(self["path"]) or os.path.abspath(default_path()),
             path_is_default=not self["path"],
             listen=tuple(map(_absolute_socket, self["listen"])) or (DEFAULT_LISTEN,),
             no_auth=bool(self["no-auth"]),
@@ -316,6 +361,9 @@ class Options(usage.Options):
             state_dir=_absolute(self["state-dir"]),
             scrub_interval_s=self._parsed("scrub-interval", parse_duration),
             scrub_rate_bytes=self._parsed("scrub-rate", parse_bytes_per_second),
+            spool_dir=_absolute(self["spool-dir"]),
+            spool_size_bytes=self._parsed("spool-size", parse_size),
+            objects_unconditional=bool(self["objects-unconditional"]),
             prometheus=bool(self["prometheus"]),
             prometheus_no_auth=bool(self["prometheus-no-auth"]),
             metrics_listen=_absolute_socket(self["metrics-listen"]) if self["metrics-listen"] else None,
@@ -372,6 +420,11 @@ def _next_value(name: str, left: Any) -> list[str]:
 def _absolute(path: str | None) -> str | None:
     """Make a path absolute. Relative paths refer to the current directory, which twistd may change later."""
     return os.path.abspath(path) if path else None
+
+
+def _place(path: str | None) -> str | None:
+    """The data directory, made absolute; an object store in its usual form."""
+    return str(parse_location(path)) if path and is_location(path) else _absolute(path)
 
 
 def _absolute_socket(address: str) -> str:

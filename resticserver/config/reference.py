@@ -55,8 +55,11 @@ REFERENCE = (
                 "`restic` in the system's temporary directory",
                 """
                 The data directory, which holds all repositories. It is created if it is missing. Without this flag the
-                server logs a warning, because the system may empty its temporary directory at any time. URLs such as
-                `s3://bucket` are refused.
+                server logs a warning, because the system may empty its temporary directory at any time.
+
+                `s3://BUCKET/PREFIX` names an [object store](scaling.md) instead. Endpoint, region and credentials come
+                from the usual variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and files
+                (`~/.aws/config`, `~/.aws/credentials`).
                 """,
             ),
             OptionReference(
@@ -67,6 +70,33 @@ REFERENCE = (
                 The directory for stored sizes, which make the next start fast, and for the id of the data volume. It is
                 created if it is missing. On another disk than the data it lets the server
                 [detect at the start](operations.md#when-the-disk-is-missing) that the volume is missing.
+                """,
+            ),
+            OptionReference(
+                "spool-dir",
+                "DIR",
+                "`--state-dir`",
+                """
+                Where uploads to an [object store](scaling.md) wait until they are whole and verified, in files without
+                names. Nothing in it is needed after a restart; a disk that is slow to flush does no harm.
+                """,
+            ),
+            OptionReference(
+                "spool-size",
+                "SIZE",
+                "`4GiB`",
+                """
+                How much may wait in `--spool-dir` at once; `0` for no limit. An upload that does not fit is answered
+                503 with `Retry-After`, and restic tries again.
+                """,
+            ),
+            OptionReference(
+                "objects-unconditional",
+                "",
+                "off",
+                """
+                Start also with an object store that ignores `If-None-Match: *`. Only for a single server on its
+                bucket: two uploads of one config at the same time could both succeed otherwise.
                 """,
             ),
             OptionReference(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..objects.location import Location, is_location, parse_location
 from ..sizes import FreeSpace, Limit
 from ..telemetry.concerns import DEFAULT, Thresholds
 
@@ -51,6 +52,9 @@ class Settings:
     @ivar max_size_bytes: the limit for all repositories together; 0 for no limit.
     @ivar min_free_bytes: how much of the disk must stay free; C{min_free_percent} likewise.
     @ivar state_dir: the directory of the state file; C{None} means C{.rest-server} in the data directory.
+    @ivar spool_dir: where uploads to an object store wait until they are whole; C{None} means the state directory.
+    @ivar spool_size_bytes: of all that wait there; 0 for no limit.
+    @ivar objects_unconditional: whether an object store is used that ignores conditions.
     @ivar scrub_interval_s: within how many seconds each stored object is read and verified again; 0 for never.
     @ivar scrub_rate_bytes: how many bytes a second this reads at most; 0 for no limit.
     @ivar prometheus: whether C{/metrics} is served.
@@ -98,6 +102,9 @@ class Settings:
     state_dir: str | None = None
     scrub_interval_s: float = 0.0
     scrub_rate_bytes: int = 20 << 20
+    spool_dir: str | None = None
+    spool_size_bytes: int = 4 << 30
+    objects_unconditional: bool = False
     prometheus: bool = False
     prometheus_no_auth: bool = False
     metrics_listen: str | None = None
@@ -129,6 +136,11 @@ class Settings:
         typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         typed["thresholds"] = Thresholds(**typed["thresholds"])
         return cls(**typed)
+
+    @property
+    def location(self) -> Location | None:
+        """The bucket that C{--path} names; C{None} for a directory."""
+        return parse_location(self.path) if is_location(self.path) else None
 
     @property
     def passwords(self) -> bool:

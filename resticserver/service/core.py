@@ -17,6 +17,8 @@ from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
+from ..errors import StartError
+from ..storage.local import LocalStore
 from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
@@ -72,12 +74,18 @@ class Core:
         self.reactor = reactor
         self.state = make_state(settings)
         self.store = make_store(settings, self.state)
+        #: The same store, if it is one of files, for what only files have.
+        self._files = self.store if isinstance(self.store, LocalStore) else None
         self.store.volume.expect(self.state.marker())
-        self.htpasswd = load_users(settings, self.store, reactor.seconds)
+        self.htpasswd = load_users(settings, self.store.volume, reactor.seconds)
         flags, self.policy_file = make_policy(settings)
         if self.policy_file is not None:
             self.policy_file.load()
         self.policy: Policy | PolicyFile = self.policy_file or flags
+        if self._files is None and self.policy.shortest_delete_delay() is not None:
+            raise StartError(
+                "--policy: delete-delay cannot be used with an object store: its trash is not available yet"
+            )
         self.certificates = make_certificates(settings)
         self.events = Events(reactor, settings.on_event)
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)
@@ -110,13 +118,15 @@ class Core:
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
-    def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub:
+    def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub | None:
         """
-        Make the scrub of the whole server.
+        Make the scrub of the whole server; C{None} for an object store.
 
         @param requests_in_flight: how many requests all processes are serving.
         """
-        settings, store = self.settings, self.store
+        settings, store = self.settings, self._files
+        if store is None:
+            return None
         state, deletions = make_scrub_state(settings), make_deletions(settings)
         scrub = Scrub(
             self.reactor,
@@ -129,9 +139,11 @@ class Core:
         self.events.observe(scrub.take)
         return scrub
 
-    def make_trash_expiry(self, quota_keeper: QuotaKeeper) -> TrashExpiry:
-        """Make what removes from the trash of the whole server."""
-        parts = Parts(self.store, self.policy, quota_keeper, self.counting)
+    def make_trash_expiry(self, quota_keeper: QuotaKeeper) -> TrashExpiry | None:
+        """Make what removes from the trash of the whole server; C{None} for an object store."""
+        if self._files is None:
+            return None
+        parts = Parts(self._files, self.policy, quota_keeper, self.counting)
         return TrashExpiry(self.reactor, parts, Clock(time.time, elapsed))
 
     def make_monitoring(
@@ -139,7 +151,7 @@ class Core:
         quota_keeper: QuotaKeeper,
         readiness: Readiness,
         disk: JobPool,
-        scrub: Scrub,
+        scrub: Scrub | None,
         gather: Callable[[], Coroutine[Deferred[Any], Any, object]],
         worker_pids: Callable[[], list[int]] | None = None,
         *families: Callable[[], Iterator[Family]],
@@ -147,7 +159,7 @@ class Core:
         """Make the metrics and the status of the whole server. L{Sources} describes the last arguments."""
         certificates = self.certificates
         sources = Sources(
-            self.settings.path,
+            self._files.path if self._files is not None else None,
             self.settings.limit,
             quota_keeper.quotas,
             self.tally,
@@ -157,7 +169,7 @@ class Core:
             lambda: certificates.not_after if certificates is not None else None,
             gather,
             worker_pids,
-            (self._families, self.events.families, scrub.families, *families),
+            (self._families, self.events.families, *families),
             scrub,
             socket.gethostname(),
             self.settings.thresholds,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from ..storage.local import LocalStore
+from ..storage.interface import ServedStore
 from ..telemetry.events import Event, EventKind
 from ..threads.interface import Pool
 from .monitoring import Monitoring
@@ -22,7 +22,7 @@ class EventEffects:
     @param pool: for the store.
     """
 
-    def __init__(self, monitoring: Monitoring, store: LocalStore, quota_keeper: QuotaKeeper, pool: Pool) -> None:
+    def __init__(self, monitoring: Monitoring, store: ServedStore, quota_keeper: QuotaKeeper, pool: Pool) -> None:
         self._monitoring = monitoring
         self._store = store
         self._quota_keeper = quota_keeper

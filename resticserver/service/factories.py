@@ -17,11 +17,13 @@ from ..config.settings import Settings
 from ..errors import StartError
 from ..storage.deletions import Deletions
 from ..storage.directory_snapshots import Snapshots
+from ..storage.interface import ServedStore
 from ..storage.local import LocalStore
 from ..storage.publish import Publisher
 from ..storage.readonly import ReadOnlyStore
 from ..storage.scrub_state import ScrubState
 from ..storage.state import StateFile
+from ..storage.volume import Volume
 from ..threads.reactor import IReactor
 from .repeated import Repeated
 
@@ -55,7 +57,20 @@ def make_scrub_state(settings: Settings) -> ScrubState:
     return ScrubState(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
 
 
-def make_store(settings: Settings, state: StateFile) -> LocalStore:
+def make_store(settings: Settings, state: StateFile) -> ServedStore:
+    """
+    Make the store; nothing is opened.
+
+    @raise StartError: the object store cannot be used with these settings.
+    """
+    if settings.location is None:
+        return make_local_store(settings, state)
+    from .object_store import make_object_store  # its libraries are an extra, and take a while
+
+    return make_object_store(settings, settings.location, state)
+
+
+def make_local_store(settings: Settings, state: StateFile) -> LocalStore:
     """Make the store of the data directory; nothing is opened."""
     kind = ReadOnlyStore if settings.read_only else LocalStore
     store = kind(
@@ -71,7 +86,7 @@ def make_store(settings: Settings, state: StateFile) -> LocalStore:
     return store
 
 
-def load_users(settings: Settings, store: LocalStore, seconds: Callable[[], float]) -> Htpasswd | None:
+def load_users(settings: Settings, volume: Volume, seconds: Callable[[], float]) -> Htpasswd | None:
     """
     Read the htpasswd file; C{None} without passwords.
 
@@ -87,10 +102,10 @@ def load_users(settings: Settings, store: LocalStore, seconds: Callable[[], floa
         Whether the file is on a data volume that is not mounted. It is read once the volume is back; until then logins are
         answered with 503.
         """
-        if not os.path.abspath(settings.htpasswd_path).startswith(f"{store.path}/"):
+        if settings.location is not None or not settings.htpasswd_path.startswith(f"{settings.path}/"):
             return False
         try:
-            return store.volume.is_missing()
+            return volume.is_missing()
         except OSError:
             return False
 

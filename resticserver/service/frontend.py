@@ -21,7 +21,7 @@ from ..limits.bandwidth import Bandwidth, BothDirections
 from ..limits.connections import ConnectionLimits
 from ..limits.uploads import UploadGate
 from ..process.descriptors import bounds
-from ..storage.local import LocalStore
+from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 from ..telemetry.accesslog import FORMATS, AccessLog, AccessLogService
 from ..telemetry.events import Tells
@@ -80,7 +80,7 @@ class FrontendParts:
     @ivar number: of the process, from 1: limits are divided among the processes that serve.
     """
 
-    store: LocalStore
+    store: ServedStore
     state: StateFile
     policy: Decides
     password_checker: ChecksPasswords | None
@@ -139,7 +139,7 @@ class Frontend:
         tally, store = parts.tally, parts.store
         if tally is not None:
             self._access_log.add(lambda event: tally(event["record"]))
-            store.publisher.observe_fsyncs(tally.synced)
+            store.observe_fsyncs(tally.synced)
         store.observe_size_changes(SizeChanges(reactor, self.disk, store, parts.tell).take)
         self.readiness = Readiness(reactor, store, self.disk)
         self._limited = Limited(reactor, tally.limited if tally is not None else count_nothing)

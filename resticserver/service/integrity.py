@@ -13,8 +13,7 @@ from collections import OrderedDict
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-from ..storage.interface import SizeChange
-from ..storage.local import LocalStore
+from ..storage.interface import ServedStore, SizeChange
 from ..telemetry.events import Event, EventKind, Tells
 from ..threads.interface import Pool
 
@@ -34,7 +33,7 @@ class SizeChanges:
     @param tell: receives a C{corruption} event, once for each damaged object.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, pool: Pool, store: LocalStore, tell: Tells) -> None:
+    def __init__(self, reactor: IReactorFromThreads, pool: Pool, store: ServedStore, tell: Tells) -> None:
         self._reactor = reactor
         self._pool = pool
         self._store = store

@@ -74,7 +74,7 @@ class Sources:
     """
     What L{Monitoring} shows besides the quota ledger.
 
-    @ivar data_path: the data directory, whose file system is shown.
+    @ivar data_path: the data directory, whose file system is shown; C{None} for an object store.
     @ivar limit: of the whole server.
     @ivar quotas: the policy's limits.
     @ivar tally: the counters of this process, to which the counts of other processes are added.
@@ -91,7 +91,7 @@ class Sources:
     @ivar counted: for how long counters are known, a day at most, and what they say.
     """
 
-    data_path: str
+    data_path: str | None
     limit: Limit
     quotas: Quotas
     tally: Tally = field(default_factory=Tally)
@@ -356,9 +356,11 @@ class Monitoring:
 
     def _look_at_disk(self) -> tuple[int, int] | None:
         """
-        The free space and the size of the data directory's file system; C{None} if it is missing or another one.
-        Called in the pool for files.
+        The free space and the size of the data directory's file system; C{None} if it is missing or another one, or there is
+        none. Called in the pool for files.
         """
+        if self._sources.data_path is None:
+            return None
         try:
             self._sources.check_volume()
             status = os.statvfs(self._sources.data_path)

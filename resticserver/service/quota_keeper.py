@@ -32,7 +32,7 @@ from ..names import CONFIG
 from ..quota.admission import NOTHING
 from ..quota.ledger import Ledger, Limits, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
-from ..storage.counting import Counting
+from ..storage.interface import Counts
 from ..storage.layout import TRASH_CELL, Repository, cell_of
 from ..storage.state import StateFile
 from ..targets import Target
@@ -104,7 +104,7 @@ class QuotaKeeper(Service):
         self,
         reactor: IReactorTime,
         rules: QuotaRules,
-        counting: Counting,
+        counting: Counts,
         state: StateFile,
         pool: Pool,
         directory_locks: ClosesDirectories,

@@ -4,14 +4,10 @@ Readiness (C{/-/ready}): whether the data directory exists and is writable.
 
 from __future__ import annotations
 
-import os
-
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ..errors import ServerError
-from ..storage.local import LocalStore
-from ..storage.publish import UNWRITABLE
+from ..storage.interface import ServedStore
 from ..threads.interface import Pool
 from ..threads.single_flight import TimedFlight
 
@@ -32,7 +28,7 @@ class Readiness:
     @ivar reason: why the server is not ready, as of the last check; empty if it is.
     """
 
-    def __init__(self, reactor: IReactorTime, store: LocalStore, pool: Pool) -> None:
+    def __init__(self, reactor: IReactorTime, store: ServedStore, pool: Pool) -> None:
         self._reactor = reactor
         self._store = store
         self._look = TimedFlight(reactor, pool, self._try, PATIENCE_S)
@@ -57,38 +53,9 @@ class Readiness:
         self.reason = reason
 
     def _try(self) -> str:
-        """Check the data directory. Called in the pool."""
-        store = self._store
+        """Try the store. Called in the pool."""
         try:
-            store.volume.check()
-            directory_fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                file = store.publisher.temporary(store.path, directory_fd, store.path)
-                try:
-                    os.write(file.fd, b"\0" * 4096)
-                    store.publisher.fsync(file.fd)
-                finally:
-                    file.discard()
-                if store.free_space is not None:
-                    store.free_space.check(directory_fd, above=False)
-            finally:
-                os.close(directory_fd)
-        except ServerError as error:
-            return error.message
-        except OSError as error:
-            if store.read_only and error.errno in UNWRITABLE:
-                return self._try_to_read()
-            return f"the data directory cannot be written: {error.strerror}"
+            return self._store.try_out()
         except Exception:
             _log.failure("could not check whether the server is ready")
             return "an error in the server"
-        return ""
-
-    def _try_to_read(self) -> str:
-        """Check that the data directory is readable. This is enough with C{--read-only}, if it cannot be written."""
-        try:
-            with os.scandir(self._store.path) as entries:
-                next(entries, None)
-        except OSError as error:
-            return f"the data directory cannot be read: {error.strerror}"
-        return ""

@@ -16,7 +16,7 @@ from ..quota.admission import NOTHING
 from ..quota.directory_locks import Key
 from ..quota.ledger import Ledger
 from ..sizes import Amount
-from ..storage.counting import Counting
+from ..storage.interface import Counts
 from ..storage.layout import CELLS, TRASH_CELL, Repository
 from ..threads.interface import Pool
 
@@ -49,7 +49,7 @@ class RepositoryCounter:
         self,
         reactor: IReactorTime,
         ledger: Ledger,
-        counting: Counting,
+        counting: Counts,
         pool: Pool,
         directory_locks: ClosesDirectories,
         is_running: Callable[[], bool],

@@ -18,7 +18,7 @@ from ..errors import StartError
 from ..net.endpoints import parse_address
 from ..net.listeners import METRICS, REQUESTS
 from ..net.shared_sockets import shared_factory
-from ..storage.local import LocalStore
+from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 from ..telemetry.accesslog import AccessLog, AccessLogService
 from .factories import check_profile, load_users, make_certificates, make_policy, make_state, make_store
@@ -53,7 +53,7 @@ def start_problems(settings: Settings) -> Iterator[str]:
 
 
 def _check_users(settings: Settings) -> None:
-    load_users(settings, _store(settings), time.monotonic)
+    load_users(settings, _store(settings).volume, time.monotonic)
 
 
 def _check_data_directory(settings: Settings) -> None:
@@ -70,7 +70,7 @@ def _check_data_directory(settings: Settings) -> None:
     _check_directory(f"--path: cannot use the data directory {settings.path}", settings.path, not settings.read_only)
 
 
-def _store(settings: Settings) -> LocalStore:
+def _store(settings: Settings) -> ServedStore:
     state = make_state(settings)
     store = make_store(settings, state)
     # A state directory that cannot be used has a line of its own.

@@ -5,13 +5,14 @@ L{resticserver.workers.topology.MultiProcess}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from twisted.application.service import IService
 
 from ..net.listeners import Listeners
 from ..quota.directory_locks import DirectoryLocks
+from ..telemetry.metrics import Family
 from ..threads.pools import JobPool
 from .core import Core
 from .cpu_profile import CpuProfile
@@ -78,12 +79,12 @@ class Topology(Protocol):
         """The quotas of the whole server."""
 
     @property
-    def scrub(self) -> Scrub:
-        """The scrub of the whole server."""
+    def scrub(self) -> Scrub | None:
+        """The scrub of the whole server, if its store has one."""
 
     @property
-    def trash_expiry(self) -> TrashExpiry:
-        """What removes from the trash of the whole server."""
+    def trash_expiry(self) -> TrashExpiry | None:
+        """What removes from the trash of the whole server, if its store has one."""
 
     @property
     def monitoring(self) -> Monitoring:
@@ -110,6 +111,18 @@ class Topology(Protocol):
 
     async def refresh_quota(self) -> None:
         """The limits may have changed."""
+
+
+class HasFamilies(Protocol):
+    """Has metrics of its own."""
+
+    def families(self) -> Iterator[Family]:
+        """The metrics."""
+
+
+def families_of(*parts: HasFamilies | None) -> Iterator[Callable[[], Iterator[Family]]]:
+    """The metrics of those parts that there are."""
+    return (part.families for part in parts if part is not None)
 
 
 class SingleProcess:
@@ -148,7 +161,7 @@ class SingleProcess:
             self.scrub,
             self.gather,
             None,
-            self.trash_expiry.families,
+            *families_of(self.scrub, self.trash_expiry),
         )
         self.front = Listeners(
             core.reactor,

@@ -25,7 +25,7 @@ from .layout import Repository, object_directory, repository_path
 from .nowait import Nowait
 from .publish import Publisher
 from .trash import has_trash
-from .volume import Volume
+from .volume import FileVolume
 
 #: How often a directory is looked for again that was removed in between.
 _ATTEMPTS = 8
@@ -62,12 +62,21 @@ class DataDirectory:
         self.verify = verify
         self.publisher = publisher
         self.snapshots = snapshots
-        self.volume = Volume(self.path, publisher)
+        self.volume = FileVolume(self.path, publisher)
         self.nowait = Nowait()
         self.spelling = Spelling(self.path)
         self.free_space = FreeSpaceGuard(min_free) if min_free is not None else None
         self.on_size_change: Callable[[SizeChange], object] = lambda change: None
         self.on_removal: Callable[[Repository, str, str], object] = lambda repository, object_type, name: None
+
+    @property
+    def place(self) -> str:
+        """See L{resticserver.storage.interface.ServedStore.place}."""
+        return self.path
+
+    def observe_fsyncs(self, observer: Callable[[float], object]) -> None:
+        """See L{resticserver.storage.interface.ServedStore.observe_fsyncs}."""
+        self.publisher.observe_fsyncs(observer)
 
     def observe_size_changes(self, observer: Callable[[SizeChange], object]) -> None:
         """Call C{observer}, from any thread, with each object that has another size than before."""

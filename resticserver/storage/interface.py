@@ -9,12 +9,13 @@ Unavailable: the volume is gone.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from ..sizes import Amount
+from .volume import Volume
 
 #: Bytes of an upload, in order.
 Chunks = Sequence[bytes | memoryview]
@@ -81,6 +82,17 @@ class SizeChange(NamedTuple):
     name: str
     known_bytes: int
     found_bytes: int
+
+
+class WantedPart(NamedTuple):
+    """
+    A part of an object that a client asks for: from C{start} up to and without C{end}, in bytes; C{end} C{None}: to its end.
+    With C{suffix} it is the last C{suffix} bytes instead.
+    """
+
+    start: int = 0
+    end: int | None = None
+    suffix: int = 0
 
 
 class NotDurable(OSError):
@@ -150,11 +162,13 @@ class Stored(Protocol):
     def size_bytes(self) -> int:
         """The size when it was opened."""
 
-    def open(self) -> None:
+    def open(self, wanted: WantedPart | None = None) -> None:
         """
         Open it.
 
+        @param wanted: the part that will be read, if it is known; others can be read as well.
         @raise NotFound: there is none of that name.
+        @raise RangeNotSatisfiable: the part begins at or after the end, where the store has noticed that.
         """
 
     def open_nowait(self) -> bool:
@@ -274,3 +288,85 @@ class RepositoryStore(Creates, DeletesRepositories, Saves, Loads, ListsObjects, 
 
         @raise StartError: the store cannot be used.
         """
+
+
+class Counts(Protocol):
+    """
+    Counts what is stored, by the cells of L{resticserver.storage.layout}. Times are in seconds since 1970, and C{None} where
+    there is nothing.
+    """
+
+    def repositories(self) -> list[tuple[str, ...]]:
+        """
+        All repositories, also those that have no config.
+
+        @raise Unavailable: the volume is gone.
+        """
+
+    def begin(self) -> None:
+        """Called before a number of counts."""
+
+    def known(self, repository: tuple[str, ...]) -> dict[int, Amount]:
+        """The cells of a repository that can be told quickly."""
+
+    def count(self, repository: tuple[str, ...], cells: Iterable[int]) -> dict[int, Amount]:
+        """Cells, counted as they are now; those that cannot be read are left out."""
+
+    def trash_ends_s(self, repository: tuple[str, ...], delay_s: float) -> float | None:
+        """
+        Before this time nothing in the trash of a repository ends.
+
+        @param delay_s: the delay that is in force now, in seconds.
+        """
+
+    def last_snapshot_s(self, repository: tuple[str, ...], otherwise: float | None = None) -> float | None:
+        """
+        When the newest snapshot of a repository was stored.
+
+        @param otherwise: returned where the snapshots cannot be read.
+        """
+
+    def oldest_lock_s(self, repository: tuple[str, ...], otherwise: float | None = None) -> float | None:
+        """When the oldest lock of a repository was made; as L{last_snapshot_s}."""
+
+    def created_s(self, repository: tuple[str, ...], otherwise: float | None = None) -> float | None:
+        """When the config of a repository was stored; as L{last_snapshot_s}."""
+
+
+class ServedStore(RepositoryStore, Protocol):
+    """A store that a server serves: what the services behind the API need of it besides."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the store works also where it cannot write."""
+
+    @property
+    def place(self) -> str:
+        """Where repositories lie, for messages."""
+
+    @property
+    def volume(self) -> Volume:
+        """Whether that place is there."""
+
+    @property
+    def counting(self) -> Counts:
+        """Counts what is stored."""
+
+    def try_out(self) -> str:
+        """Try whether the store can be used, by using it; why it cannot be, empty if it can."""
+
+    def observe_fsyncs(self, observer: Callable[[float], object]) -> None:
+        """Call C{observer}, from any thread, with the seconds that each fsync took."""
+
+    def observe_size_changes(self, observer: Callable[[SizeChange], object]) -> None:
+        """Call C{observer}, from any thread, with each object that has another size than before."""
+
+    def is_damaged(self, change: SizeChange) -> bool:
+        """
+        Whether an object whose size has changed is damaged.
+
+        @raise OSError: it cannot be read.
+        """
+
+    def forget_directory(self, repository: tuple[str, ...], object_type: str, name: str) -> None:
+        """Drop what is remembered of the directory of an object."""

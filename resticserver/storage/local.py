@@ -140,6 +140,32 @@ class LocalStore(DataDirectory):
             _log.info("removed {left} unfinished uploads of an earlier run", left=left)
         return in_use
 
+    def try_out(self) -> str:
+        """See L{resticserver.storage.interface.ServedStore.try_out}: a block is written and flushed."""
+        try:
+            self.volume.check()
+            directory_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                file = self.publisher.temporary(self.path, directory_fd, self.path)
+                try:
+                    os.write(file.fd, b"\0" * 4096)
+                    self.publisher.fsync(file.fd)
+                finally:
+                    file.discard()
+                if self.free_space is not None:
+                    self.free_space.check(directory_fd, above=False)
+            finally:
+                os.close(directory_fd)
+        except ServerError as error:
+            return error.message
+        except OSError as error:
+            return self.cannot_write(error)
+        return ""
+
+    def cannot_write(self, error: OSError) -> str:
+        """What an error of L{try_out} means; empty if the store works all the same."""
+        return f"the data directory cannot be written: {error.strerror}"
+
     # --- repositories
 
     def create_repository(self, repository: Repository) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .directories import DataDirectory, not_a_file
+from .interface import WantedPart
 from .layout import Repository, object_directory
 from .nowait import FileSystemTraits
 
@@ -36,7 +37,7 @@ class LocalObject:
         self._directory = object_directory(directories.path, repository, object_type, name)
         self._path = f"{self._directory}/{name}"
 
-    def open(self) -> None:
+    def open(self, wanted: WantedPart | None = None) -> None:
         """
         Open the file.
 

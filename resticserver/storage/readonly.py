@@ -43,6 +43,17 @@ class ReadOnlyStore(LocalStore):
         )
         return False
 
+    def cannot_write(self, error: OSError) -> str:
+        """See L{LocalStore.cannot_write}: where writing is not possible, reading is enough."""
+        if error.errno not in UNWRITABLE:
+            return super().cannot_write(error)
+        try:
+            with os.scandir(self.path) as entries:
+                next(entries, None)
+        except OSError as unreadable:
+            return f"the data directory cannot be read: {unreadable.strerror}"
+        return ""
+
     def upload(self, repository: Repository, object_type: str, name: str, length: int | None = None) -> Upload:
         """A new upload, of a lock; does no I/O yet."""
         return _LockUpload(self, repository, object_type, name, length)

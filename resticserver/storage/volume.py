@@ -26,8 +26,9 @@ FOLDER = ".rest-server"
 MARKER = "id"
 MOST_MARKER_BYTES = 100
 
+NOUN = "volume"
 #: What clients are told while it is missing.
-GONE = "the volume with the repositories is missing"
+GONE = f"the {NOUN} with the repositories is missing"
 
 #: How long after a look no other is needed before an object is read.
 LATELY_S = 1.0
@@ -40,22 +41,20 @@ _log = Logger()
 
 class Volume:
     """
-    The marker of one data directory. Safe from several threads.
+    The marker of the place where one store keeps repositories. Safe from several threads.
 
+    @param place: where that is, for the log; C{noun} what is there.
     @ivar known: the marker that must be there; C{None} while none was ever seen.
     @ivar learnt: see L{observe_marker}.
     @ivar gone: whether it was missing at the last look, which was logged.
     @ivar remembered_in: the file that keeps the marker for the next start, if there is one.
     """
 
-    def __init__(self, path: str, publisher: Publisher) -> None:
-        self._path = path
-        self._folder = os.path.join(path, FOLDER)
-        self._marker = os.path.join(self._folder, MARKER)
-        self._publisher = publisher
+    def __init__(self, place: str, noun: str) -> None:
+        self._place = place
+        self._noun = noun
         self.known: bytes | None = None
         self.learnt: Callable[[bytes], object] = lambda marker: None
-        self._stamp: Stamp | None = None
         self.gone = False
         self._seen_s = float("-inf")
         self.remembered_in: str | None = None
@@ -111,18 +110,11 @@ class Volume:
         """
         # Taken before the look: a marker that another thread learns after it may not have been there yet.
         known = self.known
-        try:
-            stamp = stamp_of(os.stat(self._marker))
-            if stamp == self._stamp and not self.gone:
-                self._seen_s = time.monotonic()
-                return
-            found = self._read()
-        except OSError as error:
+        found = self._look()
+        if found is None:
             if known is None:
                 self._seen_s = time.monotonic()
                 return
-            if error.errno in _THERE:
-                raise
             found = b""
         if self.known is None:
             self.known = found
@@ -130,7 +122,7 @@ class Volume:
         if found != self.known:
             if not self.gone:
                 self.gone = True
-                what = "another volume is" if found else "no volume is"
+                what = f"another {self._noun} is" if found else f"no {self._noun} is"
                 accept = "restart the server"
                 if self.remembered_in is not None:
                     accept = f"stop the server, remove {self.remembered_in} and start it again"
@@ -138,21 +130,59 @@ class Volume:
                     "{what} at {path}: every request is answered 503 until the right one is back. "
                     "To use {path} as it is now, {accept}",
                     what=what,
-                    path=self._path,
+                    path=self._place,
                     accept=accept,
                 )
             self._seen_s = float("-inf")
-            raise Unavailable(GONE)
-        self._stamp = stamp
+            raise Unavailable(f"the {self._noun} with the repositories is missing")
         self._seen_s = time.monotonic()
         if self.gone:
             self.gone = False
-            _log.info("the volume at {path} is back", path=self._path)
+            _log.info("the {noun} at {path} is back", noun=self._noun, path=self._place)
+
+    def _look(self) -> bytes | None:
+        """
+        The marker as it is now; C{None} where there is none.
+
+        @raise OSError: it cannot be looked at, which does not mean that it is missing.
+        """
+        raise NotImplementedError
 
     def mark(self) -> None:
         """
         Write the marker if there is none. If it cannot be written that is logged, and is no reason to fail.
         """
+        raise NotImplementedError
+
+
+class FileVolume(Volume):
+    """The marker of a data directory."""
+
+    def __init__(self, path: str, publisher: Publisher) -> None:
+        super().__init__(path, NOUN)
+        self._path = path
+        self._folder = os.path.join(path, FOLDER)
+        self._marker = os.path.join(self._folder, MARKER)
+        self._publisher = publisher
+        #: Of the marker's file when the right marker was read from it.
+        self._stamp: Stamp | None = None
+
+    def _look(self) -> bytes | None:
+        """See L{Volume}. A file that has not changed is not read again."""
+        try:
+            stamp = stamp_of(os.stat(self._marker))
+            if stamp == self._stamp and not self.gone and self.known is not None:
+                return self.known
+            found = self._read()
+        except OSError as error:
+            if self.known is not None and error.errno in _THERE:
+                raise
+            return None
+        self._stamp = stamp if self.known in (None, found) else None
+        return found
+
+    def mark(self) -> None:
+        """See L{Volume.mark}."""
         self.check()
         if self.known is not None:
             return

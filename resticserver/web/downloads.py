@@ -10,7 +10,7 @@ from ..telemetry.record import Effect, Operation
 from ..threads.interface import Pool
 from ..threads.serial_jobs import SerialJobs
 from .http1 import replies
-from .http1.ranges import Part, choose_part
+from .http1.ranges import Part, choose_part, wanted_part
 from .http1.request import StreamingRequest
 from .transfer.body import send_part, write_granted
 
@@ -71,12 +71,15 @@ def _begin(request: StreamingRequest, target: Target, part: Part, size_bytes: in
 
 def _open(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None]:
     """In the pool: open an object and choose the part; a small one is read, and the object closed."""
-    stored.open()
+    stored.open(wanted_part(wanted))
     part = choose_part(wanted, stored.size_bytes)
     if part.length > SMALL_BYTES:
         return part, None
     content = stored.read(part.start, part.length)
+    while len(content) < part.length:
+        piece = stored.read(part.start + len(content), part.length - len(content))
+        if not piece:
+            raise OSError("the file became shorter while it was read")
+        content += piece
     stored.close()
-    if len(content) != part.length:
-        raise OSError("the file became shorter while it was read")
     return part, content

@@ -16,6 +16,7 @@ from ..service.frontend import make_connection_limits
 from ..service.integrity import SizeChanges
 from ..service.readiness import Readiness
 from ..service.reloading import Reloads
+from ..service.topology import families_of
 from ..telemetry.limited import Limited
 from ..telemetry.metrics import Family, gauge
 from ..threads.pools import JobPool
@@ -80,7 +81,7 @@ class MultiProcess(WorkersOwner):
             self.gather,
             self._workers.pids,
             self._families,
-            self.trash_expiry.families,
+            *families_of(self.scrub, self.trash_expiry),
         )
         self._quota_requests = QuotaRequests(self.quota_keeper)
         self._bandwidth_requests = BandwidthRequests()

@@ -174,7 +174,7 @@ class OrderTests(ConfigurationCase):
 #: A value that cannot be, for every flag that can be refused before anything is opened, and flags that it has to stand with.
 BAD: dict[str, tuple[str, ...]] = {
     **{flag.removeprefix("--"): ("perhaps",) for flag, _ in SWITCHES},
-    "path": ("s3://bucket",),
+    "path": ("s3://x",),
     "state-dir": ("s3://bucket",),
     "htpasswd-file": ("https://host/users",),
     "policy": ("https://host/policy",),
@@ -204,6 +204,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "max-size": ("lots",),
     "min-free": ("lots",),
     "delete-delay": ("soon",),
+    "spool-dir": ("s3://bucket",),
+    "spool-size": ("lots",),
     "scrub-interval": ("monthly",),
     "scrub-rate": ("fast",),
     "warn-snapshot-age": ("never",),

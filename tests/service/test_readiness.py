@@ -187,15 +187,16 @@ class FoundTests(ReadinessCase):
 
     def test_no_descriptors_left(self) -> None:
         """Looks leave nothing open, however they end."""
-        readiness = self.readiness(store=self.make_store(min_free=FreeSpace(1, 0.0)))
+        store = self.make_store(min_free=FreeSpace(1, 0.0))
+        readiness = self.readiness(store=store)
         self.assertEqual("", self.found(readiness))
         before = len(os.listdir("/proc/self/fd"))
         with capturedLogs():
             for number in range(20):
                 self.clock.advance(FRESH_S)
-                assert readiness._store.free_space is not None
+                assert store.free_space is not None
                 full = number % 2
-                readiness._store.free_space.coming(1 << 60 if full else -(1 << 60) if number else 0)
+                store.free_space.coming(1 << 60 if full else -(1 << 60) if number else 0)
                 self.assertEqual(bool(full), bool(self.found(readiness)))
         self.assertEqual(before, len(os.listdir("/proc/self/fd")))
 

@@ -25,7 +25,19 @@ from ..support.waiting import wait_until
 from .machine import NAMESPACES, remove_tree
 
 #: What must be installed for these tests.
-PROGRAMS = ("buildah", "podman", "runc", "mmdebstrap", "nsenter", "unshare", "setpriv", "netavark", "iptables", "restic", "curl")
+PROGRAMS = (
+    "buildah",
+    "podman",
+    "runc",
+    "mmdebstrap",
+    "nsenter",
+    "unshare",
+    "setpriv",
+    "netavark",
+    "iptables",
+    "restic",
+    "curl",
+)
 #: The environment variable for a directory that keeps the base's files from one run to the next.
 CACHE = "RESTICSERVER_SHIPPING_CACHE"
 _PACKAGES = ("python3", "python3-venv", "ca-certificates")

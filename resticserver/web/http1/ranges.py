@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from ...errors import RangeNotSatisfiable
+from ...storage.interface import WantedPart
 
 # Any number of digits (RFC 9110 section 14.1.1): a request's head bounds them.
 _SINGLE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
@@ -57,6 +58,24 @@ def choose_part(header: bytes | None, size_bytes: int) -> Part:
         raise RangeNotSatisfiable(size_bytes)
     end = min(_number(last), size_bytes - 1) if last else size_bytes - 1
     return Part(start, end - start + 1, False)
+
+
+def wanted_part(header: bytes | None) -> WantedPart | None:
+    """
+    The part that a C{Range} header asks for, of an object whose size is not known yet.
+
+    @return: C{None} where L{choose_part} gives the whole object, whatever its size.
+    """
+    match = _SINGLE.match(header.strip().lower()) if header is not None else None
+    if match is None:
+        return None
+    first, last = match.groups()
+    if not first:
+        # The last 0 bytes are no part of any object: the whole is opened, and refused by its size.
+        return WantedPart(suffix=_number(last)) if last and _number(last) else None
+    if last and _is_less(last, first):
+        return None
+    return WantedPart(_number(first), _number(last) + 1 if last else None)
 
 
 def _number(digits: bytes) -> int:

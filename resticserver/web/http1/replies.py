@@ -169,6 +169,6 @@ def _error_fields(error: BaseException) -> bytes:
         return b"WWW-Authenticate: %s\r\n" % _CHALLENGE
     if isinstance(error, errors.RangeNotSatisfiable):
         return b"Content-Range: bytes */%d\r\n" % error.size_bytes
-    if isinstance(error, errors.TooManyUploads):
+    if isinstance(error, errors.Busy):
         return b"Retry-After: %d\r\n" % error.retry_after_s
     return b""

@@ -1,0 +1,221 @@
+"""
+An engine through obstore, the Python side of Rust's object_store: bodies, sizes and removals. Lists are not its: those of S3
+are requested in L{resticserver.objects.s3_list}, because obstore ends a list silently when a page of it is damaged.
+
+obstore says what went wrong by the class of the exception and in words, so the status and the engine's code are read from
+those words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from ..storage.interface import WantedPart
+from .engine import (
+    WHOLE,
+    Absent,
+    AccessRefused,
+    BeyondTheEnd,
+    Body,
+    BucketMissing,
+    Content,
+    EngineError,
+    EngineFull,
+    Exists,
+    Found,
+)
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+#: How much of a body is handed on at a time, in bytes.
+PIECE_BYTES = 256 << 10
+
+#: For how long a request that stores something may take, in seconds: less than the five minutes of restic's patience.
+WRITE_S = 240.0
+#: For how long a body that is read may bring nothing, in seconds. All of it may take as long as the client takes.
+READ_S = 30.0
+CONNECT_S = 5.0
+
+#: The caller tries again, since only it knows whether that is safe.
+NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+#: How engines say that they are full: Ceph, MinIO, Azure.
+_FULL = frozenset(("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "AccountLimitExceeded"))
+_NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
+
+
+def client_options(endpoint: str, writes: bool) -> ClientConfig:
+    """
+    The options of a client.
+
+    @param endpoint: its URL; with C{http:} the connections are not encrypted.
+    @param writes: whether it stores. A limit of the pause between two reads would run while a body is sent, and one of the whole
+        request would end the download of a slow client.
+    """
+    options: ClientConfig = {
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+        "timeout": timedelta(seconds=WRITE_S) if writes else timedelta(days=7),
+        "allow_http": endpoint.startswith("http:"),
+    }
+    if not writes:
+        options["read_timeout"] = timedelta(seconds=READ_S)
+    return options
+
+
+class Lists(Protocol):
+    """Lists a bucket; see L{resticserver.objects.engine.Engine}."""
+
+    def list_pages(self, prefix: str, after: str = "") -> Iterator[list[Found]]:
+        """See L{resticserver.objects.engine.Engine.list_pages}."""
+
+    def list_folder(self, prefix: str) -> tuple[list[str], list[str]]:
+        """See L{resticserver.objects.engine.Engine.list_folder}."""
+
+    def check_bucket(self) -> None:
+        """See L{resticserver.objects.engine.Engine.check_bucket}."""
+
+
+class ObstoreEngine:
+    """
+    See L{resticserver.objects.engine.Engine}.
+
+    @param name: the bucket, for messages; C{endpoint}: the URL of the engine.
+    @param writer: the client for requests that store; C{reader} for all others.
+    @param lists: lists the bucket.
+    @param refused: called when the credentials were refused, so that they are read again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: str,
+        writer: ObjectStore,
+        reader: ObjectStore,
+        lists: Lists,
+        refused: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._writer = writer
+        self._reader = reader
+        self._refused = refused
+        self.list_pages = lists.list_pages
+        self.list_folder = lists.list_folder
+        self.check_bucket = lists.check_bucket
+
+    def put_new(self, key: str, content: Content) -> None:
+        """See L{resticserver.objects.engine.Engine.put_new}."""
+        self._put(key, content, "create")
+
+    def put(self, key: str, content: Content) -> None:
+        """See L{resticserver.objects.engine.Engine.put}."""
+        self._put(key, content, "overwrite")
+
+    def _put(self, key: str, content: Content, mode: Any) -> None:
+        try:
+            obstore.put(self._writer, key, content, mode=mode, use_multipart=False)
+        except (OSError, BaseError) as error:
+            raise self._meant(error) from None
+
+    def size_of(self, key: str) -> int:
+        """See L{resticserver.objects.engine.Engine.size_of}."""
+        try:
+            return obstore.head(self._reader, key)["size"]
+        except (OSError, BaseError) as error:
+            raise self._meant(error) from None
+
+    def get(self, key: str, wanted: WantedPart = WHOLE) -> Body:
+        """See L{resticserver.objects.engine.Engine.get}."""
+        asked: Any = None
+        if wanted.suffix:
+            asked = {"suffix": wanted.suffix}
+        elif wanted.end is not None:
+            asked = (wanted.start, wanted.end)
+        elif wanted.start:
+            asked = {"offset": wanted.start}
+        try:
+            result = obstore.get(self._reader, key, options={} if asked is None else {"range": asked})
+        except (OSError, BaseError) as error:
+            raise self._meant(error) from None
+        return _ObstoreBody(result, self._meant)
+
+    def remove(self, key: str) -> None:
+        """See L{resticserver.objects.engine.Engine.remove}."""
+        try:
+            obstore.delete(self._writer, key)
+        except (OSError, BaseError) as error:
+            meant = self._meant(error)
+            if isinstance(meant, Absent):
+                # Engines without bulk deletion say so of a missing object, others only of a missing bucket.
+                self.check_bucket()
+                return
+            raise meant from None
+
+    def _meant(self, error: Exception) -> Exception:
+        """What an exception of obstore stands for."""
+        words = str(error).partition("\n\nDebug source:")[0]
+        found = _CODE.search(words)
+        code = found.group(1) if found is not None else ""
+        found = _STATUS.search(words)
+        status = int(found.group(1)) if found is not None else 0
+        detail = " ".join(words.split())
+        if code in _FULL or status == 507:
+            return EngineFull()
+        if isinstance(error, (AlreadyExistsError, PreconditionError)):
+            return Exists()
+        if isinstance(error, (FileNotFoundError, NotFoundError)):
+            return BucketMissing("", detail) if code in _NO_BUCKET else Absent()
+        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
+            self._refused()
+            return AccessRefused("", detail)
+        if status == 416:
+            return BeyondTheEnd()
+        return EngineError("", detail)
+
+
+class _ObstoreBody:
+    """See L{resticserver.objects.engine.Body}."""
+
+    def __init__(self, result: Any, meant: Callable[[Exception], Exception]) -> None:
+        self.size_bytes: int = result.meta["size"]
+        self.start, self.end = result.range
+        self._left_bytes = self.end - self.start
+        self._stream: Any = iter(result.stream(min_chunk_size=PIECE_BYTES))
+        self._meant = meant
+
+    def read(self) -> bytes:
+        """See L{resticserver.objects.engine.Body.read}."""
+        if self._stream is None or not self._left_bytes:
+            return b""
+        try:
+            piece = bytes(next(self._stream))
+        except StopIteration:
+            raise EngineError("", f"a body ended {self._left_bytes} bytes early") from None
+        except (OSError, BaseError) as error:
+            meant = self._meant(error)
+            raise meant if isinstance(meant, EngineError) else EngineError("", str(error)) from None
+        self._left_bytes -= len(piece)
+        if self._left_bytes < 0:
+            raise EngineError("", f"a body had {-self._left_bytes} bytes too many")
+        return piece
+
+    def close(self) -> None:
+        """See L{resticserver.objects.engine.Body.close}."""
+        # The connection is closed when the last reference is gone.
+        self._stream = None

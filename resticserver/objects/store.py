@@ -1,0 +1,282 @@
+"""
+The store of repositories in a bucket, in the layout of restic's own S3 and Azure backends, so that both may use it at once.
+
+A repository is there if its config is, or an empty object that the server writes when it makes one. That it is there is
+remembered for a minute: uploads need no request of their own for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from twisted.logger import Logger
+
+from ..errors import Forbidden, NoSuchRepository, NotFound, ServerError, StartError
+from ..names import CONFIG, TYPES, is_object_id
+from ..sizes import Amount
+from ..storage.interface import Listing, SizeChange, Stored, Upload
+from ..storage.layout import Repository
+from ..storage.trash import is_kept
+from .counting import BucketCounting
+from .engine import Absent, Engine, EngineError, Exists
+from .layout import Keys, name_in
+from .listing import ObjectListing
+from .probe import Probe, ProvenFile
+from .reading import ObjectStored
+from .spool import Spool
+from .upload import ObjectUpload
+from .volume import BucketVolume
+
+#: For how long a repository that was there is taken to be there.
+KNOWN_S = 60.0
+#: More repositories are not remembered.
+_MOST_KNOWN = 100_000
+
+_log = Logger()
+
+
+class ObjectStore:
+    """
+    See L{resticserver.storage.interface.ServedStore}.
+
+    @param prefix: of all keys; empty, or with a slash at its end.
+    @param verify: whether the hash of an upload must be its name.
+    @param max_depth: how many folders deep repositories may lie.
+    @param read_only: whether nothing is written at the start.
+    @param proven: remembers that the engine was tried; C{None} if it is not tried.
+    @ivar place: where repositories lie, for messages.
+    """
+
+    read_only = False
+
+    def __init__(
+        self,
+        engine: Engine,
+        prefix: str,
+        spool: Spool,
+        *,
+        verify: bool = True,
+        max_depth: int = 2,
+        read_only: bool = False,
+        proven: ProvenFile | None = None,
+    ) -> None:
+        self.engine = engine
+        self.spool = spool
+        self.verify = verify
+        self.read_only = read_only
+        self.place = engine.name
+        self._keys = Keys(prefix)
+        self._proven = proven
+        self.key = self._keys.object
+        self.objects = self._keys.objects
+        self.volume = BucketVolume(engine, self._keys.volume_marker)
+        self.counting = BucketCounting(engine, self._keys, self.volume, max_depth)
+        #: Until when on the monotonic clock a repository is taken to be there.
+        self._known_until_s: dict[Repository, float] = {}
+
+    # --- the start
+
+    def prepare(self) -> None:
+        """
+        Check that the bucket can be used, and that it is the one of an earlier run.
+
+        @raise StartError: it cannot.
+        """
+        self.spool.prepare()
+        try:
+            self.engine.check_bucket()
+            self.volume.is_missing()
+            if self.volume.known is None:
+                self.volume.check()
+            if self._proven is not None and not self.read_only:
+                self._try_promises(self._proven)
+        except EngineError as error:
+            raise StartError(f"--path: cannot use {self.place}: {error.message}{_in_brackets(error.detail)}") from error
+
+    def _try_promises(self, proven: ProvenFile) -> None:
+        """
+        Try what the engine promises.
+
+        @raise StartError: it does not keep a promise.
+        """
+        probe = Probe(self.engine, self._keys.prefix)
+        findings = probe.quick()
+        if not any(one.problem for one in findings) and not proven.is_proven():
+            _log.info("Trying what {place} guarantees: this takes some seconds, once", place=self.place)
+            findings += probe.race()
+        for one in findings:
+            if one.problem:
+                proven.forget()
+                raise StartError(
+                    f"--path: {self.place} cannot be used: {one.name}: {one.problem}. "
+                    "A single server may use it with --objects-unconditional"
+                )
+        proven.remember()
+
+    def try_out(self) -> str:
+        """See L{resticserver.storage.interface.ServedStore.try_out}."""
+        try:
+            self.engine.check_bucket()
+            self.volume.check()
+        except ServerError as error:
+            return error.message
+        return ""
+
+    def observe_fsyncs(self, observer: object) -> None:
+        """See L{resticserver.storage.interface.ServedStore.observe_fsyncs}: the engine's are not known."""
+
+    def observe_size_changes(self, observer: object) -> None:
+        """See L{resticserver.storage.interface.ServedStore.observe_size_changes}: no list is kept to compare with."""
+
+    def is_damaged(self, change: SizeChange) -> bool:
+        """See L{resticserver.storage.interface.ServedStore.is_damaged}."""
+        return False
+
+    def forget_directory(self, repository: Repository, object_type: str, name: str) -> None:
+        """See L{resticserver.storage.interface.ServedStore.forget_directory}: no list is kept."""
+
+    # --- repositories
+
+    def find_repository(self, repository: Repository) -> None:
+        """
+        Check that a repository is there.
+
+        @raise NoSuchRepository: it is not.
+        """
+        now_s = time.monotonic()
+        if self._known_until_s.get(repository, 0.0) > now_s:
+            return
+        if not (self.is_there(self.key(repository, CONFIG, CONFIG)) or self.is_there(self._keys.marker(repository))):
+            self._known_until_s.pop(repository, None)
+            self.volume.check()
+            raise NoSuchRepository()
+        if len(self._known_until_s) >= _MOST_KNOWN:
+            self._known_until_s.clear()
+        self._known_until_s[repository] = now_s + KNOWN_S
+
+    def is_there(self, key: str) -> bool:
+        """Whether there is an object of that key."""
+        try:
+            self.engine.size_of(key)
+        except Absent:
+            return False
+        return True
+
+    def missing(self) -> NotFound:
+        """
+        What to raise for an object that is not there.
+
+        @raise Unavailable: the bucket is not there either.
+        """
+        self.volume.check_now_and_then()
+        return NotFound()
+
+    def create_repository(self, repository: Repository) -> None:
+        """
+        Write the object that says that there is a repository.
+
+        @raise NotFound: its name is too long.
+        """
+        # The longest key that it may have.
+        self.key(repository, "data", "0" * 64)
+        self.volume.check()
+        _log.info("Creating repository {repository} in {place}", repository=_shown(repository), place=self.place)
+        try:
+            self.engine.put_new(self._keys.marker(repository), b"")
+        except Exists:
+            pass
+        except EngineError:
+            if not self.is_there(self._keys.marker(repository)):
+                raise
+        self.volume.mark()
+
+    def delete_repository(self, repository: Repository, keep_s: float = 0) -> None:
+        """
+        Remove what restic stores in a repository, the config first; never repositories below it or objects that are not
+        restic's.
+
+        @raise NoSuchRepository: there is none.
+        @raise Forbidden: its objects are to be kept, which is not possible.
+        """
+        _must_not_keep(keep_s)
+        self.volume.check()
+        self._known_until_s.pop(repository, None)
+        self.find_repository(repository)
+        _log.info("Deleting repository {repository} in {place}", repository=_shown(repository), place=self.place)
+        self.engine.remove(self.key(repository, CONFIG, CONFIG))
+        for object_type in TYPES:
+            for key in self._all_keys(repository, object_type):
+                self.engine.remove(key)
+        # The last: until then the repository can be deleted again.
+        self.engine.remove(self._keys.marker(repository))
+        self._known_until_s.pop(repository, None)
+
+    def _all_keys(self, repository: Repository, object_type: str) -> Iterator[str]:
+        prefix = self.objects(repository, object_type)
+        for page in self.engine.list_pages(prefix):
+            for found in page:
+                if is_object_id(name_in(found.key, object_type)):
+                    yield prefix + found.key
+
+    # --- objects
+
+    def upload(self, repository: Repository, object_type: str, name: str, length: int | None = None) -> Upload:
+        """A new upload; does no I/O yet."""
+        return ObjectUpload(self, repository, object_type, name, length)
+
+    def stored(self, repository: Repository, object_type: str, name: str) -> Stored:
+        """An object to be opened; does no I/O yet."""
+        return ObjectStored(self, repository, object_type, name)
+
+    def size_nowait(self, repository: Repository, object_type: str, name: str) -> int | None:
+        """See L{resticserver.storage.interface.Loads.size_nowait}: an engine never answers at once."""
+        return None
+
+    def size_of(self, repository: Repository, object_type: str, name: str) -> int:
+        """
+        An object's size in bytes.
+
+        @raise NotFound: there is none of that name.
+        """
+        try:
+            return self.engine.size_of(self.key(repository, object_type, name))
+        except Absent:
+            raise self.missing() from None
+
+    def list_objects(self, repository: Repository, object_type: str, with_sizes: bool) -> Listing:
+        """The objects of a type; does no I/O yet."""
+        return ObjectListing(self, repository, object_type)
+
+    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Amount:
+        """
+        Remove an object.
+
+        @return: by how much that changes what is stored.
+        @raise Forbidden: it is to be kept, which is not possible.
+        """
+        if is_kept(object_type):
+            _must_not_keep(keep_s)
+        key = self.key(repository, object_type, name)
+        try:
+            size_bytes = self.engine.size_of(key)
+        except Absent:
+            self.volume.check()
+            return Amount()
+        if object_type == CONFIG:
+            self._known_until_s.pop(repository, None)
+        self.engine.remove(key)
+        return Amount(-size_bytes, -1)
+
+
+def _must_not_keep(keep_s: float) -> None:
+    if keep_s:
+        raise Forbidden("a rule keeps deleted objects (delete-delay), which an object store cannot do here")
+
+
+def _shown(repository: Repository) -> str:
+    return ascii("/".join(repository) or "/")[1:-1]
+
+
+def _in_brackets(detail: str) -> str:
+    return f" ({detail})" if detail else ""

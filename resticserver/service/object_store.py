@@ -1,0 +1,55 @@
+"""
+Makes the store of repositories in a bucket from the settings.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..config.settings import Settings
+from ..errors import StartError
+from ..objects.engine import Engine
+from ..objects.location import Location
+from ..objects.probe import ProvenFile
+from ..objects.spool import Spool
+from ..objects.store import ObjectStore
+from ..objects.unconditional import Unconditional
+from ..storage.state import StateFile
+
+#: What must be installed, for messages.
+EXTRA = "resticserver[objects]"
+#: In the state directory: the bucket whose engine was tried.
+PROVEN_FILE = "objects-proven"
+
+
+def make_object_store(settings: Settings, location: Location, state: StateFile) -> ObjectStore:
+    """
+    Make the store; nothing is opened.
+
+    @raise StartError: its libraries are not installed, or there are no credentials.
+    """
+    try:
+        from ..objects.s3_engine import make_s3_engine
+    except ImportError as error:
+        raise StartError(f"--path {location}: needs the extra {EXTRA} ({error.name} is not installed)") from None
+    if location.scheme != "s3":
+        raise StartError(f"--path {location}: only s3:// is available in this version")
+    assert settings.state_dir is not None
+    engine: Engine = make_s3_engine(location)
+    proven = None
+    if settings.objects_unconditional:
+        engine = Unconditional(engine)
+    else:
+        subject = f"{location.scheme}://{location.bucket} at {engine.endpoint}"
+        proven = ProvenFile(os.path.join(settings.state_dir, PROVEN_FILE), subject)
+    store = ObjectStore(
+        engine,
+        location.prefix,
+        Spool(settings.spool_dir or settings.state_dir, settings.spool_size_bytes),
+        verify=not settings.no_verify_upload,
+        max_depth=settings.max_depth,
+        read_only=settings.read_only,
+        proven=proven,
+    )
+    store.volume.expect(None, remembered_in=state.marker_file)
+    return store
