@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from .credentials import Credentials, new_session
 from .engine import EngineError, Found
 from .location import Location
-from .s3_list import Ascending, BadPage, parse_page
+from .s3_list import Ascending, BadPage, Page, parse_page
 from .s3_requests import S3Requests
 from .s3_settings import S3Settings, find_settings
 
@@ -45,27 +45,42 @@ class S3Lists:
         @param after: the key of an object that was listed, or one below a folder, such as C{data/\\U0010ffff}. It must not be
             the name of a folder without a slash at its end: SeaweedFS 4 then leaves out what is in that folder.
         """
-        order = Ascending(after or None)
-        query = self._query(prefix, self._page_objects)
-        if after:
-            query["start-after"] = f"{prefix}{after}"
+        for page in self._pages(prefix, after, by_folder=False):
+            if page.found:
+                yield page.found
+
+    def list_folder(self, prefix: str) -> tuple[list[str], list[str]]:
+        """See L{resticserver.objects.engine.Engine.list_folder}. Names that are empty are left out: no repository has them."""
+        folders: list[str] = []
+        names: list[str] = []
+        for page in self._pages(prefix, "", by_folder=True):
+            folders += [folder[:-1] for folder in page.folders if folder != "/"]
+            names += [found.key for found in page.found if found.key]
+        return folders, names
+
+    def _pages(self, prefix: str, after: str, by_folder: bool) -> Iterator[Page]:
+        asked = self._query(prefix, self._page_objects)
+        if by_folder:
+            asked["delimiter"] = "/"
+        query = asked | ({"start-after": f"{prefix}{after}"} if after else {})
+        keys, folders = Ascending(after or None), Ascending()
         empty = 0
         while True:
-            page = self._requests.get(query, lambda body: parse_page(body, prefix))
+            page = self._requests.get(query, lambda body: parse_page(body, prefix, by_folder))
             try:
-                order.check([found.key for found in page.found])
-                empty = 0 if page.found else empty + 1
+                keys.check([found.key for found in page.found])
+                folders.check(page.folders)
+                empty = 0 if page.found or page.folders else empty + 1
                 if page.token is not None and (
                     page.token == query.get("continuation-token") or empty > _MOST_EMPTY_PAGES
                 ):
                     raise BadPage("the list does not come to an end")
             except BadPage as error:
                 raise EngineError(detail=str(error)) from None
-            if page.found:
-                yield page.found
+            yield page
             if page.token is None:
                 return
-            query = self._query(prefix, self._page_objects) | {"continuation-token": page.token}
+            query = asked | {"continuation-token": page.token}
 
     def check_bucket(self) -> None:
         """See L{resticserver.objects.engine.Engine.check_bucket}."""

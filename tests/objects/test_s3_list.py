@@ -61,9 +61,9 @@ class PageTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """A list may be empty, and a page of a longer list too."""
-        self.assertEqual(Page([], None), self.parse(page_text()))
+        self.assertEqual(Page([], None, []), self.parse(page_text()))
         more = page_text(head="<NextContinuationToken>t</NextContinuationToken>", truncated="true")
-        self.assertEqual(Page([], "t"), self.parse(more))
+        self.assertEqual(Page([], "t", []), self.parse(more))
 
     def test_forms(self) -> None:
         """The order of elements, spaces, other elements with children and the namespace do not matter."""
@@ -97,7 +97,7 @@ class PageTests(SynchronousTestCase):
         """What is no list at all is refused."""
         error = "<Error><Code>InternalError</Code><Message>Try again</Message></Error>"
         self.assert_bad(error, "the answer is 'Error', not ListBucketResult")
-        self.assert_bad(page_text(error), "Error in the wrong place")
+        self.assert_bad(page_text(error), "'Error' is an error")
         self.assert_bad("", "no XML")
         self.assert_bad("<html><p>Sorry</html>", "no XML")
         self.assert_bad(page_text().replace("ListBucketResult", "ListVersionsResult"), "not ListBucketResult")
@@ -169,7 +169,33 @@ class PageTests(SynchronousTestCase):
             self.assert_bad(page_text(contents(key)), "does not begin with the prefix")
         self.assertEqual([""], [found.key for found in self.parse(page_text(contents("alice/"))).found])
         group = "<CommonPrefixes><Prefix>alice/data/</Prefix></CommonPrefixes>"
-        self.assert_bad(page_text(group), "CommonPrefixes")
+        self.assert_bad(page_text(group), "grouped, which was not asked for")
+
+    def test_folders(self) -> None:
+        """With a delimiter there are folders as well, which are encoded like keys; nothing is below them."""
+
+        def read(objects: str, *names: str, head: str = "") -> Page:
+            groups = "".join(f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in names)
+            return parse_page(page_text(objects + groups, head).encode(), PREFIX, by_folder=True)
+
+        page = read(contents("alice/config"), "alice/data/", "alice/a&amp;b+c/", head="<KeyCount>3</KeyCount>")
+        self.assertEqual((["config"], ["data/", "a&b+c/"]), ([found.key for found in page.found], page.folders))
+        self.assertEqual(["a&b c/"], read("", "alice/a&amp;b+c/", head="<EncodingType>url</EncodingType>").folders)
+        self.assertEqual([], read(contents("alice/config")).folders)
+        for objects, names in (
+            (contents("alice/data/x"), []),
+            ("", ["alice/data"]),
+            ("", ["alice/"]),
+            ("", ["alice/data/ab/"]),
+            ("", ["bob/data/"]),
+            ("", [""]),
+            ("", ["<b>alice/data/</b>"]),
+            ("<CommonPrefixes/>", []),
+            ("<CommonPrefixes><Prefix>alice/a/</Prefix><Prefix>alice/b/</Prefix></CommonPrefixes>", []),
+            ("<X><CommonPrefixes><Prefix>alice/a/</Prefix></CommonPrefixes></X>", []),
+        ):
+            self.assertRaises(BadPage, read, objects, *names)
+        self.assertRaises(BadPage, read, contents("alice/config"), "alice/data/", head="<KeyCount>1</KeyCount>")
 
     def test_encoded_keys(self) -> None:
         """A space is a plus or C{%20}, a plus is C{%2B}; bad escapes are refused."""
