@@ -1,47 +1,38 @@
-"""temporary"""
+"""
+An engine that speaks S3: obstore for objects, signed requests of our own for lists, the same credentials for both.
+"""
 
-import os
+from __future__ import annotations
 
-import obstore
 from obstore.store import S3Store
 
-from .engine import Found
+from .location import Location
 from .obstore_engine import NO_RETRIES, ObstoreEngine, client_options
+from .s3 import open_s3
 
 
-class L:
-    def __init__(self, s):
-        self.s = s
+def make_s3_engine(location: Location) -> ObstoreEngine:
+    """
+    Make the engine of a bucket. Endpoint, region and credentials come from the environment and AWS's files; nothing is sent
+    to the engine.
 
-    def list_pages(self, prefix, after=""):
-        for page in obstore.list(self.s, prefix=prefix.rpartition("/")[0] or None, chunk_size=1000):
-            f = [
-                Found(m["path"][len(prefix) :], m["size"], m["last_modified"].timestamp())
-                for m in page
-                if m["path"].startswith(prefix)
-            ]
-            if f:
-                yield f
+    @raise StartError: what is configured is missing or wrong.
+    """
+    settings, credentials, lists = open_s3(location)
 
-    def list_folder(self, prefix):
-        r = obstore.list_with_delimiter(self.s, prefix or None)
-        return [p[len(prefix) :].rstrip("/") for p in r["common_prefixes"]], [
-            m["path"][len(prefix) :] for m in r["objects"]
-        ]
+    def client(writes: bool) -> S3Store:
+        return S3Store(
+            location.bucket,
+            endpoint=settings.bucket_url if settings.virtual_hosted else settings.endpoint,
+            region=settings.region,
+            virtual_hosted_style_request=settings.virtual_hosted,
+            credential_provider=credentials,  # type: ignore[arg-type]
+            client_options=client_options(settings.endpoint, writes, settings.ca_file),
+            retry_config=NO_RETRIES,
+            # The engine verifies this, or the signed hash of the content; each of those tried verifies one of them.
+            checksum_algorithm="sha256",
+            # An engine that ignores conditions is found at the start.
+            conditional_put="etag",
+        )
 
-    def check_bucket(self):
-        list(obstore.list(self.s, prefix="nothing"))
-
-
-def make_s3_engine(location):
-    kw = dict(
-        access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
-        secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
-        region="us-east-1",
-        virtual_hosted_style_request=False,
-        retry_config=NO_RETRIES,
-        endpoint=os.environ["AWS_ENDPOINT_URL"],
-    )
-    w = S3Store(location.bucket, client_options=client_options("http:", True), checksum_algorithm="sha256", **kw)
-    r = S3Store(location.bucket, client_options=client_options("http:", False), **kw)
-    return ObstoreEngine(str(location), kw["endpoint"], w, r, L(r))
+    return ObstoreEngine(str(location), settings.endpoint, client(True), client(False), lists, credentials.reload)
