@@ -11,9 +11,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..storage.volume import MOST_MARKER_BYTES, Volume
-from .engine import Absent, Engine, EngineError, Exists
-
-NOUN = "bucket"
+from .engine import Absent, BucketMissing, Engine, EngineError, Exists
 
 _log = Logger()
 
@@ -25,8 +23,10 @@ class BucketVolume(Volume):
     @param key: of the marker.
     """
 
+    missing = BucketMissing.default
+
     def __init__(self, engine: Engine, key: str) -> None:
-        super().__init__(engine.name, NOUN)
+        super().__init__()
         self._engine = engine
         self._key = key
 
@@ -47,6 +47,21 @@ class BucketVolume(Volume):
         finally:
             body.close()
         return found[:MOST_MARKER_BYTES].strip() or b"-"
+
+    def _log_gone(self, is_another: bool, accept: str) -> None:
+        """See L{Volume}."""
+        what = "another bucket is" if is_another else "no marker of an earlier run is"
+        _log.error(
+            "{what} at {place}: every request is answered 503 until the right one is back. "
+            "To use {place} as it is now, {accept}",
+            what=what,
+            place=self._engine.name,
+            accept=accept,
+        )
+
+    def _log_back(self) -> None:
+        """See L{Volume}."""
+        _log.info("the bucket at {place} is back", place=self._engine.name)
 
     def mark(self) -> None:
         """See L{Volume.mark}."""
