@@ -53,6 +53,8 @@ _REQUEST_S = 30.0
 _START_S = 4 * PATIENCE_S
 #: How often another set of ports is tried.
 _ATTEMPTS = 5
+#: Below are those of programs that people know by their ports.
+_LOWEST_PORT = 10_000
 #: See prctl(2).
 _PR_SET_PDEATHSIG = 1
 
@@ -75,7 +77,7 @@ def signed_headers(
     headers: Mapping[str, str],
     credentials: Credentials,
     payload_sha256: str = EMPTY_SHA256,
-    region: str = REGION,
+    now: datetime.datetime | None = None,
 ) -> dict[str, str]:
     """
     Sign a request for S3 with AWS Signature Version 4, as Amazon's documentation of the S3 API has it ("Authenticating
@@ -83,12 +85,13 @@ def signed_headers(
 
     @param url: with host, path and query as they will be sent; the names and values of the query percent-encoded.
     @param headers: what else is to be signed.
+    @param now: in UTC.
     @return: C{headers} with those that the signature needs; C{host} among them.
     """
     parts = urllib.parse.urlsplit(url)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    date = (now or datetime.datetime.now(datetime.UTC)).strftime("%Y%m%dT%H%M%SZ")
     signed = {name.lower(): " ".join(value.split()) for name, value in headers.items()}
-    signed |= {"host": parts.netloc, "x-amz-date": now, "x-amz-content-sha256": payload_sha256}
+    signed |= {"host": parts.netloc, "x-amz-date": date, "x-amz-content-sha256": payload_sha256}
     names = ";".join(sorted(signed))
     query = "&".join(sorted(pair if "=" in pair else f"{pair}=" for pair in parts.query.split("&") if pair))
     canonical = "\n".join(
@@ -102,8 +105,8 @@ def signed_headers(
             payload_sha256,
         )
     )
-    scope = f"{now[:8]}/{region}/s3/aws4_request"
-    to_sign = "\n".join(("AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()))
+    scope = f"{date[:8]}/{REGION}/s3/aws4_request"
+    to_sign = "\n".join(("AWS4-HMAC-SHA256", date, scope, hashlib.sha256(canonical.encode()).hexdigest()))
     key = f"AWS4{credentials.secret_key}".encode()
     for word in scope.split("/"):
         key = hmac.digest(key, word.encode(), "sha256")
@@ -114,39 +117,37 @@ def signed_headers(
     return {**signed, "authorization": authorization}
 
 
-class _Ports:
+def usual_ports() -> range:
+    """Those that are chosen from."""
+    with suppress(OSError):
+        first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+        if first > _LOWEST_PORT + 1000:
+            return range(_LOWEST_PORT, first)
+        if last < 64_000:
+            return range(last + 1, 65_536)
+    return range(_LOWEST_PORT, 32_768)
+
+
+class Ports:
     """
     Ports of 127.0.0.1 for programs that cannot choose one themselves.
 
-    They are outside the range from which the system takes the ports of connections and of port 0. An abstract unix socket's
-    name reserves each of them among the processes of these tests, and goes with the process.
+    They are outside the range from which the system takes the ports of connections and of port 0, where there is enough. The name
+    of an abstract unix socket reserves each of them among the processes of these tests, and goes with the process.
     """
 
-    #: Below are those of programs that people know by their ports.
-    _LOWEST = 10_000
-
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, choice: Sequence[int] | None = None) -> None:
         self._reservations: list[socket.socket] = []
         self.ports: list[int] = []
-        lowest, highest = self._range()
+        choice = choice or usual_ports()
         for _ in range(100 * number):
-            if len(self.ports) == number:
-                return
-            port = lowest + secrets.randbelow(highest - lowest)
+            port = secrets.choice(choice)
             if self._reserve(port):
                 self.ports.append(port)
+                if len(self.ports) == number:
+                    return
         self.release()
-        raise AssertionError(f"no {number} free ports between {lowest} and {highest}")
-
-    @classmethod
-    def _range(cls) -> tuple[int, int]:
-        with suppress(OSError):
-            first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-            if first > cls._LOWEST + 1000:
-                return cls._LOWEST, first
-            if last < 64_000:
-                return last + 1, 65_536
-        return cls._LOWEST, 32_768
+        raise AssertionError(f"there are not {number} free ports in {choice}")
 
     def _reserve(self, port: int) -> bool:
         reservation = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -258,7 +259,7 @@ class S3Engine(ABC):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.credentials = new_credentials()
-        self._reserved: _Ports | None = None
+        self._reserved: Ports | None = None
         self._programs: list[_Program] = []
         self._has_run = False
 
@@ -279,7 +280,7 @@ class S3Engine(ABC):
         """
         for attempt in range(1, _ATTEMPTS + 1):
             if self._reserved is None:
-                self._reserved = _Ports(self._ports_needed)
+                self._reserved = Ports(self._ports_needed)
             self.directory.mkdir(parents=True, exist_ok=True)
             try:
                 self._launch(self._reserved.ports)
@@ -340,6 +341,11 @@ class S3Engine(ABC):
         return self._reserved.ports[0]
 
     @property
+    def ports(self) -> list[int]:
+        """All ports that are its own."""
+        return [] if self._reserved is None else self._reserved.ports
+
+    @property
     def endpoint(self) -> str:
         """The URL of the S3 API."""
         return f"http://127.0.0.1:{self.port}"
@@ -353,21 +359,32 @@ class S3Engine(ABC):
         """Environment variables for a client: restic, Amazon's own, obstore."""
         return environment(self.endpoint, self.credentials)
 
-    def request(self, method: str, path: str, query: str = "", body: bytes = b"") -> Reply:
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> Reply:
         """
         One signed request on a connection of its own.
 
         @param path: percent-encoded, as C{/bucket/key}.
         @param query: percent-encoded.
+        @param headers: further ones.
+        @param port: of a proxy on 127.0.0.1 that is to be asked.
         @raise OSError: no connection, or it broke.
-        @raise http.client.HTTPException: what came is no HTTP.
+        @raise http.client.HTTPException: what came is no HTTP, or not all of it.
         """
+        address = f"127.0.0.1:{port or self.port}"
         target = f"{path}?{query}" if query else path
         digest = hashlib.sha256(body).hexdigest()
-        headers = signed_headers(method, f"{self.endpoint}{target}", {}, self.credentials, digest)
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_S)
+        signed = signed_headers(method, f"http://{address}{target}", headers or {}, self.credentials, digest)
+        connection = http.client.HTTPConnection(address, timeout=_REQUEST_S)
         try:
-            connection.request(method, target, body or None, headers)
+            connection.request(method, target, body or None, signed)
             response = connection.getresponse()
             return Reply(response.status, response.reason, response.headers, response.read())
         finally:
@@ -548,8 +565,16 @@ class SeaweedFS(S3Engine):
     def kill(self) -> None:
         """See L{S3Engine.kill}."""
         super().kill()
+        self._remove_sockets()
+
+    def stop(self) -> None:
+        """See L{S3Engine.stop}."""
+        super().stop()
+        self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
         # It has a unix socket beside each port for gRPC, always here, and leaves them behind.
-        for port in self._reserved.ports if self._reserved is not None else ():
+        for port in self.ports:
             for part in ("master", "volume", "filer", "s3"):
                 Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
 
