@@ -446,7 +446,7 @@ class S3Engine(ABC):
         self._programs.clear()
 
     def stop(self) -> None:
-        """SIGTERM, and wait, which takes SeaweedFS half a minute; idempotent."""
+        """SIGTERM, and wait, which takes SeaweedFS 15 s; idempotent."""
         for program in reversed(self._programs):
             program.end(signal.SIGTERM)
         self._programs.clear()
