@@ -24,6 +24,8 @@ class BucketVolume(Volume):
     """
 
     missing = BucketMissing.default
+    # A look costs a request, and an object that is not there asks for one anyway.
+    lately_s = 10.0
 
     def __init__(self, engine: Engine, key: str) -> None:
         super().__init__()
@@ -48,8 +50,11 @@ class BucketVolume(Volume):
             body.close()
         return found[:MOST_MARKER_BYTES].strip() or b"-"
 
-    def _log_gone(self, is_another: bool, accept: str) -> None:
+    def _log_gone(self, is_another: bool) -> None:
         """See L{Volume}."""
+        accept = "restart the server"
+        if self.remembered_in is not None:
+            accept = f"stop the server, remove {self.remembered_in} and start it again"
         what = "another bucket is" if is_another else "no marker of an earlier run is"
         _log.error(
             "{what} at {place}: every request is answered 503 until the right one is back. "

@@ -43,6 +43,7 @@ class Volume:
     The marker of the place where one store keeps repositories. Safe from several threads.
 
     @cvar missing: what clients are told while it is missing.
+    @cvar lately_s: how long after a look no other is needed before an object is read.
     @ivar known: the marker that must be there; C{None} while none was ever seen.
     @ivar learnt: see L{observe_marker}.
     @ivar gone: whether it was missing at the last look, which was logged.
@@ -50,6 +51,7 @@ class Volume:
     """
 
     missing = ""
+    lately_s = LATELY_S
 
     def __init__(self) -> None:
         self.known: bytes | None = None
@@ -76,13 +78,13 @@ class Volume:
         self.learnt = learnt
 
     def seen_lately(self) -> bool:
-        """Whether the volume was there within the last second; never blocks, and is for any thread."""
-        return time.monotonic() - self._seen_s < LATELY_S
+        """Whether the volume was there a moment ago; never blocks, and is for any thread."""
+        return time.monotonic() - self._seen_s < self.lately_s
 
     def check_now_and_then(self) -> None:
         """
-        As L{check}, but at most once a second: a reader of one object notices by itself if the object is gone, though not if
-        only the marker is. A marker that cannot be read is no reason to refuse the object.
+        As L{check}, but only if there was no look a moment ago: a reader of one object notices by itself if the object is
+        gone, though not if only the marker is. A marker that cannot be read is no reason to refuse the object.
 
         @raise Unavailable: as L{check}.
         """
@@ -121,10 +123,7 @@ class Volume:
         if found != self.known:
             if not self.gone:
                 self.gone = True
-                accept = "restart the server"
-                if self.remembered_in is not None:
-                    accept = f"stop the server, remove {self.remembered_in} and start it again"
-                self._log_gone(bool(found), accept)
+                self._log_gone(bool(found))
             self._seen_s = float("-inf")
             raise Unavailable(self.missing)
         self._seen_s = time.monotonic()
@@ -132,12 +131,11 @@ class Volume:
             self.gone = False
             self._log_back()
 
-    def _log_gone(self, is_another: bool, accept: str) -> None:
+    def _log_gone(self, is_another: bool) -> None:
         """
-        Log that the marker is missing.
+        Log that the marker is missing, and what to do to use the place as it is.
 
         @param is_another: whether there is another one.
-        @param accept: what to do to use the place as it is.
         """
         raise NotImplementedError
 
@@ -188,8 +186,11 @@ class FileVolume(Volume):
         self._stamp = stamp if self.known in (None, found) else None
         return found
 
-    def _log_gone(self, is_another: bool, accept: str) -> None:
+    def _log_gone(self, is_another: bool) -> None:
         """See L{Volume}."""
+        accept = "restart the server"
+        if self.remembered_in is not None:
+            accept = f"stop the server, remove {self.remembered_in} and start it again"
         what = "another volume is" if is_another else "no volume is"
         _log.error(
             "{what} at {path}: every request is answered 503 until the right one is back. "
