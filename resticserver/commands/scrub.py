@@ -33,6 +33,7 @@ from ..storage.publish import Publisher
 from ..storage.scrub import Ended, Progress, ScrubRun
 from ..storage.scrub_state import Problem, ScrubState, ScrubUnavailable
 from ..storage.scrub_survey import Plan, Survey
+from ..storage.scrubbed_files import ScrubbedFiles
 from ..storage.state import StateFile
 from ..telemetry.status import printable
 from ..threads.rate_limit import RateLimit, Stopped
@@ -147,7 +148,8 @@ class _Command:
         self._state = ScrubState(path, folder, file_mode)
         self._deletions = Deletions(path, folder, file_mode)
         self._observer = _Found()
-        self._survey = Survey(self._store, self._store.counting, self._state, self._deletions, self._observer)
+        place = ScrubbedFiles(self._store, self._store.counting)
+        self._survey = Survey(place, self._state, self._deletions, self._observer)
 
     def run(self) -> int:
         """Scrub, and print what was found. The exit status."""

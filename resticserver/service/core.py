@@ -20,6 +20,7 @@ from ..config.settings import Settings
 from ..errors import StartError
 from ..storage.local import LocalStore
 from ..storage.scrub_survey import Survey
+from ..storage.scrubbed_files import ScrubbedFiles
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor
@@ -131,7 +132,7 @@ class Core:
         scrub = Scrub(
             self.reactor,
             ScrubRules(settings.scrub_interval_s, settings.scrub_rate_bytes),
-            lambda observer: Survey(store, store.counting, state, deletions, observer),
+            lambda observer: Survey(ScrubbedFiles(store, store.counting), state, deletions, observer),
             self.scrubbing,
             self.events.tell,
             requests_in_flight,

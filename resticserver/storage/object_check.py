@@ -114,10 +114,19 @@ def check_object(path: str, name: str, limit: RateLimit) -> Check:
     return Check(found.finding, found.reason, found.version, read_bytes)
 
 
+def version_at(path: str) -> FileVersion:
+    """
+    The version of a file.
+
+    @raise OSError: it cannot be looked at.
+    """
+    return _version(os.lstat(path))
+
+
 def version_of(path: str) -> FileVersion | None:
     """The version of a file; C{None} if it cannot be looked at."""
     try:
-        return _version(os.lstat(path))
+        return version_at(path)
     except OSError:
         return None
 

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ..names import CONFIG
 from ..threads.rate_limit import RateLimit, Stopped
 from .layout import cell_directory
-from .object_check import Check, Finding, check_object
-from .object_directory import Contents, cell_path, read_directory
+from .object_check import Check, Finding
+from .object_directory import Contents
 from .scrub_state import DirectoryRow, Problem, ScrubState
 from .scrub_survey import DUE_PART, Plan, Survey, Surveyed, Task
 
@@ -65,7 +64,6 @@ class _Directory:
     """A directory that is being checked."""
 
     task: Task
-    path: str
     began_s: float
     contents: Contents
     names: list[str]
@@ -131,8 +129,8 @@ class ScrubRun:
         """
         Check objects until none is left, the time is over or the run is stopped.
 
-        @raise Unavailable: the volume is gone.
-        @raise OSError: this process cannot read files now.
+        @raise Unavailable: the place of the objects is gone, or does not answer.
+        @raise OSError: this process cannot read now.
         @raise ScrubUnavailable: the database cannot be used now.
         """
         try:
@@ -140,9 +138,7 @@ class ScrubRun:
                 directory, place = given
                 name = directory.names[place]
                 try:
-                    object_type, _ = cell_directory(directory.task.key[1])
-                    path = directory.path if object_type == CONFIG else f"{directory.path}/{name}"
-                    check = check_object(path, name, self._limit)
+                    check = self._survey.place.check(directory.task.key, name, self._limit)
                 except Stopped:
                     return  # the place stays open, so it is checked again
                 self._checked(directory, place, check)
@@ -190,12 +186,11 @@ class ScrubRun:
     def _begin(self, task: Task) -> _Directory | None:
         """Begin to check a directory; C{None} if there is nothing to do."""
         survey, key = self._survey, task.key
-        path = cell_path(survey.path, *key)
         row = self._state.directory(key)
         if row is None:
             return None  # it was removed by another run
         try:
-            contents = read_directory(survey.volume, path, key[1])
+            contents = survey.place.contents(key)
         except OSError as error:
             survey.skip(key, error, self.surveyed)
             return None
@@ -214,7 +209,7 @@ class ScrubRun:
             self._state.put_directories([(key, row._replace(names=known))])
         object_type, _ = cell_directory(key[1])
         problems = {one.name: one for one in self._state.problems(key[0], object_type)}
-        directory = _Directory(task, path, began_s, contents, names, problems)
+        directory = _Directory(task, began_s, contents, names, problems)
         if not names:
             self._end(directory)
             return None

@@ -1,7 +1,5 @@
 """
 A look at all object directories: what is new, what is missing, and which directories are to be checked. No object is read.
-
-A directory whose times have not changed since the last look costs one C{stat}.
 """
 
 from __future__ import annotations
@@ -10,18 +8,16 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol
 
-from ..files import is_there
-from ..names import CONFIG
-from ..threads.rate_limit import RateLimit, Stopped
-from .counting import Counting
+from ..threads.rate_limit import RateLimit
 from .deletions import Deletion, Deletions
-from .directories import DataDirectory
-from .layout import TRASH_CELL, Repository, cell_directory, cell_of
-from .object_check import DAMAGED, MISSING, UNREADABLE, Check, Finding, check_object, version_of
-from .object_directory import Contents, cell_path, is_in_trash, read_directory, stamp_at
+from .layout import Repository, cell_directory, cell_of
+from .object_check import DAMAGED, MISSING, UNREADABLE, Check, Finding
+from .object_directory import Contents
 from .scrub_state import DirectoryRow, Key, Problem, ScrubState
+from .scrubbed import Scrubbed
 
 #: A new pass begins when the oldest check is so old, as a part of the interval: a pass takes its time too.
 DUE_PART = 0.9
@@ -103,22 +99,20 @@ class Survey:
     """
     Looks at directories, and keeps what is known of them.
 
-    @param directories: the data directory, and C{counting} what is in it.
+    @param place: where the objects lie.
+    @param deletions: what was deleted through the server; C{None} where that is not known, so that nothing is called missing.
     @param now_s: seconds since 1970.
     """
 
     def __init__(
         self,
-        directories: DataDirectory,
-        counting: Counting,
+        place: Scrubbed,
         state: ScrubState,
-        deletions: Deletions,
+        deletions: Deletions | None,
         observer: Observer,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self.path = directories.path
-        self.volume = directories.volume
-        self._counting = counting
+        self.place = place
         self.state = state
         self._deletions = deletions
         self.observer = observer
@@ -135,12 +129,12 @@ class Survey:
         @raise OSError: the data directory cannot be read.
         @raise ScrubUnavailable: the database cannot be used now.
         """
-        present = self._counting.repositories()
-        facts = self.state.facts() if present or os.path.exists(self.state.path) else {}
-        if not present and not facts:
+        present = self.place.repositories()
+        facts = self.state.facts() if present or present is None or os.path.exists(self.state.path) else {}
+        if present == [] and not facts:
             return Surveyed()  # nothing is made in an empty directory
         self._prepare_deletions(facts)
-        seen = self._deletions.all()
+        seen = self._deletions.all() if self._deletions is not None else set()
         rows = self.state.directories()
         is_first = "known_since" not in facts
         if is_first:
@@ -151,50 +145,41 @@ class Survey:
                     self.end_problem(problem)
         surveyed = Surveyed()
         fresh: dict[Key, frozenset[str]] = {}
-        repositories = sorted({*present, *(repository for repository, _ in rows)})
-        for repository in filter(plan.covers, repositories):
-            self._look_at(repository, rows, fresh, surveyed, plan, limit, is_first)
-        if plan.repositories is None:
-            self._forget_deletions(seen, surveyed)
+        wanted: Iterable[Repository] | None = plan.repositories
+        if present is not None:
+            wanted = filter(plan.covers, sorted({*present, *(repository for repository, _ in rows)}))
+        for _, looked_at in groupby(self.place.look(wanted, rows, limit), lambda one: one[0][0]):
+            self._take(looked_at, rows, fresh, surveyed, plan, is_first)
+        if plan.repositories is None and self._deletions is not None:
+            self._forget_deletions(self._deletions, seen, surveyed)
         self._choose(plan, facts, {key: row for key, row in rows.items() if plan.covers(key[0])}, fresh, surveyed)
         return surveyed
 
     def _prepare_deletions(self, facts: dict[str, str]) -> None:
+        if self._deletions is None:
+            return
         token = self._deletions.prepare()
         known = facts.get("deletions")
         self._blind = not token or (known is not None and known != token)
         if token and known != token:
             self.state.put_facts(deletions=token)
 
-    def _look_at(
+    def _take(
         self,
-        repository: Repository,
+        looked_at: Iterable[tuple[Key, Contents | OSError]],
         rows: dict[Key, DirectoryRow],
         fresh: dict[Key, frozenset[str]],
         surveyed: Surveyed,
         plan: Plan,
-        limit: RateLimit,
         is_first: bool,
     ) -> None:
-        """One repository: its rows, its new objects, what is skipped."""
+        """Directories of one repository: their rows, their new objects, what is skipped."""
         changed: dict[Key, DirectoryRow] = {}
         gone = []
-        for cell in range(TRASH_CELL):
-            if limit.stopped:
-                raise Stopped()
-            key, path = (repository, cell), cell_path(self.path, repository, cell)
-            row = rows.get(key)
-            try:
-                stamp = stamp_at(path)
-                if row is None and stamp is None and not is_there(path):
-                    continue
-                if row is not None and row.stamp is not None and row.stamp == stamp:
-                    continue
-                contents = read_directory(self.volume, path, cell)
-            except OSError as error:
-                self.skip(key, error, surveyed)
+        for key, contents in looked_at:
+            if isinstance(contents, OSError):
+                self.skip(key, contents, surveyed)
                 continue
-            self._counting.skipped.read(path)
             new_row, new = self._compare(key, contents, is_first, plan)
             if new:
                 fresh[key] = new
@@ -216,9 +201,7 @@ class Survey:
 
         @raise OSError: the error is not the directory's, but this process's.
         """
-        self.volume.check()
-        path = self._counting.cause(key[0], cell_path(self.path, *key))
-        self._counting.skipped.add(path, error)
+        path = self.place.cannot_read(key, error)
         surveyed.skipped[path] = error.strerror or str(error)
         surveyed.skipped_keys.add(key)
 
@@ -260,13 +243,12 @@ class Survey:
         object_type, _ = cell_directory(cell)
         gone, missing = set(), []
         for name in names:
-            path = cell_path(self.path, repository, cell)
-            if _may_be_there(path if object_type == CONFIG else f"{path}/{name}"):
+            if self.place.may_be_there(key, name):
                 continue  # it is there again
             gone.add(name)
             if not accept_missing and not self._blind and not self.is_deleted(repository, object_type, name):
                 missing.append(name)
-        self.volume.check()
+        self.place.check_there()
         for name in missing:
             reason = "it was there when it was looked at before, and was not deleted through this server"
             self.add_problem(Problem(repository, object_type, name, MISSING, self.now_s(), reason))
@@ -274,9 +256,9 @@ class Survey:
 
     def is_deleted(self, repository: Repository, object_type: str, name: str) -> bool:
         """Whether an object that is not there was deleted through the server."""
-        return self._deletions.has(repository, object_type, name) or is_in_trash(
-            self.path, repository, object_type, name
-        )
+        if self._deletions is not None and self._deletions.has(repository, object_type, name):
+            return True
+        return self.place.was_deleted(repository, object_type, name)
 
     def add_problem(self, problem: Problem) -> None:
         """Keep a problem, and report it if it is another one than before."""
@@ -318,22 +300,19 @@ class Survey:
         """
         for problem in problems:
             key = (problem.repository, cell_of(problem.type, problem.name))
-            path = self._object_path(problem)
             try:
-                os.lstat(path)
-            except (FileNotFoundError, NotADirectoryError):
-                self.volume.check()
+                version = self.place.version(key, problem.name)
+            except OSError:
+                continue
+            if version is None:
                 if self.is_deleted(problem.repository, problem.type, problem.name):
                     self.end_problem(problem)
                 elif problem.kind != MISSING:
                     self.vanished(key, [problem.name])
-                continue
-            except OSError:
-                continue
-            if problem.version is None or version_of(path) != problem.version:
-                self.judge(key, problem.name, check_object(path, problem.name, limit), problem)
+            elif version != problem.version:
+                self.judge(key, problem.name, self.place.check(key, problem.name, limit), problem)
 
-    def _forget_deletions(self, seen: set[Deletion], surveyed: Surveyed) -> None:
+    def _forget_deletions(self, deletions: Deletions, seen: set[Deletion], surveyed: Surveyed) -> None:
         """Lines about directories that were looked at are not needed any more, as long as no problem depends on them."""
         skipped = surveyed.skipped_keys
 
@@ -345,13 +324,10 @@ class Survey:
             return
         for problem in self.state.problems():
             deleted = (problem.repository, problem.type, problem.name) in seen or (problem.repository, "", "") in seen
-            if deleted and not _may_be_there(self._object_path(problem)):
+            key = (problem.repository, cell_of(problem.type, problem.name))
+            if deleted and not self.place.may_be_there(key, problem.name):
                 self.end_problem(problem)
-        self._deletions.forget(is_over, seen)
-
-    def _object_path(self, problem: Problem) -> str:
-        path = cell_path(self.path, problem.repository, cell_of(problem.type, problem.name))
-        return path if problem.type == CONFIG else f"{path}/{problem.name}"
+        deletions.forget(is_over, seen)
 
     def _choose(
         self,
@@ -388,11 +364,3 @@ class Survey:
         surveyed.done_bytes = surveyed.total_bytes - sum(row.size_bytes for row in due.values())
         order = sorted(due, key=lambda key: (due[key].checked_s, key))
         surveyed.tasks += [Task(key, None, due[key].checked_s) for key in order]
-
-
-def _may_be_there(path: str) -> bool:
-    """Whether something has this name, as far as that can be told: what cannot be looked at is not called missing."""
-    try:
-        return is_there(path)
-    except OSError:
-        return True

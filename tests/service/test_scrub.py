@@ -25,6 +25,7 @@ from resticserver.service.scrub import (
     ScrubRules,
 )
 from resticserver.storage.scrub_survey import DUE_PART, Plan, Survey
+from resticserver.storage.scrubbed_files import ScrubbedFiles
 from resticserver.telemetry.events import Event, EventKind
 from resticserver.telemetry.metrics import MetricType
 
@@ -77,8 +78,7 @@ class ScrubTests(SynchronousTestCase):
         """A survey with the time of the clock, which counts the runs."""
         bench = self.bench
         survey = Survey(
-            bench.store,
-            bench.store.counting,
+            ScrubbedFiles(bench.store, bench.store.counting),
             bench.state,
             bench.deletions,
             observer,

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.errors import Unavailable
-from resticserver.storage import object_check, page_cache
+from resticserver.storage import object_check, page_cache, scrubbed_files
 from resticserver.storage import scrub as scrub_module
 from resticserver.storage.filesystem_types import type_of
 from resticserver.storage.object_check import Finding, check_object
@@ -31,7 +31,7 @@ from ..support.scrub import DAY_S, REPOSITORY, HastyLimit, ScrubBench, failing
 MONTH_S = 30 * DAY_S
 
 #: For patches of what it imports.
-SCRUB: Any = scrub_module
+FILES: Any = scrubbed_files
 
 
 class ObjectTests(SynchronousTestCase):
@@ -419,13 +419,13 @@ class ScheduleTests(SynchronousTestCase):
         self.bench = ScrubBench(self)
         self.plan = Plan(interval_s=MONTH_S)
         self.read: list[str] = []
-        check = SCRUB.check_object
+        check = FILES.check_object
 
         def noted(path: str, name: str, limit: Any) -> Any:
             self.read.append(name)
             return check(path, name, limit)
 
-        self.patch(SCRUB, "check_object", noted)
+        self.patch(FILES, "check_object", noted)
 
     def checked(self) -> list[str]:
         """What was read since the last call, besides the config."""
@@ -534,13 +534,13 @@ class ScheduleTests(SynchronousTestCase):
         clock_s = [0.0]
         run = ScrubRun(self.bench.survey(), Plan(interval_s=MONTH_S, lasts_s=5), HastyLimit(), lambda: clock_s[0])
         run.survey()
-        check = SCRUB.check_object
+        check = FILES.check_object
 
         def slow(*arguments: Any) -> Any:
             clock_s[0] += 1
             return check(*arguments)
 
-        self.patch(SCRUB, "check_object", slow)
+        self.patch(FILES, "check_object", slow)
         run.work()
         self.assertEqual((False, None), run.finish())
         self.assertEqual(5, len(self.read))

@@ -29,6 +29,7 @@ from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.scrub import ScrubRun
 from resticserver.storage.scrub_state import ScrubState
 from resticserver.storage.scrub_survey import Plan, Survey
+from resticserver.storage.scrubbed_files import ScrubbedFiles
 from resticserver.storage.state import MarkerFile
 from resticserver.storage.trash import Trashed, day_name, is_kept, keep_name, trash_days, trashed_objects
 
@@ -642,7 +643,7 @@ def _states() -> Iterator[Operation]:
 
     def scrub(world: World, store: LocalStore) -> None:
         state = ScrubState(str(world.data))
-        survey = Survey(store, store.counting, state, Deletions(str(world.data)), Recording())
+        survey = Survey(ScrubbedFiles(store, store.counting), state, Deletions(str(world.data)), Recording())
         try:
             run = ScrubRun(survey, Plan(began_s=time.time()), HastyLimit())
             run.survey()

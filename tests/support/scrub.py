@@ -15,6 +15,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.scrub import Ended, ScrubRun
 from resticserver.storage.scrub_state import Problem, ScrubState
 from resticserver.storage.scrub_survey import Plan, Survey
+from resticserver.storage.scrubbed_files import ScrubbedFiles
 from resticserver.threads.rate_limit import RateLimit
 
 from .client import object_id, random_bytes
@@ -115,7 +116,11 @@ class ScrubBench:
     def survey(self) -> Survey:
         """A survey, as the next process would have it."""
         return Survey(
-            self.store, self.store.counting, self.state, self.deletions, self.observer, now_s=lambda: self.now_s
+            ScrubbedFiles(self.store, self.store.counting),
+            self.state,
+            self.deletions,
+            self.observer,
+            now_s=lambda: self.now_s,
         )
 
     def run(self, plan: Plan | None = None, limit: RateLimit | None = None, threads: int = 1) -> Ended:
