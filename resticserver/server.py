@@ -77,7 +77,7 @@ class ResticServer(SequentialServices):
         self._fronts: list[Front] = [topology.front]
         services: list[IService] = [*topology.services, core.events, core.passwords, core.guesses, core.counting]
         services.append(topology.quota_keeper)
-        if topology.scrub is not None and (settings.metrics or settings.scrub_interval_s):
+        if settings.metrics or settings.scrub_interval_s:
             services += [core.scrubbing, topology.scrub]
         if topology.trash_expiry is not None and not settings.read_only:
             services.append(topology.trash_expiry)

@@ -15,13 +15,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..config.console import OneLineParser, write_line
 from ..config.server_flags import add_server_flags, server_settings
 from ..config.settings import Settings
 from ..dates import date_text, format_duration
-from ..errors import ServerError, StartError
+from ..errors import NoSuchRepository, ServerError, StartError
 from ..files import reason_of
+from ..objects.engine import EngineError
 from ..process.idle import idle_disk
 from ..process.owner import act_as_owner_of
 from ..sizes import format_size, parse_bytes_per_second
@@ -33,11 +35,15 @@ from ..storage.publish import Publisher
 from ..storage.scrub import Ended, Progress, ScrubRun
 from ..storage.scrub_state import Problem, ScrubState, ScrubUnavailable
 from ..storage.scrub_survey import Plan, Survey
+from ..storage.scrubbed import REMOTE_READERS, Scrubbed
 from ..storage.scrubbed_files import ScrubbedFiles
 from ..storage.state import StateFile
 from ..telemetry.status import printable
 from ..threads.rate_limit import RateLimit, Stopped
 from .table import text_table
+
+if TYPE_CHECKING:
+    from ..objects.store import ObjectStore
 
 #: The interval between updates of the progress bar, and over how long its rate is measured.
 _PROGRESS_S = 0.2
@@ -86,7 +92,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
     except (ServerError, StartError, ScrubUnavailable, OSError) as error:
         what = (error.filename if isinstance(error, OSError) else None) or settings.path
-        reason = reason_of(error) if isinstance(error, OSError) else error
+        reason: object = reason_of(error) if isinstance(error, OSError) else error
+        if isinstance(error, EngineError) and error.detail:
+            reason = f"{error.message} ({printable(error.detail)})"
+        elif isinstance(error, StartError) and settings.location is not None:
+            reason = str(error).removeprefix(f"--path: {settings.location}: ").removeprefix("--path: ")
         print(f"{parser.prog}: cannot scrub {printable(str(what))}: {reason}", file=sys.stderr)
     return 2
 
@@ -128,28 +138,40 @@ class _Command:
             except ValueError as error:
                 raise _WrongCall(f"--rate {error}") from None
         self._scope = frozenset(map(_repository, asked.repositories)) or None
-        self._path = path = os.path.abspath(settings.path)
+        self._path = path = settings.path if settings.location is not None else os.path.abspath(settings.path)
         folder = settings.state_dir
-        if not os.path.isdir(path):
+        if settings.location is None and not os.path.isdir(path):
             raise _WrongCall(f"{printable(path)}: there is no such directory")
-        act_as_owner_of(path)
+        owned = folder if settings.location is not None else path
+        if owned is not None and os.path.exists(owned):
+            act_as_owner_of(owned)
         file_mode = 0o660 if settings.group_accessible_repos else 0o600
-        self._store = LocalStore(
-            path,
-            max_depth=settings.max_depth,
-            publisher=Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher(),
-        )
         server_state = StateFile(path, folder, read_only=True)
         server_state.prepare()
+        self._store: LocalStore | ObjectStore
+        place: Scrubbed
+        if settings.location is not None:
+            from ..service.object_store import make_object_store, make_scrubbed_bucket  # needs libraries of an extra
+
+            self._store = make_object_store(settings, settings.location, server_state)
+            place = make_scrubbed_bucket(settings, self._store)
+        else:
+            self._store = LocalStore(
+                path,
+                max_depth=settings.max_depth,
+                publisher=Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher(),
+            )
+            place = ScrubbedFiles(self._store, self._store.counting)
         # An empty mount point must not look like a server without repositories.
         self._store.volume.expect(server_state.marker())
         self._store.volume.check()
-        os.listdir(path)
+        if settings.location is None:
+            os.listdir(path)
         self._state = ScrubState(path, folder, file_mode)
-        self._deletions = Deletions(path, folder, file_mode)
         self._observer = _Found()
-        place = ScrubbedFiles(self._store, self._store.counting)
-        self._survey = Survey(place, self._state, self._deletions, self._observer)
+        self._is_remote = place.is_remote
+        deletions = None if place.is_remote else Deletions(path, folder, file_mode)
+        self._survey = Survey(place, self._state, deletions, self._observer)
 
     def run(self) -> int:
         """Scrub, and print what was found. The exit status."""
@@ -173,7 +195,7 @@ class _Command:
             if not self._state.lasts and run.surveyed.tasks:
                 words = "the results are not kept, because this file cannot be written"
                 print(f"{self._program}: {words}: {printable(self._state.path)}", file=sys.stderr)
-            _work(run, limit)
+            _work(run, limit, REMOTE_READERS if self._is_remote else 0)
         except (KeyboardInterrupt, Stopped):
             interrupted = True
         ended = run.finish()
@@ -202,6 +224,10 @@ class _Command:
         """
         @raise _WrongCall: there is no such repository, and never was.
         """
+        if self._is_remote:
+            for repository in sorted(self._scope or ()):
+                self._check_remote(repository)
+            return
         present = self._store.counting.repositories()
         if present:
             self._store.volume.mark()  # makes the folder of the state, as a server would
@@ -211,9 +237,24 @@ class _Command:
         if os.path.exists(self._state.path):
             known |= {repository for repository, _ in self._state.directories()}
         for repository in sorted(self._scope - known):
-            raise _WrongCall(
-                f"{printable('/'.join(repository)) or '/'}: there is no such repository in {printable(self._path)}"
-            )
+            raise self._no_such(repository)
+
+    def _check_remote(self, repository: Repository) -> None:
+        """
+        As L{_check_scope}, without a list of all repositories.
+
+        @raise _WrongCall: there is none, and never was.
+        """
+        try:
+            self._store.find_repository(repository)
+        except NoSuchRepository:
+            if repository not in self._state.repositories():
+                raise self._no_such(repository) from None
+
+    def _no_such(self, repository: Repository) -> _WrongCall:
+        return _WrongCall(
+            f"{printable('/'.join(repository)) or '/'}: there is no such repository in {printable(self._path)}"
+        )
 
     def _continued(self, key: str, now_s: float) -> float:
         """When the scrub began that is to be continued; now, if none was interrupted."""
@@ -247,10 +288,11 @@ def _repository(text: str) -> Repository:
     return parts
 
 
-def _work(run: ScrubRun, limit: RateLimit) -> None:
+def _work(run: ScrubRun, limit: RateLimit, least: int) -> None:
     """
     Check everything in as many threads as there are cores. Raises what one of them raises.
 
+    @param least: how many threads there are at least.
     @raise KeyboardInterrupt: all threads have ended.
     """
     errors: list[BaseException] = []
@@ -263,7 +305,7 @@ def _work(run: ScrubRun, limit: RateLimit) -> None:
             errors.append(error)
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(cores)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(max(cores, least))]
     progress = _ProgressBar() if sys.stderr.isatty() else None
     for thread in threads:
         thread.start()

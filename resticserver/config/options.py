@@ -50,7 +50,6 @@ _FILES_ONLY = {
     "min-free": "it has no file system whose free space is known",
     "group-accessible-repos": "its objects have no group",
     "delete-delay": "its trash is not available yet",
-    "scrub-interval": "its scrub is not available yet",
 }
 
 _TRUE = ("true", "1", "t")
@@ -75,6 +74,8 @@ class Options(usage.Options):
     optFlags = SWITCHES
     optParameters = PARAMETERS
     compData = COMPLETIONS
+    #: Whether a server is to run with them. A command on the same repositories needs no users and no certificates.
+    serves = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,6 +272,8 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "--path: an object store needs --state-dir, a local directory for what this server remembers"
             )
+        if not self.serves:
+            return
         if not self["no-auth"] and not self["htpasswd-file"] and not self["proxy-auth-username"]:
             if not self["tls-client-ca"] or self["tls-client-user"] == "none":
                 raise usage.UsageError(

@@ -57,18 +57,20 @@ def server_settings(asked: argparse.Namespace, program: str) -> Settings:
         if value is not None:
             each = value if isinstance(value, list) else [value]
             arguments += [f"--{name}" if one is True else f"--{name}={one}" for one in each]
-    return settings_of(arguments, program)
+    return settings_of(arguments, program, serves="htpasswd_file" in values)
 
 
-def settings_of(arguments: Sequence[str], program: str) -> Settings:
+def settings_of(arguments: Sequence[str], program: str, serves: bool = True) -> Settings:
     """
     The settings of a server with this command line.
 
     @param arguments: the server's arguments, without the program's name.
     @param program: the name of the command for the message.
+    @param serves: whether they must also be enough for the server itself, which needs users and certificates.
     @raise SystemExit: a value is invalid; status 2, and one line was printed.
     """
     options = Options()
+    options.serves = serves
     try:
         options.parseOptions(arguments)
     except SystemExit as left:

@@ -20,7 +20,6 @@ from ..config.settings import Settings
 from ..errors import StartError
 from ..storage.local import LocalStore
 from ..storage.scrub_survey import Survey
-from ..storage.scrubbed_files import ScrubbedFiles
 from ..telemetry.metrics import Family, Tally, gauge
 from ..threads.pools import JobPool
 from ..threads.reactor import IReactor
@@ -33,6 +32,7 @@ from .factories import (
     make_deletions,
     make_policy,
     make_scrub_state,
+    make_scrubbed,
     make_state,
     make_store,
 )
@@ -43,7 +43,6 @@ from .monitoring import Monitoring, Sources
 from .quota_keeper import QuotaKeeper, QuotaRules
 from .readiness import Readiness
 from .repository_counter import ClosesDirectories
-from .scrub import THREADS as SCRUB_THREADS
 from .scrub import Scrub, ScrubRules
 from .trash_expiry import Clock, Parts, TrashExpiry, elapsed
 
@@ -95,7 +94,10 @@ class Core:
         self.counting = JobPool(reactor, "counting", COUNTING_THREADS)
         self.pages = JobPool(reactor, "pages", PAGE_THREADS)
         # One thread more than those that read: for the results.
-        self.scrubbing = JobPool(reactor, "scrubbing", 1 + (SCRUB_THREADS if settings.scrub_interval_s else 0))
+        self._scrub_rules = rules = ScrubRules(
+            settings.scrub_interval_s, settings.scrub_rate_bytes, is_remote=settings.location is not None
+        )
+        self.scrubbing = JobPool(reactor, "scrubbing", 1 + (rules.threads if rules.interval_s else 0))
         self.tally = Tally()
         self.activity = Activity(reactor, self.tally, self._failed_logins, self.state, self.counting)
         check_profile(settings.cpu_profile)
@@ -119,20 +121,19 @@ class Core:
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
-    def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub | None:
+    def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub:
         """
-        Make the scrub of the whole server; C{None} for an object store.
+        Make the scrub of the whole server.
 
         @param requests_in_flight: how many requests all processes are serving.
         """
-        settings, store = self.settings, self._files
-        if store is None:
-            return None
-        state, deletions = make_scrub_state(settings), make_deletions(settings)
+        place, state = make_scrubbed(self.settings, self.store), make_scrub_state(self.settings)
+        # Other front ends delete as well.
+        deletions = None if place.is_remote else make_deletions(self.settings)
         scrub = Scrub(
             self.reactor,
-            ScrubRules(settings.scrub_interval_s, settings.scrub_rate_bytes),
-            lambda observer: Survey(ScrubbedFiles(store, store.counting), state, deletions, observer),
+            self._scrub_rules,
+            lambda observer: Survey(place, state, deletions, observer),
             self.scrubbing,
             self.events.tell,
             requests_in_flight,

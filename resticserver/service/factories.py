@@ -22,6 +22,8 @@ from ..storage.local import LocalStore
 from ..storage.publish import Publisher
 from ..storage.readonly import ReadOnlyStore
 from ..storage.scrub_state import ScrubState
+from ..storage.scrubbed import Scrubbed
+from ..storage.scrubbed_files import ScrubbedFiles
 from ..storage.state import StateFile
 from ..storage.volume import Volume
 from ..threads.reactor import IReactor
@@ -55,6 +57,15 @@ def make_scrub_state(settings: Settings) -> ScrubState:
     """Make the object for what the scrub knows; nothing is opened."""
     file_mode = 0o660 if settings.group_accessible_repos else 0o600
     return ScrubState(settings.path, settings.state_dir, file_mode, may_be_frozen=settings.read_only)
+
+
+def make_scrubbed(settings: Settings, store: ServedStore) -> Scrubbed:
+    """Make what the scrub sees of a store."""
+    if isinstance(store, LocalStore):
+        return ScrubbedFiles(store, store.counting)
+    from .object_store import make_scrubbed_bucket
+
+    return make_scrubbed_bucket(settings, store)
 
 
 def make_store(settings: Settings, state: StateFile) -> ServedStore:

@@ -9,11 +9,14 @@ import os
 from ..config.settings import Settings
 from ..errors import StartError
 from ..objects.engine import Engine
+from ..objects.layout import Keys
 from ..objects.location import Location
 from ..objects.probe import ProvenFile
+from ..objects.scrubbed import BucketScrubbed
 from ..objects.spool import Spool
 from ..objects.store import ObjectStore
 from ..objects.unconditional import Unconditional
+from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 
 #: What must be installed, for messages.
@@ -62,3 +65,9 @@ def make_object_store(settings: Settings, location: Location, state: StateFile) 
     )
     store.volume.expect(None, remembered_in=state.marker_file)
     return store
+
+
+def make_scrubbed_bucket(settings: Settings, store: ServedStore) -> BucketScrubbed:
+    """Make what the scrub sees of the store."""
+    assert isinstance(store, ObjectStore) and settings.location is not None
+    return BucketScrubbed(store.engine, Keys(settings.location.prefix), store.volume, settings.max_depth)

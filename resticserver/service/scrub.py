@@ -26,6 +26,7 @@ from ..storage.object_check import KINDS
 from ..storage.scrub import Ended, Progress, ScrubRun
 from ..storage.scrub_state import MOST_LOOKED_AT, MOST_NAMED, Problem, ScrubUnavailable
 from ..storage.scrub_survey import DUE_PART, Plan, Survey
+from ..storage.scrubbed import REMOTE_READERS
 from ..telemetry.events import Event, EventKind, Tells
 from ..telemetry.metrics import Family, MetricType, Sample, gauge
 from ..telemetry.status import ObjectProblem, ScrubStatus
@@ -41,6 +42,10 @@ START_S = 1.0
 #: All directories are looked at anew after this time, for new objects; with short intervals after a part of the interval.
 SURVEY_S = 6 * 3600.0
 _SURVEY_PART = 0.25
+#: With an object store a look is a list of everything, which costs money: it is made once an hour at most, and with long
+#: intervals more seldom.
+REMOTE_SURVEY_S = 3600.0
+_REMOTE_SURVEY_PART = 1 / 30
 #: Within so long after a survey new objects are checked, even if clients transfer all the time.
 NEW_S = 12 * 3600.0
 #: The pause after an error, and the shortest one between two runs.
@@ -48,6 +53,8 @@ TRY_AGAIN_S = 60.0
 LEAST_PAUSE_S = 0.5
 #: How often to look whether problems have ended, or were found by a command.
 LOOK_S = 10.0
+#: With an object store each problem costs a request then. Those that an upload has replaced are looked at at once all the same.
+REMOTE_LOOK_S = 300.0
 #: How often to look for transfers; they count as under way for so long after they were seen.
 YIELD_LOOK_S = 0.25
 _BUSY_S = 1.0
@@ -65,15 +72,23 @@ class ScrubRules:
     """
     @ivar interval_s: within how many seconds everything is checked again; 0 for never.
     @ivar rate_bytes: bytes a second; 0 for no limit.
+    @ivar is_remote: whether the objects lie on another machine, so that each look costs requests.
     """
 
     interval_s: float = 0
     rate_bytes: int = 0
+    is_remote: bool = False
 
     @property
     def survey_s(self) -> float:
         """How often all directories are looked at."""
-        return max(LEAST_PAUSE_S, min(SURVEY_S, self.interval_s * _SURVEY_PART))
+        longest_s = max(REMOTE_SURVEY_S, self.interval_s * _REMOTE_SURVEY_PART) if self.is_remote else SURVEY_S
+        return max(LEAST_PAUSE_S, min(longest_s, self.interval_s * _SURVEY_PART))
+
+    @property
+    def threads(self) -> int:
+        """How many threads read and hash."""
+        return max(THREADS, REMOTE_READERS) if self.is_remote else THREADS
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ class Scrub(Service):
     The scrub. All methods must be called in the reactor's thread, except those of L{resticserver.storage.scrub_survey.Observer}.
 
     @param make_survey: makes the survey, which reports to an observer.
-    @param pool: of L{THREADS} threads and one more.
+    @param pool: of L{ScrubRules.threads} threads and one more.
     @param tell: receives a C{corruption} event for each problem.
     @param requests_in_flight: how many requests are being served.
     """
@@ -134,6 +149,9 @@ class Scrub(Service):
         self._busy_until_s = float("-inf")
         #: Whether the results are to be loaded whatever the file's times say.
         self._look_wanted = False
+        #: When all problems were looked at last, and which objects were replaced since.
+        self._all_looked_at_s = float("-inf")
+        self._replaced: set[tuple[str, str, str]] = set()
         self._told = 0
         self._untold = 0
         #: The file as it was when the results were loaded.
@@ -198,7 +216,10 @@ class Scrub(Service):
                 pause_s = TRY_AGAIN_S
 
     async def _run_once(self) -> Ended:
-        run = ScrubRun(self._survey, Plan(interval_s=self._rules.interval_s, lasts_s=self._rules.survey_s), self._limit)
+        rules = self._rules
+        look_s = rules.survey_s if rules.is_remote else 0.0
+        plan = Plan(interval_s=rules.interval_s, lasts_s=rules.survey_s, look_s=look_s)
+        run = ScrubRun(self._survey, plan, self._limit)
         self._told = self._untold = 0
         await self._pool.run(_with_low_priority, run.survey)
         surveyed = run.surveyed
@@ -208,7 +229,7 @@ class Scrub(Service):
         try:
             if surveyed.tasks:
                 # All of them end before the run does: a thread may still read.
-                threads = [self._pool.run(_with_low_priority, run.work) for _ in range(THREADS)]
+                threads = [self._pool.run(_with_low_priority, run.work) for _ in range(rules.threads)]
                 for success, result in await DeferredList(threads, consumeErrors=True):
                     if not success and isinstance(result, Failure):
                         result.raiseException()
@@ -297,6 +318,8 @@ class Scrub(Service):
     def take(self, event: Event) -> None:
         """An event: a verified upload has replaced a damaged file, which ends its problem."""
         if event.kind is EventKind.CORRUPTION and not event.in_place and not event.of_scrub:
+            if self._rules.is_remote:
+                self._replaced.add((event.repository or "", event.details["type"], event.details["name"]))
             self._look_soon()
 
     def has_problem(self, repository: str, object_type: str, name: str) -> bool:
@@ -322,17 +345,29 @@ class Scrub(Service):
         before = None if self._look_wanted else self._stamp
         self._look_wanted = False
         looking = self._looking = Deferred()
-        self._pool.run(_with_low_priority, self._look, before).addCallbacks(self._looked, self._not_looked)
+        due = self._due()
+        self._pool.run(_with_low_priority, self._look, before, due).addCallbacks(self._looked, self._not_looked)
         return looking
 
-    def _look(self, before: object) -> tuple[object, Results] | None:
+    def _due(self) -> list[Problem]:
+        """The problems that are to be looked at now."""
+        first, now_s = self._results.first, self._reactor_s()
+        replaced, self._replaced = self._replaced, set()
+        if not self._rules.is_remote:
+            return first
+        if now_s - self._all_looked_at_s >= REMOTE_LOOK_S:
+            self._all_looked_at_s = now_s
+            return first
+        return [one for one in first if ("/".join(one.repository), one.type, one.name) in replaced]
+
+    def _look(self, before: object, due: list[Problem]) -> tuple[object, Results] | None:
         """In the pool: the results, if they have changed."""
         state = self._state
         try:
             if state.lasts and not os.path.exists(state.path):
                 return None if before == () else ((), _NOTHING)
-            if self._results.first:
-                self._survey.look_again(self._results.first, self._look_limit)
+            if due:
+                self._survey.look_again(due, self._look_limit)
             stamp = state.stamp()
             if stamp == before and state.lasts:
                 return None
@@ -409,6 +444,10 @@ class Scrub(Service):
         ):
             more = 0 if progress is None else progress.objects if name == "objects" else progress.read_bytes
             yield Family(MetricType.COUNTER, f"rest_server_scrub_{name}", help_, (), [Sample((), number + more)])
+        if requests := self._survey.place.requests:
+            help_ = "Requests of this server's scrub to the object store: a page of a list, an object"
+            kinds = [Sample((kind,), number) for kind, number in requests.items()]
+            yield Family(MetricType.COUNTER, "rest_server_scrub_requests", help_, ("kind",), kinds)
         samples = [
             Sample((repository.partition("/")[0], repository, kind), results.counts.get(repository, {}).get(kind, 0))
             for repository in sorted(results.repositories | results.counts.keys())

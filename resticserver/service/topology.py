@@ -79,8 +79,8 @@ class Topology(Protocol):
         """The quotas of the whole server."""
 
     @property
-    def scrub(self) -> Scrub | None:
-        """The scrub of the whole server, if its store has one."""
+    def scrub(self) -> Scrub:
+        """The scrub of the whole server."""
 
     @property
     def trash_expiry(self) -> TrashExpiry | None:

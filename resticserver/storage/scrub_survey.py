@@ -45,6 +45,7 @@ class Plan:
     @ivar repositories: only these; C{None} for all.
     @ivar accept_missing: what is missing was removed on purpose.
     @ivar lasts_s: the run hands out no more work so many seconds after its survey.
+    @ivar look_s: a look at everything is not repeated within so many seconds, as when a run was interrupted.
     """
 
     began_s: float | None = None
@@ -52,6 +53,7 @@ class Plan:
     repositories: frozenset[Repository] | None = None
     accept_missing: bool = False
     lasts_s: float = float("inf")
+    look_s: float = 0.0
 
     def covers(self, repository: Repository) -> bool:
         """Whether the run has to do with a repository."""
@@ -119,6 +121,9 @@ class Survey:
         self.now_s = now_s
         #: Whether deletions through the server are not known, so that nothing is called missing.
         self._blind = False
+        #: When everything was looked at last, and what was new then.
+        self._looked_s = float("-inf")
+        self._fresh: dict[Key, frozenset[str]] = {}
 
     def make(self, plan: Plan, limit: RateLimit) -> Surveyed:
         """
@@ -148,8 +153,15 @@ class Survey:
         wanted: Iterable[Repository] | None = plan.repositories
         if present is not None:
             wanted = filter(plan.covers, sorted({*present, *(repository for repository, _ in rows)}))
-        for _, looked_at in groupby(self.place.look(wanted, rows, limit), lambda one: one[0][0]):
-            self._take(looked_at, rows, fresh, surveyed, plan, is_first)
+        began_s = self.now_s()
+        if 0 <= began_s - self._looked_s < plan.look_s:
+            self._take_again(rows, fresh)
+        else:
+            for _, looked_at in groupby(self.place.look(wanted, rows, limit), lambda one: one[0][0]):
+                self._take(looked_at, rows, fresh, surveyed, plan, is_first)
+            if self.place.is_remote:
+                self._try_again(plan, rows, fresh)
+            self._looked_s, self._fresh = began_s, fresh
         if plan.repositories is None and self._deletions is not None:
             self._forget_deletions(self._deletions, seen, surveyed)
         self._choose(plan, facts, {key: row for key, row in rows.items() if plan.covers(key[0])}, fresh, surveyed)
@@ -181,6 +193,8 @@ class Survey:
                 self.skip(key, contents, surveyed)
                 continue
             new_row, new = self._compare(key, contents, is_first, plan)
+            if self._deletions is None:
+                self._end_vanished(key, contents)
             if new:
                 fresh[key] = new
                 surveyed.new_bytes += sum(contents.sizes[name] for name in new)
@@ -194,6 +208,27 @@ class Survey:
             self.state.put_directories(changed.items())
         if gone:
             self.state.forget_directories(gone)
+
+    def _take_again(self, rows: dict[Key, DirectoryRow], fresh: dict[Key, frozenset[str]]) -> None:
+        """Take what the last look has found to be new, and was not checked since."""
+        for key, names in self._fresh.items():
+            row = self.state.directory(key)
+            if key in rows and row is not None and row.names is not None and (left := names - row.names):
+                fresh[key] = left
+
+    def _try_again(self, plan: Plan, rows: dict[Key, DirectoryRow], fresh: dict[Key, frozenset[str]]) -> None:
+        """Have what could not be read checked with the new objects: another machine may return it now."""
+        for problem in self.state.problems():
+            key = (problem.repository, cell_of(problem.type, problem.name))
+            if problem.kind == UNREADABLE and plan.covers(problem.repository) and key in rows:
+                fresh[key] = fresh.get(key, frozenset()) | {problem.name}
+
+    def _end_vanished(self, key: Key, contents: Contents) -> None:
+        """End the problems of objects that somebody has deleted."""
+        object_type, _ = cell_directory(key[1])
+        for problem in self.state.problems(key[0], object_type):
+            if cell_of(object_type, problem.name) == key[1] and not contents.has(problem.name):
+                self.end_problem(problem)
 
     def skip(self, key: Key, error: OSError, surveyed: Surveyed) -> None:
         """

@@ -14,6 +14,9 @@ from .object_check import Check, FileVersion
 from .object_directory import Contents
 from .scrub_state import DirectoryRow, Key
 
+#: Threads that read and hash remote objects, beside those of a core each: they mostly wait for the network.
+REMOTE_READERS = 8
+
 
 class Scrubbed(Protocol):
     """
