@@ -28,8 +28,9 @@ _BUCKET = re.compile(r"(?=.{3,63}\Z)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 #: https://learn.microsoft.com/en-us/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
 _CONTAINER = re.compile(r"(?=.{3,63}\Z)[a-z0-9]+(?:-[a-z0-9]+)*")
 
-#: What a user name and a password look like in an address, and all that comes after a question mark or a hash.
-_SECRET = re.compile(r"(?<=//)[^/]*@|(?<=:)[^/:]*:[^/]*@|[?#].*", re.DOTALL)
+#: A password with a slash in it ends the bucket early.
+_CREDENTIALS = re.compile(r"[a-z0-9]+://(?:[^/@:]+:.*|[^/]*)@", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -70,7 +71,7 @@ def parse_location(path: str) -> Location:
     if form is None:
         raise _refused(path, _other_form(path))
     scheme, bucket, rest = form[1].lower(), form[2], form[3] or ""
-    if "@" in bucket or _CREDENTIALS_BEFORE_SLASH.match(path):
+    if _CREDENTIALS.match(path):
         raise _refused(path, "credentials do not belong here; set them in the environment or in the provider's files")
     if "?" in path or "#" in path:
         raise _refused(path, "? and # are not allowed")
@@ -83,15 +84,11 @@ def parse_location(path: str) -> Location:
     return Location(scheme, bucket, _prefix(path, rest))
 
 
-#: A password with a slash in it ends the bucket early; no prefix has an at sign behind a colon.
-_CREDENTIALS_BEFORE_SLASH = re.compile(r"[a-z0-9]+://[^/@:]+:.*@", re.IGNORECASE | re.DOTALL)
-
-
 def _prefix(path: str, rest: str) -> str:
     """The normal form of a prefix."""
-    rest = rest.removesuffix("/")
     if not rest:
         return ""
+    rest = rest.removesuffix("/")
     segments = rest.split("/")
     if "" in segments:
         raise _refused(path, "the prefix has an empty folder (two slashes)")
@@ -131,8 +128,11 @@ def _other_form(path: str) -> str:
 
 
 def _masked(path: str) -> str:
-    """An address without what may be secret, in one line of ASCII or other printable letters."""
-    shown = _SECRET.sub("...", path)
+    """An address in one line, without what may be secret: all before the last at sign, all after a question mark or hash."""
+    scheme = _URL.match(path) or _RESTIC.match(path)
+    start = 0 if scheme is None else scheme.end()
+    at = path.rfind("@", start)
+    shown = _QUERY.sub("...", path if at < 0 else f"{path[:start]}...{path[at:]}")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 

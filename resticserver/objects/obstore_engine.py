@@ -23,6 +23,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from ..errors import StartError
 from ..storage.interface import WantedPart
 from .engine import (
     WHOLE,
@@ -60,13 +61,15 @@ _FULL = frozenset(("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuota
 _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
 
 
-def client_options(endpoint: str, writes: bool) -> ClientConfig:
+def client_options(endpoint: str, writes: bool, ca_file: str | None = None) -> ClientConfig:
     """
     The options of a client.
 
     @param endpoint: its URL; with C{http:} the connections are not encrypted.
     @param writes: whether it stores. A limit of the pause between two reads would run while a body is sent, and one of the whole
         request would end the download of a slow client.
+    @param ca_file: certificates to trust besides the system's, PEM.
+    @raise StartError: that file cannot be read.
     """
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=CONNECT_S),
@@ -75,6 +78,12 @@ def client_options(endpoint: str, writes: bool) -> ClientConfig:
     }
     if not writes:
         options["read_timeout"] = timedelta(seconds=READ_S)
+    if ca_file is not None:
+        try:
+            with open(ca_file, "rb") as file:
+                options["root_certificate"] = file.read()
+        except OSError as error:
+            raise StartError(f"--path: cannot read {ca_file} (AWS_CA_BUNDLE): {error.strerror}") from None
     return options
 
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: Concurrent disk jobs in a single process, and in each of several processes. Most of them wait for the disk.
 DISK_THREADS, SHARED_DISK_THREADS = 16, 8
+#: The same for an object store, whose answers take longer than a disk's.
+OBJECT_THREADS, SHARED_OBJECT_THREADS = 32, 16
 #: Uploads that are hashed and written concurrently. Each keeps a core busy: with more uploads than cores, the reactor
 #: waits longer for the interpreter's lock, and total throughput drops by a tenth. Workers share the cores. One thread
 #: per worker gains nothing on two cores, and is slower if all large uploads are at one worker.
@@ -122,7 +124,10 @@ class Frontend:
         self._parts = parts
         self._site: RepositorySite | None = None
         workers = settings.workers
-        disk_threads = DISK_THREADS if workers == 1 else SHARED_DISK_THREADS
+        alone, shared = (DISK_THREADS, SHARED_DISK_THREADS)
+        if settings.location is not None:
+            alone, shared = (OBJECT_THREADS, SHARED_OBJECT_THREADS)
+        disk_threads = alone if workers == 1 else shared
         self.disk = JobPool(reactor, "disk", disk_threads)
         self._quick = QuickPool(reactor, "quick", disk_threads)
         self._writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))

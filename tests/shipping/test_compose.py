@@ -176,6 +176,8 @@ class ComposeTests(ContainerCase):
             what="the server to be scraped",
         )
         url = "https://alice:secret@127.0.0.1:8000/alice/laptop/"
+        # The server looks for new users every five seconds.
+        wait_until(lambda: self.get("/alice/", "alice:secret", 8000, "https")[0] != 401, what="the new user")
         back_up_with(self, url, "--cacert", str(authority), and_prune=True)
         for _ in range(4):
             self.get("/", "carol:guess", 8000, "https")
