@@ -29,7 +29,7 @@ from resticserver.service.object_store import PROVEN_FILE
 from ..support.certificates import make_certificate
 from ..support.client import Client, object_id, random_bytes
 from ..support.engines import RcloneS3, S3Engine, SeaweedFS, new_credentials, shared_seaweedfs, start_engine
-from ..support.faulty_engine import FaultyEngine
+from ..support.faulty_engine import FaultyEngine, Ignored
 from ..support.htpasswd import bcrypt_line
 from ..support.processes import process_test
 from ..support.proxy import _Relay
@@ -49,6 +49,8 @@ LOCKS = 1000 if ALL else 60
 ENGINE_KILLS = 5 if ALL else 2
 FRONT_END_KILLS = 3
 
+#: The request for the marker of the bucket.
+MARKER = ("GET", ".rest-server/id")
 WITHOUT_SEAWEEDFS = SeaweedFS.reason()
 #: What a server says on stderr before it opens anything.
 ANNOUNCEMENT = re.compile(r"Object store: |Authentication |Trying what s3://")
@@ -202,7 +204,7 @@ class LifeCycleTests(ObjectsCase):
         other.succeed("copy", "--from-repo", f"rest:{first}", "--from-password-file", str(password))
         self.assert_whole(other)
         self.assert_restores(other, "latest", contents_below(self.tree))
-        self.assertEqual(0, server.stop())
+        server.stop()
         folders = {"/".join(key.split("/")[:4]) for key in self.engine.keys(self.bucket)}
         self.assertEqual({"some/place/host/first", "some/place/host/second", "some/place/.rest-server/id"}, folders)
 
@@ -326,7 +328,7 @@ class RequestsTests(ObjectsCase):
     def test_one_request(self) -> None:
         """
         A new object is one PUT and no HEAD, from the second on; a download and a part of one are one GET each, and a list
-        is one.
+        is one; besides, the marker of the bucket is looked at once a second.
         """
         faulty = FaultyEngine(self, self.engine)
         server = self.serve(faulty=faulty)
@@ -338,12 +340,15 @@ class RequestsTests(ObjectsCase):
             def requests(job: Callable[[], object]) -> list[tuple[str, str]]:
                 faulty.forget()
                 job()
-                return [(seen.request.kind, seen.request.key) for seen in faulty.log]
+                found = [(seen.request.kind, seen.request.key) for seen in faulty.log]
+                # At most once a second.
+                self.assertLessEqual(found.count(MARKER), 1)
+                return [one for one in found if one != MARKER]
 
             name = object_id(pack)
             key = f"data/{name[:2]}/{name}"
             self.assertEqual([("PUT", key)], requests(partial(client.save, "data", pack)))
-            put = faulty.log[0].request
+            put = faulty.seen("PUT")[0].request
             self.assertEqual("*", put.headers["if-none-match"])
             self.assertEqual(name, put.headers["x-amz-content-sha256"])
             self.assertEqual([("PUT", f"locks/{object_id(b'x')}")], requests(partial(client.save, "locks", b"x")))
@@ -354,15 +359,14 @@ class RequestsTests(ObjectsCase):
             self.assertEqual([("GET", key)], requests(partial(download, {}, pack)))
             part = requests(partial(download, {"Range": "bytes=100000-200000"}, pack[100_000:200_001]))
             self.assertEqual([("GET", key)], part)
-            self.assertEqual("bytes=100000-200000", faulty.log[0].request.headers["range"])
+            self.assertEqual("bytes=100000-200000", faulty.seen("GET", "^data/")[0].request.headers["range"])
             self.assertEqual([("HEAD", key)], requests(partial(client.head, f"/data/{name}")))
             self.assertEqual([("LIST", "")], requests(partial(client.list, "data")))
             wrong = requests(partial(client.post, f"/data/{object_id(b'y')}", b"z"))
             self.assertEqual([], [one for one in wrong if one[0] == "PUT"], "the engine has heard of wrong bytes")
 
 
-@process_test
-class RefusedStartTests(ObjectsCase):
+class RefusedCase(ObjectsCase):
     """Starts that fail: one line that says why, and status 1."""
 
     def assert_refused(self, server: ServerProcess, *parts: str) -> None:
@@ -372,6 +376,11 @@ class RefusedStartTests(ObjectsCase):
         self.assertEqual(1, len(lines), lines)
         for part in parts:
             self.assertIn(part, lines[0])
+
+
+@process_test
+class RefusedStartTests(RefusedCase):
+    """A bucket that cannot be used."""
 
     def test_missing_bucket(self) -> None:
         """A bucket that is not there, and is not made."""
@@ -409,19 +418,19 @@ class RefusedStartTests(ObjectsCase):
 
 
 @process_test
-class RcloneTests(RefusedStartTests):
-    """C{rclone serve s3}, which ignores conditions."""
+class WithoutConditionsTests(RefusedCase):
+    """Engines that ignore C{If-None-Match}."""
 
-    skip = RcloneS3.reason() or SKIP_WITHOUT_RESTIC
-
-    def make_engine(self) -> S3Engine:
-        """Of this test alone."""
-        return start_engine(self, RcloneS3(self.scratch / "rclone"))
+    def ignoring(self) -> FaultyEngine:
+        """A proxy as which the engine ignores conditions."""
+        faulty = FaultyEngine(self, self.engine)
+        faulty.when(Ignored("if-none-match"), kind="PUT", times=None)
+        return faulty
 
     def test_refused(self) -> None:
         """It is refused with the reason and the way out, and nothing is left in the bucket."""
         self.assert_refused(
-            self.launch(),
+            self.launch(extra=self.ignoring().environment()),
             f"s3://{self.bucket} cannot be used",
             "the condition is ignored: the second upload replaces the first one",
             "--objects-unconditional",
@@ -430,7 +439,7 @@ class RcloneTests(RefusedStartTests):
 
     def test_unconditional(self) -> None:
         """With C{--objects-unconditional} it is used, and a config is not replaced."""
-        server = self.launch("--objects-unconditional")
+        server = self.serve("--objects-unconditional", faulty=self.ignoring())
         restic = self.restic(f"{server.url}/")
         make_tree(self.tree, seed=1, size_bytes=LIFE_BYTES // 4)
         restic.create()
@@ -442,6 +451,31 @@ class RcloneTests(RefusedStartTests):
             self.assertEqual(400, client.post(f"/data/{object_id(b'right')}", b"wrong").status)
         self.assertEqual(config, self.stored("config"))
         self.assert_restores(restic, "latest", contents_below(self.tree))
+
+
+@process_test
+class RcloneTests(RefusedCase):
+    """C{rclone serve s3}, which ignores conditions, and answers 200 where it sends a part."""
+
+    skip = RcloneS3.reason() or SKIP_WITHOUT_RESTIC
+
+    def make_engine(self) -> S3Engine:
+        """Of this test alone."""
+        return start_engine(self, RcloneS3(self.scratch / "rclone"))
+
+    def test_refused(self) -> None:
+        """It is refused with both reasons, and nothing is left in the bucket; the flag does not help with the second."""
+        range_ignored = "a part of an object is answered with that part (206)"
+        server = self.launch()
+        self.assert_refused(
+            server,
+            f"s3://{self.bucket} cannot be used",
+            "the condition is ignored: the second upload replaces the first one",
+            range_ignored,
+        )
+        self.assertNotIn("--objects-unconditional", server.err[-1])
+        self.assert_refused(self.launch("--objects-unconditional"), f"s3://{self.bucket} cannot be used", range_ignored)
+        self.assertEqual([], self.engine.keys(self.bucket))
 
 
 class TwoCase(ObjectsCase):
