@@ -96,7 +96,7 @@ class InSeaweedFS(_Base):
 class ContractTests(InSeaweedFS, StoreContract, SynchronousTestCase):
     """The contract in a bucket."""
 
-    races = frozenset(("test_many_upload_the_same", "test_one_config_wins", "test_upload_beside_removal"))
+    races = frozenset(("test_one_config_wins",))
 
 
 @process_test
