@@ -56,8 +56,11 @@ NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 #: How engines say that they are full: Ceph, MinIO, Azure.
 _FULL = frozenset(("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "AccountLimitExceeded"))
+#: Credentials that were valid once; AWS's status for them is 400.
+_EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"))
 _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
 
 
@@ -140,14 +143,14 @@ class ObstoreEngine:
         try:
             obstore.put(self._writer, key, content, mode=mode, use_multipart=False)
         except (OSError, BaseError) as error:
-            raise self._meant(error) from None
+            raise self._meant(error, EngineFull, *((Exists,) if mode == "create" else ())) from None
 
     def size_of(self, key: str) -> int:
         """See L{resticserver.objects.engine.Engine.size_of}."""
         try:
             return obstore.head(self._reader, key)["size"]
         except (OSError, BaseError) as error:
-            raise self._meant(error) from None
+            raise self._meant(error, Absent) from None
 
     def get(self, key: str, wanted: WantedPart = WHOLE) -> Body:
         """See L{resticserver.objects.engine.Engine.get}."""
@@ -161,7 +164,7 @@ class ObstoreEngine:
         try:
             result = obstore.get(self._reader, key, options={} if asked is None else {"range": asked})
         except (OSError, BaseError) as error:
-            raise self._meant(error) from None
+            raise self._meant(error, Absent, *(() if asked is None else (BeyondTheEnd,))) from None
         return _ObstoreBody(result, self._meant)
 
     def remove(self, key: str) -> None:
@@ -169,33 +172,53 @@ class ObstoreEngine:
         try:
             obstore.delete(self._writer, key)
         except (OSError, BaseError) as error:
-            meant = self._meant(error)
+            meant = self._meant(error, Absent)
             if isinstance(meant, Absent):
                 # Engines without bulk deletion say so of a missing object, others only of a missing bucket.
                 self.check_bucket()
                 return
             raise meant from None
 
-    def _meant(self, error: Exception) -> Exception:
-        """What an exception of obstore stands for."""
+    def _meant(self, error: Exception, *expected: type[Exception]) -> Exception:
+        """
+        What an exception of obstore stands for.
+
+        @param expected: what the request may say besides L{EngineError}. Another answer is an error of the engine's: that an
+            object of this name exists, to a GET.
+        """
         words = str(error).partition("\n\nDebug source:")[0]
         found = _CODE.search(words)
         code = found.group(1) if found is not None else ""
         found = _STATUS.search(words)
         status = int(found.group(1)) if found is not None else 0
-        detail = " ".join(words.split())
+        detail = _detail(words, code)
+        meant: Exception = EngineError("", detail)
         if code in _FULL or status == 507:
-            return EngineFull()
-        if isinstance(error, (AlreadyExistsError, PreconditionError)):
-            return Exists()
-        if isinstance(error, (FileNotFoundError, NotFoundError)):
-            return BucketMissing("", detail) if code in _NO_BUCKET else Absent()
-        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
+            meant = EngineFull()
+        elif isinstance(error, (AlreadyExistsError, PreconditionError)):
+            meant = Exists()
+        elif isinstance(error, (FileNotFoundError, NotFoundError)):
+            meant = BucketMissing("", detail) if code in _NO_BUCKET else Absent()
+        elif code in _EXPIRED or isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
             self._refused()
-            return AccessRefused("", detail)
-        if status == 416:
-            return BeyondTheEnd()
-        return EngineError("", detail)
+            meant = AccessRefused("", detail)
+        elif status == 416:
+            meant = BeyondTheEnd()
+        return meant if isinstance(meant, (EngineError, *expected)) else EngineError("", detail)
+
+
+def _detail(words: str, code: str) -> str:
+    """
+    What an error says, for the log: of the answer's body only the code and the message, since other elements may repeat the
+    request with its signature.
+    """
+    before, xml, _ = words.partition("<?xml")
+    if not xml:
+        before, xml, _ = words.partition("<Error>")
+    if xml:
+        found = _MESSAGE.search(words)
+        before += f"{code}: {found.group(1)}" if found is not None and found.group(1) else code
+    return " ".join(before.split())
 
 
 class _ObstoreBody:

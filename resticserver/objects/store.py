@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from twisted.logger import Logger
 
@@ -19,9 +20,10 @@ from ..storage.interface import Listing, SizeChange, Stored, Upload
 from ..storage.layout import Repository
 from ..storage.trash import is_kept
 from .counting import BucketCounting
-from .engine import Absent, Engine, EngineError, Exists
+from .engine import Absent, Engine, EngineError, EngineFull, Exists
 from .layout import Keys, name_in
 from .listing import ObjectListing
+from .logged_engine import LoggedEngine
 from .probe import Finding, Probe, ProvenFile
 from .reading import ObjectStored
 from .spool import Spool
@@ -61,7 +63,7 @@ class ObjectStore:
         read_only: bool = False,
         proven: ProvenFile | None = None,
     ) -> None:
-        self.engine = engine
+        self.engine = logged = LoggedEngine(engine)
         self.spool = spool
         self.verify = verify
         self.read_only = read_only
@@ -70,8 +72,8 @@ class ObjectStore:
         self._proven = proven
         self.key = self._keys.object
         self.objects = self._keys.objects
-        self.volume = BucketVolume(engine, self._keys.volume_marker)
-        self.counting = BucketCounting(engine, self._keys, self.volume, max_depth)
+        self.volume = BucketVolume(logged, self._keys.volume_marker)
+        self.counting = BucketCounting(logged, self._keys, self.volume, max_depth)
         #: Until when on the monotonic clock a repository is taken to be there.
         self._known_until_s: dict[Repository, float] = {}
 
@@ -85,12 +87,14 @@ class ObjectStore:
         """
         self.spool.prepare()
         try:
-            self.engine.check_bucket()
-            self.volume.is_missing()
-            if self.volume.known is None:
-                self.volume.check()
-            if not self.read_only:
-                self._try_promises()
+            # What is wrong is said in one line.
+            with self.engine.log.silent():
+                self.engine.check_bucket()
+                self.volume.is_missing()
+                if self.volume.known is None:
+                    self.volume.check()
+                if not self.read_only:
+                    self._try_promises()
         except EngineError as error:
             raise StartError(f"--path: cannot use {self.place}: {error.message}{_in_brackets(error.detail)}") from error
 
@@ -211,6 +215,9 @@ class ObjectStore:
         self._known_until_s.pop(repository, None)
         self.find_repository(repository)
         _log.info("Deleting repository {repository} in {place}", repository=_shown(repository), place=self.place)
+        # A repository that restic has made has none, and could not be deleted again without its config.
+        with suppress(Exists, EngineFull):
+            self.engine.put_new(self._keys.marker(repository), b"")
         self.engine.remove(self.key(repository, CONFIG, CONFIG))
         for object_type in TYPES:
             for key in self._all_keys(repository, object_type):
@@ -249,7 +256,9 @@ class ObjectStore:
         try:
             return self.engine.size_of(self.key(repository, object_type, name))
         except Absent:
-            raise self.missing() from None
+            # Unlike that to a GET, this answer never says that the bucket is missing.
+            self.volume.check()
+            raise NotFound() from None
 
     def list_objects(self, repository: Repository, object_type: str, with_sizes: bool) -> Listing:
         """The objects of a type; does no I/O yet."""
@@ -268,6 +277,8 @@ class ObjectStore:
         try:
             size_bytes = self.engine.size_of(key)
         except Absent:
+            # It is called removed because of a removal and not of a look, which may have been answered wrongly.
+            self.engine.remove(key)
             self.volume.check()
             return Amount()
         if object_type == CONFIG:

@@ -28,6 +28,9 @@ from .spool import Spool, spool_error
 _SMALL_BYTES = 64 << 10
 #: How often an object is stored at most, in all, and what is waited before the second, the third and the fourth time.
 _PAUSES_S = (0.2, 1.0, 3.0)
+#: No further attempt begins later than this after the first one, in seconds: one that hangs may take four minutes, and restic
+#: waits for five.
+_ATTEMPTS_WITHIN_S = 30.0
 
 _log = Logger()
 
@@ -166,6 +169,7 @@ class ObjectUpload:
         """
         may_be_ours = False
         pauses = iter(_PAUSES_S)
+        no_later_s = time.monotonic() + _ATTEMPTS_WITHIN_S
         while True:
             try:
                 self._store.engine.put_new(key, content)
@@ -184,7 +188,7 @@ class ObjectUpload:
             except Absent:
                 # Nothing was stored: the attempt failed, or met another one, or a removal.
                 pause_s = next(pauses, None)
-                if pause_s is None:
+                if pause_s is None or time.monotonic() + pause_s > no_later_s:
                     raise error or EngineError("", f"{key}: neither stored nor there") from None
                 time.sleep(pause_s)
 

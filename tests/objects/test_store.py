@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.errors import Forbidden, NotFound, SpoolFull, StartError, Unavailable
-from resticserver.objects.engine import AccessRefused, BucketMissing, EngineError, EngineFull, Exists
+from resticserver.errors import Forbidden, NoSuchRepository, NotFound, SpoolFull, StartError, Unavailable
+from resticserver.objects.engine import Absent, AccessRefused, BucketMissing, EngineError, EngineFull, Exists
 from resticserver.objects.probe import ProvenFile
 from resticserver.objects.spool import Spool
 from resticserver.objects.store import ObjectStore
@@ -274,6 +274,49 @@ class ReadTests(FaultCase):
         stored.open(WantedPart(5, 9))
         self.assertEqual(0, stored.size_bytes)
         self.assertEqual(b"", stored.read(0, 10))
+
+
+class WrongAnswerTests(FaultCase):
+    """What is not believed."""
+
+    def test_removal(self) -> None:
+        """An object is removed even if a look before does not find it."""
+        self.save()
+        self.engine.before["size_of"] = [raising(Absent())]
+        self.store.remove_object(DEEP, "data", NAME)
+        self.assertNotIn(KEY, self.engine.objects)
+
+    def test_size_in_bucket_that_has_just_gone(self) -> None:
+        """A size that is not found is a 404 only if the bucket is there at this moment."""
+        self.store.volume.check()
+        self.engine.objects.clear()
+        self.assertTrue(self.store.volume.seen_lately())
+        self.assertRaises(Unavailable, self.store.size_of, DEEP, "data", NAME)
+        self.flushLoggedErrors()
+
+    def test_deletion_goes_on(self) -> None:
+        """A repository that restic has made can be deleted again if its deletion fails after its config is gone."""
+        self.save()
+        save(self.store, DEEP, "config", b"a config")
+        del self.engine.objects[f"{'/'.join(DEEP)}/.rest-server/repository"]
+        self.engine.before["list_pages"] = [raising(EngineError())]
+        self.assertRaises(EngineError, self.store.delete_repository, DEEP)
+        self.store.delete_repository(DEEP)
+        self.assertEqual({}, self.contents())
+        self.assertRaises(NoSuchRepository, self.store.find_repository, DEEP)
+
+    def test_slow_failures(self) -> None:
+        """An upload whose attempts take long is not tried again: its client would be gone."""
+        now_s = [0.0]
+        self.patch(time, "monotonic", lambda: now_s[0])
+
+        def time_out() -> None:
+            now_s[0] += 30
+            raise EngineError("", "timed out")
+
+        self.engine.before["put_new"] = [time_out] * 4
+        self.assertRaises(EngineError, self.save)
+        self.assertEqual(1, self.names_of_calls().count("put_new"))
 
 
 class StartTests(InMemory, SynchronousTestCase):
