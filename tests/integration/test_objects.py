@@ -41,12 +41,12 @@ from ..support.waiting import PATIENCE_S, wait_until
 MIB = 1 << 20
 ALL = os.environ.get("OBJECTS") == "all"
 #: What each repository of a life cycle gets to store.
-LIFE_BYTES = (160 if ALL else 20) * MIB
+LIFE_BYTES = (160 if ALL else 12) * MIB
 #: SeaweedFS lets the losers of a race wait for seconds.
 RACES = 20 if ALL else 2
 RACERS = 16
 LOCKS = 1000 if ALL else 60
-ENGINE_KILLS = 5 if ALL else 2
+ENGINE_KILLS = 5 if ALL else 1
 FRONT_END_KILLS = 3
 
 #: The request for the marker of the bucket.
@@ -605,7 +605,8 @@ class FrontEndKilledTests(TwoCase):
         Six clients back up through both front ends, of which one is killed three times and started anew, each time with an
         empty state directory: all clients succeed, and their repositories are whole.
         """
-        make_tree(self.tree, seed=1, size_bytes=LIFE_BYTES)
+        size_bytes = LIFE_BYTES // 2
+        make_tree(self.tree, seed=1, size_bytes=size_bytes)
         balancer = Balancer(self, [server.port for server in self.servers])
         clients = [
             self.restic(f"http://127.0.0.1:{balancer.port}/client-{number}/", f"client-{number}")
@@ -615,10 +616,9 @@ class FrontEndKilledTests(TwoCase):
             client.create()
         port = self.servers[0].port
         with concurrent.futures.ThreadPoolExecutor(self.CLIENTS) as pool:
-            # One of them stays below what the server can take, so that all are there for all kills.
-            backups = [
-                pool.submit(client.run, "backup", "--limit-upload", "4096", str(self.tree)) for client in clients
-            ]
+            # For eight seconds at least, so that they are there for all kills.
+            limit = ("--limit-upload", str(size_bytes // 8 >> 10))
+            backups = [pool.submit(client.run, "backup", *limit, str(self.tree)) for client in clients]
             busy = 0
             for kill in range(FRONT_END_KILLS):
                 time.sleep(1.0)
@@ -628,10 +628,9 @@ class FrontEndKilledTests(TwoCase):
             for backup in backups:
                 self.assertEqual(0, backup.result().status, backup.result())
         self.assertGreater(busy, self.CLIENTS, "the clients were done before the kills, so this shows nothing")
-        for client in clients[:: 1 if ALL else 3]:
-            self.assert_whole(client)
-        for client in clients:
-            self.assertIn("no errors were found", client.succeed("check"))
+        for number, client in enumerate(clients):
+            thoroughly = ("--read-data",) if ALL or number < 2 else ()
+            self.assertIn("no errors were found", client.succeed("check", *thoroughly))
             self.assertEqual(1, len(client.snapshots()))
 
 
@@ -756,7 +755,7 @@ class EngineFullTests(OwnEngineCase):
             client.create_repository()
         journal = Journal(server, clients=2, size_bytes=MIB)
         self.addCleanup(journal.end)
-        wait_until(lambda: len(journal.statuses) >= 3, what="a full engine")
+        wait_until(lambda: len(journal.statuses) >= 2, what="a full engine")
         journal.end()
         self.assertGreater(len(journal.acknowledged), 3)
         self.assertLessEqual(set(journal.statuses), {503, 507})
@@ -796,7 +795,9 @@ class CredentialsTests(ObjectsCase):
             self.assertEqual(503, client.get("/data/").status)
             self.assertEqual(503, client.post(f"/data/{object_id(b'another')}", b"another").status)
             self.assertEqual(503, client.delete(f"/data/{name}").status)
-            server.wait_for_line(f"cannot read from s3://{self.bucket}: the object store refuses the server's credentials")
+            server.wait_for_line(
+                f"cannot read from s3://{self.bucket}: the object store refuses the server's credentials"
+            )
             write(*self.engine.credentials)
             wait_until(lambda: client.get(f"/data/{name}").status == 200, what="the old credentials")
             server.wait_for_line(f"can read from s3://{self.bucket} again")
