@@ -43,7 +43,7 @@ ALL = os.environ.get("OBJECTS") == "all"
 #: What each repository of a life cycle gets to store.
 LIFE_BYTES = (160 if ALL else 12) * MIB
 #: SeaweedFS lets the losers of a race wait for seconds.
-RACES = 20 if ALL else 2
+RACES = 20 if ALL else 1
 RACERS = 16
 LOCKS = 1000 if ALL else 60
 ENGINE_KILLS = 5 if ALL else 1
@@ -160,8 +160,7 @@ class ObjectsCase(SynchronousTestCase):
         return reply.body if reply.status == 200 else None
 
 
-@process_test
-class LifeCycleTests(ObjectsCase):
+class LifeCycleCase(ObjectsCase):
     """From C{init} to C{prune} and C{copy}, with nothing lost on the way."""
 
     def live(self, restic: Restic, whole: bool = ALL) -> None:
@@ -191,6 +190,11 @@ class LifeCycleTests(ObjectsCase):
         self.assert_restores(restic, "latest", second)
         self.assertEqual([], [key for key in self.engine.keys(self.bucket) if "/locks/" in f"/{key}"])
 
+
+@process_test
+class LifeCycleTests(LifeCycleCase):
+    """The life of a repository, and its copy."""
+
     def test_plain(self) -> None:
         """Through C{twistd restic-rest}, below a prefix, with the start's race; and a copy to a second repository."""
         server = self.launch(bucket=f"{self.bucket}/some/place", door=TWISTD)
@@ -207,6 +211,11 @@ class LifeCycleTests(ObjectsCase):
         server.stop()
         folders = {"/".join(key.split("/")[:4]) for key in self.engine.keys(self.bucket)}
         self.assertEqual({"some/place/host/first", "some/place/host/second", "some/place/.rest-server/id"}, folders)
+
+
+@process_test
+class LifeCycleVariantsTests(LifeCycleCase):
+    """The same over TLS, and with workers."""
 
     def test_tls_at_the_engine(self) -> None:
         """The engine is asked over TLS alone, by a certificate of an authority of our own."""
@@ -233,6 +242,11 @@ class LifeCycleTests(ObjectsCase):
         """With two worker processes."""
         server = self.serve("--workers", "2")
         self.live(self.restic(f"{server.url}/"))
+
+
+@process_test
+class LifeCycleAccessTests(LifeCycleCase):
+    """The same where not everything is allowed."""
 
     def test_private_repositories(self) -> None:
         """Users have their own folder alone."""
