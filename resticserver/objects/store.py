@@ -24,7 +24,7 @@ from .engine import Absent, Engine, EngineError, EngineFull, Exists
 from .layout import Keys, name_in
 from .listing import ObjectListing
 from .logged_engine import LoggedEngine
-from .probe import Probe, ProvenFile
+from .probe import Finding, Probe, ProvenFile
 from .reading import ObjectStored
 from .spool import Spool
 from .upload import ObjectUpload
@@ -46,7 +46,7 @@ class ObjectStore:
     @param verify: whether the hash of an upload must be its name.
     @param max_depth: how many folders deep repositories may lie.
     @param read_only: whether nothing is written at the start.
-    @param proven: remembers that the engine was tried; C{None} if it is not tried.
+    @param proven: remembers that the race was run; C{None} if the engine's conditions are not relied on.
     @ivar place: where repositories lie, for messages.
     """
 
@@ -93,30 +93,35 @@ class ObjectStore:
                 self.volume.is_missing()
                 if self.volume.known is None:
                     self.volume.check()
-                if self._proven is not None and not self.read_only:
-                    self._try_promises(self._proven)
+                if not self.read_only:
+                    self._try_promises()
         except EngineError as error:
             raise StartError(f"--path: cannot use {self.place}: {error.message}{_in_brackets(error.detail)}") from error
 
-    def _try_promises(self, proven: ProvenFile) -> None:
+    def _try_promises(self) -> None:
         """
         Try what the engine promises.
 
         @raise StartError: it does not keep a promise.
         """
         probe = Probe(self.engine, self._keys.prefix)
-        findings = probe.quick()
-        if not any(one.problem for one in findings) and not proven.is_proven():
+        self._must_be_kept(probe.quick())
+        if self._proven is None:
+            return
+        if not self._proven.is_proven():
             _log.info("Trying what {place} guarantees: this takes some seconds, once", place=self.place)
-            findings += probe.race()
-        for one in findings:
-            if one.problem:
-                proven.forget()
-                raise StartError(
-                    f"--path: {self.place} cannot be used: {one.name}: {one.problem}. "
-                    "A single server may use it with --objects-unconditional"
-                )
-        proven.remember()
+            self._must_be_kept(probe.race())
+        self._proven.remember()
+
+    def _must_be_kept(self, findings: list[Finding]) -> None:
+        broken = [one for one in findings if one.problem]
+        if not broken:
+            return
+        if self._proven is not None:
+            self._proven.forget()
+        problems = "; ".join(f"{one.name}: {one.problem}" for one in broken)
+        hint = ". A single server may use it with --objects-unconditional" if all(one.shared for one in broken) else ""
+        raise StartError(f"--path: {self.place} cannot be used: {problems}{hint}")
 
     def try_out(self) -> str:
         """See L{resticserver.storage.interface.ServedStore.try_out}."""
