@@ -88,7 +88,7 @@ def rclone(engine: SeaweedFS) -> Server:
 
 
 def anonymous_mb(server: Server) -> float:
-    """Anonymous memory of all its processes now (RssAnon), in MB of a million bytes. The spool's mapped pages are no part of it."""
+    """Anonymous memory of all its processes now (RssAnon), in MB of a million bytes, so without the spool's mapped pages."""
     found = 0.0
     for pid in server.processes():
         with suppress(OSError):
