@@ -39,7 +39,7 @@ html_last_updated_fmt = None
 
 NAVIGATION = {
     "Set up": ["quick-start", "recipes", "migrating", "how-to"],
-    "Run": ["operations", "monitoring", "troubleshooting", "upgrading"],
+    "Run": ["operations", "monitoring", "scaling", "troubleshooting", "upgrading"],
     "Reference": ["options", "policy", "embedding", "stability"],
     "Background": ["/SECURITY", "durability", "performance", "About this server </README>", "/CHANGELOG"],
     "Development": [

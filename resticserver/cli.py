@@ -20,9 +20,9 @@ from .process.utf8 import use_utf8
 from .threads.reactor import installed_reactor
 
 #: The subcommands; each is a module of L{resticserver.commands} with a function C{main}.
-COMMANDS = ("config", "user", "policy", "usage", "status", "health", "trash", "scrub")
+COMMANDS = ("config", "user", "policy", "usage", "status", "health", "trash", "scrub", "objects")
 #: Those whose output has names of files, or text made of them.
-UTF8_COMMANDS = ("config", "usage", "status", "trash", "scrub")
+UTF8_COMMANDS = ("config", "usage", "status", "trash", "scrub", "objects")
 
 
 def stderr_observer(debug: bool) -> Callable[[LogEvent], None]:

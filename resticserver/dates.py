@@ -8,6 +8,7 @@ exception and uses Apache's format.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -34,6 +35,18 @@ def parse_time(text: str) -> float:
     """
     at = datetime.fromisoformat(text.strip())
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+
+
+def zoned_seconds(texts: Iterable[str]) -> list[float]:
+    """
+    Parse timestamps that name their time zone into seconds since 1970.
+
+    @raise ValueError: one of them is no timestamp, or names no time zone.
+    """
+    found = [datetime.fromisoformat(text) for text in texts]
+    if any(at.tzinfo is None for at in found):
+        raise ValueError("no time zone")
+    return [at.timestamp() for at in found]
 
 
 def day_text(seconds: float) -> str:

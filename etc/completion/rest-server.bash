@@ -27,7 +27,7 @@ _rest_server_data()
     # What there is after a command: subcommands, switches, options with a value.
     case "$1" in
     "rest-server")
-        commands="config user policy usage status health trash scrub"
+        commands="config user policy usage status health trash scrub objects"
         options="--objects-unconditional -v --version -h --help --tls --no-auth --private-repos --append-only --read-only --auto-create --no-verify-upload --group-accessible-repos --prometheus --prometheus-no-auth --debug"
         valued="--config --path --state-dir --spool-dir --spool-size --workers --shutdown-timeout --listen --proxy-prefix --trusted-proxy --tls-cert --tls-key --tls-min-ver --tls-client-ca --tls-client-auth --tls-client-user --htpasswd-file --auth-failures --proxy-auth-username --policy --max-depth --max-size --min-free --delete-delay --scrub-interval --scrub-rate --header-timeout --stall-timeout --max-connections --max-connections-per-address --max-object-size --max-uploads --bandwidth --bandwidth-up --bandwidth-down --metrics-listen --on-event --warn-snapshot-age --warn-first-snapshot --warn-lock-age --warn-quota --warn-disk --warn-certificate --warn-scrub --log --log-format --cpu-profile"
         ;;
@@ -120,6 +120,16 @@ _rest_server_data()
         commands=""
         options="-h --help --json --accept-missing"
         valued="--rate --config --path --max-depth --state-dir"
+        ;;
+    "rest-server objects")
+        commands="probe"
+        options="-h --help"
+        valued=""
+        ;;
+    "rest-server objects probe")
+        commands=""
+        options="-h --help --json"
+        valued=""
         ;;
     esac
 }

@@ -19,7 +19,7 @@ DESCRIPTION = (
     "Subcommands, each with --help: rest-server config (check and show the configuration), rest-server user (users and "
     "passwords), rest-server policy (check access rules), rest-server usage (how much is stored), rest-server status (the "
     "state of a running server), rest-server health (whether it is ready), rest-server trash (list, restore and remove "
-    "deleted objects), rest-server scrub (verify what is stored)."
+    "deleted objects), rest-server scrub (verify what is stored), rest-server objects (try an object store)."
 )
 
 #: Switches: name, short form, text.

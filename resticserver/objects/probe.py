@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from ..storage.interface import WantedPart
@@ -66,13 +66,31 @@ class Probe:
         """
         return self._tidied(self._race)
 
+    @contextmanager
+    def timed_requests(self) -> Iterator[dict[str, Callable[[], object]]]:
+        """Requests of one kind each, to be timed; with an object of 4 KiB that is removed afterwards."""
+        key = self._key("timed")
+        content = bytes(4096)
+        self._engine.put(key, content)
+        try:
+            yield {
+                "put": lambda: self._engine.put(key, content),
+                "get": lambda: self._read(key),
+                "head": lambda: self._engine.size_of(key),
+            }
+        finally:
+            self._tidy()
+
     def _tidied(self, *tries: Callable[[], Finding]) -> list[Finding]:
         try:
             return [one() for one in tries]
         finally:
-            for key in self._keys:
-                self._engine.remove(key)
-            self._keys.clear()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        for key in self._keys:
+            self._engine.remove(key)
+        self._keys.clear()
 
     def _key(self, name: str) -> str:
         key = f"{self._folder}{name}"

@@ -31,6 +31,9 @@ def make_s3_engine(location: Location) -> ObstoreEngine:
             retry_config=NO_RETRIES,
             # The engine verifies this, or the signed hash of the content; each of those tried verifies one of them.
             checksum_algorithm="sha256",
+            # Nothing else in the environment may change what is sent.
+            skip_signature=False,
+            unsigned_payload=False,
             # An engine that ignores conditions is found at the start.
             conditional_put="etag",
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
-from datetime import datetime
 from operator import lt
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from ..dates import zoned_seconds
 from .engine import Found
 
 #: The largest page that is read, in bytes: 1,000 keys of 1,024 bytes are 3 MiB when each byte is encoded.
@@ -209,10 +209,7 @@ def _unescaped(texts: list[str]) -> list[str]:
 
 def _seconds(times: list[str]) -> list[float]:
     try:
-        found = [datetime.fromisoformat(time) for time in times]
-        if any(time.tzinfo is None for time in found):
-            raise ValueError("no time zone")
-        return [time.timestamp() for time in found]
+        return zoned_seconds(times)
     except (ValueError, OverflowError) as error:
         raise BadPage(f"the time of an object is wrong: {_short(str(error))}") from None
 

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 from xml.etree import ElementTree
 
+from ..errors import StartError
 from .credentials import Credential, Credentials
 from .engine import AccessRefused, BucketMissing, EngineError
 from .s3_list import MAX_PAGE_BYTES, BadPage
@@ -56,6 +57,7 @@ class S3Requests:
 
     @param pause: waits for a number of seconds.
     @param clock: seconds, monotonic.
+    @raise StartError: the file with the authorities cannot be used.
     """
 
     def __init__(
@@ -162,11 +164,13 @@ def _connections(settings: S3Settings) -> PoolManager:
     """
     The connections: directly, or through the proxy that the environment names (obstore does the same). Certificates are
     verified against the file that is set, or against what the system and C{SSL_CERT_FILE} say.
+
+    @raise StartError: that file cannot be used.
     """
     from urllib3 import PoolManager, ProxyManager, make_headers
 
     parts = urlsplit(settings.endpoint)
-    tls = ssl.create_default_context(cafile=settings.ca_file) if parts.scheme == "https" else None
+    tls = _tls(settings.ca_file) if parts.scheme == "https" else None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc):
@@ -178,6 +182,20 @@ def _connections(settings: S3Settings) -> PoolManager:
         headers = make_headers(proxy_basic_auth=pair)
     url = f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
     return ProxyManager(url, num_pools=2, maxsize=_CONNECTIONS, ssl_context=tls, proxy_headers=headers)
+
+
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    """
+    What certificates are verified against.
+
+    @raise StartError: the file with the authorities cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        # An ssl.SSLError has only the library's own words.
+        reason = "it has no valid certificates" if isinstance(error, ssl.SSLError) else error.strerror
+        raise StartError(f"--path: cannot read {ca_file} (AWS_CA_BUNDLE): {reason}") from None
 
 
 def _failure(status: int, headers: Mapping[str, str], body: bytes) -> Exception:

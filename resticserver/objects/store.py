@@ -148,6 +148,8 @@ class ObjectStore:
 
         @raise NoSuchRepository: it is not.
         """
+        # Some engines make a bucket that is missing when something is stored in it.
+        self.volume.check_now_and_then()
         now_s = time.monotonic()
         if self._known_until_s.get(repository, 0.0) > now_s:
             return

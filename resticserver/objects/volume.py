@@ -11,9 +11,7 @@ from contextlib import suppress
 from twisted.logger import Logger
 
 from ..storage.volume import MOST_MARKER_BYTES, Volume
-from .engine import Absent, Engine, EngineError, Exists
-
-NOUN = "bucket"
+from .engine import Absent, BucketMissing, Engine, EngineError, Exists
 
 _log = Logger()
 
@@ -25,8 +23,12 @@ class BucketVolume(Volume):
     @param key: of the marker.
     """
 
+    missing = BucketMissing.default
+    # A look costs a request, and an object that is not there asks for one anyway.
+    lately_s = 10.0
+
     def __init__(self, engine: Engine, key: str) -> None:
-        super().__init__(engine.name, NOUN)
+        super().__init__()
         self._engine = engine
         self._key = key
 
@@ -47,6 +49,24 @@ class BucketVolume(Volume):
         finally:
             body.close()
         return found[:MOST_MARKER_BYTES].strip() or b"-"
+
+    def _log_gone(self, is_another: bool) -> None:
+        """See L{Volume}."""
+        accept = "restart the server"
+        if self.remembered_in is not None:
+            accept = f"stop the server, remove {self.remembered_in} and start it again"
+        what = "another bucket is" if is_another else "no marker of an earlier run is"
+        _log.error(
+            "{what} at {place}: every request is answered 503 until the right one is back. "
+            "To use {place} as it is now, {accept}",
+            what=what,
+            place=self._engine.name,
+            accept=accept,
+        )
+
+    def _log_back(self) -> None:
+        """See L{Volume}."""
+        _log.info("the bucket at {place} is back", place=self._engine.name)
 
     def mark(self) -> None:
         """See L{Volume.mark}."""

@@ -31,8 +31,10 @@ def announce(settings: Settings, users_loaded: bool) -> None:
     @param users_loaded: whether the htpasswd file was read.
     """
     warn(settings)
-    what = "Data directory" if settings.location is None else "Object store"
-    _log.info("{what}: {path}", what=what, path=settings.path)
+    if settings.location is None:
+        _log.info("Data directory: {path}", path=settings.path)
+    else:
+        _log.info("Object store: {path}", path=settings.path)
     if settings.no_auth:
         _log.info("Authentication disabled")
     elif settings.proxy_auth_username:

@@ -22,20 +22,29 @@ EXTRA = "resticserver[objects]"
 PROVEN_FILE = "objects-proven"
 
 
+def make_engine(location: Location) -> Engine:
+    """
+    Make the engine of a bucket; nothing is sent to it.
+
+    @raise StartError: its libraries are not installed, or what is configured is wrong.
+    """
+    try:
+        from ..objects.s3_engine import make_s3_engine
+    except ImportError as error:
+        raise StartError(f"--path: {location}: needs the extra {EXTRA} ({error.name} is not installed)") from None
+    if location.scheme != "s3":
+        raise StartError(f"--path: {location}: only s3:// is available in this version")
+    return make_s3_engine(location)
+
+
 def make_object_store(settings: Settings, location: Location, state: StateFile) -> ObjectStore:
     """
     Make the store; nothing is opened.
 
     @raise StartError: its libraries are not installed, or there are no credentials.
     """
-    try:
-        from ..objects.s3_engine import make_s3_engine
-    except ImportError as error:
-        raise StartError(f"--path {location}: needs the extra {EXTRA} ({error.name} is not installed)") from None
-    if location.scheme != "s3":
-        raise StartError(f"--path {location}: only s3:// is available in this version")
     assert settings.state_dir is not None
-    engine: Engine = make_s3_engine(location)
+    engine = make_engine(location)
     proven = None
     if settings.objects_unconditional:
         engine = Unconditional(engine)

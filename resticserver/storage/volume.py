@@ -26,9 +26,8 @@ FOLDER = ".rest-server"
 MARKER = "id"
 MOST_MARKER_BYTES = 100
 
-NOUN = "volume"
 #: What clients are told while it is missing.
-GONE = f"the {NOUN} with the repositories is missing"
+GONE = "the volume with the repositories is missing"
 
 #: How long after a look no other is needed before an object is read.
 LATELY_S = 1.0
@@ -43,16 +42,18 @@ class Volume:
     """
     The marker of the place where one store keeps repositories. Safe from several threads.
 
-    @param place: where that is, for the log; C{noun} what is there.
+    @cvar missing: what clients are told while it is missing.
+    @cvar lately_s: how long after a look no other is needed before an object is read.
     @ivar known: the marker that must be there; C{None} while none was ever seen.
     @ivar learnt: see L{observe_marker}.
     @ivar gone: whether it was missing at the last look, which was logged.
     @ivar remembered_in: the file that keeps the marker for the next start, if there is one.
     """
 
-    def __init__(self, place: str, noun: str) -> None:
-        self._place = place
-        self._noun = noun
+    missing = ""
+    lately_s = LATELY_S
+
+    def __init__(self) -> None:
         self.known: bytes | None = None
         self.learnt: Callable[[bytes], object] = lambda marker: None
         self.gone = False
@@ -77,13 +78,13 @@ class Volume:
         self.learnt = learnt
 
     def seen_lately(self) -> bool:
-        """Whether the volume was there within the last second; never blocks, and is for any thread."""
-        return time.monotonic() - self._seen_s < LATELY_S
+        """Whether the volume was there a moment ago; never blocks, and is for any thread."""
+        return time.monotonic() - self._seen_s < self.lately_s
 
     def check_now_and_then(self) -> None:
         """
-        As L{check}, but at most once a second: a reader of one object notices by itself if the object is gone, though not if
-        only the marker is. A marker that cannot be read is no reason to refuse the object.
+        As L{check}, but only if there was no look a moment ago: a reader of one object notices by itself if the object is
+        gone, though not if only the marker is. A marker that cannot be read is no reason to refuse the object.
 
         @raise Unavailable: as L{check}.
         """
@@ -122,23 +123,25 @@ class Volume:
         if found != self.known:
             if not self.gone:
                 self.gone = True
-                what = f"another {self._noun} is" if found else f"no {self._noun} is"
-                accept = "restart the server"
-                if self.remembered_in is not None:
-                    accept = f"stop the server, remove {self.remembered_in} and start it again"
-                _log.error(
-                    "{what} at {path}: every request is answered 503 until the right one is back. "
-                    "To use {path} as it is now, {accept}",
-                    what=what,
-                    path=self._place,
-                    accept=accept,
-                )
+                self._log_gone(bool(found))
             self._seen_s = float("-inf")
-            raise Unavailable(f"the {self._noun} with the repositories is missing")
+            raise Unavailable(self.missing)
         self._seen_s = time.monotonic()
         if self.gone:
             self.gone = False
-            _log.info("the {noun} at {path} is back", noun=self._noun, path=self._place)
+            self._log_back()
+
+    def _log_gone(self, is_another: bool) -> None:
+        """
+        Log that the marker is missing, and what to do to use the place as it is.
+
+        @param is_another: whether there is another one.
+        """
+        raise NotImplementedError
+
+    def _log_back(self) -> None:
+        """Log that it is there again."""
+        raise NotImplementedError
 
     def _look(self) -> bytes | None:
         """
@@ -158,8 +161,10 @@ class Volume:
 class FileVolume(Volume):
     """The marker of a data directory."""
 
+    missing = GONE
+
     def __init__(self, path: str, publisher: Publisher) -> None:
-        super().__init__(path, NOUN)
+        super().__init__()
         self._path = path
         self._folder = os.path.join(path, FOLDER)
         self._marker = os.path.join(self._folder, MARKER)
@@ -180,6 +185,24 @@ class FileVolume(Volume):
             return None
         self._stamp = stamp if self.known in (None, found) else None
         return found
+
+    def _log_gone(self, is_another: bool) -> None:
+        """See L{Volume}."""
+        accept = "restart the server"
+        if self.remembered_in is not None:
+            accept = f"stop the server, remove {self.remembered_in} and start it again"
+        what = "another volume is" if is_another else "no volume is"
+        _log.error(
+            "{what} at {path}: every request is answered 503 until the right one is back. "
+            "To use {path} as it is now, {accept}",
+            what=what,
+            path=self._path,
+            accept=accept,
+        )
+
+    def _log_back(self) -> None:
+        """See L{Volume}."""
+        _log.info("the volume at {path} is back", path=self._path)
 
     def mark(self) -> None:
         """See L{Volume.mark}."""

@@ -287,6 +287,7 @@ def _form(view: View) -> Markup:
         ),
         element("label", "Show ", element("select", shown, name="show")),
         element("label", "Order ", element("select", orders, name="sort")),
+        element("input", type="hidden", name="reverse", value=view.sort) if view.reverse else None,
         element("input", type="hidden", name="reload", value="1") if view.reload else None,
         element("button", "Apply"),
         method="get",

@@ -100,11 +100,14 @@ class View:
             return query.get(name, [b""])[-1].decode("utf-8", "replace")
 
         sort = last(b"sort")
+        if sort not in ORDERS:
+            sort = DEFAULT_ORDER
         return cls(
             last(b"find").strip()[:MOST_CHARACTERS],
             last(b"show") == "attention",
-            sort if sort in ORDERS else DEFAULT_ORDER,
-            last(b"reverse") == "1",
+            sort,
+            # It names the order, so that another one that is chosen in the form is not reversed.
+            last(b"reverse") == sort,
             last(b"reload") == "1",
         )
 
@@ -115,7 +118,7 @@ class View:
             "find": view.find,
             "show": "attention" if view.attention else "",
             "sort": view.sort if view.sort != DEFAULT_ORDER else "",
-            "reverse": "1" if view.reverse else "",
+            "reverse": view.sort if view.reverse else "",
             "reload": "1" if view.reload else "",
         }
         query = urlencode({name: value for name, value in values.items() if value})

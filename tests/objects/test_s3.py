@@ -18,6 +18,7 @@ from unittest import mock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.errors import StartError
 from resticserver.objects.credentials import Credentials, new_session
 from resticserver.objects.engine import AccessRefused, BucketMissing, EngineError
 from resticserver.objects.location import Location
@@ -496,6 +497,15 @@ class TransportTests(ListCase):
         self.assertEqual([], server.requests)
         with self.environment(AWS_CA_BUNDLE=str(files.authority)):
             self.assertEqual(10, len(self.keys(self.lists(url))))
+
+    def test_wrong_authorities(self) -> None:
+        """A file without certificates is found at the start, but only if certificates are to be verified."""
+        file = self.home / "ca.pem"
+        file.write_text("geheim")
+        with self.environment(AWS_CA_BUNDLE=str(file)):
+            raised = self.assertRaises(StartError, self.lists, "https://127.0.0.1:1")
+            self.assertEqual(f"--path: cannot read {file} (AWS_CA_BUNDLE): it has no valid certificates", str(raised))
+            self.lists("http://127.0.0.1:1")
 
     def test_proxy(self) -> None:
         """A proxy of the environment is used, with its password, but for hosts that are excepted."""

@@ -83,7 +83,7 @@ class PipxTests(MachineTestCase):
             self.assertEqual(0, self.debian.run("test", "-f", f"{share}/{name}").returncode, name)
         if links_man_pages:
             # Where man looks for a program of ~/.local/bin.
-            self.assertIn(".TH REST-SERVER 1", self.as_user("cat .local/share/man/man1/rest-server.1").upper())
+            self.assertIn(r".TH REST\-SERVER 1", self.as_user("cat .local/share/man/man1/rest-server.1").upper())
         self.as_user("pipx uninstall resticserver")
         self.assertNotEqual(0, self.debian.run("test", "-e", share).returncode)
         self.assertEqual(

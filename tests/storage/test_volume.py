@@ -167,7 +167,7 @@ class VolumeTests(SynchronousTestCase):
 
     def test_only_the_marker_goes(self) -> None:
         """Everything else is there, as on a copy of the disk: objects are not read either, at once or in the pool."""
-        self.patch(volume_module, "LATELY_S", 0.0)
+        self.patch(volume_module.Volume, "lately_s", 0.0)
         repository = ("alice",)
         self.store.create_repository(repository)
         save(self.store, repository, "data", b"x")
@@ -217,7 +217,7 @@ class VolumeTests(SynchronousTestCase):
 
     def test_marker_that_cannot_be_looked_at(self) -> None:
         """It is there, so what can be read is read."""
-        self.patch(volume_module, "LATELY_S", 0.0)
+        self.patch(volume_module.Volume, "lately_s", 0.0)
         repository = ("alice",)
         self.store.create_repository(repository)
         save(self.store, repository, "data", b"x")

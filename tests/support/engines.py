@@ -51,6 +51,8 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _REQUEST_S = 30.0
 #: Ceph needs 15 s on an idle machine.
 _START_S = 4 * PATIENCE_S
+#: From which size on SeaweedFS collects its garbage more often.
+_MEMORY_MIB = 512
 #: How often another set of ports is tried.
 _ATTEMPTS = 5
 #: Below are those of programs that people know by their ports.
@@ -550,8 +552,9 @@ class SeaweedFS(S3Engine):
             "-s3.port.lance=0",
             f"-s3.config={configuration}",
             f"-s3.autoCreateBucket={str(self._creates_buckets).lower()}",
-            # By default a bucket takes seven volumes at once.
-            environment={"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+            # By default a bucket takes seven volumes at once, and packs make the process grow to a gigabyte. Each of several
+            # processes of tests has an engine.
+            environment={"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMEMLIMIT": f"{_MEMORY_MIB}MiB"},
         )
 
     def _has_storage(self) -> bool:

@@ -529,11 +529,13 @@ class ViewTests(StatusCase):
             "": ["Alice/nas", "carol/x", "alice/laptop", "bob"],
             "?sort=nonsense": ["Alice/nas", "carol/x", "alice/laptop", "bob"],
             "?sort=name": ["alice/laptop", "Alice/nas", "bob", "carol/x"],
-            "?sort=name&reverse=1": ["carol/x", "bob", "Alice/nas", "alice/laptop"],
+            "?sort=name&reverse=name": ["carol/x", "bob", "Alice/nas", "alice/laptop"],
             "?sort=snapshot": ["carol/x", "Alice/nas", "alice/laptop", "bob"],
             "?sort=snapshots": ["Alice/nas", "bob", "alice/laptop", "carol/x"],
             "?sort=stored": ["carol/x", "alice/laptop", "bob", "Alice/nas"],
-            "?sort=stored&reverse=1": ["Alice/nas", "bob", "alice/laptop", "carol/x"],
+            "?sort=stored&reverse=stored": ["Alice/nas", "bob", "alice/laptop", "carol/x"],
+            # Another order was chosen in the form of a page that was reversed.
+            "?sort=name&reverse=stored": ["alice/laptop", "Alice/nas", "bob", "carol/x"],
             "?sort=growth": ["Alice/nas", "alice/laptop", "bob", "carol/x"],
             "?sort=quota": ["bob", "alice/laptop", "Alice/nas", "carol/x"],
             "?sort=objects": ["alice/laptop", "carol/x", "bob", "Alice/nas"],
@@ -585,6 +587,9 @@ class ViewTests(StatusCase):
                 control for label in form.iter("label") for control in (*label.iter("input"), *label.iter("select"))
             ]
             self.assertEqual(3, len(labelled))
+        reversed_ = self.tree("/-/status?sort=stored&reverse=stored")
+        hidden = {one.attrib["name"]: one.attrib["value"] for one in reversed_.iter("input")}
+        self.assertEqual({"find": "", "reverse": "stored"}, hidden)
         (long,) = self.tree(f"/-/status?find={'x' * 5000}").iterfind(".//input")
         self.assertEqual("x" * 200, long.attrib["value"])
 
@@ -596,7 +601,7 @@ class ViewTests(StatusCase):
             ["descending"], [cell.attrib["aria-sort"] for cell in links.values() if "aria-sort" in cell.attrib]
         )
         for name, query in (
-            ("Stored", "find=a&sort=stored&reverse=1"),
+            ("Stored", "find=a&sort=stored&reverse=stored"),
             ("Repository", "find=a&sort=name"),
             ("Last upload", "find=a&sort=write"),
         ):
@@ -604,7 +609,7 @@ class ViewTests(StatusCase):
             assert link is not None
             self.assertEqual(f"status?{query}", link.attrib["href"])
             self.assertEqual("col", links[name].attrib["scope"])
-        again = self.tree("/-/status?find=a&sort=stored&reverse=1")
+        again = self.tree("/-/status?find=a&sort=stored&reverse=stored")
         self.assertEqual(
             ["ascending"], [cell.attrib["aria-sort"] for cell in again.iter("th") if "aria-sort" in cell.attrib]
         )
