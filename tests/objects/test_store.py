@@ -294,6 +294,15 @@ class WrongAnswerTests(FaultCase):
         self.assertRaises(Unavailable, self.store.size_of, DEEP, "data", NAME)
         self.flushLoggedErrors()
 
+    def test_list_of_another_bucket(self) -> None:
+        """A list is empty only if the bucket is the right one, also of a repository that is known."""
+        self.store.volume.check()
+        self.engine.objects.clear()
+        now_s = time.monotonic() + 1.1
+        self.patch(time, "monotonic", lambda: now_s)
+        self.assertRaises(Unavailable, self.store.list_objects(DEEP, "data", True).open)
+        self.flushLoggedErrors()
+
     def test_deletion_goes_on(self) -> None:
         """A repository that restic has made can be deleted again if its deletion fails after its config is gone."""
         self.save()
