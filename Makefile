@@ -4,6 +4,7 @@
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
 # make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
 # make faults  every call with every error, 500 kills, 100 power cuts; 30 minutes, and it prints the tables
+# make objects-check  object stores with real engines, all rounds; 20 minutes, with Ceph if it is installed
 # make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
 # make image  the container image, with docker or podman (ENGINE), as IMAGE and IMAGE:minimal; BUILD_FLAGS for the build
 # make docs   docs/options.md anew from the code
@@ -47,7 +48,7 @@ PARALLEL = $(VENV)/bin/python -Wd -m tests.parallel --temp $(VENV)/trial $(if $(
 # The tests start a server hundreds of times: without compiled files each start compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check lint types test unit nightly soak faults ship-check image coverage bench million docs man screenshot apidocs site news deb release clean
+.PHONY: run check lint types test unit nightly soak faults objects-check ship-check image coverage bench million docs man screenshot apidocs site news deb release clean
 
 run: $(VENV)/run
 	exec $(VENV)/bin/rest-server $(ARGS)
@@ -82,6 +83,9 @@ faults: $(VENV)/dev
 	FAULTS=all KILLS=500 POWER_CUTS=100 $(VENV)/bin/python -Wd $(TRIAL) \
 		tests.storage.test_fault_table tests.integration.test_fault_injection \
 		tests.integration.test_kill_points tests.integration.test_power_cuts
+
+objects-check: $(VENV)/dev
+	OBJECTS=all $(VENV)/bin/python -Wd $(TRIAL) tests.objects tests.integration.test_objects
 
 ship-check: $(VENV)/dev $(VENV)/docs
 	$(PARALLEL) --jobs 1 tests.shipping

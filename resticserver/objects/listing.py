@@ -12,6 +12,7 @@ from typing import Protocol
 from ..names import is_object_id
 from ..storage.interface import Objects
 from ..storage.layout import Repository
+from ..storage.volume import Volume
 from .engine import Engine, Found
 from .layout import name_in
 
@@ -33,6 +34,10 @@ class ListedBy(Protocol):
         @raise NoSuchRepository: it is not.
         """
 
+    @property
+    def volume(self) -> Volume:
+        """Whether the bucket is there."""
+
 
 class ObjectListing:
     """See L{resticserver.storage.interface.Listing}."""
@@ -49,7 +54,8 @@ class ObjectListing:
         self._pages = self._store.engine.list_pages(self._store.objects(self._repository, self._object_type))
         self._first = next(self._pages, [])
         if not self._first:
-            # An empty list and a missing repository look alike.
+            # An empty list, a missing repository and another bucket look alike.
+            self._store.volume.check()
             self._store.find_repository(self._repository)
 
     def __iter__(self) -> Iterator[Objects]:

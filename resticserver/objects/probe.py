@@ -31,11 +31,13 @@ class Finding(NamedTuple):
     @ivar name: what was tried, for the report.
     @ivar problem: what is wrong with it; empty if it is kept.
     @ivar vital: whether the server cannot work without it.
+    @ivar shared: whether only several servers on one bucket need it.
     """
 
     name: str
     problem: str = ""
     vital: bool = True
+    shared: bool = False
 
 
 class Probe:
@@ -105,8 +107,9 @@ class Probe:
             self._engine.put_new(key, b"other bytes")
         except Exists:
             found = self._read(key)
-            return Finding(name, "" if found == _CONTENT else "it was refused, and has replaced the first one")
-        return Finding(name, "the condition is ignored: the second upload replaces the first one")
+            problem = "" if found == _CONTENT else "it was refused, and has replaced the first one"
+            return Finding(name, problem, shared=True)
+        return Finding(name, "the condition is ignored: the second upload replaces the first one", shared=True)
 
     def _range(self) -> Finding:
         name = "a part of an object is answered with that part (206)"
@@ -144,7 +147,7 @@ class Probe:
             if errors:
                 raise errors[0]
             if winners != 1:
-                return Finding(name, f"{winners} of them succeeded")
+                return Finding(name, f"{winners} of them succeeded", shared=True)
         return Finding(name)
 
     def _one_race(self, key: str) -> tuple[int, list[Exception]]:

@@ -44,7 +44,7 @@ class ObjectStored:
         self._name = name
         #: Where the body that is open goes on, and what was read of it and not given out.
         self._offset = 0
-        self._left = memoryview(b"")
+        self._left = b""
 
     def open(self, wanted: WantedPart | None = None) -> None:
         """See L{resticserver.storage.interface.Stored.open}."""
@@ -66,7 +66,7 @@ class ObjectStored:
     def _begin(self, wanted: WantedPart) -> None:
         self._body = self._store.engine.get(self._key, wanted)
         self._offset = self._body.start
-        self._left = memoryview(b"")
+        self._left = b""
 
     def open_nowait(self) -> bool:
         """See L{resticserver.storage.interface.Stored.open_nowait}: an engine never answers at once."""
@@ -89,12 +89,14 @@ class ObjectStored:
             if self._body is None or self._body.size_bytes != self.size_bytes:
                 raise EngineError("", "an object was replaced while it was read")
         if not self._left:
-            self._left = memoryview(self._body.read())
+            self._left = self._body.read()
             if not self._left:
                 raise EngineError("", "a body ended early")
-        piece, self._left = self._left[:length], self._left[length:]
+        piece, self._left = self._left, b""
+        if len(piece) > length:
+            piece, self._left = piece[:length], piece[length:]
         self._offset += len(piece)
-        return bytes(piece)
+        return piece
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
         """See L{resticserver.storage.interface.Stored.read_nowait}: an engine never answers at once."""
@@ -106,6 +108,6 @@ class ObjectStored:
 
     def _end(self) -> None:
         body, self._body = self._body, None
-        self._left = memoryview(b"")
+        self._left = b""
         if body is not None:
             body.close()

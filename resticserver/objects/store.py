@@ -20,14 +20,14 @@ from ..storage.interface import Listing, SizeChange, Stored, Upload
 from ..storage.layout import Repository
 from ..storage.trash import is_kept
 from .counting import BucketCounting
-from .engine import Absent, Engine, EngineError, EngineFull, Exists
+from .engine import Absent, AccessRefused, BucketMissing, Engine, EngineError, EngineFull, Exists
 from .layout import Keys, name_in
 from .listing import ObjectListing
 from .logged_engine import LoggedEngine
-from .probe import Probe, ProvenFile
+from .probe import Finding, Probe, ProvenFile
 from .reading import ObjectStored
 from .spool import Spool
-from .upload import ObjectUpload
+from .upload import PAUSES_S, ObjectUpload
 from .volume import BucketVolume
 
 #: For how long a repository that was there is taken to be there.
@@ -46,7 +46,7 @@ class ObjectStore:
     @param verify: whether the hash of an upload must be its name.
     @param max_depth: how many folders deep repositories may lie.
     @param read_only: whether nothing is written at the start.
-    @param proven: remembers that the engine was tried; C{None} if it is not tried.
+    @param proven: remembers that the race was run; C{None} if the engine's conditions are not relied on.
     @ivar place: where repositories lie, for messages.
     """
 
@@ -93,30 +93,35 @@ class ObjectStore:
                 self.volume.is_missing()
                 if self.volume.known is None:
                     self.volume.check()
-                if self._proven is not None and not self.read_only:
-                    self._try_promises(self._proven)
+                if not self.read_only:
+                    self._try_promises()
         except EngineError as error:
             raise StartError(f"--path: cannot use {self.place}: {error.message}{_in_brackets(error.detail)}") from error
 
-    def _try_promises(self, proven: ProvenFile) -> None:
+    def _try_promises(self) -> None:
         """
         Try what the engine promises.
 
         @raise StartError: it does not keep a promise.
         """
         probe = Probe(self.engine, self._keys.prefix)
-        findings = probe.quick()
-        if not any(one.problem for one in findings) and not proven.is_proven():
+        self._must_be_kept(probe.quick())
+        if self._proven is None:
+            return
+        if not self._proven.is_proven():
             _log.info("Trying what {place} guarantees: this takes some seconds, once", place=self.place)
-            findings += probe.race()
-        for one in findings:
-            if one.problem:
-                proven.forget()
-                raise StartError(
-                    f"--path: {self.place} cannot be used: {one.name}: {one.problem}. "
-                    "A single server may use it with --objects-unconditional"
-                )
-        proven.remember()
+            self._must_be_kept(probe.race())
+        self._proven.remember()
+
+    def _must_be_kept(self, findings: list[Finding]) -> None:
+        broken = [one for one in findings if one.problem]
+        if not broken:
+            return
+        if self._proven is not None:
+            self._proven.forget()
+        problems = "; ".join(f"{one.name}: {one.problem}" for one in broken)
+        hint = ". A single server may use it with --objects-unconditional" if all(one.shared for one in broken) else ""
+        raise StartError(f"--path: {self.place} cannot be used: {problems}{hint}")
 
     def try_out(self) -> str:
         """See L{resticserver.storage.interface.ServedStore.try_out}."""
@@ -175,7 +180,8 @@ class ObjectStore:
 
         @raise Unavailable: the bucket is not there either.
         """
-        self.volume.check_now_and_then()
+        # Always: restic takes a 404 for an empty repository, and rarely asks for what is not there.
+        self.volume.check()
         return NotFound()
 
     def create_repository(self, repository: Repository) -> None:
@@ -188,14 +194,31 @@ class ObjectStore:
         self.key(repository, "data", "0" * 64)
         self.volume.check()
         _log.info("Creating repository {repository} in {place}", repository=_shown(repository), place=self.place)
-        try:
-            self.engine.put_new(self._keys.marker(repository), b"")
-        except Exists:
-            pass
-        except EngineError:
-            if not self.is_there(self._keys.marker(repository)):
-                raise
+        self._write_marker(self._keys.marker(repository))
         self.volume.mark()
+
+    def _write_marker(self, key: str) -> None:
+        """
+        Write the empty object that says that there is a repository, unless it is there. As with an upload, neither an error nor
+        a conflict says whether it is.
+
+        @raise EngineError: it is not known to be there.
+        """
+        for pause_s in (*PAUSES_S, None):
+            try:
+                self.engine.put_new(key, b"")
+                return
+            except (AccessRefused, BucketMissing):
+                raise
+            except Exists:
+                failed = EngineError("", f"{key}: neither stored nor there")
+            except EngineError as error:
+                failed = error
+            if self.is_there(key):
+                return
+            if pause_s is None:
+                raise failed
+            time.sleep(pause_s)
 
     def delete_repository(self, repository: Repository, keep_s: float = 0) -> None:
         """
@@ -211,8 +234,8 @@ class ObjectStore:
         self.find_repository(repository)
         _log.info("Deleting repository {repository} in {place}", repository=_shown(repository), place=self.place)
         # A repository that restic has made has none, and could not be deleted again without its config.
-        with suppress(Exists, EngineFull):
-            self.engine.put_new(self._keys.marker(repository), b"")
+        with suppress(EngineFull):
+            self._write_marker(self._keys.marker(repository))
         self.engine.remove(self.key(repository, CONFIG, CONFIG))
         for object_type in TYPES:
             for key in self._all_keys(repository, object_type):

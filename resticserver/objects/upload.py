@@ -27,7 +27,7 @@ from .spool import Spool, spool_error
 #: Up to this size an upload waits in memory.
 _SMALL_BYTES = 64 << 10
 #: How often an object is stored at most, in all, and what is waited before the second, the third and the fourth time.
-_PAUSES_S = (0.2, 1.0, 3.0)
+PAUSES_S = (0.2, 1.0, 3.0)
 #: No further attempt begins later than this after the first one, in seconds: one that hangs may take four minutes, and restic
 #: waits for five.
 _ATTEMPTS_WITHIN_S = 30.0
@@ -168,7 +168,7 @@ class ObjectUpload:
         @raise EngineError: it is not known to be stored.
         """
         may_be_ours = False
-        pauses = iter(_PAUSES_S)
+        pauses = iter(PAUSES_S)
         no_later_s = time.monotonic() + _ATTEMPTS_WITHIN_S
         while True:
             try:

@@ -294,6 +294,15 @@ class WrongAnswerTests(FaultCase):
         self.assertRaises(Unavailable, self.store.size_of, DEEP, "data", NAME)
         self.flushLoggedErrors()
 
+    def test_list_of_another_bucket(self) -> None:
+        """A list is empty only if the bucket is the right one, also of a repository that is known."""
+        self.store.volume.check()
+        self.engine.objects.clear()
+        now_s = time.monotonic() + 1.1
+        self.patch(time, "monotonic", lambda: now_s)
+        self.assertRaises(Unavailable, self.store.list_objects(DEEP, "data", True).open)
+        self.flushLoggedErrors()
+
     def test_deletion_goes_on(self) -> None:
         """A repository that restic has made can be deleted again if its deletion fails after its config is gone."""
         self.save()
@@ -343,6 +352,21 @@ class StartTests(InMemory, SynchronousTestCase):
         self.assertIn("the condition is ignored", str(error))
         self.assertIn("--objects-unconditional", str(error))
         self.assertEqual({}, self.engine.objects)
+
+    def test_range_ignored(self) -> None:
+        """So is one that answers a range otherwise, also where conditions are not relied on, and no flag helps there."""
+        whole = self.engine.get
+        self.patch(self.engine, "get", lambda key, wanted=None: whole(key))
+        for proven in (ProvenFile(f"{self.directory}-proven", "s3://memory"), None):
+            store = ObjectStore(self.engine, "", Spool(self.directory, 0), proven=proven)
+            message = str(self.assertRaises(StartError, store.prepare))
+            self.assertIn("(206): other bytes came", message)
+            self.assertNotIn("--objects-unconditional", message)
+        self.patch(self.engine, "put_new", self.engine.put)
+        message = str(self.assertRaises(StartError, self.prepare))
+        self.assertIn("the condition is ignored", message)
+        self.assertIn("(206): other bytes came", message)
+        self.assertNotIn("--objects-unconditional", message)
 
     def test_race_lost(self) -> None:
         """So is one that looks first and stores then, also if it was tried before."""

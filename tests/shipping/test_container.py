@@ -299,7 +299,7 @@ class VariableTests(BothCase):
         """C{OPTIONS} is split at spaces, without file names for C{*}; arguments that are flags stand behind it."""
         server = self.run_server("--env=OPTIONS=--append-only --no-auth  --on-event /bin/*", wait=False)
         wait_until(lambda: server.inspected(".State.Status") == "exited", what="the end")
-        self.assertIn("rest-server: --on-event /bin/*: no such program", server.log())
+        self.assertIn("rest-server: --on-event '/bin/*': no such program", server.log())
         self.assertEqual(1, server.inspected(".State.ExitCode"))
         server.remove()
         server = self.run_server(

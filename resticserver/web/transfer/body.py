@@ -138,7 +138,7 @@ def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part:
     @return: fires when everything is with the kernel, or with the transport.
     """
     channel = request.channel
-    lent = _lent_socket(request, request.download_share) if stored.fileno() >= 0 and channel.may_lend() else None
+    lent = _lent_socket(request, request.download_share) if channel.may_lend() else None
     if lent is None:
         return send_chunks(request, jobs, reader(stored, part))
     kind: type[SendfileTransfer] = SendfileTransfer

@@ -265,7 +265,7 @@ class SocketTransfer:
 
 class SendfileTransfer(SocketTransfer):
     """
-    Sends a head and a part of a file. Nothing else writes to the socket meanwhile
+    Sends a head and a part of a file, or of an object in an object store. Nothing else writes to the socket meanwhile
     (L{resticserver.web.http1.channel.StreamingChannel.may_lend}).
 
     @param progress: called in the pool with the number of bytes of the part that were sent so far.
@@ -278,6 +278,9 @@ class SendfileTransfer(SocketTransfer):
         self._progress = progress
         self._head = head
         self._file = stored.fileno()
+        self._stored = stored
+        #: Read of an object that is no file, and not sent yet.
+        self._chunk = memoryview(b"")
         self._offset = part.start
         self._end_offset = part.start + part.length
         self._start_offset = part.start
@@ -314,6 +317,12 @@ class SendfileTransfer(SocketTransfer):
         return not self._head and self._offset == self._end_offset
 
     def _send_part(self, length: int) -> int:
+        if self._file < 0:
+            if not self._chunk:
+                self._chunk = memoryview(self._stored.read(self._offset, min(length, _READ_BYTES)))
+            sent = self._socket.send(self._chunk[:length], socket.MSG_DONTWAIT)
+            self._chunk = self._chunk[sent:]
+            return sent
         if self._by_sendfile:
             try:
                 return os.sendfile(self._socket.fileno(), self._file, self._offset, length)
