@@ -377,7 +377,9 @@ REFERENCE = (
                 """
                 Read every stored object again within this time, such as `30d` or `4w` (`s`, `m`, `h`, `d`, `w`), and
                 compare its SHA-256 with its name. New objects are verified within a day. Without this flag only
-                `rest-server scrub` does that. See [check stored data](how-to.md#check-stored-data).
+                `rest-server scrub` does that. See [check stored data](how-to.md#check-stored-data). With an
+                [object store](scaling.md#verify-what-a-bucket-has) each object is a request, and one of several servers
+                on a bucket is enough.
                 """,
             ),
             OptionReference(

@@ -109,6 +109,8 @@ class ScrubTests(SynchronousTestCase):
             (("--rate", "fast"), "--rate 'fast'"),
             (("--nonsense",), "--nonsense"),
             (("--path", "/nonexistent"), "there is no such directory"),
+            (("--path", "s3://bucket"), "an object store needs --state-dir"),
+            (("--path", "az://bucket", "--state-dir", self.mktemp()), "only s3:// is available"),
         ):
             status, out, err = self.scrub(*arguments)
             self.assertEqual((2, ""), (status, out), arguments)

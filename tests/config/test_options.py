@@ -57,6 +57,16 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "spool_size_bytes": 1 << 30,
         },
     ),
+    (
+        ("--no-auth", "--path=s3://bucket", "--state-dir=/x", "--scrub-interval=30d"),
+        {
+            "no_auth": True,
+            "path": "s3://bucket",
+            "path_is_default": False,
+            "state_dir": "/x",
+            "scrub_interval_s": 2592000.0,
+        },
+    ),
     (("--max-size", "500GiB"), {"max_size_bytes": 500 << 30}),
     (("--max-size=1000000",), {"max_size_bytes": 1_000_000}),
     (("--min-free", "20GB"), {"min_free_bytes": 20 * 10**9}),

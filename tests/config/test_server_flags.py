@@ -50,6 +50,18 @@ class ServerFlagsTests(SynchronousTestCase):
             settings = server_settings(self.asked(), "rest-server try")
         self.assertEqual(("/tmp/restic", Limit(), 2), (settings.path, settings.limit, settings.max_depth))
 
+    def test_object_store(self) -> None:
+        """A command on a bucket needs no users, as the server does; it needs a state directory."""
+        parser = OneLineParser("rest-server try")
+        add_server_flags(parser, "path", "state-dir")
+        with patch.dict(os.environ, {}, clear=True):
+            asked = parser.parse_args(["--path=s3://bucket/x", "--state-dir=/var/lib/x"])
+            settings = server_settings(asked, "rest-server try", serves=False)
+            self.assertEqual(("s3://bucket/x", "/var/lib/x"), (settings.path, settings.state_dir))
+            with redirect_stderr(io.StringIO()) as err, self.assertRaises(SystemExit):
+                server_settings(parser.parse_args(["--path=s3://bucket/x"]), "rest-server try", serves=False)
+        self.assertIn("an object store needs --state-dir", err.getvalue())
+
     def test_refused(self) -> None:
         """What the server refuses is refused here, in one line that names the place, with status 2."""
         with self.file.open("a") as file:
