@@ -318,7 +318,7 @@ class Scrub(Service):
     def take(self, event: Event) -> None:
         """An event: a verified upload has replaced a damaged file, which ends its problem."""
         if event.kind is EventKind.CORRUPTION and not event.in_place and not event.of_scrub:
-            if self._rules.is_remote:
+            if self._rules.is_remote and self.running:
                 self._replaced.add((event.repository or "", event.details["type"], event.details["name"]))
             self._look_soon()
 

@@ -21,6 +21,8 @@ from .scrubbed import Scrubbed
 
 #: A new pass begins when the oldest check is so old, as a part of the interval: a pass takes its time too.
 DUE_PART = 0.9
+#: The rows of directories with so many objects are stored together: a repository may have millions.
+MOST_HELD = 100_000
 #: A check that began so long in the future was made before the clock was set back.
 _FUTURE_S = 86_400.0
 
@@ -188,6 +190,7 @@ class Survey:
         """Directories of one repository: their rows, their new objects, what is skipped."""
         changed: dict[Key, DirectoryRow] = {}
         gone = []
+        held = 0
         for key, contents in looked_at:
             if isinstance(contents, OSError):
                 self.skip(key, contents, surveyed)
@@ -204,6 +207,10 @@ class Survey:
             else:
                 changed[key] = new_row
                 rows[key] = new_row._replace(names=None)
+                held += new_row.objects
+                if held >= MOST_HELD:
+                    self.state.put_directories(changed.items())
+                    changed, held = {}, 0
         if changed:
             self.state.put_directories(changed.items())
         if gone:

@@ -22,6 +22,7 @@ from resticserver.objects.spool import Spool
 from resticserver.objects.store import ObjectStore
 from resticserver.service import scrub as scrub_module
 from resticserver.service.scrub import LOOK_S, REMOTE_LOOK_S, START_S, TRY_AGAIN_S, Scrub, ScrubRules
+from resticserver.storage import scrub_survey
 from resticserver.storage.interface import Outcome, WantedPart
 from resticserver.storage.layout import TRASH_CELL, cell_of
 from resticserver.storage.object_directory import Contents
@@ -445,6 +446,15 @@ class RunTests(BucketCase):
         self.now_s += 3600
         self.run_of(survey, plan)
         self.assertIn(self.keys.prefix, {key for name, key in self.engine.calls if name == "list_pages"})
+
+    def test_large_repository(self) -> None:
+        """What is known of many objects is stored in parts."""
+        self.patch(scrub_survey, "MOST_HELD", 7)
+        names = self.put(*range(40))
+        self.scrub()
+        known = [self.state.directory(key) for key in self.state.directories()]
+        self.assertEqual(set(names), {name for row in known if row is not None for name in row.names or ()})
+        self.assertEqual({}, self.look(self.state.directories()))
 
     def test_empty_bucket(self) -> None:
         """There is nothing to do."""
