@@ -115,7 +115,9 @@ class MemoryEngine:
 
     def list_pages(self, prefix: str, after: str = "") -> Iterator[list[Found]]:
         """See L{resticserver.objects.engine.Engine.list_pages}."""
-        keys = sorted(key for key in list(self.objects) if key.startswith(prefix) and key > prefix + after)
+        keys = sorted(
+            key for key in list(self.objects) if key.startswith(prefix) and (not after or key > prefix + after)
+        )
         if not keys:
             self._call("list_pages", prefix)
         for first in range(0, len(keys), self._page_objects):
