@@ -97,7 +97,7 @@ class BucketCounting:
             prefix = self._keys.objects(repository, object_type) + (f"{folder}/" if folder else "")
             for page in self._engine.list_pages(prefix):
                 for found in page:
-                    if is_object_id(found.key):
+                    if is_object_id(found.key) and found.key.startswith(folder):
                         size_bytes += found.size_bytes
                         objects += 1
         return Amount(size_bytes, objects)
