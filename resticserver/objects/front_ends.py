@@ -114,9 +114,7 @@ class FrontEnds:
     def may_store(self, holder: str) -> bool:
         """Whether leases of this holder may be used now."""
         looked = self._looked
-        return (
-            holder == self.holder and looked is not None and self._clock.now().since(looked) < self._times.usable_s
-        )
+        return holder == self.holder and looked is not None and self._clock.now().since(looked) < self._times.usable_s
 
     def end(self, holder: str) -> None:
         """This front end was declared dead: go on under another name."""
