@@ -165,11 +165,11 @@ class Leases:
 
         @raise EngineError: the engine does not say that this front end is alive.
         """
-        if not self._front_ends.may_store(self.holder):
-            # A share must not be seen before its front end is.
+        # A share must not be seen before its front end is, else it would be taken for one of a front end that is gone.
+        while not self._front_ends.may_store(holder := self.holder):
             self._front_ends.renew()
         with self._lock:
-            known, holder = self._accounts.get(account), self.holder
+            known = self._accounts.get(account)
             if known is None or known.holder != holder:
                 known = self._accounts[account] = LeasedAccount(
                     account,
