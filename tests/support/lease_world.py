@@ -33,7 +33,7 @@ TIMES = Times(usable_s=20.0, suspect_s=30.0, grace_s=2 * SIGNATURE_S + REQUEST_S
 ACCOUNT = "this server"
 DATA = "repo/data/"
 PREFIX = ".rest-server/quota/"
-PAGE_OBJECTS = 8
+PAGE_OBJECTS = 25
 
 
 class Exceeded(AssertionError):
@@ -50,6 +50,7 @@ class Request:
     A request on its way.
 
     @ivar signed_s: what the front end's clock said when it was sent.
+    @ivar arrives_s: before this time it does not reach the engine.
     @ivar until_s: when the engine, which has taken it, has carried it out at the latest; C{None} before it was taken.
     """
 
@@ -61,6 +62,7 @@ class Request:
     result: object = None
     error: Exception | None = None
     until_s: float | None = None
+    arrives_s: float = 0.0
 
 
 class World:
@@ -71,7 +73,7 @@ class World:
     @ivar stored: how many bytes of data are stored.
     """
 
-    def __init__(self, seed: int, limit: int, most_lease: int, fault_rate: float = 0.03) -> None:
+    def __init__(self, seed: int, limit: int, most_lease: int, fault_rate: float = 0.05) -> None:
         self.random = random.Random(seed)
         self.limit = limit
         self.most_lease = most_lease
@@ -104,7 +106,9 @@ class World:
         if request.kind == "page":
             prefix, _, after = key.partition("\n")
             keys = sorted(one for one in self.objects if one.startswith(prefix) and one > prefix + after)
-            return [Found(one[len(prefix) :], len(self.objects[one]), self.modified_s[one]) for one in keys[:PAGE_OBJECTS]]
+            return [
+                Found(one[len(prefix) :], len(self.objects[one]), self.modified_s[one]) for one in keys[:PAGE_OBJECTS]
+            ]
         if request.kind == "get":
             if key not in self.objects:
                 raise Absent()
@@ -135,7 +139,7 @@ class World:
         if abs(self.now_s - request.signed_s) > SIGNATURE_S:
             self.count_event("signature too old")
             request.error = AccessRefused()
-        elif self.random.random() < self.fault_rate:
+        elif self.random.random() < self.fault_rate * (1 if request.kind.startswith("put") else 0.2):
             self._fail(request)
         else:
             try:
@@ -152,7 +156,7 @@ class World:
             with suppress(Exists, Absent):
                 self.carry_out(request)
         elif how == "late":
-            request.until_s = self.now_s + REQUEST_S
+            request.until_s = request.arrives_s = self.now_s + REQUEST_S
             self.on_the_way.append(request)
 
     def advance(self, seconds: float) -> None:
@@ -169,10 +173,11 @@ class World:
     def step(self) -> None:
         """The next thing that happens."""
         ready = [one for one in self.front_ends if one.is_ready()]
+        arriving = [one for one in self.on_the_way if one.arrives_s <= self.now_s]
         chance = self.random.random()
-        if self.on_the_way and (chance < 0.45 or not ready):
+        if arriving and (chance < 0.45 or not ready):
             if chance < 0.6:
-                self.arrive(self.random.choice(self.on_the_way))
+                self.arrive(self.random.choice(arriving))
                 return
         elif ready and chance < 0.9:
             self.random.choice(ready).run()
@@ -186,12 +191,12 @@ class World:
             if one.paused_until_s is not None and self.now_s >= one.paused_until_s:
                 one.resume(self.random.random() < 0.5)
         running = [one for one in self.front_ends if one.paused_until_s is None]
-        if chance < 0.003 and len(running) > 1:
+        if chance < 0.002 and len(running) > 1:
             long_s = self.random.choice((5.0, 40.0, 120.0, 300.0, 300.0, 400.0))
             # Best one that is about to store something.
             one = max(running, key=lambda one: (one.about_to_store > 0, self.random.random()))
             one.pause(long_s, self.random.random() < 0.5)
-        elif chance < 0.004:
+        elif chance < 0.0024:
             self.random.choice(self.front_ends).kill()
         elif chance < 0.01:
             self.random.choice(self.front_ends).set_clock()
@@ -225,7 +230,10 @@ class World:
         self.advance(2 * SIGNATURE_S + 1)
         while self.on_the_way:
             self.arrive(self.on_the_way[0])
-        new = [Leases(Direct(self), PREFIX, times=TIMES, clock=Direct(self), most=self.most_lease) for _ in range(front_ends)]
+        new = [
+            Leases(Direct(self), PREFIX, times=TIMES, clock=Direct(self), most=self.most_lease)
+            for _ in range(front_ends)
+        ]
         for _ in range(int((TIMES.suspect_s + TIMES.dead_s) / 5) + 2):
             for leases in new:
                 leases.renew()
@@ -252,9 +260,10 @@ def count(world: World, leases: Leases) -> bool:
 
 
 class Direct:
-    """See L{resticserver.objects.engine.Engine} and L{resticserver.objects.front_ends.Clock}: each request is carried out at once."""
+    """An L{resticserver.objects.engine.Engine} and a L{resticserver.objects.front_ends.Clock}: all is carried out at once."""
 
-    name = endpoint = "s3://simulated"
+    name = "s3://simulated"
+    endpoint = "http://simulated"
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -368,6 +377,7 @@ class FrontEnd(Direct):
 
     def pause(self, seconds: float, clocks_stand: bool) -> None:
         """Stop it: the process alone, or the whole machine with its clocks."""
+        self._world.is_quiet = self._world.is_quiet or seconds > TIMES.dead_s
         self._world.count_event("machine paused" if clocks_stand else "process stopped")
         self.paused_until_s = self._world.now_s + seconds
         self._frozen_at_s = self._world.now_s if clocks_stand else None
@@ -433,6 +443,8 @@ class FrontEnd(Direct):
         if self._is_killed:
             raise Killed()
         request = Request(kind, key, bytes(content), self.now().wall_s)
+        if key.startswith(DATA) and self._world.random.random() < 0.1:
+            request.arrives_s = self._world.now_s + self._world.random.uniform(0.0, SIGNATURE_S)
         self._world.on_the_way.append(request)
         return request
 
@@ -466,7 +478,7 @@ class FrontEnd(Direct):
             self._renewed_s = now_s
             self._leases.renew()
         chance = self._world.random.random()
-        if self._to_send and chance < 0.4:
+        if self._to_send and (chance < 0.2 or len(self._to_send) > 4):
             self._store(self._to_send.pop(0))
         elif chance < 0.75:
             self._upload()
@@ -474,12 +486,12 @@ class FrontEnd(Direct):
             self._remove()
         elif chance < 0.9 and now_s - self._counted_s > 5:
             self._count()
-        elif now_s - self._tidied_s > 6:
+        elif now_s - self._tidied_s > 2:
             self._tidied_s = now_s
             self._leases.tidy()
 
     def _upload(self) -> None:
-        size = self._world.random.choice((1, 5, 20, 40))
+        size = self._world.random.choice((1, 3, 10, 40))
         try:
             held = self._leases.take(ACCOUNT, size) or self._leases.acquire(
                 ACCOUNT, self._world.limit, size, above=self._world.random.random() < 0.1
