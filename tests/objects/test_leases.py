@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ from resticserver.objects.quota_state import AccountState, Share, decode_state, 
 from resticserver.objects.s3_engine import make_s3_engine
 
 from ..support.engines import shared_seaweedfs
-from ..support.lease_world import ACCOUNT, DATA, PREFIX, TIMES, Direct, World, count
+from ..support.lease_world import ACCOUNT, DATA, PREFIX, TIMES, Direct, Exceeded, World, count
 from ..support.memory_engine import MemoryEngine
 from ..support.processes import process_test
 from .environment import aws_environment
@@ -49,7 +50,7 @@ class Scripted(Direct):
 
     @ivar faults: of the next requests that change something, in order: what happens before the request and after it.
     @ivar requests: all that were made, each with its key.
-    @ivar behind_s: how far the clocks are behind.
+    @ivar behind_s: how far the clock is behind that is never set; C{wall_behind_s} likewise.
     """
 
     def __init__(self, world: World) -> None:
@@ -58,10 +59,11 @@ class Scripted(Direct):
         self.faults: list[tuple[Callable[[], object] | None, Callable[[], object] | None]] = []
         self.requests: list[tuple[str, str]] = []
         self.behind_s = 0.0
+        self.wall_behind_s = 0.0
 
     def now(self) -> Moment:
         """See L{Direct.now}."""
-        return Moment(self.world.now_s - self.behind_s, self.world.now_s)
+        return Moment(self.world.now_s - self.behind_s, self.world.now_s - self.wall_behind_s)
 
     def request(self, kind: str, key: str, content: Content = b"") -> object:
         """See L{Direct.request}."""
@@ -340,11 +342,13 @@ class FrontEndsTests(SynchronousTestCase):
 
     def test_one_that_was_away_for_too_long_gets_another_name(self) -> None:
         """Whether or not somebody has noticed, and whichever clock says so."""
-        for behind_s in (0.0, TIMES.usable_s):
+        for behind_s, wall_behind_s in ((0.0, 0.0), (TIMES.usable_s, 0.0), (0.0, TIMES.usable_s)):
             self.one.renew()
             before = self.one.holder
             self.world.advance(TIMES.usable_s)
             self.engine.behind_s += behind_s
+            self.engine.wall_behind_s += wall_behind_s
+            self.assertFalse(self.one.may_store(before))
             self.assertRaises(LeaseEnded, self.one.renew)
             self.assertNotEqual(before, self.one.holder)
             self.assertFalse(self.one.may_store(before))
@@ -359,6 +363,13 @@ class FrontEndsTests(SynchronousTestCase):
         self.assertFalse(self.one.may_store(before))
         self.one.renew()
         self.assertTrue(self.one.may_store(self.one.holder))
+
+    def test_the_others_wait_for_what_the_engine_may_still_take(self) -> None:
+        """From a machine whose clocks stood still: signatures are taken for 15 minutes, with any clock that the engine takes."""
+        signature_s, request_s = 900.0, 240.0
+        self.assertGreaterEqual(Times().grace_s, 2 * signature_s + request_s)
+        self.assertGreaterEqual(Times().dead_s, Times().usable_s + Times().grace_s)
+        self.assertGreater(Times().keep_dead_s, 2 * Times().dead_s)
 
     def test_a_failed_look_is_no_look(self) -> None:
         """What was usable stays so for its time, and no longer."""
@@ -439,6 +450,29 @@ class LeasesTests(SynchronousTestCase):
         self.one.tidy()
         count(self.world, self.two)
         self.assertEqual(500, self.two.acquire(ACCOUNT, 1000, 500).size)
+
+    def test_a_count_that_another_one_has_overtaken_is_dropped(self) -> None:
+        """Its lists may have missed what is only in the other one."""
+        count(self.world, self.one)
+        begun = self.one.begin_count(ACCOUNT)
+        upload(self.world, self.two, 50)
+        self.two.close()
+        third = new_leases(self.other)
+        self.assertTrue(count(self.world, third))
+        self.assertFalse(self.one.counted(begun, 0))
+        self.assertEqual((50, 50), (self.state().counted, self.state().bound))
+
+    def test_what_was_uploaded_during_a_count_is_not_forgotten(self) -> None:
+        """The count may have missed it: what was done when it began is settled, and no more."""
+        count(self.world, self.one)
+        begun = self.two.begin_count(ACCOUNT)
+        upload(self.world, self.one, 100)
+        self.one.tidy()
+        self.one.tidy()
+        self.assertTrue(self.two.counted(begun, 0))
+        self.assertEqual(100, self.state().bound)
+        count(self.world, self.two)
+        self.assertEqual((100, 100), (self.state().counted, self.state().bound))
 
     def test_what_may_be_stored_counts_until_it_cannot_be_any_more(self) -> None:
         """A count does not settle it before."""
@@ -572,14 +606,28 @@ class SimulationTests(SynchronousTestCase):
         for event in ("lost", "late", "carried out", "signature too old", "lease ended", "NoRoom", "machine paused"):
             self.assertIn(event, events)
 
-    def is_found(self, *seeds: int) -> bool:
-        """Whether one of these runs finds an error."""
-        for seed in seeds:
-            try:
-                self.simulate(seed)
-            except AssertionError:
-                return True
-        return False
+    def assert_found(self, what: object, name: str, broken: Callable[..., object]) -> None:
+        """With a part of the protocol broken, one of some runs exceeds the limit."""
+        with mock.patch.object(what, name, broken):
+            for seed in range(60):
+                try:
+                    self.simulate(seed)
+                except Exceeded:
+                    return
+        self.fail(f"nothing is found without {name}")
+
+    def test_a_lease_that_is_not_checked_is_found(self) -> None:
+        """A front end that was stopped for long goes on as before."""
+        self.assert_found(Leases, "check", lambda leases, held: None)
+
+    def test_what_is_done_too_early_is_found(self) -> None:
+        """A count may miss what was granted before it and is stored after it."""
+        right = AccountState.with_share
+
+        def broken(state: AccountState, holder: str, granted: int, done: int, serial: int) -> AccountState:
+            return right(state, holder, granted, granted, serial)
+
+        self.assert_found(AccountState, "with_share", broken)
 
 
 class Machine(RuleBasedStateMachine):

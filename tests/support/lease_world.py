@@ -73,11 +73,16 @@ class World:
     @ivar stored: how many bytes of data are stored.
     """
 
-    def __init__(self, seed: int, limit: int, most_lease: int, fault_rate: float = 0.05) -> None:
+    def __init__(self, seed: int, limit: int, most_lease: int) -> None:
         self.random = random.Random(seed)
         self.limit = limit
         self.most_lease = most_lease
-        self.fault_rate = fault_rate
+        # One seed is about errors, another one about pauses: with all of them at once little is ever stored.
+        self.fault_rate = self.random.choice((0.01, 0.08))
+        self.slow_rate = self.random.choice((0.0, 0.1))
+        self.pause_rate = self.random.choice((0.0005, 0.002, 0.004))
+        self.clocks_stand = self.random.choice((0.0, 0.5, 1.0))
+        self.kill_rate = self.random.choice((0.0, 0.0004))
         self.now_s = 1_000_000.0
         self.objects: dict[str, bytes] = {}
         self.modified_s: dict[str, float] = {}
@@ -191,16 +196,17 @@ class World:
             if one.paused_until_s is not None and self.now_s >= one.paused_until_s:
                 one.resume(self.random.random() < 0.5)
         running = [one for one in self.front_ends if one.paused_until_s is None]
-        if chance < 0.002 and len(running) > 1:
-            long_s = self.random.choice((5.0, 40.0, 120.0, 300.0, 300.0, 400.0))
-            # Best one that is about to store something.
-            one = max(running, key=lambda one: (one.about_to_store > 0, self.random.random()))
-            one.pause(long_s, self.random.random() < 0.5)
-        elif chance < 0.0024:
+        if chance < self.pause_rate:
+            if len(running) > 1:
+                pause_s = self.random.choice((5.0, 40.0, self.random.uniform(0.8, 1.5) * SIGNATURE_S, 300.0, 400.0))
+                # Best one that is about to store something.
+                one = max(running, key=lambda one: (one.about_to_store > 0, self.random.random()))
+                one.pause(pause_s, self.random.random() < self.clocks_stand)
+        elif chance < self.pause_rate + self.kill_rate:
             self.random.choice(self.front_ends).kill()
-        elif chance < 0.01:
+        elif chance < 0.012:
             self.random.choice(self.front_ends).set_clock()
-        elif chance < (0.025 if self.is_quiet else 0.013):
+        elif chance < (0.03 if self.is_quiet else 0.016):
             self.is_quiet = not self.is_quiet
 
     def run(self, steps: int, front_ends: int) -> None:
@@ -377,7 +383,7 @@ class FrontEnd(Direct):
 
     def pause(self, seconds: float, clocks_stand: bool) -> None:
         """Stop it: the process alone, or the whole machine with its clocks."""
-        self._world.is_quiet = self._world.is_quiet or seconds > TIMES.dead_s
+        self._world.is_quiet = self._world.is_quiet or seconds > 60
         self._world.count_event("machine paused" if clocks_stand else "process stopped")
         self.paused_until_s = self._world.now_s + seconds
         self._frozen_at_s = self._world.now_s if clocks_stand else None
@@ -443,8 +449,8 @@ class FrontEnd(Direct):
         if self._is_killed:
             raise Killed()
         request = Request(kind, key, bytes(content), self.now().wall_s)
-        if key.startswith(DATA) and self._world.random.random() < 0.1:
-            request.arrives_s = self._world.now_s + self._world.random.uniform(0.0, SIGNATURE_S)
+        if key.startswith(DATA) and self._world.random.random() < self._world.slow_rate:
+            request.arrives_s = self._world.now_s + self._world.random.uniform(0.0, 1.2 * SIGNATURE_S)
         self._world.on_the_way.append(request)
         return request
 
@@ -526,7 +532,7 @@ class FrontEnd(Direct):
     def _remove(self) -> None:
         keys = sorted(key for key in self._world.objects if key.startswith(DATA))
         if keys and self._world.stored > 0.9 * self._world.limit:
-            for key in self._world.random.sample(keys, min(len(keys), 4)):
+            for key in self._world.random.sample(keys, 1):
                 self.remove(key)
 
     def _count(self) -> None:
