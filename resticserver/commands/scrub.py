@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     try:
         asked = parser.parse_intermixed_args(arguments)
-        settings = server_settings(asked, parser.prog, serves=False)
+        settings = server_settings(asked, parser.prog)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 2
     try:

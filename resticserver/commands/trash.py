@@ -89,6 +89,8 @@ def _parser() -> OneLineParser:
 
 def _store(settings: Settings) -> LocalStore:
     """The server's store, for its trash; the volume must be there."""
+    if settings.location is not None:
+        raise _Failed(f"{settings.location}: an object store has no trash of this server's")
     path = os.path.abspath(settings.path)
     publisher = Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher()
     store = LocalStore(path, max_depth=settings.max_depth, publisher=publisher)

@@ -25,9 +25,10 @@ from ..errors import ServerError, StartError
 from ..files import read_file, reason_of
 from ..quota.admission import NOTHING
 from ..quota.ledger import owner_of
+from ..service.factories import make_store
 from ..sizes import Amount, Limit, format_size
-from ..storage.counting import Counting
 from ..storage.directory_snapshots import Snapshots
+from ..storage.interface import Counts, ServedStore
 from ..storage.layout import CELLS, TRASH_CELL, Repository, repository_path
 from ..storage.local import LocalStore
 from ..storage.state import RepositoryState, StateFile
@@ -124,20 +125,27 @@ def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tu
 
     @return: the repositories, and the skipped directories with the reasons.
     @raise OSError: the data directory cannot be read.
+    @raise ServerError: the object store cannot be read.
     """
-    path = os.path.abspath(settings.path)
-    state = StateFile(path, settings.state_dir, read_only=True)
-    store = LocalStore(path, max_depth=settings.max_depth, snapshots=Snapshots(store=state))
+    state = StateFile(settings.path, settings.state_dir, read_only=True)
+    local: LocalStore | None = None
+    store: ServedStore
+    if settings.location is not None:
+        store = make_store(settings, state)
+    else:
+        store = local = LocalStore(settings.path, max_depth=settings.max_depth, snapshots=Snapshots(store=state))
     # An empty mount point must not look like a server without repositories.
     store.volume.expect(state.marker())
     store.volume.check()
-    os.listdir(path)
+    if local is not None:
+        os.listdir(settings.path)
     counting = store.counting
     lines = []
     found = set(counting.repositories())
     last_known = state.repositories()
     # Include repositories that the server has seen, but whose folders cannot be read now.
-    repositories = sorted(found.union(one for one in last_known if _is_skipped(counting, path, one)))
+    skipped = local.counting.skipped.reasons if local is not None else {}
+    repositories = sorted(found.union(one for one in last_known if _is_skipped(skipped, settings.path, one)))
     for number, repository in enumerate(repositories):
         say = partial(progress.say, number, len(repositories)) if progress is not None else None
         amount, trash, complete = _count(counting, repository, last_known.get(repository), say)
@@ -152,17 +160,17 @@ def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tu
             )
         )
     state.close()
-    return lines, dict(sorted(counting.skipped.reasons.items()))
+    return lines, dict(sorted(skipped.items()))
 
 
-def _is_skipped(counting: Counting, path: str, repository: Repository) -> bool:
+def _is_skipped(skipped: Mapping[str, str], path: str, repository: Repository) -> bool:
     """Whether the folder of a repository, or one above it, cannot be read."""
     folders = (repository_path(path, repository[:length]) for length in range(1, len(repository) + 1))
-    return any(folder in counting.skipped.reasons for folder in folders)
+    return any(folder in skipped for folder in folders)
 
 
 def _count(
-    counting: Counting, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
+    counting: Counts, repository: Repository, last: RepositoryState | None, say: Callable[[int], object] | None
 ) -> tuple[Amount, Amount, bool]:
     """
     Count a repository.

@@ -74,8 +74,6 @@ class Options(usage.Options):
     optFlags = SWITCHES
     optParameters = PARAMETERS
     compData = COMPLETIONS
-    #: Whether a server is to run with them. A command on the same repositories needs no users and no certificates.
-    serves = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,16 +270,6 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "--path: an object store needs --state-dir, a local directory for what this server remembers"
             )
-        if not self.serves:
-            return
-        if not self["no-auth"] and not self["htpasswd-file"] and not self["proxy-auth-username"]:
-            if not self["tls-client-ca"] or self["tls-client-user"] == "none":
-                raise usage.UsageError(
-                    "--path: an object store needs --htpasswd-file, since there is no data directory"
-                )
-        for flag, directory in (("tls-cert", self["tls"]), ("tls-key", self["tls"])):
-            if directory and not self[flag]:
-                raise usage.UsageError(f"--tls needs --{flag} with an object store, since there is no data directory")
         if self["objects-unconditional"] and _workers(self["workers"]) > 1:
             raise usage.UsageError("--objects-unconditional needs --workers 1")
         for flag, why in _FILES_ONLY.items():

@@ -43,12 +43,11 @@ def add_server_flags(parser: argparse.ArgumentParser, *names: str) -> None:
             group.add_argument(f"--{name}", metavar=metavar, action=action, help=text)
 
 
-def server_settings(asked: argparse.Namespace, program: str, serves: bool = True) -> Settings:
+def server_settings(asked: argparse.Namespace, program: str) -> Settings:
     """
     The server's settings, as it would have them with these flags.
 
     @param asked: parsed with L{add_server_flags}.
-    @param serves: whether they must also be enough for the server itself, which needs users and certificates.
     @raise SystemExit: a value is invalid; status 2, and one line was printed.
     """
     values = vars(asked)
@@ -58,20 +57,18 @@ def server_settings(asked: argparse.Namespace, program: str, serves: bool = True
         if value is not None:
             each = value if isinstance(value, list) else [value]
             arguments += [f"--{name}" if one is True else f"--{name}={one}" for one in each]
-    return settings_of(arguments, program, serves)
+    return settings_of(arguments, program)
 
 
-def settings_of(arguments: Sequence[str], program: str, serves: bool = True) -> Settings:
+def settings_of(arguments: Sequence[str], program: str) -> Settings:
     """
     The settings of a server with this command line.
 
     @param arguments: the server's arguments, without the program's name.
     @param program: the name of the command for the message.
-    @param serves: as for L{server_settings}.
     @raise SystemExit: a value is invalid; status 2, and one line was printed.
     """
     options = Options()
-    options.serves = serves
     try:
         options.parseOptions(arguments)
     except SystemExit as left:

@@ -39,13 +39,20 @@ class BucketCounting:
         return list(self._below((), self._max_depth))
 
     def _below(self, above: Repository, depth: int) -> Iterator[Repository]:
-        folders, names = self._engine.list_folder(self._keys.repository(above))
-        if CONFIG in names or any(name in folders for name in (*TYPES, FOLDER)):
+        prefix = self._keys.repository(above)
+        folders, names = self._engine.list_folder(prefix)
+        if CONFIG in names or any(name in folders for name in TYPES) or self._has_marker(prefix, folders):
             yield above
         if depth:
             for folder in folders:
                 if is_folder_name(folder):
                     yield from self._below((*above, folder), depth - 1)
+
+    def _has_marker(self, prefix: str, folders: list[str]) -> bool:
+        """Whether a repository is there that has nothing yet. The bucket's own folder is no repository's."""
+        if FOLDER not in folders:
+            return False
+        return self._keys.is_repository_marker(self._engine.list_folder(f"{prefix}{FOLDER}/")[1])
 
     # --- what is in them
 
@@ -90,7 +97,7 @@ class BucketCounting:
             prefix = self._keys.objects(repository, object_type) + (f"{folder}/" if folder else "")
             for page in self._engine.list_pages(prefix):
                 for found in page:
-                    if is_object_id(found.key):
+                    if is_object_id(found.key) and found.key.startswith(folder):
                         size_bytes += found.size_bytes
                         objects += 1
         return Amount(size_bytes, objects)

@@ -14,7 +14,7 @@ from ..storage.volume import FOLDER
 MOST_KEY_BYTES = 1024
 
 #: An empty object with this name says that there is a repository, before its config is there.
-_REPOSITORY_MARKER = f"{FOLDER}/repository"
+_MARKER = "repository"
 
 
 class Keys:
@@ -34,7 +34,12 @@ class Keys:
 
     def marker(self, repository: Repository) -> str:
         """The key of the object that says that there is a repository."""
-        return self._bounded(self.repository(repository) + _REPOSITORY_MARKER)
+        return self._bounded(f"{self.repository(repository)}{FOLDER}/{_MARKER}")
+
+    @staticmethod
+    def is_repository_marker(names: list[str]) -> bool:
+        """Whether the marker is among the names of a repository's own folder."""
+        return _MARKER in names
 
     def objects(self, repository: Repository, object_type: str) -> str:
         """What the keys of all objects of a type begin with."""

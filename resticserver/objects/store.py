@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from twisted.logger import Logger
 
@@ -81,20 +81,34 @@ class ObjectStore:
 
     def prepare(self) -> None:
         """
-        Check that the bucket can be used, and that it is the one of an earlier run.
+        Check that the bucket can be used, that it is the one of an earlier run, and what the engine promises.
 
-        @raise StartError: it cannot.
+        @raise StartError: it cannot be used.
         """
         self.spool.prepare()
+        self.look()
+        if not self.read_only:
+            with self._start_errors():
+                self._try_promises()
+
+    def look(self) -> None:
+        """
+        Check that the bucket is there, without writing anything.
+
+        @raise StartError: it cannot be read.
+        """
+        with self._start_errors():
+            self.engine.check_bucket()
+            self.volume.is_missing()
+            if self.volume.known is None:
+                self.volume.check()
+
+    @contextmanager
+    def _start_errors(self) -> Iterator[None]:
+        """What is wrong with the engine is said in one line."""
         try:
-            # What is wrong is said in one line.
             with self.engine.log.silent():
-                self.engine.check_bucket()
-                self.volume.is_missing()
-                if self.volume.known is None:
-                    self.volume.check()
-                if not self.read_only:
-                    self._try_promises()
+                yield
         except EngineError as error:
             raise StartError(f"--path: cannot use {self.place}: {error.message}{_in_brackets(error.detail)}") from error
 

@@ -87,6 +87,7 @@ class ObjectUpload:
         self._outcome: Outcome | None = None
         self.size_bytes = 0
         self.change = Amount()
+        self.is_uncertain = False
 
     def open(self) -> None:
         """
@@ -180,6 +181,7 @@ class ObjectUpload:
             except EngineError as failed:
                 # The engine may have stored it all the same.
                 error, may_be_ours = failed, True
+                self.is_uncertain = True
             else:
                 self.change = Amount(self.size_bytes, 1)
                 return Outcome.STORED

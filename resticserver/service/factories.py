@@ -106,6 +106,8 @@ def load_users(settings: Settings, volume: Volume, seconds: Callable[[], float])
     """
     if not settings.passwords:
         return None
+    if settings.location is not None and settings.htpasswd_file is None:
+        raise StartError("--htpasswd-file: name a file: with an object store there is no data directory for .htpasswd")
     htpasswd = Htpasswd(settings.htpasswd_path, seconds)
 
     def may_be_missing() -> bool:
@@ -154,6 +156,10 @@ def make_certificates(settings: Settings) -> ReloadingCertificates | None:
     """
     if not settings.tls:
         return None
+    if settings.location is not None and not (settings.tls_cert and settings.tls_key):
+        raise StartError(
+            "--tls: needs --tls-cert and --tls-key: with an object store there is no data directory for them"
+        )
     from ..net.tls import ReloadingCertificates  # importing OpenSSL takes a while
 
     return ReloadingCertificates(

@@ -58,10 +58,15 @@ def _check_users(settings: Settings) -> None:
 
 def _check_data_directory(settings: Settings) -> None:
     """
-    See L{LocalStore.prepare}, which tries it.
+    See C{prepare} of the stores, which tries it.
 
     @raise StartError: it cannot be used.
     """
+    if settings.location is not None:
+        from .object_store import make_object_store
+
+        make_object_store(settings, settings.location, make_state(settings)).look()
+        return
     try:
         if _store(settings).volume.is_missing():
             return

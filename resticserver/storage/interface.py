@@ -124,6 +124,10 @@ class Upload(Protocol):
     def change(self) -> Amount:
         """By how much the commit has changed what is stored; nothing before it, and nothing if it failed."""
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether a commit has failed, and the object may be stored all the same."""
+
     def open(self) -> None:
         """
         Get ready for the bytes.

@@ -71,6 +71,8 @@ class LocalUpload:
         self._unchecked_bytes = 0
         self.size_bytes = 0
         self.change = Amount()
+        #: What is on a disk can be told.
+        self.is_uncertain = False
 
     def open(self) -> None:
         """

@@ -25,6 +25,7 @@ from ..errors import (
     InsufficientStorage,
     NoSuchRepository,
     NotPermitted,
+    Unavailable,
     short_name,
 )
 from ..quota.admission import NOTHING, Admission, Admitted
@@ -139,7 +140,7 @@ class UploadSession:
         healed = self.outcome is Outcome.HEALED or (change != NOTHING and not change.objects)
         # The ledger never saw the damaged size, so an object that became smaller by healing is recounted and not booked.
         self._admitted.end(NOTHING if healed and change.size_bytes < 0 else change)
-        if healed:
+        if healed or (self.outcome is None and self._upload.is_uncertain):
             self._admission.quota.recount(self._target.repository)
         written = healed or change != NOTHING
         self._request.release_record(Effect(Operation.WRITE, self._upload.size_bytes) if written else None)
@@ -189,8 +190,8 @@ async def remove_object(
         """Also if the client is gone by now."""
         if isinstance(change, Failure):
             done = change.value.change if isinstance(change.value, NotDurable) else NOTHING
-            if to_trash and done == NOTHING:
-                # A disk that failed in the middle of it may have left a copy in the trash.
+            if done == NOTHING and (to_trash or change.check(Unavailable)):
+                # A disk that failed in the middle of it may have left a copy in the trash, and an object store may have done it.
                 admission.quota.recount(target.repository)
         else:
             done = change

@@ -240,11 +240,6 @@ ERRORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--path", ""), "--path must not be empty"),
     (("--state-dir=",), "--state-dir must not be empty"),
     (("--path", "s3://bucket/x"), "--path: an object store needs --state-dir"),
-    (("--path", "s3://bucket/x", "--state-dir=/x"), "--path: an object store needs --htpasswd-file"),
-    (
-        ("--path=s3://bucket", "--state-dir=/x", "--no-auth", "--tls", "--tls-cert=c"),
-        "--tls needs --tls-key with an object store",
-    ),
     (
         ("--path=s3://bucket", "--state-dir=/x", "--no-auth", "--min-free=5%"),
         "--min-free cannot be used with an object store: it has no file system",

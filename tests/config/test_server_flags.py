@@ -56,10 +56,10 @@ class ServerFlagsTests(SynchronousTestCase):
         add_server_flags(parser, "path", "state-dir")
         with patch.dict(os.environ, {}, clear=True):
             asked = parser.parse_args(["--path=s3://bucket/x", "--state-dir=/var/lib/x"])
-            settings = server_settings(asked, "rest-server try", serves=False)
+            settings = server_settings(asked, "rest-server try")
             self.assertEqual(("s3://bucket/x", "/var/lib/x"), (settings.path, settings.state_dir))
             with redirect_stderr(io.StringIO()) as err, self.assertRaises(SystemExit):
-                server_settings(parser.parse_args(["--path=s3://bucket/x"]), "rest-server try", serves=False)
+                server_settings(parser.parse_args(["--path=s3://bucket/x"]), "rest-server try")
         self.assertIn("an object store needs --state-dir", err.getvalue())
 
     def test_refused(self) -> None:
