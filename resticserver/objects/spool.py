@@ -21,12 +21,13 @@ class Spool:
     Safe from several threads.
 
     @param directory: where the files lie.
-    @param most_bytes: of all of them; 0 for no limit.
+    @ivar most_bytes: of all of them; 0 for no limit.
+    @ivar used_bytes: that are reserved.
     """
 
     def __init__(self, directory: str, most_bytes: int) -> None:
         self._directory = directory
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._lock = threading.Lock()
         self.used_bytes = 0
 
@@ -50,7 +51,7 @@ class Spool:
         @raise SpoolFull: there is none.
         """
         with self._lock:
-            if self._most_bytes and self.used_bytes + size_bytes > self._most_bytes:
+            if self.most_bytes and self.used_bytes + size_bytes > self.most_bytes:
                 raise SpoolFull()
             self.used_bytes += size_bytes
 

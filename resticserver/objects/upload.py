@@ -16,9 +16,9 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from ..errors import Forbidden, HashMismatch
+from ..errors import Forbidden, HashMismatch, TooLarge
 from ..names import CONFIG
-from ..sizes import Amount
+from ..sizes import Amount, format_size
 from ..storage.interface import Chunks, Outcome
 from ..storage.layout import Repository
 from .engine import Absent, AccessRefused, Body, BucketMissing, Content, Engine, EngineError, EngineFull, Exists
@@ -118,7 +118,17 @@ class ObjectUpload:
         self.size_bytes += size_bytes
 
     def _reserve(self, size_bytes: int) -> None:
-        """Have room for so many bytes in all."""
+        """
+        Have room for so many bytes in all.
+
+        @raise SpoolFull: there is no room now.
+        @raise TooLarge: there will never be.
+        """
+        most_bytes = self._store.spool.most_bytes
+        if most_bytes and size_bytes > most_bytes:
+            raise TooLarge(
+                f"the object is larger than {format_size(most_bytes)}, all that may wait here (--spool-size)"
+            )
         more_bytes = size_bytes - self._reserved_bytes
         if more_bytes > 0:
             self._store.spool.reserve(more_bytes)
@@ -222,6 +232,7 @@ class ObjectUpload:
         if with_same_bytes:
             raise self._does_not_match()
         _log.warn("{key} was damaged; replaced by a verified upload", key=ascii(key)[1:-1])
+        self.is_uncertain = True  # an error of this may come after it is done
         self._store.engine.put(key, content)
         self.change = Amount(self.size_bytes - size_bytes, 0)
         return Outcome.HEALED

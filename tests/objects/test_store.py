@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.errors import Forbidden, NoSuchRepository, NotFound, SpoolFull, StartError, Unavailable
+from resticserver.errors import Forbidden, NoSuchRepository, NotFound, SpoolFull, StartError, TooLarge, Unavailable
 from resticserver.objects.engine import Absent, AccessRefused, BucketMissing, EngineError, EngineFull, Exists
 from resticserver.objects.probe import ProvenFile
 from resticserver.objects.spool import Spool
@@ -208,6 +208,11 @@ class UploadTests(FaultCase):
         self.assertRaises(SpoolFull, other.write, [bytes(20_000)])
         other.abort()
         first.abort()
+        for large in (store.upload(DEEP, "data", NAME, 100_001), store.upload(DEEP, "data", NAME)):
+            with self.assertRaises(TooLarge):
+                large.open()
+                large.write([bytes(100_001)])
+            large.abort()
         self.assertEqual(0, store.spool.used_bytes)
         self.assertIs(Outcome.STORED, save(store, DEEP, "data", PACK))
 
