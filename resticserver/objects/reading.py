@@ -64,9 +64,10 @@ class ObjectStored:
         self.size_bytes = self._body.size_bytes
 
     def _begin(self, wanted: WantedPart) -> None:
-        self._body = self._store.engine.get(self._key, wanted)
-        self._offset = self._body.start
-        self._left = b""
+        body = self._body = self._store.engine.get(self._key, wanted)
+        self._offset = body.start
+        # The first bytes as well: what goes wrong until they come can still be answered with a status.
+        self._left = body.read() if body.start < body.end else b""
 
     def open_nowait(self) -> bool:
         """See L{resticserver.storage.interface.Stored.open_nowait}: an engine never answers at once."""

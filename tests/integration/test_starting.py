@@ -196,7 +196,7 @@ class StartErrorTests(SynchronousTestCase):
         self.table: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
             ("path", "/dev/null/data", "cannot use the data directory /dev/null/data: Not a directory", ()),
             ("path", str(file), f"cannot use the data directory {file}: ", ()),
-            ("path", "s3://bucket", "must be a local directory, not a URL", ()),
+            ("path", "s3://bucket", "an object store needs --state-dir", ()),
             ("state-dir", str(file / "x"), "cannot use the state directory", ()),
             ("state-dir", "s3://bucket", "must be a local directory, not a URL", ()),
             ("htpasswd-file", missing, "No such file or directory", ()),
