@@ -10,6 +10,8 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver import errors
+from resticserver.objects.engine import AccessRefused, BucketMissing, EngineError, EngineFull
+from resticserver.objects.front_ends import LeaseEnded
 from resticserver.quota.ledger import Account, QuotaExceeded
 from resticserver.web.http1 import replies
 
@@ -43,6 +45,13 @@ STATUSES: tuple[tuple[BaseException, int, bytes], ...] = (
     (errors.NotFound(), 404, b"not found"),
     (errors.NoSuchRepository(), 404, b"no such repository"),
     (errors.Unavailable(), 503, b"not available now"),
+    (errors.Busy(), 503, b"not available now"),
+    (errors.SpoolFull(), 503, b"no room for more uploads at once: try again later"),
+    (EngineError("", "what it said"), 503, b"the object store does not answer as it should"),
+    (BucketMissing(), 503, b"the bucket with the repositories is missing"),
+    (AccessRefused(), 503, b"the object store refuses the server's credentials"),
+    (EngineFull(), 507, b"no space left in the object store"),
+    (LeaseEnded(), 503, LeaseEnded.default.encode("ascii")),
     (errors.TooManyUploads(), 503, b"too many uploads at once: try again later"),
     (errors.TooLarge(), 413, b"the object is too large"),
     (errors.RequestTimeout(), 408, b"the request did not come in time"),
@@ -156,6 +165,8 @@ class StatusTests(SynchronousTestCase):
             (errors.MethodNotAllowed([b"GET", b"HEAD"]), b"Allow", b"GET, HEAD"),
             (errors.MethodNotAllowed([]), b"Allow", b""),
             (errors.RangeNotSatisfiable(7), b"Content-Range", b"bytes */7"),
+            (errors.TooManyUploads(), b"Retry-After", b"2"),
+            (errors.SpoolFull(), b"Retry-After", b"2"),
             (
                 errors.Unauthorized(),
                 b"WWW-Authenticate",
