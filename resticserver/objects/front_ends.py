@@ -102,7 +102,7 @@ class FrontEnds:
         self._clock = clock
         self._lock = threading.Lock()
         self.holder = _new_holder()
-        #: When it was last seen that nobody has declared this front end dead.
+        #: When a look last found no C{HOLDER.dead} of this front end.
         self._looked: Moment | None = None
         #: The holders with an object C{.alive}, each with the time by the engine's clock and since when here that is the same.
         self._alive: dict[str, tuple[float, Moment]] = {}

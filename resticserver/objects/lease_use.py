@@ -32,7 +32,7 @@ class LeaseUse:
         the engine says less.
     @ivar used: the part of it that uploads have taken, those that have ended included.
     @ivar done: the part whose uploads have ended for certain.
-    @ivar late: uploads of which nobody knows how they ended, with the time when they have, by the clock that is never set.
+    @ivar late: uploads whose outcome is unknown, with the time by which they have ended, by the clock that is never set.
     """
 
     granted: int = 0

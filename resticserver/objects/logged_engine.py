@@ -68,7 +68,7 @@ class FailureLog:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Log nothing meanwhile: whoever asks says it."""
+        """Log nothing meanwhile: the caller reports the error."""
         self._silent = True
         try:
             yield

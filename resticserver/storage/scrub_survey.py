@@ -231,7 +231,7 @@ class Survey:
                 fresh[key] = fresh.get(key, frozenset()) | {problem.name}
 
     def _end_vanished(self, key: Key, contents: Contents) -> None:
-        """End the problems of objects that somebody has deleted."""
+        """End the problems of objects that were deleted."""
         object_type, _ = cell_directory(key[1])
         for problem in self.state.problems(key[0], object_type):
             if cell_of(object_type, problem.name) == key[1] and not contents.has(problem.name):

@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -38,7 +39,7 @@ _THERE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 _log = Logger()
 
 
-class Volume:
+class Volume(ABC):
     """
     The marker of the place where one store keeps repositories. Safe from several threads.
 
@@ -131,31 +132,31 @@ class Volume:
             self.gone = False
             self._log_back()
 
+    @abstractmethod
     def _log_gone(self, is_another: bool) -> None:
         """
         Log that the marker is missing, and what to do to use the place as it is.
 
         @param is_another: whether there is another one.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_back(self) -> None:
         """Log that it is there again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _look(self) -> bytes | None:
         """
         The marker as it is now; C{None} where there is none.
 
         @raise OSError: it cannot be looked at, which does not mean that it is missing.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mark(self) -> None:
         """
         Write the marker if there is none. If it cannot be written that is logged, and is no reason to fail.
         """
-        raise NotImplementedError
 
 
 class FileVolume(Volume):

@@ -228,7 +228,7 @@ class LifeCycleVariantsTests(LifeCycleCase):
         self.assertGreater(faulty.count("PUT", "^data/"), 0)
 
     def test_unknown_authority(self) -> None:
-        """A certificate that nobody vouches for is refused at the start."""
+        """A certificate of an unknown authority is refused at the start."""
         certificate = make_certificate(self.scratch)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)

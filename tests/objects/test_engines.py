@@ -123,7 +123,7 @@ class PortsTests(SynchronousTestCase):
             self.assertRaises(AssertionError, Ports, 1, [self.port])
 
     def test_not_of_connections(self) -> None:
-        """The system gives none of them to a connection or to whoever asks for any port."""
+        """The system gives none of them to a connection, or to a program that asks for any port."""
         self.assertNotIn(self.port, usual_ports())
         ports = Ports(8)
         self.addCleanup(ports.release)

@@ -341,7 +341,7 @@ class FrontEndsTests(SynchronousTestCase):
         self.assertEqual(set(), self.one.gone([dead]))
 
     def test_one_that_was_away_for_too_long_gets_another_name(self) -> None:
-        """Whether or not somebody has noticed, and whichever clock says so."""
+        """Whether or not another front end has noticed, and by either clock."""
         for behind_s, wall_behind_s in ((0.0, 0.0), (TIMES.usable_s, 0.0), (0.0, TIMES.usable_s)):
             self.one.renew()
             before = self.one.holder

@@ -2,7 +2,7 @@
 Real object stores on loopback for tests: SeaweedFS, Ceph's RADOS gateway, and rclone's S3 server, which knows no conditions.
 
 An engine is a program that ends with the process that has started it, however that one ends. Its ports are chosen so that no
-other engine and no connection of this machine can have them. Its credentials are of that one engine, so whoever takes them
+other engine and no connection of this machine can have them. Its credentials are of that one engine, so what takes them
 is that engine and not another program at the same port.
 """
 

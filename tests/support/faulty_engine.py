@@ -850,7 +850,7 @@ class _Exchange:
 
 
 def _shut(connection: socket.socket) -> None:
-    """Wake whoever reads or accepts there; closing alone does not."""
+    """Wake the threads that read or accept there; closing alone does not."""
     with suppress(OSError):
         # Of one with TLS the socket below: its own method takes away what the thread that reads works with.
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
