@@ -187,6 +187,7 @@ class Api:
         except Exception as error:
             if request.method == b"POST" and request.authenticated and request.target is not None:
                 self._tell_of_refusal(request, request.target, error)
+                await request.drop_body_of_proxy()
             replies.send_error(request, error)
 
     def _may_be_deleted(self, request: StreamingRequest, route: Route) -> None:

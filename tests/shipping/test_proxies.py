@@ -115,7 +115,9 @@ class ProxyTests:
         """The client's address is what fail2ban reads."""
         setting = self._setting()
         assert setting.curl("/alice/pc/config", password="wrong").status == 401
-        assert setting.server.said(f"auth failure from {CLIENT} for user alice$"), setting.server.err
+        wait_until(
+            lambda: setting.server.said(f"auth failure from {CLIENT} for user alice$"), what=lambda: setting.server.err
+        )
 
     def test_aborted_upload(self) -> None:
         """Nothing is left of it, and the server learns it at once."""

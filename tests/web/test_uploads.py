@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.access.policy import Policy
+from resticserver.access.proxies import TrustedProxies
 from resticserver.errors import InsufficientStorage
 from resticserver.quota.admission import Admission
 from resticserver.quota.directory_locks import DirectoryLocks
@@ -19,6 +20,8 @@ from resticserver.sizes import Amount
 from resticserver.storage.layout import Repository
 from resticserver.targets import Target
 from resticserver.web.authentication import NoAuthentication
+from resticserver.web.http1.options import SiteOptions
+from resticserver.web.http1.request import DROP_S
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api
 
@@ -135,3 +138,69 @@ class EndTests(SynchronousTestCase):
         pool.release(5)
         self.assertEqual([(Amount(1000, 1), b"")], self.quota.ends)
         self.assertEqual(1, len(self.bench.records))
+
+
+class BehindProxyTests(SynchronousTestCase):
+    """Proxies may lose an answer that comes before the end of the body."""
+
+    LARGE = b"x" * 100_000
+
+    def begin(self, proxies: tuple[str, ...] = ("192.0.2.7",), **headers: str) -> Connection:
+        """An upload without a right, whose head and first bytes have come."""
+        options = SiteOptions(proxies=TrustedProxies.parse(proxies))
+        self.bench = Bench(self.mktemp(), policy=Policy(append_only=True, private_repos=True), options=options)
+        connection = self.bench.connect()
+        self.sent = request("POST", f"/alice/data/{OTHER}", self.LARGE, **headers)
+        connection.send(self.sent[:30_000])
+        return connection
+
+    def test_refused_after_the_body(self) -> None:
+        """The refusal waits for the rest of the body, none of which is kept."""
+        connection = self.begin()
+        self.bench.clock.advance(DROP_S / 2)
+        self.assertEqual([], connection.statuses())
+        connection.send(self.sent[30_000:])
+        self.assertEqual([403], connection.statuses())
+        self.assertFalse(connection.closed)
+        connection.send(request("GET", "/alice/nothing"))
+        self.assertEqual([403, 404], connection.statuses())
+        self.assertEqual(len(self.LARGE), self.bench.records[0].received_bytes)
+
+    def test_slow_body(self) -> None:
+        """It does not wait for a slow one, which is then swallowed as without a proxy."""
+        connection = self.begin()
+        self.bench.clock.advance(DROP_S)
+        self.assertEqual([403], connection.statuses())
+        connection.send(self.sent[30_000:])
+        connection.send(request("GET", "/alice/nothing"))
+        self.assertEqual([403, 404], connection.statuses())
+
+    def test_client_gone(self) -> None:
+        """A client that goes meanwhile leaves one record and no timer that does anything."""
+        connection = self.begin()
+        connection.lose()
+        self.bench.clock.advance(DROP_S)
+        self.assertEqual(1, len(self.bench.records))
+        self.assertEqual(b"", connection.received)
+
+    def test_bad_chunk(self) -> None:
+        """A body whose rest cannot be parsed ends the wait."""
+        self.begin()
+        connection = self.bench.connect()
+        head = f"POST /alice/data/{OTHER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        connection.send(head + b"3\r\nabc\r\n")
+        self.assertEqual([], connection.statuses())
+        connection.send(b"no number\r\n")
+        self.assertEqual([403], connection.statuses())
+        self.assertTrue(connection.closed)
+
+    def test_awaits_continue(self) -> None:
+        """A client that waits for C{100 Continue} is refused at once."""
+        self.begin()
+        connection = self.bench.connect()
+        connection.send(request("POST", f"/alice/data/{OTHER}", self.LARGE, Expect="100-continue")[:-100_000])
+        self.assertEqual([403], connection.statuses())
+
+    def test_without_proxy(self) -> None:
+        """A client itself is answered at once."""
+        self.assertEqual([403], self.begin(("192.0.2.8",)).statuses())

@@ -8,6 +8,7 @@ ever waits for the network.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -52,6 +53,7 @@ class Body:
     _writing = False
     _delivered: Deferred[None] | None = None
     _whole: Deferred[list[bytes]] | None = None
+    _dropped: Deferred[None] | None = None
     _discard_limit: int | None = None
     _on_excess: Callable[[], None] | None = None
 
@@ -100,6 +102,7 @@ class Body:
         if self._whole is not None:
             whole, self._whole = self._whole, None
             whole.callback(self.take_waiting())
+        self._fire_dropped()
         self._pump()
 
     def fail(self, error: ServerError) -> None:
@@ -108,6 +111,7 @@ class Body:
         if self._whole is not None:
             whole, self._whole = self._whole, None
             whole.errback(error)
+        self._fire_dropped()
         self._pump()
 
     # --- the route's calls
@@ -157,6 +161,28 @@ class Body:
         assert self.expected_bytes is not None
         self.received_bytes += size_bytes
         self.expected_bytes -= size_bytes
+
+    def drop(self) -> Deferred[None]:
+        """
+        Drop what came and what comes, before the answer.
+
+        @return: fires when all of it came, or when the rest cannot be parsed.
+        """
+        dropped: Deferred[None] = Deferred(lambda _: self._forget_dropped())
+        if self.ended or self._error is not None:
+            dropped.callback(None)
+        else:
+            self._dropped = dropped
+            self.discard(sys.maxsize, _ignore_excess)
+        return dropped
+
+    def _forget_dropped(self) -> None:
+        self._dropped = None
+
+    def _fire_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, None
+        if dropped is not None:
+            dropped.callback(None)
 
     def discard(self, limit_bytes: int, on_excess: Callable[[], None]) -> None:
         """
@@ -211,3 +237,7 @@ class Body:
             delivered.callback(None)
         else:
             delivered.errback(result)  # type: ignore[arg-type]
+
+
+def _ignore_excess() -> None:
+    """There is no limit."""

@@ -28,6 +28,8 @@ from .socket_writer import JOINED_BYTES
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
+#: How long the rest of a body may delay a refusal.
+DROP_S = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -203,6 +205,16 @@ class StreamingRequest(Request):
         if self.awaits_continue:
             self.awaits_continue = False
             self.channel.write(_CONTINUE)
+
+    async def drop_body_of_proxy(self) -> None:
+        """
+        Before an answer that does not need the body: if a proxy sends it, drop what comes of it for L{DROP_S}.
+
+        A client that gets its answer early reads it. Proxies may lose it, or its words (lighttpd 1.4.69, HAProxy 2.6, and Caddy
+        2.6 over HTTP/2), and most have the rest of the body ready.
+        """
+        if self.peer_is_trusted and not self.body.ended and not self.awaits_continue:
+            await self.body.drop().addTimeout(DROP_S, self.site.reactor, lambda *_: None)
 
     def start_answer(self, status: int, reason: bytes, fields: bytes, length: int | None) -> None:
         """
