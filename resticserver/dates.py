@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?) ?(?P<unit>[smhdw]?)\Z", re.ASCII)
@@ -47,6 +49,25 @@ def zoned_seconds(texts: Iterable[str]) -> list[float]:
     if any(at.tzinfo is None for at in found):
         raise ValueError("no time zone")
     return [at.timestamp() for at in found]
+
+
+@lru_cache(maxsize=1024)
+def http_seconds(text: str) -> float:
+    """
+    Parse a timestamp of HTTP, such as C{Fri, 27 Nov 2026 18:41:30 GMT}, into seconds since 1970 (RFC 9110 section 5.6.7).
+
+    @raise ValueError: the text is none.
+    """
+    # Not strptime: the names of days and months must not depend on the locale.
+    at = parsedate_to_datetime(text)
+    if at.tzinfo is None:
+        raise ValueError("no time zone")
+    return at.timestamp()
+
+
+def http_text(seconds: float) -> str:
+    """A point in time as HTTP has it; the inverse of L{http_seconds}."""
+    return formatdate(seconds, usegmt=True)
 
 
 def day_text(seconds: float) -> str:

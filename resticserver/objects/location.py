@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ..errors import StartError
 
@@ -82,6 +83,31 @@ def parse_location(path: str) -> Location:
     if (_BUCKET if scheme == "s3" else _CONTAINER).fullmatch(bucket) is None or ".." in bucket:
         raise _refused(path, f"{ascii(bucket)[1:-1]} is no name of a {_container(scheme)}")
     return Location(scheme, bucket, _prefix(path, rest))
+
+
+def checked_endpoint(location: Location, endpoint: str, source: str) -> str:
+    """
+    The normal form of the URL of an object store.
+
+    @param source: where it was configured, for messages.
+    @raise StartError: it is none of a service; the message does not show it, since it may contain a password.
+    """
+    wrong = f"--path: {location}: the endpoint ({source})"
+    try:
+        parts = urlsplit(endpoint)
+        # Raises if it is no number.
+        port = parts.port
+    except ValueError:
+        raise StartError(f"{wrong} is not a valid URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not endpoint.isascii():
+        raise StartError(f"{wrong} must be a URL such as https://host:port")
+    if re.search(r"[\x00-\x20\x7f\\%]", endpoint) or "//" in parts.path or "/." in parts.path:
+        raise StartError(f"{wrong} must be a URL such as https://host:port")
+    if "@" in parts.netloc:
+        raise StartError(f"{wrong} must not contain credentials")
+    if "?" in endpoint or "#" in endpoint:
+        raise StartError(f"{wrong} must not contain ? and #")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 def _prefix(path: str, rest: str) -> str:

@@ -1,6 +1,6 @@
 """
-An engine through obstore, the Python side of Rust's object_store: bodies, sizes and removals. Lists are not its: those of S3
-are requested in L{resticserver.objects.s3_list}, because obstore ends a list silently when a page of it is damaged.
+An engine through obstore, the Python side of Rust's object_store: bodies, sizes and removals. Lists are requested in
+L{resticserver.objects.s3} and L{resticserver.objects.azure}, because obstore ends a list silently when a page of it is damaged.
 
 obstore says what went wrong by the class of the exception and in words, so the status and the engine's code are read from
 those words.
@@ -66,25 +66,37 @@ _FULL = frozenset(("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuota
 _REFUSED = frozenset(
     (
         "AccessDenied",
+        "AccountIsDisabled",
+        "AuthenticationFailed",
+        "AuthorizationFailure",
+        "AuthorizationPermissionMismatch",
         "ExpiredToken",
         "ExpiredTokenException",
+        "InsufficientAccountPermissions",
         "InvalidAccessKeyId",
+        "InvalidAuthenticationInfo",
         "InvalidToken",
+        "KeyBasedAuthenticationNotPermitted",
+        "NoAuthenticationInformation",
         "SignatureDoesNotMatch",
         "TokenRefreshRequired",
     )
 )
+#: obstore's own words where an engine answers a part that begins at the end with an empty one, as Azurite does.
+_BEGINS_TOO_LATE = "Wanted range starting at"
 _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
 
 
-def client_options(endpoint: str, writes: bool, ca_file: str | None = None) -> ClientConfig:
+def client_options(
+    endpoint: str, writes: bool, ca_file: str | None = None, ca_variable: str = "AWS_CA_BUNDLE"
+) -> ClientConfig:
     """
     The options of a client.
 
     @param endpoint: its URL; with C{http:} the connections are not encrypted.
     @param writes: whether it stores. A limit of the pause between two reads would run while a body is sent, and one of the whole
         request would end the download of a slow client.
-    @param ca_file: certificates to trust besides the system's, PEM.
+    @param ca_file: certificates to trust besides the system's, PEM; C{ca_variable}: what has named it, for messages.
     @raise StartError: that file cannot be read.
     """
     options: ClientConfig = {
@@ -99,7 +111,7 @@ def client_options(endpoint: str, writes: bool, ca_file: str | None = None) -> C
             with open(ca_file, "rb") as file:
                 options["root_certificate"] = file.read()
         except OSError as error:
-            raise StartError(f"--path: cannot read {ca_file} (AWS_CA_BUNDLE): {error.strerror}") from None
+            raise StartError(f"--path: cannot read {ca_file} ({ca_variable}): {error.strerror}") from None
     return options
 
 
@@ -225,7 +237,7 @@ class ObstoreEngine:
         elif code in _REFUSED or isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
             self._refused()
             meant = AccessRefused("", detail)
-        elif status == 416:
+        elif status == 416 or _BEGINS_TOO_LATE in words:
             meant = BeyondTheEnd()
         return meant if isinstance(meant, (EngineError, *expected)) else EngineError("", detail)
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from .credentials import Credentials, new_session
 from .engine import EngineError, Found
 from .location import Location
-from .s3_list import Ascending, BadPage, Page, parse_page
+from .pages import Ascending, BadPage, Page
+from .s3_list import parse_page
 from .s3_requests import S3Requests
 from .s3_settings import S3Settings, find_settings
 

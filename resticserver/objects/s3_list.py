@@ -1,5 +1,5 @@
 """
-What an engine answers to ListObjectsV2: one page, and the order of all pages. Pure rules, no I/O.
+What an engine of S3 answers to ListObjectsV2: one page. Pure rules, no I/O.
 
 An answer that is not exactly a page is refused, since a list that is too short makes restic's prune lose data. Source:
 U{https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html}
@@ -8,18 +8,12 @@ U{https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html}
 from __future__ import annotations
 
 import re
-from codecs import BOM_UTF8
-from operator import lt
-from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 from ..dates import zoned_seconds
 from .engine import Found
-
-#: The largest page that is read, in bytes: 1,000 keys of 1,024 bytes are 3 MiB when each byte is encoded.
-MAX_PAGE_BYTES = 16 << 20
+from .pages import BadPage, Page, short, well_formed
 
 _NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 _ROOT = "ListBucketResult"
@@ -45,24 +39,6 @@ _FOLDER = re.compile(r"[^/]*/")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class BadPage(ValueError):
-    """An answer is not a page of a list; the message says why, for the log."""
-
-
-class Page(NamedTuple):
-    """
-    One page.
-
-    @ivar found: its objects; the keys are without the prefix.
-    @ivar token: what to ask for the next page with; C{None} if this is the last.
-    @ivar folders: what stands for all keys below a folder, without the prefix, with a slash at the end.
-    """
-
-    found: list[Found]
-    token: str | None
-    folders: list[str]
-
-
 def parse_page(body: bytes, prefix: str, by_folder: bool = False) -> Page:
     """
     Read a page of a list.
@@ -71,7 +47,7 @@ def parse_page(body: bytes, prefix: str, by_folder: bool = False) -> Page:
     @param by_folder: whether the slash was asked for as the delimiter.
     @raise BadPage: it is no page, or not a whole one.
     """
-    text = _well_formed(body)
+    text = well_formed(body)
     # A tree of all elements takes three times as long as all that is done here.
     pieces = _OBJECT.split(text)
     keys, sizes, times = pieces[1::4], pieces[2::4], pieces[3::4]
@@ -82,34 +58,16 @@ def parse_page(body: bytes, prefix: str, by_folder: bool = False) -> Page:
         if None in values or text.count(f"<{name}>") != len(values):
             raise BadPage(f"an object has no {name}, two of them, or a wrong one")
     if "KeyCount" in once and once["KeyCount"] != str(len(keys) + len(folders)):
-        raise BadPage(f"KeyCount is {_short(once['KeyCount'])} with {len(keys)} keys and {len(folders)} folders")
+        raise BadPage(f"KeyCount is {short(once['KeyCount'])} with {len(keys)} keys and {len(folders)} folders")
     encoding = once.get("EncodingType", "")
     if encoding not in ("", "url"):
-        raise BadPage(f"the EncodingType is {_short(encoding)}")
+        raise BadPage(f"the EncodingType is {short(encoding)}")
     keys, folders = (_below(prefix, _decoded(names, encoding == "url")) for names in (_unescaped(keys), folders))
     if folders and not by_folder:
         raise BadPage("keys are grouped, which was not asked for")
     if by_folder and (any("/" in key for key in keys) or not all(_FOLDER.fullmatch(folder) for folder in folders)):
         raise BadPage("keys are not grouped as was asked for")
     return Page(list(map(Found, keys, map(int, sizes), _seconds(times))), _token(once), folders)
-
-
-def _well_formed(body: bytes) -> str:
-    """
-    An answer as text.
-
-    @raise BadPage: it is no XML in UTF-8; or has declarations (entities could make a small answer large), comments, CDATA or
-        instructions, in which a tag need not be one.
-    """
-    body = body.removeprefix(BOM_UTF8)
-    if b"<!" in body or body.find(b"<?", 1) != -1:
-        raise BadPage("the answer has a declaration, a comment or an instruction")
-    try:
-        # The encoding given here wins over the one that the text names, so that the check above cannot be evaded.
-        expat.ParserCreate("utf-8").Parse(body, True)
-        return body.decode("utf-8")
-    except (expat.ExpatError, UnicodeDecodeError) as error:
-        raise BadPage(f"the answer is no XML: {error}") from None
 
 
 def _rest(text: str, has_objects: bool) -> tuple[dict[str, str], list[str]]:
@@ -125,7 +83,7 @@ def _rest(text: str, has_objects: bool) -> tuple[dict[str, str], list[str]]:
         raise BadPage(f"the answer is no XML: {error}") from None
     space = root.tag.removesuffix(_ROOT)
     if root.tag != space + _ROOT or space not in ("", _NAMESPACE):
-        raise BadPage(f"the answer is {_short(root.tag)}, not {_ROOT}")
+        raise BadPage(f"the answer is {short(root.tag)}, not {_ROOT}")
     once: dict[str, str] = {}
     folders: list[str] = []
     has_seen_objects = False
@@ -140,7 +98,7 @@ def _rest(text: str, has_objects: bool) -> tuple[dict[str, str], list[str]]:
                 raise BadPage(f"{name} is there twice, or is not text")
             once[name] = element.text or ""
         elif not _WRONG.isdisjoint(each.tag.removeprefix(space) for each in element.iter()):
-            raise BadPage(f"{_short(name)} is an error, or an object in a form that is not known")
+            raise BadPage(f"{short(name)} is an error, or an object in a form that is not known")
     if has_seen_objects is not has_objects:
         raise BadPage("the objects are in the wrong place")
     return once, folders
@@ -167,7 +125,7 @@ def _token(once: dict[str, str]) -> str | None:
     if truncated == "false":
         return None
     if truncated != "true":
-        raise BadPage("IsTruncated is missing" if truncated is None else f"IsTruncated is {_short(truncated)}")
+        raise BadPage("IsTruncated is missing" if truncated is None else f"IsTruncated is {short(truncated)}")
     token = once.get("NextContinuationToken")
     if not token:
         raise BadPage("the list goes on, but NextContinuationToken is missing")
@@ -211,42 +169,4 @@ def _seconds(times: list[str]) -> list[float]:
     try:
         return zoned_seconds(times)
     except (ValueError, OverflowError) as error:
-        raise BadPage(f"the time of an object is wrong: {_short(str(error))}") from None
-
-
-def _short(text: str) -> str:
-    """A text of the engine's for a message."""
-    return ascii(text if len(text) <= 60 else f"{text[:60]}...")
-
-
-class Ascending:
-    """
-    Checks that the keys of a list ascend strictly over all its pages, so that none comes twice and no page is sent again.
-
-    There are two orders. S3's is by the bytes of UTF-8, which is also Python's order of strings. SeaweedFS 4 goes through its
-    directories: there C{a/b} comes before C{a-b}, as if the slash were the first of all characters. A list must keep to one of
-    them from its first page to its last.
-
-    @param after: the key that all others come after, without the prefix of all; C{None} for none.
-    """
-
-    def __init__(self, after: str | None = None) -> None:
-        self._last = after
-        self._by_bytes = self._by_folders = True
-
-    def check(self, keys: list[str]) -> None:
-        """
-        Take the keys of the next page.
-
-        @raise BadPage: they do not ascend.
-        """
-        if not keys:
-            return
-        with_last = keys if self._last is None else [self._last, *keys]
-        self._by_bytes = self._by_bytes and all(map(lt, with_last, with_last[1:]))
-        if self._by_folders:
-            folded = [key.replace("/", "\0") for key in with_last]
-            self._by_folders = all(map(lt, folded, folded[1:]))
-        if not self._by_bytes and not self._by_folders:
-            raise BadPage("the keys are not in ascending order")
-        self._last = keys[-1]
+        raise BadPage(f"the time of an object is wrong: {short(str(error))}") from None

@@ -1,241 +1,50 @@
 """
-Signed GET requests to a bucket of S3, for what obstore cannot do or does not do strictly: lists above all. A request has no
-effect, so that it may be made again; L{S3Requests.get} does so.
-
-urllib3 is imported when the first of these objects is made, not before.
+Signed GET requests to a bucket of S3.
 """
 
 from __future__ import annotations
 
-import ssl
-import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
-from xml.etree import ElementTree
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
-from ..errors import StartError
-from .credentials import Credential, Credentials
+from .credentials import Credentials
 from .engine import AccessRefused, BucketMissing, EngineError
-from .s3_list import MAX_PAGE_BYTES, BadPage
 from .s3_settings import S3Settings
-
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
-
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 30.0
-
-#: How long one answer may take from its first byte to its last, in seconds: an engine that sends a byte now and then is stuck.
-ANSWER_TIMEOUT_S = 60.0
-
-#: The pauses before a request is made again, in seconds.
-PAUSES_S = (0.2, 1.0, 4.0)
-
-#: No further attempt begins later than this after the first one, in seconds.
-ATTEMPTS_WITHIN_S = 30.0
-
-#: How many connections are kept open.
-_CONNECTIONS = 16
-
-_PIECE_BYTES = 256 << 10
-
-#: The statuses below 500 that can pass by themselves: time-out, conflict, too many requests.
-_PASSING = frozenset((408, 409, 425, 429))
-
-_T = TypeVar("_T")
+from .signed_requests import PASSING, Passing, Signed, SignedRequests, code_and_message
 
 
-class _Passing(Exception):
-    """A request failed in a way that may pass; the message says how, for the log."""
-
-
-class S3Requests:
+class S3Requests(SignedRequests):
     """
-    Requests to one bucket, over connections that are kept open. Safe from several threads.
+    See L{SignedRequests}.
 
-    @param pause: waits for a number of seconds.
-    @param clock: seconds, monotonic.
-    @raise StartError: the file with the authorities cannot be used.
+    @param options: see there.
     """
 
-    def __init__(
-        self,
-        settings: S3Settings,
-        credentials: Credentials,
-        *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        read_timeout_s: float = READ_TIMEOUT_S,
-        answer_timeout_s: float = ANSWER_TIMEOUT_S,
-        pause: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        from urllib3 import Timeout
+    ca_variable = "AWS_CA_BUNDLE"
 
+    def __init__(self, settings: S3Settings, credentials: Credentials, **options: Any) -> None:
+        super().__init__(settings.endpoint, settings.ca_file, **options)
         self._settings = settings
         self._credentials = credentials
-        self._timeout = Timeout(connect=connect_timeout_s, read=read_timeout_s)
-        self._answer_timeout_s = answer_timeout_s
-        self._pause = pause
-        self._clock = clock
-        self._connections = _connections(settings)
 
-    def close(self) -> None:
-        """Close all connections that are not in use; idempotent."""
-        self._connections.clear()
-
-    def get(self, query: Mapping[str, str], read: Callable[[bytes], _T]) -> _T:
-        """
-        Make a request until it succeeds, four times at most.
-
-        @param query: names and values, not encoded.
-        @param read: makes the result of the answer's body; L{BadPage} means that the answer is wrong.
-        @raise EngineError: it failed each time, or in a way that will not pass.
-        @raise BucketMissing: there is no such bucket.
-        @raise AccessRefused: the credentials are refused, and looking for them anew has found no others.
-        """
-        pauses = iter(PAUSES_S)
-        no_later = self._clock() + ATTEMPTS_WITHIN_S
-        reloaded = False
-        while True:
-            credential = self._credentials.current()
-            try:
-                return read(self._once(query, credential))
-            except AccessRefused:
-                if reloaded or not self._credentials.reload(credential):
-                    raise
-                reloaded = True
-            except (_Passing, BadPage) as error:
-                pause_s = next(pauses, None)
-                if pause_s is None or self._clock() + pause_s > no_later:
-                    raise EngineError(detail=str(error)) from None
-                self._pause(pause_s)
-
-    def _once(self, query: Mapping[str, str], credential: Credential) -> bytes:
-        """The body of an answer with status 200."""
-        from urllib3.exceptions import HTTPError
-
+    def _signed(self, query: Mapping[str, str]) -> Signed:
+        credential = self._credentials.current()
         # Sorted and encoded as the signature needs it.
         encoded = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        url = f"{self._settings.bucket_url}?{encoded}"
-        if self._settings.virtual_hosted:
-            url = f"{self._settings.bucket_url}/?{encoded}"
+        url = f"{self._settings.bucket_url}{'/' if self._settings.virtual_hosted else ''}?{encoded}"
         headers = self._credentials.sign("GET", url, self._settings.region, credential)
-        try:
-            answer = self._connections.request(
-                "GET",
-                url,
-                headers=headers,
-                timeout=self._timeout,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            body = self._body(answer)
-        except (HTTPError, OSError) as error:
-            raise _Passing(_description(error)) from None
-        if answer.status == 200:
-            return body
-        raise _failure(answer.status, answer.headers, body)
+        return Signed(url, headers, lambda: self._credentials.reload(credential))
 
-    def _body(self, answer: BaseHTTPResponse) -> bytes:
-        """The whole body. The connection is used again only if the body was read to its end."""
-        no_later = self._clock() + self._answer_timeout_s
-        body = bytearray()
-        finished = False
-        try:
-            while piece := answer.read1(_PIECE_BYTES):
-                body += piece
-                if len(body) > MAX_PAGE_BYTES:
-                    raise _Passing(f"the answer is larger than {MAX_PAGE_BYTES} bytes")
-                if self._clock() > no_later:
-                    raise _Passing(f"the answer takes longer than {self._answer_timeout_s:g} seconds")
-            finished = True
-        finally:
-            if not finished:
-                answer.close()
-            answer.release_conn()
-        return bytes(body)
-
-
-def _connections(settings: S3Settings) -> PoolManager:
-    """
-    The connections: directly, or through the proxy that the environment names (obstore does the same). Certificates are
-    verified against the file that is set, or against what the system and C{SSL_CERT_FILE} say.
-
-    @raise StartError: that file cannot be used.
-    """
-    from urllib3 import PoolManager, ProxyManager, make_headers
-
-    parts = urlsplit(settings.endpoint)
-    tls = _tls(settings.ca_file) if parts.scheme == "https" else None
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy is None or proxy_bypass(parts.netloc):
-        return PoolManager(num_pools=2, maxsize=_CONNECTIONS, ssl_context=tls)
-    proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    headers = None
-    if proxy_parts.username is not None:
-        pair = f"{unquote(proxy_parts.username)}:{unquote(proxy_parts.password or '')}"
-        headers = make_headers(proxy_basic_auth=pair)
-    url = f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
-    return ProxyManager(url, num_pools=2, maxsize=_CONNECTIONS, ssl_context=tls, proxy_headers=headers)
-
-
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    """
-    What certificates are verified against.
-
-    @raise StartError: the file with the authorities cannot be used.
-    """
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        # An ssl.SSLError has only the library's own words.
-        reason = "it has no valid certificates" if isinstance(error, ssl.SSLError) else error.strerror
-        raise StartError(f"--path: cannot read {ca_file} (AWS_CA_BUNDLE): {reason}") from None
-
-
-def _failure(status: int, headers: Mapping[str, str], body: bytes) -> Exception:
-    """The error for an answer that is not 200."""
-    code, message = _code_and_message(body)
-    detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
-    if region := headers.get("x-amz-bucket-region"):
-        detail += f" (the bucket is in the region {ascii(region[:40])[1:-1]}: see AWS_REGION)"
-    if status == 404 and code == "NoSuchBucket":
-        return BucketMissing(detail=detail)
-    if status in (401, 403):
-        return AccessRefused(detail=detail)
-    if status >= 500 or status in _PASSING:
-        return _Passing(detail)
-    return EngineError(detail=detail)
-
-
-def _code_and_message(body: bytes) -> tuple[str, str]:
-    """
-    What S3's description of an error says; both are empty if it is none. Only these two: other elements repeat the request
-    with its credentials.
-    """
-    try:
-        if b"<!" in body:
-            return "", ""
-        root = ElementTree.fromstring(body, ElementTree.XMLParser(encoding="utf-8"))
-    except ElementTree.ParseError:
-        return "", ""
-    found = {element.tag.rpartition("}")[2]: element.text or "" for element in root}
-    return _one_line(found.get("Code", ""), 60), _one_line(found.get("Message", ""), 200)
-
-
-def _one_line(text: str, most: int) -> str:
-    return ascii(" ".join(text.split())[:most])[1:-1]
-
-
-def _description(error: Exception) -> str:
-    """
-    A failed connection, without the URL: the library's own text names it with the query, and a proxy's with a password.
-    """
-    reason = error.__cause__ or error.__context__
-    words = f": {reason.strerror}" if isinstance(reason, OSError) and reason.strerror else ""
-    return f"{type(error).__name__}{words}"
+    def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+        code, message = code_and_message(body)
+        detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
+        if region := headers.get("x-amz-bucket-region"):
+            detail += f" (the bucket is in the region {ascii(region[:40])[1:-1]}: see AWS_REGION)"
+        if status == 404 and code == "NoSuchBucket":
+            return BucketMissing(detail=detail)
+        if status in (401, 403):
+            return AccessRefused(detail=detail)
+        if status >= 500 or status in PASSING:
+            return Passing(detail)
+        return EngineError(detail=detail)

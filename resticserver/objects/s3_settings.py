@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import StartError
-from .location import Location
+from .location import Location, checked_endpoint
 
 if TYPE_CHECKING:
     from botocore.session import Session  # type: ignore[import-untyped,import-not-found]
@@ -69,7 +69,11 @@ def find_settings(location: Location, session: Session, environ: Mapping[str, st
             f"--path: {location}: no region; set AWS_REGION, or AWS_ENDPOINT_URL if the store is not AWS's"
         )
     region = region or DEFAULT_REGION
-    endpoint = _aws_endpoint(region, variants) if configured is None else _checked(location, configured)
+    endpoint = (
+        _aws_endpoint(region, variants)
+        if configured is None
+        else checked_endpoint(location, configured, "AWS_ENDPOINT_URL, or endpoint_url in the profile")
+    )
     parts = urlsplit(endpoint)
     # A dot in the bucket's name would not match the certificate.
     if _AWS.search(parts.hostname or "") and not parts.path and "." not in location.bucket:
@@ -98,27 +102,3 @@ def _aws_endpoint(region: str, variants: list[str]) -> str:
     service = "s3-fips" if "fips" in variants else "s3"
     stack = ".dualstack" if "dualstack" in variants else ""
     return f"https://{service}{stack}.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
-
-
-def _checked(location: Location, endpoint: str) -> str:
-    """
-    The normal form of a URL that was configured.
-
-    @raise StartError: it is none of a service; the message does not show it, since it may contain a password.
-    """
-    wrong = f"--path: {location}: the endpoint (AWS_ENDPOINT_URL, or endpoint_url in the profile)"
-    try:
-        parts = urlsplit(endpoint)
-        # Raises if it is no number.
-        port = parts.port
-    except ValueError:
-        raise StartError(f"{wrong} is not a valid URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not endpoint.isascii():
-        raise StartError(f"{wrong} must be a URL such as https://host:port")
-    if re.search(r"[\x00-\x20\x7f\\%]", endpoint) or "//" in parts.path or "/." in parts.path:
-        raise StartError(f"{wrong} must be a URL such as https://host:port")
-    if "@" in parts.netloc:
-        raise StartError(f"{wrong} must not contain credentials")
-    if "?" in endpoint or "#" in endpoint:
-        raise StartError(f"{wrong} must not contain ? and #")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"

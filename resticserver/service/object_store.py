@@ -32,12 +32,15 @@ def make_engine(location: Location) -> Engine:
     @raise StartError: its libraries are not installed, or what is configured is wrong.
     """
     try:
+        if location.scheme == "az":
+            from ..objects.azure_engine import make_azure_engine
+
+            return make_azure_engine(location)
         from ..objects.s3_engine import make_s3_engine
+
+        return make_s3_engine(location)
     except ImportError as error:
         raise StartError(f"--path: {location}: needs the extra {EXTRA} ({error.name} is not installed)") from None
-    if location.scheme != "s3":
-        raise StartError(f"--path: {location}: only s3:// is available in this version")
-    return make_s3_engine(location)
 
 
 def make_object_store(settings: Settings, location: Location, state: StateFile) -> ObjectStore:

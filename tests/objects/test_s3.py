@@ -22,10 +22,11 @@ from resticserver.errors import StartError
 from resticserver.objects.credentials import Credentials, new_session
 from resticserver.objects.engine import AccessRefused, BucketMissing, EngineError
 from resticserver.objects.location import Location
+from resticserver.objects.pages import MAX_PAGE_BYTES
 from resticserver.objects.s3 import S3Lists, open_s3
-from resticserver.objects.s3_list import MAX_PAGE_BYTES
-from resticserver.objects.s3_requests import ATTEMPTS_WITHIN_S, PAUSES_S, S3Requests
+from resticserver.objects.s3_requests import S3Requests
 from resticserver.objects.s3_settings import find_settings
+from resticserver.objects.signed_requests import ATTEMPTS_WITHIN_S, PAUSES_S
 
 from ..support.certificates import make_certificate
 from ..support.engines import shared_seaweedfs

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from resticserver.objects.engine import Found
-from resticserver.objects.s3_list import Ascending, BadPage, Page, parse_page
+from resticserver.objects.pages import Ascending, BadPage, Page
+from resticserver.objects.s3_list import parse_page
 
 PREFIX = "alice/"
 NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
