@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +81,9 @@ _REFUSED = frozenset(
         "TokenRefreshRequired",
     )
 )
+#: How often an object is removed that a removal has not found, and that is there: it may have been uploaded meanwhile.
+_REMOVALS = 3
+
 #: obstore's own words where an engine answers a part that begins at the end with an empty one, as Azurite does.
 _BEGINS_TOO_LATE = "Wanted range starting at"
 _NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
@@ -194,23 +196,32 @@ class ObstoreEngine:
 
     def remove(self, key: str) -> None:
         """See L{resticserver.objects.engine.Engine.remove}."""
+        for _ in range(_REMOVALS):
+            if self._was_removed(key):
+                return
+        raise EngineError("", f"{key}: not found by a removal, and there")
+
+    def _was_removed(self, key: str) -> bool:
+        """Whether a removal succeeded, or neither it nor a look has found the object."""
         try:
             obstore.delete(self._writer, key)
         except (OSError, BaseError) as error:
             meant = self._meant(error, Absent)
-            if isinstance(meant, Absent):
-                # Some engines say so of a missing object, others only of a missing bucket.
-                self.check_bucket()
-                with suppress(Absent):
-                    self.size_of(key)
-                    raise EngineError("", f"{key}: not found by a removal, and there") from None
-                return
-            raise meant from None
+            if not isinstance(meant, Absent):
+                raise meant from None
+            # Some engines say so of a missing object, others only of a missing bucket.
+            self.check_bucket()
+            try:
+                self.size_of(key)
+            except Absent:
+                return True
+            return False
         except BaseException as error:
             # obstore 0.12 asks for the removal of several objects, and panics if the answer names another one.
             if type(error).__name__ != "PanicException":
                 raise
             raise EngineError("", f"obstore: {error}") from None
+        return True
 
     def _meant(self, error: Exception, *expected: type[Exception]) -> Exception:
         """

@@ -1,7 +1,8 @@
 """
-The contract of all stores over a real engine, SeaweedFS. With an engine in memory it is in L{tests.objects.test_store}.
+The contract of all stores over real engines: SeaweedFS, and with C{OBJECTS=all} (C{make objects-check}) Ceph and Azurite as well.
+With an engine in memory it is in L{tests.objects.test_store}.
 
-The losers of a race wait for seconds at SeaweedFS. C{OBJECTS=all} runs all races (C{make objects-check}).
+The losers of a race wait for seconds at SeaweedFS. C{OBJECTS=all} runs all races.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import urllib.parse
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from unittest import mock
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -17,12 +18,13 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from resticserver.objects.engine import Engine
 from resticserver.objects.location import Location
 from resticserver.objects.probe import Probe
-from resticserver.objects.s3_engine import make_s3_engine
 from resticserver.objects.spool import Spool
 from resticserver.objects.store import ObjectStore
+from resticserver.service.object_store import make_engine
 
 from ..contract.store import StoreContract
-from ..support.engines import SeaweedFS, shared_seaweedfs
+from ..support.azurite import Azurite
+from ..support.engines import CephRGW, RealEngine, SeaweedFS, shared_engine
 from ..support.processes import process_test
 
 if TYPE_CHECKING:
@@ -43,9 +45,14 @@ RACES = frozenset(
 )
 
 
-class InSeaweedFS(_Base):
+#: Why other engines than SeaweedFS are not tried.
+NOT_ALL = None if ALL else "OBJECTS=all tries all engines"
+
+
+class InEngine(_Base):
     """Stores over a bucket."""
 
+    kind: type[RealEngine] = SeaweedFS
     skip = SeaweedFS.reason()
     prefix = ""
     #: Those of L{RACES} that run always.
@@ -55,13 +62,13 @@ class InSeaweedFS(_Base):
         """An empty place."""
         if not ALL and self._testMethodName in RACES - self.races:
             raise SkipTest("OBJECTS=all runs all races")
-        self.engine = shared_seaweedfs()
+        self.engine = shared_engine(self.kind)
         self.bucket = self.make_bucket()
         self.directory = self.mktemp()
         environment = mock.patch.dict(os.environ, self.engine.environment())
         environment.start()
         self.addCleanup(environment.stop)
-        self.client: Engine = make_s3_engine(Location("s3", self.bucket, self.prefix))
+        self.client: Engine = make_engine(Location(self.kind.scheme, self.bucket, self.prefix))
 
     def make_bucket(self) -> str:
         """A bucket of this test alone."""
@@ -85,7 +92,7 @@ class InSeaweedFS(_Base):
     def plant(self, key: str, content: bytes) -> None:
         """An object under a key."""
         reply = self.engine.request("PUT", self.path_of(self.prefix + key), body=content)
-        self.assertEqual(200, reply.status, reply)
+        self.assertIn(reply.status, (200, 201), reply)
 
     def path_of(self, key: str) -> str:
         """Where the engine has a key."""
@@ -93,40 +100,84 @@ class InSeaweedFS(_Base):
 
 
 @process_test
-class ContractTests(InSeaweedFS, StoreContract, SynchronousTestCase):
+class ContractTests(InEngine, StoreContract, SynchronousTestCase):
     """The contract in a bucket."""
 
     races = frozenset(("test_one_config_wins",))
 
 
 @process_test
-class PrefixTests(InSeaweedFS, StoreContract, SynchronousTestCase):
+class PrefixTests(InEngine, StoreContract, SynchronousTestCase):
     """The contract below a prefix that needs to be encoded, in a bucket with other objects."""
 
-    _shared: str | None = None
+    _shared: ClassVar[dict[type[RealEngine], str]] = {}
 
     def setUp(self) -> None:
-        """As L{InSeaweedFS.setUp}."""
+        """As L{InEngine.setUp}."""
         self.prefix = f"grün & blau/{uuid.uuid4()}/"
         super().setUp()
 
     def make_bucket(self) -> str:
         """One bucket for all of them, which goes with the engine."""
-        if PrefixTests._shared is None:
-            name = f"test-{uuid.uuid4()}"
+        name = PrefixTests._shared.get(self.kind)
+        if name is None:
+            name = PrefixTests._shared[self.kind] = f"test-{uuid.uuid4()}"
             self.engine.make_bucket(name)
-            PrefixTests._shared = name
-        return PrefixTests._shared
+        return name
 
 
 @process_test
-class PromisesTests(InSeaweedFS, SynchronousTestCase):
+class PromisesTests(InEngine, SynchronousTestCase):
     """What the store needs of an engine."""
 
     def test_kept(self) -> None:
-        """SeaweedFS keeps all promises, also in the race, and nothing of the trial is left."""
+        """The engine keeps all promises, also in the race, and nothing of the trial is left."""
         probe = Probe(self.client, self.prefix)
         findings = [*probe.quick(), *probe.race()]
         self.assertEqual([], [one for one in findings if one.problem])
         self.assertEqual(4, len(findings))
         self.assertEqual([], self.engine.keys(self.bucket))
+
+
+class OnCeph(InEngine):
+    """With Ceph instead."""
+
+    kind: type[RealEngine] = CephRGW
+    skip = NOT_ALL or CephRGW.reason()
+
+
+class OnAzurite(InEngine):
+    """With Azurite instead."""
+
+    kind: type[RealEngine] = Azurite
+    skip = NOT_ALL or Azurite.reason()
+
+
+@process_test
+class CephContractTests(OnCeph, ContractTests):
+    """The contract on Ceph."""
+
+
+@process_test
+class CephPrefixTests(OnCeph, PrefixTests):
+    """The contract below a prefix on Ceph."""
+
+
+@process_test
+class CephPromisesTests(OnCeph, PromisesTests):
+    """The promises of Ceph."""
+
+
+@process_test
+class AzuriteContractTests(OnAzurite, ContractTests):
+    """The contract on Azurite."""
+
+
+@process_test
+class AzuritePrefixTests(OnAzurite, PrefixTests):
+    """The contract below a prefix on Azurite."""
+
+
+@process_test
+class AzuritePromisesTests(OnAzurite, PromisesTests):
+    """The promises of Azurite."""

