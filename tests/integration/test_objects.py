@@ -28,7 +28,7 @@ from resticserver.service.object_store import PROVEN_FILE
 
 from ..support.certificates import make_certificate
 from ..support.client import Client, object_id, random_bytes
-from ..support.engines import RcloneS3, S3Engine, SeaweedFS, new_credentials, shared_seaweedfs, start_engine
+from ..support.engines import RcloneS3, RealEngine, S3Engine, SeaweedFS, new_credentials, shared_engine, start_engine
 from ..support.faulty_engine import FaultyEngine, Ignored
 from ..support.htpasswd import bcrypt_line
 from ..support.processes import process_test
@@ -59,6 +59,7 @@ ANNOUNCEMENT = re.compile(r"Object store: |Authentication |Trying what s3://")
 class ObjectsCase(SynchronousTestCase):
     """Servers in front of a bucket of this test."""
 
+    kind: type[RealEngine] = SeaweedFS
     skip = WITHOUT_SEAWEEDFS or SKIP_WITHOUT_RESTIC
 
     def setUp(self) -> None:
@@ -67,14 +68,14 @@ class ObjectsCase(SynchronousTestCase):
         self.use(self.make_engine())
         self.bucket = self.engine.new_bucket(self)
 
-    def make_engine(self) -> S3Engine:
+    def make_engine(self) -> RealEngine:
         """The engine of this test."""
-        return shared_seaweedfs()
+        return shared_engine(self.kind)
 
-    def use(self, engine: S3Engine) -> None:
+    def use(self, engine: RealEngine) -> None:
         """Let the servers and restic's own S3 backend know this engine."""
         self.engine = engine
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "AZURE_"))}
         # Nobody's own files.
         variables |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
         patched = mock.patch.dict(os.environ, {**variables, **engine.environment()}, clear=True)
@@ -98,11 +99,11 @@ class ObjectsCase(SynchronousTestCase):
         @param state: its directory; each server has one of its own.
         @param proven_at: the endpoint at which the race of the start is not run, since it takes SeaweedFS ten seconds.
         """
-        place = f"s3://{bucket or self.bucket}"
+        place = f"{self.engine.scheme}://{bucket or self.bucket}"
         directory = self.scratch / state
         if proven_at is not None:
             directory.mkdir(exist_ok=True)
-            ProvenFile(str(directory / PROVEN_FILE), f"s3://{place[5:].partition('/')[0]} at {proven_at}").remember()
+            ProvenFile(str(directory / PROVEN_FILE), f"{'/'.join(place.split('/')[:3])} at {proven_at}").remember()
         arguments = ["--path", place, "--state-dir", str(directory), "--listen", listen, *flags]
         if "--htpasswd-file" not in flags:
             arguments.append("--no-auth")
@@ -153,6 +154,12 @@ class ObjectsCase(SynchronousTestCase):
     def assert_whole(self, restic: Restic) -> None:
         """restic finds no error in all that is stored."""
         self.assertIn("no errors were found", restic.succeed("check", "--read-data"))
+
+    @property
+    def s3(self) -> S3Engine:
+        """The engine, which speaks S3."""
+        assert isinstance(self.engine, S3Engine)
+        return self.engine
 
     def stored(self, key: str) -> bytes | None:
         """What the engine has under a key."""
@@ -222,7 +229,7 @@ class LifeCycleVariantsTests(LifeCycleCase):
         certificate = make_certificate(self.scratch)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)
-        faulty = FaultyEngine(self, self.engine, tls=context)
+        faulty = FaultyEngine(self, self.s3, tls=context)
         server = self.serve(faulty=faulty, extra={"AWS_CA_BUNDLE": str(certificate.authority)})
         self.live(self.restic(f"{server.url}/"))
         self.assertGreater(faulty.count("PUT", "^data/"), 0)
@@ -232,7 +239,7 @@ class LifeCycleVariantsTests(LifeCycleCase):
         certificate = make_certificate(self.scratch)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)
-        faulty = FaultyEngine(self, self.engine, tls=context)
+        faulty = FaultyEngine(self, self.s3, tls=context)
         server = self.launch(extra=faulty.environment())
         self.assertEqual(1, server.wait())
         self.assertIn("certificate", server.err[-1].lower())
@@ -344,7 +351,7 @@ class RequestsTests(ObjectsCase):
         A new object is one PUT and no HEAD, from the second on; a download and a part of one are one GET each, and a list
         is one; besides, the marker of the bucket is looked at once a second.
         """
-        faulty = FaultyEngine(self, self.engine)
+        faulty = FaultyEngine(self, self.s3)
         server = self.serve(faulty=faulty)
         pack = random_bytes(1, 300_000)
         with server.client() as client:
@@ -424,7 +431,7 @@ class RefusedStartTests(RefusedCase):
 
     def test_engine_down(self) -> None:
         """Nothing listens there."""
-        faulty = FaultyEngine(self, self.engine)
+        faulty = FaultyEngine(self, self.s3)
         faulty.refuse_connections()
         begun_s = time.monotonic()
         self.assert_refused(self.launch(extra=faulty.environment()), f"s3://{self.bucket}", "refused")
@@ -437,7 +444,7 @@ class WithoutConditionsTests(RefusedCase):
 
     def ignoring(self) -> FaultyEngine:
         """A proxy as which the engine ignores conditions."""
-        faulty = FaultyEngine(self, self.engine)
+        faulty = FaultyEngine(self, self.s3)
         faulty.when(Ignored("if-none-match"), kind="PUT", times=None)
         return faulty
 
@@ -473,7 +480,7 @@ class RcloneTests(RefusedCase):
 
     skip = RcloneS3.reason() or SKIP_WITHOUT_RESTIC
 
-    def make_engine(self) -> S3Engine:
+    def make_engine(self) -> RealEngine:
         """Of this test alone."""
         return start_engine(self, RcloneS3(self.scratch / "rclone"))
 
@@ -707,9 +714,9 @@ class Journal:
 class OwnEngineCase(ObjectsCase):
     """An engine for this test alone."""
 
-    def make_engine(self) -> S3Engine:
+    def make_engine(self) -> RealEngine:
         """In memory if there is room."""
-        return start_engine(self, SeaweedFS(self.scratch / "engine"))
+        return start_engine(self, self.kind(self.scratch / "engine"))
 
     def assert_there(self, server: ServerProcess, journal: Journal) -> None:
         """All that was acknowledged is there, is listed, and has the right bytes."""
@@ -753,17 +760,27 @@ class EngineKilledTests(OwnEngineCase):
 
 @process_test
 class EngineFullTests(OwnEngineCase):
-    """An engine without room."""
+    """
+    An engine without room.
 
-    def make_engine(self) -> S3Engine:
+    @cvar full_statuses: what an upload is answered that does not fit.
+    """
+
+    full_statuses = frozenset((503, 507))
+
+    def make_engine(self) -> RealEngine:
         """Of three volumes: the filer's own, and what a bucket may take."""
         return start_engine(self, SeaweedFS(self.scratch / "engine", volumes=3, volume_mib=8))
+
+    def limit(self) -> None:
+        """Called before anything is stored."""
 
     def test_full(self) -> None:
         """
         What does not fit is answered 503 (SeaweedFS does not say that it is full) or 507, and is not there; all that was
         acknowledged is, and can still be read, listed and removed.
         """
+        self.limit()
         server = self.serve()
         with server.client() as client:
             client.create_repository()
@@ -772,7 +789,7 @@ class EngineFullTests(OwnEngineCase):
         wait_until(lambda: len(journal.statuses) >= 2, what="a full engine")
         journal.end()
         self.assertGreater(len(journal.acknowledged), 3)
-        self.assertLessEqual(set(journal.statuses), {503, 507})
+        self.assertLessEqual(set(journal.statuses), self.full_statuses)
         self.assert_there(server, journal)
         with server.client() as client:
             self.assertEqual(set(journal.acknowledged), set(client.list("data")))
@@ -797,7 +814,7 @@ class CredentialsTests(ObjectsCase):
             new.write_text(f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n")
             new.replace(path)
 
-        write(*self.engine.credentials)
+        write(*self.s3.credentials)
         with mock.patch.dict(os.environ):
             del os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
             server = self.serve(extra={"AWS_SHARED_CREDENTIALS_FILE": str(path)})
@@ -812,12 +829,12 @@ class CredentialsTests(ObjectsCase):
             self.assertEqual(503, client.get("/data/").status)
             self.assertEqual(503, client.delete(f"/data/{name}").status)
             server.wait_for_line(
-                f"cannot read from s3://{self.bucket}: the object store refuses the server's credentials"
+                f"cannot read from {self.engine.scheme}://{self.bucket}: the object store refuses the server's credentials"
             )
-            write(*self.engine.credentials)
+            write(*self.s3.credentials)
             wait_until(lambda: client.get(f"/data/{name}").status == 200, what="the right credentials")
             wait_until(lambda: client.post(other, b"another").status == 200, what="the right credentials")
-            server.wait_for_line(f"can read from s3://{self.bucket} again")
+            server.wait_for_line(f"can read from {self.engine.scheme}://{self.bucket} again")
             self.assertEqual({name: 6, object_id(b"another"): 7}, client.list("data"))
         server.signal(signal.SIGTERM)
         self.assertEqual(0, server.wait())
