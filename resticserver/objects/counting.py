@@ -38,6 +38,11 @@ class BucketCounting:
         self._volume.check()
         return list(self._below((), self._max_depth))
 
+    def repositories_of(self, user: str) -> list[Repository]:
+        """The repositories in a user's folder."""
+        self._volume.check()
+        return list(self._below((user,), self._max_depth - 1))
+
     def _below(self, above: Repository, depth: int) -> Iterator[Repository]:
         prefix = self._keys.repository(above)
         folders, names = self._engine.list_folder(prefix)

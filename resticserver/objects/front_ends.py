@@ -87,6 +87,28 @@ class LeaseEnded(Unavailable):
     default = "the object store was out of reach for too long, try again"
 
 
+class Fence:
+    """
+    Until when an upload may be sent to the engine.
+
+    @param until: see L{FrontEnds.usable_until}.
+    """
+
+    def __init__(self, until: Moment, clock: Clock | None = None) -> None:
+        self._until = until
+        self._clock = clock if clock is not None else LocalClock()
+
+    def check(self) -> None:
+        """
+        To be called right before each request that stores something, in its thread.
+
+        @raise LeaseEnded: not any more.
+        """
+        now = self._clock.now()
+        if now.running_s >= self._until.running_s or now.wall_s >= self._until.wall_s:
+            raise LeaseEnded()
+
+
 class FrontEnds:
     """
     The front ends of a bucket, as one of them sees them. Safe from several threads.
@@ -115,6 +137,17 @@ class FrontEnds:
         """Whether leases of this holder may be used now."""
         looked = self._looked
         return holder == self.holder and looked is not None and self._clock.now().since(looked) < self._times.usable_s
+
+    def usable_until(self, holder: str) -> Moment:
+        """
+        Until when leases of this holder may be used, as far as is known now.
+
+        @raise LeaseEnded: they may not be used any more.
+        """
+        looked = self._looked
+        if looked is None or not self.may_store(holder):
+            raise LeaseEnded()
+        return Moment(looked.running_s + self._times.usable_s, looked.wall_s + self._times.usable_s)
 
     def end(self, holder: str) -> None:
         """This front end was declared dead: go on under another name."""

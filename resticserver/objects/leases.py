@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from .engine import Engine
-from .front_ends import Clock, FrontEnds, LeaseEnded, LocalClock, Times
+from .front_ends import Clock, FrontEnds, LeaseEnded, LocalClock, Moment, Times
 from .lease_use import Held
 from .leased_account import CountBegun, LeasedAccount
 from .quota_register import Register
@@ -75,6 +75,15 @@ class Leases:
         """
         if not self._front_ends.may_store(held.holder):
             raise LeaseEnded()
+
+    def usable_until(self, held: Held) -> Moment:
+        """
+        Until when a lease may be used; for L{resticserver.objects.front_ends.Fence}, which checks the same as L{check} and can be
+        in another process.
+
+        @raise LeaseEnded: it may not be used any more.
+        """
+        return self._front_ends.usable_until(held.holder)
 
     def ended(self, held: Held, stored: int, certain: bool = True) -> None:
         """

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -88,6 +89,7 @@ class ObjectUpload:
         self.size_bytes = 0
         self.change = Amount()
         self.is_uncertain = False
+        self._check: Callable[[], object] = _nothing_to_check
 
     def open(self) -> None:
         """
@@ -149,6 +151,10 @@ class ObjectUpload:
 
     # --- the end
 
+    def fence(self, check: Callable[[], object]) -> None:
+        """See L{resticserver.storage.interface.Upload.fence}."""
+        self._check = check
+
     def commit(self) -> Outcome:
         """See L{resticserver.storage.interface.Upload.commit}."""
         if self._outcome is None:
@@ -182,6 +188,7 @@ class ObjectUpload:
         pauses = iter(PAUSES_S)
         no_later_s = time.monotonic() + _ATTEMPTS_WITHIN_S
         while True:
+            self._check()
             try:
                 self._store.engine.put_new(key, content)
             except (AccessRefused, BucketMissing, EngineFull):
@@ -232,6 +239,7 @@ class ObjectUpload:
         if with_same_bytes:
             raise self._does_not_match()
         _log.warn("{key} was damaged; replaced by a verified upload", key=ascii(key)[1:-1])
+        self._check()
         self.is_uncertain = True  # an error of this may come after it is done
         self._store.engine.put(key, content)
         self.change = Amount(self.size_bytes - size_bytes, 0)
@@ -248,6 +256,10 @@ class ObjectUpload:
         self._store.spool.release(reserved_bytes)
         if fd >= 0:
             os.close(fd)
+
+
+def _nothing_to_check() -> None:
+    """No limits are shared with other servers."""
 
 
 def _hash_of(body: Body) -> bytes:

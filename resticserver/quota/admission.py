@@ -8,6 +8,7 @@ L{resticserver.quota.ledger.Ledger}, after L{resticserver.service.quota_keeper.Q
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import InsufficientStorage
@@ -45,11 +46,24 @@ class QuotaBackend(Protocol):
         @raise InsufficientStorage: a quota would be exceeded; the existing reservation remains.
         """
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers store in the same place, and limits are theirs as well."""
+
+    async def fence(self, number: int) -> Callable[[], object] | None:
+        """
+        What to call right before an upload is stored, in any thread; C{None} for nothing. It raises
+        L{resticserver.errors.Unavailable} if the reservation may have lost its effect.
+
+        @raise Unavailable: it has lost it.
+        """
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """
         An upload or a removal (whose number is 0) has ended.
 
         @param change: by how much it changed what is stored.
+        @param certain: whether it is known by how much.
         """
 
     async def settled(self) -> None:
@@ -66,10 +80,16 @@ class NoQuota:
         """Always succeeds."""
         return 0
 
+    is_shared = False
+
     async def grow(self, number: int, size_bytes: int) -> None:
         """Always succeeds."""
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    async def fence(self, number: int) -> Callable[[], object] | None:
+        """Nothing to call."""
+        return None
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """Does nothing."""
 
     async def settled(self) -> None:
@@ -156,12 +176,21 @@ class Admitted:
             await self._directory_locks.enter(*self._keys)
             self._inside = True
 
-    def end(self, change: Amount = NOTHING, trash: Amount = NOTHING) -> None:
+    async def fence(self) -> Callable[[], object] | None:
+        """
+        What to call right before the upload is stored (L{QuotaBackend.fence}); C{None} for nothing.
+
+        @raise Unavailable: it may not be stored any more.
+        """
+        return await self._quota.fence(self._number) if self._number and self._quota.is_shared else None
+
+    def end(self, change: Amount = NOTHING, trash: Amount = NOTHING, certain: bool = True) -> None:
         """
         End the upload or removal; idempotent.
 
         @param change: by how much it changed what is stored, without the trash.
         @param trash: by how much it changed the trash.
+        @param certain: whether it is known by how much.
         """
         if self._ended:
             return
@@ -172,7 +201,7 @@ class Admitted:
         if trash != NOTHING:
             self._quota.settle(0, self._repository, TRASH_CELL, trash)
         if self._number or change != NOTHING:
-            self._quota.settle(self._number, self._repository, self._cell, change)
+            self._quota.settle(self._number, self._repository, self._cell, change, certain)
         if self._inside:
             self._directory_locks.leave(*self._keys)
 

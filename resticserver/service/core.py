@@ -33,6 +33,7 @@ from .factories import (
     make_policy,
     make_scrub_state,
     make_scrubbed,
+    make_shared_limits,
     make_state,
     make_store,
 )
@@ -119,7 +120,8 @@ class Core:
         """Make the quotas of the whole server."""
         settings = self.settings
         rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
-        return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
+        shared = make_shared_limits(settings, self.store, self.reactor)
+        return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks, shared)
 
     def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub:
         """

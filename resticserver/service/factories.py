@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
+from twisted.internet.interfaces import IReactorTime
 
 from ..access.htpasswd import Htpasswd
 from ..access.policy import Policy
@@ -32,6 +33,7 @@ from .repeated import Repeated
 if TYPE_CHECKING:
     from ..net.tls import ReloadingCertificates
     from ..threads.interface import Pool
+    from .shared_limits import SharedLimits
 
 #: How often to check whether the state file is idle.
 STATE_INTERVAL_S = 10.0
@@ -66,6 +68,15 @@ def make_scrubbed(settings: Settings, store: ServedStore) -> Scrubbed:
     from .object_store import make_scrubbed_bucket
 
     return make_scrubbed_bucket(settings, store)
+
+
+def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactorTime) -> SharedLimits | None:
+    """Make what keeps the limits that other servers share; C{None} for a data directory, which no other server uses."""
+    if settings.location is None:
+        return None
+    from . import object_store
+
+    return object_store.make_shared_limits(settings, store, reactor)
 
 
 def make_store(settings: Settings, state: StateFile) -> ServedStore:

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 
+from twisted.internet.interfaces import IReactorTime
+
 from ..config.settings import Settings
 from ..errors import StartError
 from ..objects.engine import Engine
 from ..objects.layout import Keys
+from ..objects.leases import Leases
 from ..objects.location import Location
 from ..objects.probe import ProvenFile
 from ..objects.scrubbed import BucketScrubbed
@@ -18,6 +21,8 @@ from ..objects.store import ObjectStore
 from ..objects.unconditional import Unconditional
 from ..storage.interface import ServedStore
 from ..storage.state import StateFile
+from ..storage.volume import FOLDER
+from .shared_limits import SharedLimits
 
 #: What must be installed, for messages.
 EXTRA = "resticserver[objects]"
@@ -68,6 +73,13 @@ def make_object_store(settings: Settings, location: Location, state: StateFile) 
     )
     store.volume.expect(None, remembered_in=state.marker_file)
     return store
+
+
+def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactorTime) -> SharedLimits:
+    """Make what keeps the limits that all servers of a bucket share; nothing is sent before something is leased."""
+    assert isinstance(store, ObjectStore) and settings.location is not None
+    leases = Leases(store.engine, f"{settings.location.prefix}{FOLDER}/quota/")
+    return SharedLimits(reactor, leases, store.counting)
 
 
 def make_scrubbed_bucket(settings: Settings, store: ServedStore) -> BucketScrubbed:

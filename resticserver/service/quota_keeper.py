@@ -29,11 +29,12 @@ from twisted.python.failure import Failure
 
 from ..errors import ServerError, Unavailable
 from ..names import CONFIG
+from ..objects.front_ends import Fence, Moment
 from ..quota.admission import NOTHING
 from ..quota.ledger import Ledger, Limits, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.interface import Counts
-from ..storage.layout import TRASH_CELL, Repository, cell_of
+from ..storage.layout import PRUNE_NEEDS, TRASH_CELL, Repository, cell_of
 from ..storage.state import StateFile
 from ..targets import Target
 from ..threads.interface import Pool
@@ -41,6 +42,7 @@ from ..threads.single_flight import SingleFlight, ended_within
 from .kept_counts import STEP, KeptCounts
 from .recount import PATIENCE_S, RecountBeforeRefusal
 from .repository_counter import ClosesDirectories, RepositoryCounter
+from .shared_limits import LeasedUpload, Scope, SharedLimit, SharedLimits
 
 #: The pause between counts: this many seconds, or this many times the duration of the last count, whichever is longer.
 COUNT_AGAIN_S = 600.0
@@ -96,6 +98,7 @@ class QuotaKeeper(Service):
     The quotas of the whole server. All methods must be called in the reactor's thread.
 
     @param pool: where directories are counted and the state file is read.
+    @param shared: keeps the limits where other servers store in the same place. The ledger is for the metrics alone then.
     @ivar active: whether stored data is counted.
     @ivar quotas: the policy's limits.
     """
@@ -108,6 +111,7 @@ class QuotaKeeper(Service):
         state: StateFile,
         pool: Pool,
         directory_locks: ClosesDirectories,
+        shared: SharedLimits | None = None,
     ) -> None:
         self._reactor = reactor
         self._in_any_case = rules.in_any_case
@@ -116,22 +120,31 @@ class QuotaKeeper(Service):
         self._counting = counting
         self._state = state
         self._pool = pool
-        self.ledger = Ledger(limit, lambda repository: self.quotas.trash_counts(owner_of(repository), repository))
+        self._shared = shared
+        self.ledger = Ledger(
+            limit if shared is None else UNLIMITED,
+            lambda repository: self.quotas.trash_counts(owner_of(repository), repository),
+        )
         self._counter = RepositoryCounter(reactor, self.ledger, counting, pool, directory_locks, self._is_running)
         self.active = False
         #: True once all repositories are known: from the state file, or because all were counted.
         self._based = False
         self._complete = False
         self._counts: SingleFlight[None] = SingleFlight()
+        self._repository_counts: SingleFlight[Amount] = SingleFlight()
         self._kept = KeptCounts(self.ledger, state, pool)
         self._recount = RecountBeforeRefusal(reactor, self.ledger, self)
         #: Repositories with a scheduled count.
         self._soon: dict[Repository, IDelayedCall] = {}
         self._numbers = count(1)
         self._reservations: dict[int, tuple[Reservation, object]] = {}
+        #: What uploads have leased, by the number of their reservation.
+        self._leased: dict[int, LeasedUpload] = {}
         #: The holders of reservations that are being made, by number.
         self._asking: dict[int, object] = {}
         self._next_count: IDelayedCall | None = None
+        if shared is not None:
+            shared.use(self)
         self.setName("quotas")
 
     def _is_running(self) -> bool:
@@ -142,6 +155,8 @@ class QuotaKeeper(Service):
     def startService(self) -> None:
         """Begin to count, if there are limits."""
         super().startService()
+        if self._shared is not None:
+            self._shared.startService()
         self.refresh()
 
     @property
@@ -165,6 +180,8 @@ class QuotaKeeper(Service):
                 _log.info("Initializing quota (can take a while)...")
             self._reactor.callLater(0, self._begin)
         self.ledger.refresh()
+        if self._shared is not None:
+            self._shared.tidy()
         return self.active
 
     def _begin(self) -> None:
@@ -190,6 +207,8 @@ class QuotaKeeper(Service):
             await self._kept.write([one for one in self.ledger.repositories.values() if one.known], NOTHING)
             await self._kept.forget_gone()
         await self._pool.run(self._state.close)
+        if self._shared is not None:
+            await self._shared.stopService()
 
     @property
     def complete(self) -> bool:
@@ -216,10 +235,10 @@ class QuotaKeeper(Service):
         number = next(self._numbers)
         self._asking[number] = holder
         try:
-            reservation = await self._reserve(user, target, size_bytes)
+            reservation = await self._reserve(number, user, target, size_bytes)
             try:
                 raising = self._kept.raise_ceiling(target.repository)
-                if self._unlimited(reservation.limits):
+                if self._shared is not None or self._unlimited(reservation.limits):
                     # The ceiling matters only if a later start has limits, so the upload does not wait for it.
                     Deferred.fromCoroutine(raising).addErrback(_log_failure)
                 else:
@@ -227,20 +246,22 @@ class QuotaKeeper(Service):
                 if number not in self._asking:
                     raise Unavailable("the worker has ended")
             except BaseException:
-                self.ledger.release(reservation)
+                self._release(number, reservation)
                 raise
         finally:
             self._asking.pop(number, None)
         self._reservations[number] = (reservation, holder)
         return number
 
-    async def _reserve(self, user: str | None, target: Target, size_bytes: int) -> Reservation:
+    async def _reserve(self, number: int, user: str | None, target: Target, size_bytes: int) -> Reservation:
         repository = target.repository
         owner = owner_of(repository)
         limits = Limits(
             UNLIMITED if owner is None else self.quotas.limit_of_user(owner),
             self.quotas.limit_of_repository(user, repository),
         )
+        if self._shared is not None:
+            return await self._lease(self._shared, number, target, size_bytes, limits)
         reserve = partial(self.ledger.reserve, repository, target.type, target.name, size_bytes, limits)
         if self._unlimited(limits):
             return reserve()  # only for the limits of others, or for the metrics
@@ -256,10 +277,60 @@ class QuotaKeeper(Service):
             self.ledger.account(repository).known = True
         return reservation
 
+    async def _lease(
+        self, shared: SharedLimits, number: int, target: Target, size_bytes: int, limits: Limits
+    ) -> Reservation:
+        """Reserve in the ledger, which has no limits here, and lease."""
+        repository = target.repository
+        reservation = self.ledger.reserve(repository, target.type, target.name, size_bytes, Limits())
+        if self._unlimited(limits):
+            return reservation
+        server, *users, own = self.ledger.accounts(repository)
+        # The widest limit comes last, so that a refusal names the limit closest to the user.
+        every = (
+            SharedLimit(Scope(repository=repository), own, limits.repository),
+            *(SharedLimit(Scope(user=owner_of(repository)), user, limits.user) for user in users),
+            SharedLimit(Scope(), server, self._limit),
+        )
+        upload = LeasedUpload([one for one in every if one.limit != UNLIMITED], target.type in PRUNE_NEEDS)
+        try:
+            await shared.take(upload, size_bytes, 1)
+        except BaseException:
+            self.ledger.release(reservation)
+            raise
+        self._leased[number] = upload
+        return reservation
+
+    def _release(self, number: int, reservation: Reservation, change: Amount = NOTHING, certain: bool = True) -> None:
+        """An upload has ended: give back what it does not use."""
+        self.ledger.release(reservation)
+        upload = self._leased.pop(number, None)
+        if upload is not None and self._shared is not None:
+            self._shared.ended(upload, change, certain)
+
+    def usable_until(self, number: int) -> Moment | None:
+        """
+        Until when what was leased for an upload may be stored; C{None} if nothing was.
+
+        @raise Unavailable: not any more.
+        """
+        upload = self._leased.get(number)
+        return None if upload is None or self._shared is None else self._shared.usable_until(upload)
+
+    async def fence(self, number: int) -> Callable[[], object] | None:
+        """See L{resticserver.quota.admission.QuotaBackend.fence}."""
+        until = self.usable_until(number)
+        return None if until is None else Fence(until).check
+
+    @property
+    def is_shared(self) -> bool:
+        """See L{resticserver.quota.admission.QuotaBackend.is_shared}."""
+        return self._shared is not None
+
     def _unlimited(self, limits: Limits) -> bool:
         return self._limit == limits.user == limits.repository == UNLIMITED
 
-    async def _counted(self, count: Deferred[None]) -> None:
+    async def _counted(self, count: Deferred[Any]) -> None:
         """
         Wait for a count.
 
@@ -284,14 +355,21 @@ class QuotaKeeper(Service):
                 self.ledger.grow(reservation, size_bytes)
 
         await self._recount.with_room(grow)
+        if self._shared is not None:
+            if number in self._leased:
+                await self._shared.take(self._leased[number], size_bytes, 0)
+                if number not in self._reservations:
+                    raise Unavailable("the upload has ended")
+            return
         if number in self._reservations and not self._unlimited(reservation.limits):
             await self._kept.raise_ceiling(reservation.repository)
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """
         An upload or a removal (whose number is 0) has ended.
 
         @param change: by how much it changed what is stored.
+        @param certain: whether it is known by how much.
         """
         if not self.active:
             return
@@ -308,7 +386,7 @@ class QuotaKeeper(Service):
                 self._count_soon(repository)
         held = self._reservations.pop(number, None)
         if held is not None:
-            self.ledger.release(held[0])
+            self._release(number, held[0], change, certain)
 
     async def settled(self) -> None:
         """Everything is booked as it is settled."""
@@ -352,7 +430,7 @@ class QuotaKeeper(Service):
             await self._count(repository)
         for number, held in left.items():
             if self._reservations.pop(number, None) is not None:
-                self.ledger.release(held)
+                self._release(number, held, certain=False)
         # The holder may also have removed something without reporting it.
         await self._once(ALL, self._pass)
 
@@ -399,7 +477,11 @@ class QuotaKeeper(Service):
             gib = self.ledger.server.used_bytes / (1 << 30)
             _log.info("Quota initialized, currently using {gib:.2f} GiB", gib=gib)
 
-    def count_repository(self, repository: Repository) -> Deferred[None]:
+    def total(self, repository: Repository) -> Deferred[Amount]:
+        """What a count that begins now finds in a repository."""
+        return self._count(repository)
+
+    def count_repository(self, repository: Repository) -> Deferred[Amount]:
         """Count a repository as it is now."""
         return self._count(repository)
 
@@ -411,14 +493,15 @@ class QuotaKeeper(Service):
         """Run a count, or wait for one in progress."""
         return self._once(key, work)
 
-    def _count(self, repository: Repository, join: bool = False) -> Deferred[None]:
+    def _count(self, repository: Repository, join: bool = False) -> Deferred[Amount]:
         """
         Count a repository.
 
         @param join: whether the result of a count in progress is good enough. It may miss recent changes by other
             programs.
         """
-        return self._once(("count", repository), lambda: self._counter.count(repository, self._complete), join)
+        count = partial(self._counter.count, repository, self._complete)
+        return self._repository_counts.run(repository, lambda: Deferred.fromCoroutine(count()), join)
 
     def _once(
         self, key: Hashable, work: Callable[[], Coroutine[Deferred[Any], Any, None]], join: bool = False

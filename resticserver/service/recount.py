@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ..errors import Unavailable
 from ..quota.ledger import Account, Ledger, QuotaExceeded, RepositoryAccount
+from ..sizes import Amount
 from ..storage.layout import Repository
 from ..threads.single_flight import ended_within
 
@@ -31,7 +32,7 @@ class Counts(Protocol):
     def complete(self) -> bool:
         """Whether every repository was counted since the start."""
 
-    def count_repository(self, repository: Repository) -> Deferred[None]:
+    def count_repository(self, repository: Repository) -> Deferred[Amount]:
         """Count a repository as it is now."""
 
     def count_everything(self) -> Deferred[None]:

@@ -61,9 +61,11 @@ class RepositoryCounter:
         self._directory_locks = directory_locks
         self._is_running = is_running
 
-    async def count(self, repository: Repository, was_known: bool) -> None:
+    async def count(self, repository: Repository, was_known: bool) -> Amount:
         """
         Count a repository.
+
+        @return: what the lists have said, of the trash only if it counts.
 
         @param was_known: whether a difference means that something else has changed the repository, which is logged.
         @raise Unavailable: the server stops, or the volume is missing.
@@ -73,12 +75,14 @@ class RepositoryCounter:
         # The trash first: what is restored meanwhile counts twice, and not nowhere.
         cells = [TRASH_CELL, *range(TRASH_CELL)]
         known = await self._count_locked(repository, cells, lambda: self._counting.known(repository), was_known)
+        found = dict(known)
         left = [cell for cell in cells if cell not in known]
         batch = FIRST_BATCH
         while left:
             cells, left = left[:batch], left[batch:]
             began = self._reactor.seconds()
-            await self._count_locked(repository, cells, partial(self._counting.count, repository, cells), was_known)
+            look = partial(self._counting.count, repository, cells)
+            found.update(await self._count_locked(repository, cells, look, was_known))
             took = max(self._reactor.seconds() - began, 0.001)
             batch = max(1, min(CELLS, int(batch * COUNT_S / took)))
         lock_before_s = account.oldest_lock_s if account is not None else None
@@ -95,7 +99,11 @@ class RepositoryCounter:
                 account.created_s = created_s
             if account.last_snapshot_s == snapshot_before_s:  # else a snapshot was stored meanwhile
                 account.last_snapshot_s = last_snapshot_s
+        trash_counts = self._ledger.account(repository).trash_counts
         self._ledger.all_counted(repository)
+        if not trash_counts:
+            found.pop(TRASH_CELL, None)
+        return Amount(sum(one.size_bytes for one in found.values()), sum(one.objects for one in found.values()))
 
     async def _count_locked(
         self, repository: Repository, cells: list[int], look: Callable[[], dict[int, Amount]], was_known: bool

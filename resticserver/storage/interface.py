@@ -143,6 +143,13 @@ class Upload(Protocol):
         @raise InsufficientStorage: the disk is full.
         """
 
+    def fence(self, check: Callable[[], object]) -> None:
+        """
+        Let C{commit} call this right before each step that stores something, if other servers may store in the same place.
+
+        @param check: raises L{resticserver.errors.Unavailable} if nothing may be stored any more.
+        """
+
     def commit(self) -> Outcome:
         """
         Verify, make durable, make visible, make the visibility durable; in that order.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -167,6 +167,9 @@ class LocalUpload:
         self._coming_bytes += size_bytes
 
     # --- the end
+
+    def fence(self, check: Callable[[], object]) -> None:
+        """Nothing: there are no other servers whose limits matter."""
 
     def commit(self) -> Outcome:
         """

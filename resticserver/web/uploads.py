@@ -105,7 +105,7 @@ class UploadSession:
             await self._admitted.cover(body.received_bytes)
             if self._request.upload_share is not None:
                 await self._request.upload_share.take_all(body.received_bytes)
-            await self._admitted.enter()
+            await self._enter()
         try:
             outcome = await run(_open, self._upload, content)
         except NoSuchRepository:
@@ -116,9 +116,16 @@ class UploadSession:
         if outcome is None:
             self._request.send_continue()
             await receive_body(self._request, self._jobs, self._pools.writers, self._upload.write, self._admitted.cover)
-            await self._admitted.enter()
+            await self._enter()
             outcome = await run(self._upload.commit)
         return outcome
+
+    async def _enter(self) -> None:
+        """Before the commit."""
+        await self._admitted.enter()
+        check = await self._admitted.fence()
+        if check is not None:
+            self._upload.fence(check)
 
     def _abort(self) -> Deferred[None]:
         """Remove what there is of it after the job that runs, then end; a commit that runs now may still succeed."""
@@ -139,7 +146,8 @@ class UploadSession:
         change = self._upload.change
         healed = self.outcome is Outcome.HEALED or (change != NOTHING and not change.objects)
         # The ledger never saw the damaged size, so an object that became smaller by healing is recounted and not booked.
-        self._admitted.end(NOTHING if healed and change.size_bytes < 0 else change)
+        booked = NOTHING if healed and change.size_bytes < 0 else change
+        self._admitted.end(booked, certain=not self._upload.is_uncertain)
         if healed or (self.outcome is None and self._upload.is_uncertain):
             self._admission.quota.recount(self._target.repository)
         written = healed or change != NOTHING

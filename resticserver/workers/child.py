@@ -192,7 +192,7 @@ class WorkerServer(SequentialServices):
             RemotePasswordChecker(ipc, known.reading, reactor.seconds) if settings.passwords else None
         )
         self._certificates = make_certificates(settings)
-        self._quota = RemoteQuota(ipc, known.quota_active)
+        self._quota = RemoteQuota(ipc, known.quota_active, is_shared=settings.location is not None)
         self._directory_locks = DirectoryLocks(known.locked)
         pages = JobPool(reactor, "pages", PAGE_THREADS)
         self._monitoring = WorkerMonitoring(reactor, ipc, pages, lambda: self._frontend.requests_in_flight())

@@ -248,12 +248,26 @@ class Settle(Command):
     An upload or a removal (whose number is 0) has ended.
 
     @ivar change: by how much it changed what is stored.
+    @ivar certain: whether it is known by how much.
     """
 
     number: int
     cell: int
     repository: Repository = _repository()
     change: Amount = wired(lambda value: Amount(*value))
+    certain: bool = True
+
+
+@dataclass(frozen=True)
+class UsableUntil(Question[list[float] | None]):
+    """
+    Until when the leases of an upload may be used. The answer has the fields of a L{resticserver.objects.front_ends.Moment};
+    C{None} if the upload has none.
+    """
+
+    number: int
+
+    errors = (Unavailable,)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Quotas with workers: the parent keeps them (L{resticserver.service.quota_keeper.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from ..errors import InsufficientStorage, ServerError, Unavailable
 from ..names import CONFIG
+from ..objects.front_ends import Fence, Moment
 from ..quota.directory_locks import Key
 from ..service.quota_keeper import QuotaKeeper
 from ..sizes import Amount
@@ -20,7 +21,7 @@ from ..storage.layout import Repository
 from ..targets import Kind, Target
 from ..threads.interface import shielded
 from .ipc import Command, Failed, Handlers, IpcConnection, IpcConnectionLost, Question
-from .messages import CloseDirectories, Grow, OpenDirectories, Recount, Reserve, Settle
+from .messages import CloseDirectories, Grow, OpenDirectories, Recount, Reserve, Settle, UsableUntil
 
 T = TypeVar("T")
 
@@ -30,11 +31,13 @@ class RemoteQuota:
     A worker's L{resticserver.quota.admission.QuotaBackend}, which asks the parent.
 
     @param active: whether the parent counts what is stored.
+    @param is_shared: whether other servers store in the same place.
     """
 
-    def __init__(self, ipc: IpcConnection, active: bool) -> None:
+    def __init__(self, ipc: IpcConnection, active: bool, is_shared: bool = False) -> None:
         self._ipc = ipc
         self.active = active
+        self.is_shared = is_shared
 
     def enable(self) -> None:
         """The parent counts from now on."""
@@ -80,10 +83,18 @@ class RemoteQuota:
         except (IpcConnectionLost, Failed) as error:
             raise Unavailable("quotas cannot be checked now, try again later") from error
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    async def fence(self, number: int) -> Callable[[], object] | None:
+        """See L{resticserver.quota.admission.QuotaBackend.fence}."""
+        try:
+            until = await shielded(self._ipc.ask(UsableUntil(number)))
+        except (IpcConnectionLost, Failed) as error:
+            raise Unavailable("quotas cannot be checked now, try again later") from error
+        return None if until is None else Fence(Moment(*until)).check
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """See L{resticserver.quota.admission.QuotaBackend.settle}."""
         if self.active:
-            self._ipc.tell(Settle(number, cell, repository, change))
+            self._ipc.tell(Settle(number, cell, repository, change, certain))
 
     async def settled(self) -> None:
         """See L{resticserver.quota.admission.QuotaBackend.settled}."""
@@ -111,6 +122,7 @@ class QuotaRequests:
             Grow: self._grow,
             Settle: self._quota_keeper.settle,
             Recount: self._quota_keeper.recount,
+            UsableUntil: self._quota_keeper.usable_until,
         }
 
     def _reserve(

@@ -298,7 +298,12 @@ class NotedBooks:
             raise InsufficientStorage("it is full")
         self.reserved += size_bytes
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    is_shared = False
+
+    async def fence(self, number: int) -> None:
+        """Nothing to call."""
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """It has ended."""
         self.ends.append((number, repository, cell, change))
 

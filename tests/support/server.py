@@ -23,6 +23,8 @@ from .waiting import PATIENCE_S, wait_until
 #: The two front doors.
 REST_SERVER = "rest-server"
 TWISTD = "twistd"
+#: With short times for quota leases.
+QUICK_LEASES = "quick-leases"
 
 #: rest-server prints the bare line; twistd's log has a time stamp and the logger's name before it.
 LISTENING = re.compile(r"\bstart server on (\S+)$")
@@ -42,6 +44,8 @@ def command_line(door: str, flags: Sequence[str]) -> list[str]:
     """How to start a server through one of the front doors."""
     if door == REST_SERVER:
         return [installed("rest-server"), *flags]
+    if door == QUICK_LEASES:
+        return [sys.executable, "-m", "tests.support.quick_leases", *flags]
     return [installed("twistd"), "--nodaemon", "--pidfile=", "restic-rest", *flags]
 
 

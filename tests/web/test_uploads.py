@@ -52,7 +52,12 @@ class WatchedQuota:
         """Reserve more."""
         raise InsufficientStorage("no more room")
 
-    def settle(self, number: int, repository: Repository, cell: int, change: Amount) -> None:
+    is_shared = False
+
+    async def fence(self, number: int) -> None:
+        """Nothing to call."""
+
+    def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:
         """An upload has ended."""
         assert self.connection is not None
         self.ends.append((change, self.connection.received))
