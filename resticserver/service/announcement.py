@@ -19,8 +19,6 @@ def warn(settings: Settings) -> None:
             "WARNING: no --path given; backups are stored in {path}, which the system may empty at any time",
             path=settings.path,
         )
-    if settings.location is not None and (settings.max_size_bytes or settings.policy):
-        _log.warn("limits of size are exact as long as no other server stores in {path}", path=settings.path)
     if settings.prometheus_no_auth and not settings.metrics:
         # rest-server accepts this flag alone, so it is not an error.
         _log.warn("--prometheus-no-auth has no effect without --prometheus or --metrics-listen")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
-from twisted.internet.interfaces import IReactorTime
 
 from ..access.htpasswd import Htpasswd
 from ..access.policy import Policy
@@ -70,7 +69,7 @@ def make_scrubbed(settings: Settings, store: ServedStore) -> Scrubbed:
     return make_scrubbed_bucket(settings, store)
 
 
-def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactorTime) -> SharedLimits | None:
+def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactor) -> SharedLimits | None:
     """Make what keeps the limits that other servers share; C{None} for a data directory, which no other server uses."""
     if settings.location is None:
         return None

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import os
 
-from twisted.internet.interfaces import IReactorTime
-
 from ..config.settings import Settings
 from ..errors import StartError
 from ..objects.engine import Engine
@@ -22,7 +20,9 @@ from ..objects.unconditional import Unconditional
 from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 from ..storage.volume import FOLDER
-from .shared_limits import SharedLimits
+from ..threads.pools import JobPool
+from ..threads.reactor import IReactor
+from .shared_limits import THREADS, SharedLimits
 
 #: What must be installed, for messages.
 EXTRA = "resticserver[objects]"
@@ -75,11 +75,11 @@ def make_object_store(settings: Settings, location: Location, state: StateFile) 
     return store
 
 
-def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactorTime) -> SharedLimits:
+def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactor) -> SharedLimits:
     """Make what keeps the limits that all servers of a bucket share; nothing is sent before something is leased."""
     assert isinstance(store, ObjectStore) and settings.location is not None
     leases = Leases(store.engine, f"{settings.location.prefix}{FOLDER}/quota/")
-    return SharedLimits(reactor, leases, store.counting)
+    return SharedLimits(reactor, leases, store.counting, JobPool(reactor, "quota-leases", THREADS))
 
 
 def make_scrubbed_bucket(settings: Settings, store: ServedStore) -> BucketScrubbed:

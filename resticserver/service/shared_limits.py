@@ -26,7 +26,7 @@ from ..objects.leases import Leases
 from ..quota.ledger import Account, QuotaExceeded
 from ..sizes import LEAST_RESERVE_OBJECTS, RESERVE_PART, Amount, Limit, format_size, reserve_bytes
 from ..storage.layout import Repository
-from ..threads.pools import JobPool
+from ..threads.interface import Pool
 from ..threads.single_flight import SingleFlight, ended_within
 
 #: How often this front end says that it is alive, and gives back what it does not use, in seconds.
@@ -105,6 +105,16 @@ class FindsRepositories(Protocol):
         """Those in a user's folder."""
 
 
+class OwnPool(Pool, Protocol):
+    """A pool that is a service."""
+
+    def startService(self) -> None:
+        """Start it."""
+
+    def stopService(self) -> object:
+        """End it when its jobs have ended."""
+
+
 class CountsStored(Protocol):
     """Counts by lists, into the ledger as well."""
 
@@ -125,13 +135,14 @@ class SharedLimits(Service):
     The leases of this front end. All methods must be called in the reactor's thread.
 
     @param leases: asks the engine.
+    @param pool: for these requests alone; started and stopped here.
     """
 
-    def __init__(self, reactor: IReactorTime, leases: Leases, finds: FindsRepositories) -> None:
+    def __init__(self, reactor: IReactorTime, leases: Leases, finds: FindsRepositories, pool: OwnPool) -> None:
         self._reactor = reactor
         self._leases = leases
         self._finds = finds
-        self._pool = JobPool(reactor, "quota-leases", THREADS)  # type: ignore[arg-type]
+        self._pool = pool
         self._counts: CountsStored
         self._changing: dict[str, DeferredLock] = {}
         self._counting: SingleFlight[None] = SingleFlight()
