@@ -4,7 +4,7 @@
 # make nightly  the property tests with many more examples, and the quotas' storms as long as they should be
 # make soak   a server under real clients, kills, renewals, damage and a full disk; SOAK_MINUTES=30, SOAK_JSON for the samples
 # make faults  every call with every error, 500 kills, 100 power cuts; 30 minutes, and it prints the tables
-# make objects-check  object stores with real engines, all rounds; 20 minutes, with Ceph if it is installed
+# make objects-check  object stores with real engines, all rounds; 40 minutes; Ceph if it is installed, Azurite if npm is
 # make ship-check  builds packages and images, boots systemd, runs proxies: what is shipped; as root, it needs many programs
 # make image  the container image, with docker or podman (ENGINE), as IMAGE and IMAGE:minimal; BUILD_FLAGS for the build
 # make docs   docs/options.md anew from the code
@@ -85,7 +85,10 @@ faults: $(VENV)/dev
 		tests.integration.test_kill_points tests.integration.test_power_cuts
 
 objects-check: $(VENV)/dev
-	OBJECTS=all $(VENV)/bin/python -Wd $(TRIAL) tests.objects tests.integration.test_objects
+	test -e $(VENV)/azurite/node_modules || ! command -v npm || npm install --no-audit --no-fund --prefix $(VENV)/azurite azurite
+	OBJECTS=all $(VENV)/bin/python -Wd $(TRIAL) tests.objects tests.integration.test_objects \
+		tests.integration.test_objects_engines tests.integration.test_objects_quota \
+		tests.integration.test_objects_scrub tests.integration.test_object_faults
 
 ship-check: $(VENV)/dev $(VENV)/docs
 	$(PARALLEL) --jobs 1 tests.shipping

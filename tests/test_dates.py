@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from resticserver.dates import date_text, format_duration, minute_text, parse_duration
+from resticserver.dates import date_text, format_duration, http_seconds, http_text, minute_text, parse_duration
 
 DURATIONS = (
     ("60", 60.0),
@@ -73,3 +73,18 @@ class FormatTests(SynchronousTestCase):
             (90_000, "1 d 1 h"),
         ):
             self.assertEqual(text, format_duration(seconds))
+
+
+class HttpTests(SynchronousTestCase):
+    """L{http_seconds} and L{http_text}."""
+
+    def test_both_ways(self) -> None:
+        """As RFC 9110 has it."""
+        text = "Fri, 27 Nov 2026 18:41:30 GMT"
+        self.assertEqual(1795804890.0, http_seconds(text))
+        self.assertEqual(text, http_text(1795804890.0))
+
+    def test_bad(self) -> None:
+        """What is none is refused."""
+        for text in ("", "yesterday", "2026-11-27T18:41:30Z", "Fri, 27 Nov 2026 18:41:30"):
+            self.assertRaises(ValueError, http_seconds, text)

@@ -45,7 +45,7 @@ SWITCHES: list[list[Any]] = [
 #: Flags with a value: name, short form, default, text. Those that may be repeated are methods of the parser.
 PARAMETERS: list[list[Any]] = [
     ["config", None, None, "TOML file with flags as keys"],
-    ["path", None, None, f"data directory (default {default_path()}), or s3://bucket/prefix"],
+    ["path", None, None, f"data directory (default {default_path()}), s3://bucket/prefix or az://container/prefix"],
     ["htpasswd-file", None, None, "htpasswd file with the users (default .htpasswd in the data directory)"],
     ["policy", None, None, "TOML file with access rules and quotas for users and repositories"],
     ["max-depth", None, "2", "how many folders deep a repository may be"],

@@ -59,7 +59,8 @@ REFERENCE = (
 
                 `s3://BUCKET/PREFIX` names an [object store](scaling.md) instead. Endpoint, region and credentials come
                 from the usual variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and files
-                (`~/.aws/config`, `~/.aws/credentials`).
+                (`~/.aws/config`, `~/.aws/credentials`). `az://CONTAINER/PREFIX` is a container of Azure Blob Storage, with
+                `AZURE_STORAGE_ACCOUNT` and `AZURE_STORAGE_KEY` or a shared access signature.
                 """,
             ),
             OptionReference(

@@ -110,7 +110,7 @@ class ScrubTests(SynchronousTestCase):
             (("--nonsense",), "--nonsense"),
             (("--path", "/nonexistent"), "there is no such directory"),
             (("--path", "s3://bucket"), "an object store needs --state-dir"),
-            (("--path", "az://bucket", "--state-dir", self.mktemp()), "only s3:// is available"),
+            (("--path", "az://bucket", "--state-dir", self.mktemp()), "no storage account"),
         ):
             status, out, err = self.scrub(*arguments)
             self.assertEqual((2, ""), (status, out), arguments)
