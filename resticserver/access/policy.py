@@ -280,9 +280,15 @@ class Policy:
 
     def shortest_delete_delay(self) -> float | None:
         """The shortest time, in seconds, after which something deleted from now on may end; C{None} if nothing is kept."""
+        return min((delay_s for delay_s in self._delete_delays() if delay_s), default=None)
+
+    def longest_delete_delay(self) -> float:
+        """The longest time, in seconds, for which something deleted from now on is kept; 0 if nothing is."""
+        return max(self._delete_delays())
+
+    def _delete_delays(self) -> list[float]:
         rules = () if self.grants is None else self.grants.rules
-        delays = [max(self.delete_delay_s, rule.delete_delay_s) for rule in rules] + [self.delete_delay_s]
-        return min((delay_s for delay_s in delays if delay_s), default=None)
+        return [max(self.delete_delay_s, rule.delete_delay_s) for rule in rules] + [self.delete_delay_s]
 
     def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
         """

@@ -302,6 +302,10 @@ class PolicyFile(MadeOfFiles):
         """The shortest time, in seconds, after which something deleted from now on may end."""
         return self.current.shortest_delete_delay()
 
+    def longest_delete_delay(self) -> float:
+        """The longest time, in seconds, for which something deleted from now on is kept; 0 if nothing is."""
+        return self.current.longest_delete_delay()
+
     def trash_counts(self, user: str | None, repository: tuple[str, ...]) -> bool:
         """Whether the trash of a repository counts towards quotas."""
         return self.current.trash_counts(user, repository)

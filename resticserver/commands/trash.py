@@ -1,39 +1,32 @@
 """
 C{rest-server trash}: lists, restores and removes what was deleted and is kept in the trash (C{--delete-delay}).
 
-Works on the files alone, whether a server runs or not. As root it acts with the rights of the repository's owner, so that
-nothing it makes belongs to root.
+Works on the files or the bucket alone, whether a server runs or not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..config.console import OneLineParser, write_line
 from ..config.server_flags import server_settings
 from ..config.settings import Settings
 from ..dates import date_text
-from ..errors import NotFound, ServerError
-from ..files import is_directory
+from ..errors import NotFound, ServerError, StartError
 from ..names import CONFIG
 from ..sizes import Amount, format_size
-from ..storage.layout import Repository, repository_path
-from ..storage.local import LocalStore
-from ..storage.publish import Publisher
-from ..storage.reading import hash_of, opened
-from ..storage.state import StateFile
-from ..storage.trash import KEPT_TYPES, Trashed, has_trash, live_name, trash_days, trashed_objects
+from ..storage.layout import Repository
+from ..storage.trash import KEPT_TYPES, Deleted, live_name
 from ..storage.trash_restore import Damaged
 from ..telemetry.status import printable
 from .table import text_table
 from .trash_arguments import Filter, command_parser, filter_of, overview
+from .trash_place import D, TrashPlace, open_files_trash
 
 _PROGRESS_S = 0.2
 #: How many objects are removed in one step.
@@ -71,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     except _Failed as error:
         _complain(f"{parser.prog}: {error}")
         return 1
-    except (ServerError, OSError) as error:
+    except (ServerError, StartError, OSError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         _complain(f"{parser.prog}: {reason}")
         return 1
@@ -87,42 +80,39 @@ def _parser() -> OneLineParser:
 # --- what is there
 
 
-def _store(settings: Settings) -> LocalStore:
-    """The server's store, for its trash; the volume must be there."""
-    if settings.location is not None:
-        raise _Failed(f"{settings.location}: an object store has no trash of this server's")
-    path = os.path.abspath(settings.path)
-    publisher = Publisher(0o660, 0o770) if settings.group_accessible_repos else Publisher()
-    store = LocalStore(path, max_depth=settings.max_depth, publisher=publisher)
-    store.volume.expect(StateFile(path, settings.state_dir, read_only=True).marker())
-    store.volume.check()
-    if not os.path.isdir(path):
-        raise _Failed(f"there is no data directory {path}")
-    return store
+def _place(settings: Settings) -> TrashPlace[Any]:
+    """
+    The trash of the server's repositories.
+
+    @raise StartError: the place cannot be used.
+    """
+    if settings.location is None:
+        return open_files_trash(settings)
+    from ..service.object_store import make_bucket_trash  # its libraries are an extra, and take a while
+
+    return make_bucket_trash(settings, settings.location)
 
 
-def _chosen(store: LocalStore, repository: Repository, wanted: Filter) -> list[Trashed]:
+def _chosen(place: TrashPlace[D], repository: Repository, wanted: Filter) -> list[D]:
     """
     The objects that are meant, in the order in which they are restored, the newest of each first. A repository has one config.
     """
-    found = [
-        trashed
-        for day in trash_days(store.path, repository)
-        for trashed in trashed_objects(day)
-        if wanted.takes(trashed)
-    ]
-    return sorted(found, key=lambda one: (KEPT_TYPES.index(one.object_type), live_name(one), -one.deleted_s, one.path))
+    return _in_order(one for one in place.objects(repository) if wanted.takes(one))
 
 
-def _of_one_repository(store: LocalStore, asked: argparse.Namespace) -> list[Trashed]:
+def _in_order(objects: Iterable[D]) -> list[D]:
+    return sorted(objects, key=lambda one: (KEPT_TYPES.index(one.object_type), live_name(one), -one.deleted_s))
+
+
+def _of_one_repository(place: TrashPlace[D], asked: argparse.Namespace) -> list[D]:
     """
     The chosen objects of the repository that was named.
 
     @raise _Failed: there is no such repository, or nothing has an id that was named.
     """
-    if not is_directory(repository_path(store.path, asked.repository)):
+    if not place.has_repository(asked.repository):
         raise _Failed(f"{_name(asked.repository)}: no such repository")
-    chosen = _chosen(store, asked.repository, filter_of(asked))
+    chosen = _chosen(place, asked.repository, filter_of(asked))
     for prefix in asked.ids:
         names = {one.name for one in chosen if one.name.startswith(prefix)}
         if not names:
@@ -136,7 +126,7 @@ def _name(repository: Repository) -> str:
     return "/".join(repository) or "/"
 
 
-def _amount(objects: Sequence[Trashed]) -> Amount:
+def _amount(objects: Sequence[Deleted]) -> Amount:
     return Amount(sum(one.size_bytes for one in objects), len(objects))
 
 
@@ -144,10 +134,10 @@ def _words(amount: Amount) -> str:
     return f"{amount.objects} object{'s' if amount.objects != 1 else ''} ({format_size(amount.size_bytes)})"
 
 
-def _document(trashed: Trashed, delay_s: float = 0) -> dict[str, Any]:
-    ends_s = trashed.day.ends_s(trashed.deleted_s, delay_s)
+def _document(trashed: Deleted, delay_s: float = 0) -> dict[str, Any]:
+    ends_s = trashed.ends_s(delay_s)
     return {
-        "repository": _name(trashed.day.repository),
+        "repository": _name(trashed.repository),
         "type": trashed.object_type,
         "id": trashed.name,
         "size_bytes": trashed.size_bytes,
@@ -160,18 +150,18 @@ def _document(trashed: Trashed, delay_s: float = 0) -> dict[str, Any]:
 
 
 def _list(asked: argparse.Namespace, settings: Settings) -> int:
-    store = _store(settings)
+    place = _place(settings)
     delay_s = settings.delete_delay_s
     status = 0
     if asked.repository is not None:
-        chosen = _of_one_repository(store, asked)
+        chosen = _of_one_repository(place, asked)
         text = _table(chosen, delay_s)
     else:
-        found: dict[Repository, list[Trashed]] = {}
-        for repository in sorted(store.counting.possible_repositories()):
+        found: dict[Repository, list[Any]] = {}
+        for repository in sorted(place.repositories()):
             try:
-                if has_trash(store.path, repository):
-                    found[repository] = _chosen(store, repository, filter_of(asked))
+                if its := list(place.objects(repository)):
+                    found[repository] = _in_order(filter(filter_of(asked).takes, its))
             except OSError as error:
                 status = 1
                 _complain(
@@ -183,14 +173,14 @@ def _list(asked: argparse.Namespace, settings: Settings) -> int:
     return said or status
 
 
-def _summary(found: Mapping[Repository, Sequence[Trashed]], delay_s: float) -> str:
+def _summary(found: Mapping[Repository, Sequence[Deleted]], delay_s: float) -> str:
     """One line for each repository."""
     rows: list[Sequence[str]] = [("REPOSITORY", "OBJECTS", "SIZE", "DELETED", "UNTIL")]
     for repository, its in found.items():
         if its:
             amount = _amount(its)
             first, last = min(one.deleted_s for one in its), max(one.deleted_s for one in its)
-            ends = [ends_s for one in its if (ends_s := one.day.ends_s(one.deleted_s, delay_s)) is not None]
+            ends = [ends_s for one in its if (ends_s := one.ends_s(delay_s)) is not None]
             rows.append(
                 (
                     printable(_name(repository)),
@@ -205,13 +195,13 @@ def _summary(found: Mapping[Repository, Sequence[Trashed]], delay_s: float) -> s
     return "nothing matches" if found else "the trash is empty"
 
 
-def _table(chosen: Sequence[Trashed], delay_s: float) -> str:
+def _table(chosen: Sequence[Deleted], delay_s: float) -> str:
     """One line for each object."""
     if not chosen:
         return "nothing matches"
     rows: list[Sequence[str]] = [("TYPE", "ID", "SIZE", "DELETED", "UNTIL")]
     for one in chosen:
-        ends_s = one.day.ends_s(one.deleted_s, delay_s)
+        ends_s = one.ends_s(delay_s)
         until = "not set" if ends_s is None else date_text(ends_s)
         rows.append((one.object_type, one.name, format_size(one.size_bytes), date_text(one.deleted_s), until))
     return "\n".join([*text_table(rows, (2,)), "", f"{_words(_amount(chosen))} in the trash"])
@@ -221,10 +211,10 @@ def _table(chosen: Sequence[Trashed], delay_s: float) -> str:
 
 
 def _restore(asked: argparse.Namespace, settings: Settings) -> int:
-    store = _store(settings)
-    chosen = _of_one_repository(store, asked)
-    _check_config(store, asked, chosen)
-    newest: dict[tuple[str, str], list[Trashed]] = {}
+    place = _place(settings)
+    chosen = _of_one_repository(place, asked)
+    _check_config(place, asked, chosen)
+    newest: dict[tuple[str, str], list[Any]] = {}
     for one in chosen:
         newest.setdefault((one.object_type, live_name(one)), []).append(one)
     if asked.dry_run:
@@ -232,17 +222,17 @@ def _restore(asked: argparse.Namespace, settings: Settings) -> int:
         return _said(
             asked, {"would_restore": [_document(one) for one in words]}, f"would restore {_words(_amount(words))}"
         )
-    restored: list[Trashed] = []
-    present: list[Trashed] = []
-    failed: list[tuple[Trashed, str]] = []
+    restored: list[Deleted] = []
+    present: list[Deleted] = []
+    failed: list[tuple[Deleted, str]] = []
     progress = _Progress("restoring", len(newest))
-    with _acting_as_owner(store, asked.repository):
+    with place.acting(asked.repository):
         for copies in newest.values():
             progress.say(len(restored) + len(present) + len(failed))
             why = ""
             for one in copies:
                 try:
-                    (restored if store.trash.restore(one) else present).append(one)
+                    (restored if place.restore(one) else present).append(one)
                     break
                 except Damaged:
                     why = "its content does not match its id"
@@ -254,13 +244,12 @@ def _restore(asked: argparse.Namespace, settings: Settings) -> int:
                     why = error.strerror or str(error)
             else:
                 failed.append((copies[0], why))
-        for day in trash_days(store.path, asked.repository):
-            store.trash.remove_if_empty(day)
+        place.tidy(asked.repository)
     progress.clear()
-    return _said_restored(asked, store, restored, present, failed)
+    return _said_restored(asked, place, restored, present, failed)
 
 
-def _check_config(store: LocalStore, asked: argparse.Namespace, chosen: Sequence[Trashed]) -> None:
+def _check_config(place: TrashPlace[Any], asked: argparse.Namespace, chosen: Sequence[Deleted]) -> None:
     """
     Refuse to mix two repositories: if another config is in the trash than the one in use, or than the one that would be
     restored, what was deleted before that one was belongs to a repository that was at this path before.
@@ -270,8 +259,8 @@ def _check_config(store: LocalStore, asked: argparse.Namespace, chosen: Sequence
     if asked.force:
         return
     every_config = Filter(frozenset((CONFIG,)), (), None, None)
-    configs = _chosen(store, asked.repository, every_config)
-    own = _config_hash(f"{repository_path(store.path, asked.repository)}/{CONFIG}")
+    configs = _chosen(place, asked.repository, every_config)
+    own = place.config_hash(asked.repository)
     if own is None:
         own = next((one.name for one in (*chosen, *configs) if one.object_type == CONFIG), None)
     last_s = max((one.deleted_s for one in configs if one.name != own), default=None)
@@ -283,21 +272,12 @@ def _check_config(store: LocalStore, asked: argparse.Namespace, chosen: Sequence
         )
 
 
-def _config_hash(path: str) -> str | None:
-    """The hash of a repository's config; C{None} if there is none."""
-    try:
-        with opened(path) as fd:
-            return hash_of(fd)
-    except (FileNotFoundError, NotFound):
-        return None
-
-
 def _said_restored(
     asked: argparse.Namespace,
-    store: LocalStore,
-    restored: Sequence[Trashed],
-    present: Sequence[Trashed],
-    failed: Sequence[tuple[Trashed, str]],
+    place: TrashPlace[Any],
+    restored: Sequence[Deleted],
+    present: Sequence[Deleted],
+    failed: Sequence[tuple[Deleted, str]],
 ) -> int:
     for one, why in failed:
         _complain(f"rest-server trash restore: {one.object_type} {one.name} was not restored: {why}")
@@ -306,7 +286,7 @@ def _said_restored(
         text += f"; {_words(_amount(present))} are there already"
     if failed:
         text += f"; {len(failed)} could not be restored"
-    if restored and _locks(store, asked.repository):
+    if restored and place.has_locks(asked.repository):
         print(
             "rest-server trash restore: the repository has locks: a prune that is running now may delete what was restored; "
             "run this command again when it has ended",
@@ -321,19 +301,12 @@ def _said_restored(
     return 1 if failed else said
 
 
-def _locks(store: LocalStore, repository: Repository) -> bool:
-    try:
-        return bool(os.listdir(f"{repository_path(store.path, repository)}/locks"))
-    except OSError:
-        return False
-
-
 # --- empty
 
 
 def _empty(asked: argparse.Namespace, settings: Settings) -> int:
-    store = _store(settings)
-    chosen = _of_one_repository(store, asked)
+    place = _place(settings)
+    chosen = _of_one_repository(place, asked)
     amount = _amount(chosen)
     if asked.dry_run:
         return _said(asked, {"would_remove": [_document(one) for one in chosen]}, f"would remove {_words(amount)}")
@@ -350,13 +323,12 @@ def _empty(asked: argparse.Namespace, settings: Settings) -> int:
             raise _Failed("nothing was removed")
     removed = Amount()
     progress = _Progress("removing", len(chosen))
-    with _acting_as_owner(store, asked.repository):
+    with place.acting(asked.repository):
         for first in range(0, len(chosen), _STEP_OBJECTS):
             progress.say(first)
-            step = store.trash.remove(asked.repository, chosen[first : first + _STEP_OBJECTS])
+            step = place.remove(asked.repository, chosen[first : first + _STEP_OBJECTS])
             removed = Amount(removed.size_bytes + step.size_bytes, removed.objects + step.objects)
-        for day in trash_days(store.path, asked.repository):
-            store.trash.remove_if_empty(day)
+        place.tidy(asked.repository)
     progress.clear()
     document = {"removed_bytes": removed.size_bytes, "removed_objects": removed.objects}
     return _said(asked, document, f"removed {_words(removed)}")
@@ -371,25 +343,6 @@ def _complain(words: str) -> None:
 
 def _said(asked: argparse.Namespace, document: dict[str, Any], text: str) -> int:
     return 0 if write_line(json.dumps(document, indent=2) if asked.json else text) else 1
-
-
-@contextmanager
-def _acting_as_owner(store: LocalStore, repository: Repository) -> Iterator[None]:
-    """As root, act with the rights of the repository's owner: what root makes, the server could not change."""
-    status = os.stat(repository_path(store.path, repository))
-    if os.geteuid() != 0 or status.st_uid == 0:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups([status.st_gid])
-    os.setegid(status.st_gid)
-    os.seteuid(status.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(os.getgid())
-        os.setgroups(groups)
 
 
 class _Progress:

@@ -15,7 +15,7 @@ from ..config.server_flags import add_server_flags
 from ..dates import parse_duration, parse_time
 from ..errors import NotFound
 from ..storage.layout import Repository
-from ..storage.trash import KEPT_TYPES, Trashed
+from ..storage.trash import KEPT_TYPES, Deleted
 from ..targets import Kind, parse_target
 
 #: An id may be shortened to so many digits.
@@ -57,7 +57,7 @@ class Filter(NamedTuple):
     since_s: float | None
     until_s: float | None
 
-    def takes(self, trashed: Trashed) -> bool:
+    def takes(self, trashed: Deleted) -> bool:
         """Whether an object is one of them."""
         return (
             (not self.types or trashed.object_type in self.types)

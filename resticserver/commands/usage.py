@@ -132,6 +132,7 @@ def _lines(settings: Settings, policy: Policy, progress: _Progress | None) -> tu
     store: ServedStore
     if settings.location is not None:
         store = make_store(settings, state)
+        store.expect_kept(policy.longest_delete_delay())
     else:
         store = local = LocalStore(settings.path, max_depth=settings.max_depth, snapshots=Snapshots(store=state))
     # An empty mount point must not look like a server without repositories.

@@ -49,7 +49,6 @@ _UNIX = re.compile(r"((?:haproxy:)*unix:)([^:/@][^:]*)")
 _FILES_ONLY = {
     "min-free": "it has no file system whose free space is known",
     "group-accessible-repos": "its objects have no group",
-    "delete-delay": "its trash is not available yet",
 }
 
 _TRUE = ("true", "1", "t")

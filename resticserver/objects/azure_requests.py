@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from ..dates import http_text
 from .azure_settings import CA_VARIABLE, AzureSettings
 from .engine import AccessRefused, BucketMissing, EngineError
-from .signed_requests import PASSING, Passing, Signed, SignedRequests, code_and_message
+from .signed_requests import PASSING, Asked, Passing, Signed, SignedRequests, code_and_message
 
 #: Of Azure's protocol. The first one that encodes names in lists which XML cannot have is 2021-02-12.
 VERSION = "2021-12-02"
@@ -39,15 +39,17 @@ class AzureRequests(SignedRequests):
         self._settings = settings
         self._url = f"{settings.endpoint}/{container}"
 
-    def _signed(self, query: Mapping[str, str]) -> Signed:
-        query = {"restype": "container", **query}
+    def _signed(self, asked: Asked) -> Signed:
+        query = {"restype": "container", **asked.query}
         encoded = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
         url = f"{self._url}?{encoded}"
         headers = {"x-ms-date": http_text(time.time()), "x-ms-version": VERSION}
         if self._settings.sas:
-            return Signed(f"{url}&{self._settings.sas}", headers, _no_others)
+            return Signed("GET", f"{url}&{self._settings.sas}", headers, _no_others)
         signed = b64encode(hmac.digest(self._settings.key, self._to_sign(query, headers), sha256)).decode("ascii")
-        return Signed(url, {**headers, "Authorization": f"SharedKey {self._settings.account}:{signed}"}, _no_others)
+        return Signed(
+            "GET", url, {**headers, "Authorization": f"SharedKey {self._settings.account}:{signed}"}, _no_others
+        )
 
     def _to_sign(self, query: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
         """
@@ -60,7 +62,7 @@ class AzureRequests(SignedRequests):
         parameters = "".join(f"\n{name}:{value}" for name, value in sorted(query.items()))
         return f"GET\n{standard}{fields}{resource}{parameters}".encode()
 
-    def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+    def _failure(self, asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         code, message = code_and_message(body)
         detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
         if (status, code) in _NO_CONTAINER:

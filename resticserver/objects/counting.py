@@ -9,10 +9,12 @@ from itertools import islice
 
 from ..names import CONFIG, TYPES, is_folder_name, is_object_id
 from ..sizes import Amount
-from ..storage.layout import CELLS, TRASH, Repository, cell_directory, cell_of
+from ..storage.layout import CELLS, TRASH, TRASH_CELL, Repository, cell_directory, cell_of
+from ..storage.trash import KEPT_TYPES
 from ..storage.volume import FOLDER, Volume
 from .engine import Engine, Found
 from .layout import Keys, name_in
+from .versions import S3Versions
 
 #: A repository with more pages is counted directory by directory: nothing may change in what is being counted, so uploads wait.
 _MOST_PAGES = 10
@@ -23,6 +25,7 @@ class BucketCounting:
     See L{resticserver.storage.interface.Counts}.
 
     @param max_depth: how many folders deep repositories may lie.
+    @ivar versions: the old versions of deleted objects, to be counted as the trash; C{None} if they are not.
     """
 
     def __init__(self, engine: Engine, keys: Keys, volume: Volume, max_depth: int) -> None:
@@ -30,6 +33,7 @@ class BucketCounting:
         self._keys = keys
         self._volume = volume
         self._max_depth = max_depth
+        self.versions: S3Versions | None = None
 
     # --- repositories
 
@@ -85,6 +89,7 @@ class BucketCounting:
                         cell = cell_of(object_type, name)
                         size_bytes, objects = found[cell]
                         found[cell] = Amount(size_bytes + one.size_bytes, objects + 1)
+        found[TRASH_CELL] = self._trash(repository)
         return found
 
     def count(self, repository: Repository, cells: Iterable[int]) -> dict[int, Amount]:
@@ -98,13 +103,29 @@ class BucketCounting:
         if object_type == CONFIG:
             found = self._config(repository)
             return Amount() if found is None else Amount(found.size_bytes, 1)
-        if object_type != TRASH:
-            prefix = self._keys.objects(repository, object_type) + (f"{folder}/" if folder else "")
-            for page in self._engine.list_pages(prefix):
-                for found in page:
-                    if is_object_id(found.key) and found.key.startswith(folder):
-                        size_bytes += found.size_bytes
-                        objects += 1
+        if object_type == TRASH:
+            return self._trash(repository)
+        prefix = self._keys.objects(repository, object_type) + (f"{folder}/" if folder else "")
+        for page in self._engine.list_pages(prefix):
+            for found in page:
+                if is_object_id(found.key) and found.key.startswith(folder):
+                    size_bytes += found.size_bytes
+                    objects += 1
+        return Amount(size_bytes, objects)
+
+    def _trash(self, repository: Repository) -> Amount:
+        """The old versions of what restic stores. Locks have some too, which are not worth a look."""
+        size_bytes = objects = 0
+        if self.versions is not None:
+            for object_type in KEPT_TYPES:
+                is_config = object_type == CONFIG
+                prefix = self._keys.repository(repository) + (CONFIG if is_config else f"{object_type}/")
+                for page in self.versions.pages(prefix):
+                    for one in page:
+                        is_object = not one.key if is_config else is_object_id(name_in(one.key, object_type))
+                        if is_object and not one.is_latest and not one.is_marker:
+                            size_bytes += one.size_bytes
+                            objects += 1
         return Amount(size_bytes, objects)
 
     def _config(self, repository: Repository) -> Found | None:

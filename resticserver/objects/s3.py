@@ -102,3 +102,12 @@ def open_s3(location: Location) -> tuple[S3Settings, Credentials, S3Lists]:
     settings = find_settings(location, new_session())
     credentials = Credentials(str(location))
     return settings, credentials, S3Lists(S3Requests(settings, credentials))
+
+
+def open_s3_requests(location: Location) -> S3Requests:
+    """
+    Requests to a bucket of their own, with connections and credentials of their own; see L{open_s3}.
+
+    @raise StartError: what is configured is missing or wrong.
+    """
+    return S3Requests(find_settings(location, new_session()), Credentials(str(location)))

@@ -62,7 +62,7 @@ def parse_page(body: bytes, prefix: str, by_folder: bool = False) -> Page:
     encoding = once.get("EncodingType", "")
     if encoding not in ("", "url"):
         raise BadPage(f"the EncodingType is {short(encoding)}")
-    keys, folders = (_below(prefix, _decoded(names, encoding == "url")) for names in (_unescaped(keys), folders))
+    keys, folders = (_below(prefix, decoded_keys(names, encoding == "url")) for names in (_unescaped(keys), folders))
     if folders and not by_folder:
         raise BadPage("keys are grouped, which was not asked for")
     if by_folder and (any("/" in key for key in keys) or not all(_FOLDER.fullmatch(folder) for folder in folders)):
@@ -135,7 +135,7 @@ def _token(once: dict[str, str]) -> str | None:
     return token
 
 
-def _decoded(keys: list[str], is_encoded: bool) -> list[str]:
+def decoded_keys(keys: list[str], is_encoded: bool) -> list[str]:
     """
     The keys as they are.
 

@@ -9,9 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 from .credentials import Credentials
-from .engine import AccessRefused, BucketMissing, EngineError
+from .engine import Absent, AccessRefused, BucketMissing, EngineError
 from .s3_settings import S3Settings
-from .signed_requests import PASSING, Passing, Signed, SignedRequests, code_and_message
+from .signed_requests import PASSING, Asked, Passing, Signed, SignedRequests, code_and_message
+
+#: What was asked for is not there; for a lifecycle that means that there are no rules.
+_ABSENT = frozenset(("NoSuchLifecycleConfiguration", "NoSuchVersion"))
 
 
 class S3Requests(SignedRequests):
@@ -28,21 +31,24 @@ class S3Requests(SignedRequests):
         self._settings = settings
         self._credentials = credentials
 
-    def _signed(self, query: Mapping[str, str]) -> Signed:
+    def _signed(self, asked: Asked) -> Signed:
         credential = self._credentials.current()
         # Sorted and encoded as the signature needs it.
-        encoded = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        url = f"{self._settings.bucket_url}{'/' if self._settings.virtual_hosted else ''}?{encoded}"
-        headers = self._credentials.sign("GET", url, self._settings.region, credential)
-        return Signed(url, headers, lambda: self._credentials.reload(credential))
+        encoded = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(asked.query.items()))
+        slash = "/" if self._settings.virtual_hosted or asked.key else ""
+        url = f"{self._settings.bucket_url}{slash}{quote(asked.key, safe='-_.~/')}?{encoded}"
+        headers = self._credentials.sign(asked.method, url, self._settings.region, credential)
+        return Signed(asked.method, url, headers, lambda: self._credentials.reload(credential))
 
-    def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+    def _failure(self, asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         code, message = code_and_message(body)
         detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
         if region := headers.get("x-amz-bucket-region"):
             detail += f" (the bucket is in the region {ascii(region[:40])[1:-1]}: see AWS_REGION)"
         if status == 404 and code == "NoSuchBucket":
             return BucketMissing(detail=detail)
+        if status == 404 and (code in _ABSENT or (asked.key and code == "NoSuchKey")):
+            return Absent()
         if status in (401, 403):
             return AccessRefused(detail=detail)
         if status >= 500 or status in PASSING:

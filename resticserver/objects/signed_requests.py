@@ -43,11 +43,28 @@ _PIECE_BYTES = 256 << 10
 #: The statuses below 500 that can pass by themselves: time-out, conflict, too many requests.
 PASSING = frozenset((408, 409, 425, 429))
 
+#: A removal has no content to answer with.
+_FINE = frozenset((200, 204))
+
 _T = TypeVar("_T")
 
 
 class Passing(Exception):
     """A request failed in a way that may pass; the message says how, for the log."""
+
+
+class Asked(NamedTuple):
+    """
+    A request.
+
+    @ivar query: names and values, not encoded.
+    @ivar method: C{GET}, or one that has no further effect when it is made again.
+    @ivar key: of an object; empty for the bucket.
+    """
+
+    query: Mapping[str, str]
+    method: str = "GET"
+    key: str = ""
 
 
 class Signed(NamedTuple):
@@ -57,6 +74,7 @@ class Signed(NamedTuple):
     @ivar renew: looks for other credentials after these were refused; whether there are others.
     """
 
+    method: str
     url: str
     headers: Mapping[str, str]
     renew: Callable[[], bool]
@@ -96,16 +114,15 @@ class SignedRequests(ABC):
         self._connections = _connections(endpoint, ca_file, self.ca_variable)
 
     @abstractmethod
-    def _signed(self, query: Mapping[str, str]) -> Signed:
+    def _signed(self, asked: Asked) -> Signed:
         """
         Sign a request.
 
-        @param query: names and values, not encoded.
         @raise AccessRefused: there are no credentials any more.
         """
 
     @abstractmethod
-    def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+    def _failure(self, asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         """The error for an answer that is not 200; L{Passing} if the next attempt may succeed."""
 
     def close(self) -> None:
@@ -113,10 +130,13 @@ class SignedRequests(ABC):
         self._connections.clear()
 
     def get(self, query: Mapping[str, str], read: Callable[[bytes], _T]) -> _T:
+        """Request something of the bucket; see L{request}."""
+        return self.request(Asked(query), read)
+
+    def request(self, asked: Asked, read: Callable[[bytes], _T]) -> _T:
         """
         Make a request until it succeeds, four times at most.
 
-        @param query: names and values, not encoded.
         @param read: makes the result of the answer's body; L{BadPage} means that the answer is wrong.
         @raise EngineError: it failed each time, or in a way that will not pass.
         @raise BucketMissing: there is no such bucket.
@@ -126,9 +146,9 @@ class SignedRequests(ABC):
         no_later = self._clock() + ATTEMPTS_WITHIN_S
         renewed = False
         while True:
-            request = self._signed(query)
+            request = self._signed(asked)
             try:
-                return read(self._once(request))
+                return read(self._once(asked, request))
             except AccessRefused:
                 if renewed or not request.renew():
                     raise
@@ -139,13 +159,13 @@ class SignedRequests(ABC):
                     raise EngineError(detail=str(error)) from None
                 self._pause(pause_s)
 
-    def _once(self, request: Signed) -> bytes:
-        """The body of an answer with status 200."""
+    def _once(self, asked: Asked, request: Signed) -> bytes:
+        """The body of an answer that says that all is well."""
         from urllib3.exceptions import HTTPError
 
         try:
             answer = self._connections.request(
-                "GET",
+                request.method,
                 request.url,
                 headers=request.headers,
                 timeout=self._timeout,
@@ -157,9 +177,9 @@ class SignedRequests(ABC):
             body = self._body(answer)
         except (HTTPError, OSError) as error:
             raise Passing(_description(error)) from None
-        if answer.status == 200:
+        if answer.status in _FINE:
             return body
-        raise self._failure(answer.status, answer.headers, body)
+        raise self._failure(asked, answer.status, answer.headers, body)
 
     def _body(self, answer: BaseHTTPResponse) -> bytes:
         """The whole body. The connection is used again only if the body was read to its end."""

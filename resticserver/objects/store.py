@@ -28,6 +28,7 @@ from .probe import Finding, Probe, ProvenFile
 from .reading import ObjectStored
 from .spool import Spool
 from .upload import PAUSES_S, ObjectUpload
+from .versions import S3Versions, VersionsKept
 from .volume import BucketVolume
 
 #: For how long a repository that was there is taken to be there.
@@ -47,6 +48,7 @@ class ObjectStore:
     @param max_depth: how many folders deep repositories may lie.
     @param read_only: whether nothing is written at the start.
     @param proven: remembers that the race was run; C{None} if the engine's conditions are not relied on.
+    @param versions: the old versions of the bucket; C{None} if it cannot have any.
     @ivar place: where repositories lie, for messages.
     """
 
@@ -62,6 +64,7 @@ class ObjectStore:
         max_depth: int = 2,
         read_only: bool = False,
         proven: ProvenFile | None = None,
+        versions: S3Versions | None = None,
     ) -> None:
         self.engine = logged = LoggedEngine(engine)
         self.spool = spool
@@ -74,10 +77,22 @@ class ObjectStore:
         self.objects = self._keys.objects
         self.volume = BucketVolume(logged, self._keys.volume_marker)
         self.counting = BucketCounting(logged, self._keys, self.volume, max_depth)
+        self._versions = versions
+        self._kept = None if versions is None else VersionsKept(versions, prefix)
+        self._keep_s = 0.0
         #: Until when on the monotonic clock a repository is taken to be there.
         self._known_until_s: dict[Repository, float] = {}
 
     # --- the start
+
+    def expect_kept(self, keep_s: float) -> None:
+        """
+        Deleted objects are kept for so many seconds: the start fails if the bucket does not do that, and what is kept is
+        counted.
+        """
+        self._keep_s = keep_s
+        if keep_s:
+            self.counting.versions = self._versions
 
     def prepare(self) -> None:
         """
@@ -102,6 +117,18 @@ class ObjectStore:
             self.volume.is_missing()
             if self.volume.known is None:
                 self.volume.check()
+            if self._keep_s and (problem := self._why_not_kept(self._keep_s)):
+                raise StartError(f"--delete-delay: {problem}")
+
+    def _why_not_kept(self, keep_s: float) -> str:
+        """
+        Why what is deleted does not stay for so many seconds; empty if it does.
+
+        @raise EngineError: the engine does not say.
+        """
+        if self._kept is None:
+            return f"{self.place} has no old versions of deleted objects, which only works with s3://"
+        return self._kept.problem(keep_s)
 
     @contextmanager
     def _start_errors(self) -> Iterator[None]:
@@ -242,7 +269,7 @@ class ObjectStore:
         @raise NoSuchRepository: there is none.
         @raise Forbidden: its objects are to be kept, which is not possible.
         """
-        _must_not_keep(keep_s)
+        self._check_kept(keep_s)
         self.volume.check()
         self._known_until_s.pop(repository, None)
         self.find_repository(repository)
@@ -304,7 +331,7 @@ class ObjectStore:
         @raise Forbidden: it is to be kept, which is not possible.
         """
         if is_kept(object_type):
-            _must_not_keep(keep_s)
+            self._check_kept(keep_s)
         key = self.key(repository, object_type, name)
         try:
             size_bytes = self.engine.size_of(key)
@@ -318,10 +345,15 @@ class ObjectStore:
         self.engine.remove(key)
         return Amount(-size_bytes, -1)
 
+    def _check_kept(self, keep_s: float) -> None:
+        """
+        Before a deletion: the versioning may have been switched off, or a rule may have come that keeps for longer.
 
-def _must_not_keep(keep_s: float) -> None:
-    if keep_s:
-        raise Forbidden("a rule keeps deleted objects (delete-delay), which an object store cannot do here")
+        @raise Forbidden: what is deleted would not be kept for so many seconds.
+        """
+        if keep_s and (problem := self._why_not_kept(keep_s)):
+            _log.error("nothing is deleted that is to be kept (delete-delay): {problem}", problem=problem)
+            raise Forbidden("a rule keeps deleted objects (delete-delay), which the bucket does not do")
 
 
 def _shown(repository: Repository) -> str:

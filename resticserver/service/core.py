@@ -17,7 +17,6 @@ from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
-from ..errors import StartError
 from ..storage.local import LocalStore
 from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
@@ -83,10 +82,7 @@ class Core:
         if self.policy_file is not None:
             self.policy_file.load()
         self.policy: Policy | PolicyFile = self.policy_file or flags
-        if self._files is None and self.policy.shortest_delete_delay() is not None:
-            raise StartError(
-                "--policy: delete-delay cannot be used with an object store: its trash is not available yet"
-            )
+        self.store.expect_kept(self.policy.longest_delete_delay())
         self.certificates = make_certificates(settings)
         self.events = Events(reactor, settings.on_event)
         self.passwords = JobPool(reactor, "passwords", PASSWORD_THREADS)

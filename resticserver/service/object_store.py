@@ -16,7 +16,9 @@ from ..objects.probe import ProvenFile
 from ..objects.scrubbed import BucketScrubbed
 from ..objects.spool import Spool
 from ..objects.store import ObjectStore
+from ..objects.trash import BucketTrash
 from ..objects.unconditional import Unconditional
+from ..objects.versions import S3Versions
 from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 from ..storage.volume import FOLDER
@@ -48,6 +50,19 @@ def make_engine(location: Location) -> Engine:
         raise StartError(f"--path: {location}: needs the extra {EXTRA} ({error.name} is not installed)") from None
 
 
+def make_versions(location: Location) -> S3Versions | None:
+    """
+    Make what knows the old versions of a bucket; C{None} if it cannot have any. Nothing is sent.
+
+    @raise StartError: its libraries are not installed, or what is configured is wrong.
+    """
+    if location.scheme != "s3":
+        return None
+    from ..objects.s3 import open_s3_requests
+
+    return S3Versions(str(location), open_s3_requests(location))
+
+
 def make_object_store(settings: Settings, location: Location, state: StateFile) -> ObjectStore:
     """
     Make the store; nothing is opened.
@@ -70,9 +85,26 @@ def make_object_store(settings: Settings, location: Location, state: StateFile) 
         max_depth=settings.max_depth,
         read_only=settings.read_only,
         proven=proven,
+        versions=make_versions(location),
     )
     store.volume.expect(None, remembered_in=state.marker_file)
     return store
+
+
+def make_bucket_trash(settings: Settings, location: Location) -> BucketTrash:
+    """
+    Make the trash of a bucket, for a command.
+
+    @raise StartError: the bucket has none, or cannot be used.
+    """
+    versions = make_versions(location)
+    if versions is None:
+        raise StartError(f"{location}: there is no trash; old versions of deleted objects are only known of s3://")
+    state = StateFile(settings.path, settings.state_dir, read_only=True)
+    store = make_object_store(settings, location, state)
+    store.volume.expect(state.marker())
+    store.look()
+    return BucketTrash(store.engine, versions, Keys(location.prefix), store.counting)
 
 
 def make_shared_limits(settings: Settings, store: ServedStore, reactor: IReactor) -> SharedLimits:

@@ -65,7 +65,12 @@ def _check_data_directory(settings: Settings) -> None:
     if settings.location is not None:
         from .object_store import make_object_store
 
-        make_object_store(settings, settings.location, make_state(settings)).look()
+        store = make_object_store(settings, settings.location, make_state(settings))
+        flags, policy = make_policy(settings)
+        if policy is not None:
+            policy.load()
+        store.expect_kept((policy or flags).longest_delete_delay())
+        store.look()
         return
     try:
         if _store(settings).volume.is_missing():

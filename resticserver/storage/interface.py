@@ -363,6 +363,12 @@ class ServedStore(RepositoryStore, Protocol):
     def counting(self) -> Counts:
         """Counts what is stored."""
 
+    def expect_kept(self, keep_s: float) -> None:
+        """
+        Called before C{prepare}: what is deleted is to be kept for so many seconds, 0 for not at all. Where the store cannot do
+        that, C{prepare} fails.
+        """
+
     def try_out(self) -> str:
         """Try whether the store can be used, by using it; why it cannot be, empty if it can."""
 

@@ -162,6 +162,9 @@ class LocalStore(DataDirectory):
             return self.cannot_write(error)
         return ""
 
+    def expect_kept(self, keep_s: float) -> None:
+        """See L{resticserver.storage.interface.ServedStore.expect_kept}: the trash is always there."""
+
     def cannot_write(self, error: OSError) -> str:
         """What an error of L{try_out} means; empty if the store works all the same."""
         return f"the data directory cannot be written: {error.strerror}"

@@ -16,7 +16,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..dates import date_text, day_text, parse_time
 from ..names import CONFIG, TYPES, is_object_id
@@ -95,6 +95,46 @@ class Trashed(NamedTuple):
     deleted_s: float
     changed_ns: int
     path: str
+
+    @property
+    def repository(self) -> Repository:
+        """Where it was deleted."""
+        return self.day.repository
+
+    def ends_s(self, delay_s: float) -> float | None:
+        """
+        When it ends, in seconds since 1970; C{None}: not by itself.
+
+        @param delay_s: the delay that is in force now.
+        """
+        return self.day.ends_s(self.deleted_s, delay_s)
+
+
+class Deleted(Protocol):
+    """A deleted object, on a disk or in a bucket; see L{Trashed}."""
+
+    @property
+    def repository(self) -> Repository:
+        """Where it was deleted."""
+
+    @property
+    def object_type(self) -> str:
+        """What it is."""
+
+    @property
+    def name(self) -> str:
+        """Its id; for a config the hash of its content."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def deleted_s(self) -> float:
+        """When it was deleted, in seconds since 1970."""
+
+    def ends_s(self, delay_s: float) -> float | None:
+        """When it ends; see L{Trashed.ends_s}."""
 
 
 def trash_path(top: str, repository: Repository) -> str:
@@ -196,7 +236,7 @@ def trash_words(size_bytes: int, ends_s: float | None) -> str:
     return f"; {format_size(size_bytes)} are in the trash{until}"
 
 
-def live_name(trashed: Trashed) -> str:
+def live_name(trashed: Deleted) -> str:
     """The name under which an object lay in its repository."""
     return CONFIG if trashed.object_type == CONFIG else trashed.name
 
