@@ -339,7 +339,8 @@ REFERENCE = (
                 """
                 How long deleted objects are kept in the [trash](how-to.md#undo-deletions), such as `12h` or `30d` (units
                 `s`, `m`, `h`, `d`, `w`); `0` deletes at once. A [policy](policy.md#trash) can have longer delays. A shorter
-                delay set later does not shorten what is in the trash already.
+                delay set later does not shorten what is in the trash already. In an object store the trash is the
+                [old versions of the bucket](scaling.md#undo-deletions).
                 """,
             ),
             OptionReference(
