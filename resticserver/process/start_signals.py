@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
@@ -36,9 +37,11 @@ def told_to_end() -> bool:
     return bool(_told)
 
 
-def _end(number: int, frame: object) -> None:
+def _end(number: int, frame: FrameType | None) -> None:
     _told.append(number)
-    raise SystemExit(0)
+    # Twisted would log the SystemExit with a traceback and go on (registerReapProcessHandler); the start ends a moment later.
+    if frame is None or frame.f_globals.get("__name__") != "twisted.internet.process":
+        raise SystemExit(0)
 
 
 def _ignore(number: int, frame: object) -> None:

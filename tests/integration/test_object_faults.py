@@ -251,7 +251,7 @@ def all_rows() -> list[Row]:
             ("done then 500", faults.STORED_THEN_500, "503", ""),
             ("done then cut", faults.STORED_THEN_CUT, "503", ""),
             ("done then 404", faults.STORED_THEN_404, "200", "200"),
-            ("404 though there", Refused(404, "NoSuchKey"), "503", "503"),
+            ("404 though there", Refused(404, "NoSuchKey"), "200", "503"),
             ("200 with an error", faults.ERROR_WITH_200, "503", "503"),
         ],
     )
@@ -261,7 +261,7 @@ def all_rows() -> list[Row]:
         [
             ("200 with an error of the object", NotRemoved("InternalError"), "503", "503"),
             ("200 with a refusal of the object", NotRemoved("AccessDenied"), "503", ""),
-            ("200 with no such key of the object", NotRemoved("NoSuchKey"), "503", ""),
+            ("200 with no such key of the object", NotRemoved("NoSuchKey"), "200", "503"),
             ("200 with no such bucket", NotRemoved("NoSuchBucket"), "503", ""),
             ("200 with an error of another object", NotRemoved("AccessDenied", "another"), "503", ""),
         ],
