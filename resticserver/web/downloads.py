@@ -18,7 +18,8 @@ OCTETS = b"application/octet-stream"
 
 #: Objects and parts up to this size are read by the job that opens them and answered in one write.
 SMALL_BYTES = 64 << 10
-#: Up to this size they are read in the reactor's thread if they are in the kernel's caches.
+#: Up to this size they are read in the reactor's thread if they are in the kernel's caches, and by the job that opens them if
+#: they are in an object store.
 NOWAIT_BYTES = 256 << 10
 
 _READ = Effect(Operation.READ)
@@ -73,13 +74,16 @@ def _open(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None]:
     """In the pool: open an object and choose the part; a small one is read, and the object closed."""
     stored.open(wanted_part(wanted))
     part = choose_part(wanted, stored.size_bytes)
-    if part.length > SMALL_BYTES:
+    # What is no file has no sendfile, so that a second job would only cost time.
+    if part.length > (SMALL_BYTES if stored.fileno() >= 0 else NOWAIT_BYTES):
         return part, None
-    content = stored.read(part.start, part.length)
-    while len(content) < part.length:
-        piece = stored.read(part.start + len(content), part.length - len(content))
+    pieces = []
+    offset, end = part.start, part.start + part.length
+    while offset < end:
+        piece = stored.read(offset, end - offset)
         if not piece:
             raise OSError("the file became shorter while it was read")
-        content += piece
+        pieces.append(piece)
+        offset += len(piece)
     stored.close()
-    return part, content
+    return part, pieces[0] if len(pieces) == 1 else b"".join(pieces)
