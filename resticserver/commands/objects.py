@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from ..config.console import OneLineParser, write_line
 from ..errors import ServerError, StartError
-from ..objects.engine import Engine, EngineError
-from ..objects.location import parse_location
+from ..objects.engine import EngineError
+from ..objects.location import Location, parse_location
 from ..objects.probe import Finding, Probe
 
 _DESCRIPTION = (
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         return left.code if isinstance(left.code, int) else 2
     try:
         location = parse_location(asked.path)
-        findings, times = _tried(_engine(asked.path), location.prefix)
+        findings, times = _tried(location)
     except StartError as error:
         print(f"{probe.prog}: {str(error).removeprefix('--path: ').removeprefix('--path ')}", file=sys.stderr)
         return 2
@@ -72,24 +72,25 @@ def _parsers() -> tuple[OneLineParser, OneLineParser]:
     return parser, probe
 
 
-def _engine(path: str) -> Engine:
+def _tried(location: Location) -> tuple[list[Finding], dict[str, float]]:
     """
-    The engine, by a library that is imported only now.
+    All findings, and how long requests take.
 
-    @raise StartError: it is not installed, or what is configured is wrong.
+    @raise StartError: a library is not installed, or what is configured is wrong.
     """
-    from ..service.object_store import make_engine
+    from ..service.object_store import make_engine  # its libraries are an extra, and take a while
 
-    return make_engine(parse_location(path))
-
-
-def _tried(engine: Engine, prefix: str) -> tuple[list[Finding], dict[str, float]]:
-    """All findings, and how long requests take."""
+    engine = make_engine(location)
     engine.check_bucket()
-    probe = Probe(engine, prefix)
+    probe = Probe(engine, location.prefix)
     findings = probe.quick()
     if not findings[0].problem:
         findings += probe.race()
+    if location.scheme == "s3":
+        from ..objects.s3 import open_s3_requests
+        from ..objects.s3_probe import s3_findings
+
+        findings += s3_findings(engine, open_s3_requests(location), location.prefix)
     with probe.timed_requests() as requests:
         return findings, {f"{name}_4_KiB_ms": round(_median_s(one) * 1000, 1) for name, one in requests.items()}
 

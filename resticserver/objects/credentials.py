@@ -128,18 +128,27 @@ class Credentials:
             "expires_at": datetime.now(UTC) + OBSTORE_TTL,
         }
 
-    def sign(self, method: str, url: str, region: str, credential: Credential | None = None) -> Mapping[str, str]:
+    def sign(
+        self,
+        method: str,
+        url: str,
+        region: str,
+        credential: Credential | None = None,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> Mapping[str, str]:
         """
-        Sign a request without a body (AWS's signature version 4).
+        Sign a request (AWS's signature version 4).
 
         @param url: with its query, encoded as it is going to be sent.
         @param credential: by default the ones that are valid now.
+        @param headers: further ones.
         @return: the header fields to be sent.
         """
         from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped,import-not-found]
         from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped,import-not-found]
 
-        request = AWSRequest(method, url)
+        request = AWSRequest(method, url, headers, body)
         S3SigV4Auth(credential or self.current(), "s3", region).add_auth(request)
         return {str(name): str(value) for name, value in request.headers.items()}
 

@@ -31,6 +31,26 @@ class S3Requests(SignedRequests):
         self._settings = settings
         self._credentials = credentials
 
+    def put(self, key: str, content: bytes, signed: bytes, headers: Mapping[str, str]) -> int:
+        """
+        Store an object, by one attempt.
+
+        @param signed: the content that the signature is for.
+        @return: the status of the answer.
+        @raise EngineError: there was no answer.
+        """
+        from urllib3.exceptions import HTTPError
+
+        url = f"{self._settings.bucket_url}/{quote(key, safe='-_.~/')}"
+        signature = self._credentials.sign("PUT", url, self._settings.region, None, signed, headers)
+        try:
+            answer = self._connections.request(
+                "PUT", url, body=content, headers=signature, timeout=self._timeout, retries=False, redirect=False
+            )
+        except (HTTPError, OSError) as error:
+            raise EngineError(detail=type(error).__name__) from None
+        return answer.status
+
     def _signed(self, asked: Asked) -> Signed:
         credential = self._credentials.current()
         # Sorted and encoded as the signature needs it.

@@ -23,6 +23,7 @@ class BucketVolume(Volume):
     @param key: of the marker.
     """
 
+    words = "the object store"
     missing = BucketMissing.default
     # A look costs a request, and an object that is not there asks for one anyway.
     lately_s = 10.0

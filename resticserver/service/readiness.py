@@ -41,7 +41,7 @@ class Readiness:
             return self.reason
         found = await self._look.find()
         if found is None:
-            self._found("the data directory does not respond")
+            self._found(f"{self._store.volume.words} does not respond")
         else:
             self._looked_s = self._reactor.seconds()
             self._found(found)

@@ -61,7 +61,7 @@ class Summary:
         await self._served.gather()
         reason = await self._look.find()
         if reason is None:
-            reason = "the data directory does not respond"
+            reason = f"{self._volume.words} does not respond"
         parts = [f"not ready: {reason}"] if reason else []
         return "; ".join((*parts, self.at_the_start()))
 
@@ -88,5 +88,5 @@ class Summary:
         except ServerError as error:
             return error.message
         except OSError as error:
-            return f"the data directory cannot be read: {error.strerror}"
+            return f"{self._volume.words} cannot be read: {error.strerror}"
         return ""

@@ -43,6 +43,7 @@ class Volume(ABC):
     """
     The marker of the place where one store keeps repositories. Safe from several threads.
 
+    @cvar words: what the place is called in messages.
     @cvar missing: what clients are told while it is missing.
     @cvar lately_s: how long after a look no other is needed before an object is read.
     @ivar known: the marker that must be there; C{None} while none was ever seen.
@@ -51,6 +52,7 @@ class Volume(ABC):
     @ivar remembered_in: the file that keeps the marker for the next start, if there is one.
     """
 
+    words = ""
     missing = ""
     lately_s = LATELY_S
 
@@ -162,6 +164,7 @@ class Volume(ABC):
 class FileVolume(Volume):
     """The marker of a data directory."""
 
+    words = "the data directory"
     missing = GONE
 
     def __init__(self, path: str, publisher: Publisher) -> None:

@@ -314,6 +314,15 @@ class AskersTests(ReadinessCase):
             pool.release()
             self.assertEqual("", self.successResultOf(asker))
 
+    def test_object_store(self) -> None:
+        """What does not respond is called what it is."""
+        self.store.volume.words = "the object store"
+        readiness = self.readiness(HeldPool())
+        with capturedLogs():
+            asker = self.look(readiness)
+            self.clock.advance(PATIENCE_S)
+            self.assertEqual("the object store does not respond", self.successResultOf(asker))
+
     def test_hung_and_back(self) -> None:
         """
         A disk that answered late, after its last asker was told that it does not, has answered: the next is told what was found.
