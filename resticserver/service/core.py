@@ -115,9 +115,9 @@ class Core:
     def make_quota_keeper(self, directory_locks: ClosesDirectories) -> QuotaKeeper:
         """Make the quotas of the whole server."""
         settings = self.settings
-        rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics)
         shared = make_shared_limits(settings, self.store, self.reactor)
-        return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks, shared)
+        rules = QuotaRules(settings.limit, self.policy, in_any_case=settings.metrics, shared=shared)
+        return QuotaKeeper(self.reactor, rules, self.store.counting, self.state, self.counting, directory_locks)
 
     def make_scrub(self, requests_in_flight: Callable[[], int]) -> Scrub:
         """

@@ -86,11 +86,13 @@ class QuotaRules:
     @ivar limit: of the whole server.
     @ivar quotas: the policy's limits.
     @ivar in_any_case: whether stored data is counted even without limits, for the metrics.
+    @ivar shared: keeps the limits where other servers store in the same place. The ledger is for the metrics alone then.
     """
 
     limit: Limit
     quotas: Quotas
     in_any_case: bool = False
+    shared: SharedLimits | None = None
 
 
 class QuotaKeeper(Service):
@@ -98,7 +100,6 @@ class QuotaKeeper(Service):
     The quotas of the whole server. All methods must be called in the reactor's thread.
 
     @param pool: where directories are counted and the state file is read.
-    @param shared: keeps the limits where other servers store in the same place. The ledger is for the metrics alone then.
     @ivar active: whether stored data is counted.
     @ivar quotas: the policy's limits.
     """
@@ -111,7 +112,6 @@ class QuotaKeeper(Service):
         state: StateFile,
         pool: Pool,
         directory_locks: ClosesDirectories,
-        shared: SharedLimits | None = None,
     ) -> None:
         self._reactor = reactor
         self._in_any_case = rules.in_any_case
@@ -120,7 +120,7 @@ class QuotaKeeper(Service):
         self._counting = counting
         self._state = state
         self._pool = pool
-        self._shared = shared
+        self._shared = shared = rules.shared
         self.ledger = Ledger(
             limit if shared is None else UNLIMITED,
             lambda repository: self.quotas.trash_counts(owner_of(repository), repository),
