@@ -273,7 +273,7 @@ class Ledger:
         try:
             self._admit(reservation, size_bytes, objects)
         except QuotaExceeded as error:
-            raise error.with_words(self._trash_words(error.account)) from None
+            raise error.with_words(self.trash_words(error.account)) from None
         for account in reservation.accounts:
             account.reserved_bytes += size_bytes
             account.reserved_objects += objects
@@ -310,7 +310,7 @@ class Ledger:
         trash = [one.trash for one in self._repositories_of(account)]
         return Amount(sum(one.size_bytes for one in trash), sum(one.objects for one in trash))
 
-    def _trash_words(self, account: Account) -> str:
+    def trash_words(self, account: Account) -> str:
         """What a refusal says about the trash."""
         ends = (one.trash_ends_s for one in self._repositories_of(account))
         return trash_words(self._trash_of(account).size_bytes, min((s for s in ends if s is not None), default=None))

@@ -15,7 +15,8 @@ is counted again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -31,7 +32,7 @@ from ..errors import ServerError, Unavailable
 from ..names import CONFIG
 from ..objects.front_ends import Fence, Moment
 from ..quota.admission import NOTHING
-from ..quota.ledger import Ledger, Limits, Reservation, owner_of
+from ..quota.ledger import Ledger, Limits, QuotaExceeded, Reservation, owner_of
 from ..sizes import UNLIMITED, Amount, Limit
 from ..storage.interface import Counts
 from ..storage.layout import PRUNE_NEEDS, TRASH_CELL, Repository, cell_of
@@ -294,12 +295,21 @@ class QuotaKeeper(Service):
         )
         upload = LeasedUpload([one for one in every if one.limit != UNLIMITED], target.type in PRUNE_NEEDS)
         try:
-            await shared.take(upload, size_bytes, 1)
+            with self._trash_words():
+                await shared.take(upload, size_bytes, 1)
         except BaseException:
             self.ledger.release(reservation)
             raise
         self._leased[number] = upload
         return reservation
+
+    @contextmanager
+    def _trash_words(self) -> Iterator[None]:
+        """A refusal says how much is in the trash."""
+        try:
+            yield
+        except QuotaExceeded as error:
+            raise error.with_words(self.ledger.trash_words(error.account)) from None
 
     def _release(self, number: int, reservation: Reservation, change: Amount = NOTHING, certain: bool = True) -> None:
         """An upload has ended: give back what it does not use."""
@@ -354,14 +364,14 @@ class QuotaKeeper(Service):
             if number in self._reservations:
                 self.ledger.grow(reservation, size_bytes)
 
+        upload = self._leased.get(number)
+        if upload is not None and self._shared is not None:
+            with self._trash_words():
+                await self._shared.take(upload, size_bytes, 0)
+            if number not in self._leased:
+                self._shared.ended(upload, NOTHING, certain=True)  # it has ended meanwhile
         await self._recount.with_room(grow)
-        if self._shared is not None:
-            if number in self._leased:
-                await self._shared.take(self._leased[number], size_bytes, 0)
-                if number not in self._reservations:
-                    raise Unavailable("the upload has ended")
-            return
-        if number in self._reservations and not self._unlimited(reservation.limits):
+        if self._shared is None and number in self._reservations and not self._unlimited(reservation.limits):
             await self._kept.raise_ceiling(reservation.repository)
 
     def settle(self, number: int, repository: Repository, cell: int, change: Amount, certain: bool = True) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -26,7 +26,7 @@ from ..objects.leases import Leases
 from ..quota.ledger import Account, QuotaExceeded
 from ..sizes import LEAST_RESERVE_OBJECTS, RESERVE_PART, Amount, Limit, format_size, reserve_bytes
 from ..storage.layout import Repository
-from ..threads.interface import Pool
+from ..threads.interface import Pool, shielded
 from ..threads.single_flight import SingleFlight, ended_within
 
 #: How often this front end says that it is alive, and gives back what it does not use, in seconds.
@@ -217,18 +217,34 @@ class SharedLimits(Service):
         upload.size_bytes += size_bytes
 
     async def _take(self, upload: LeasedUpload, one: SharedLimit, of_objects: bool, size: int) -> Held:
-        name = one.scope.account(of_objects)
-        held = self._leases.take(name, size)
+        held = self._leases.take(one.scope.account(of_objects), size)
         if held is None:
-            lock = self._changing.setdefault(name, DeferredLock())
-            await lock.acquire()
+            is_gone = False
+
+            def leased(late: Held) -> Held:
+                if is_gone:
+                    self._leases.ended(late, 0)
+                return late
+
+            leasing = Deferred.fromCoroutine(self._lease(upload, one, of_objects, size)).addCallback(leased)
             try:
-                # Another upload may have leased enough meanwhile.
-                held = self._leases.take(name, size) or await self._acquire(upload, one, of_objects, size)
-            finally:
-                lock.release()
+                held = await shielded(leasing)
+            except (CancelledError, GeneratorExit):
+                # The client is gone, and the request to the engine goes on.
+                is_gone = True
+                raise
         self._count_now_and_then(one.scope)
         return held
+
+    async def _lease(self, upload: LeasedUpload, one: SharedLimit, of_objects: bool, size: int) -> Held:
+        name = one.scope.account(of_objects)
+        lock = self._changing.setdefault(name, DeferredLock())
+        await lock.acquire()
+        try:
+            # Another upload may have leased enough meanwhile.
+            return self._leases.take(name, size) or await self._acquire(upload, one, of_objects, size)
+        finally:
+            lock.release()
 
     async def _acquire(self, upload: LeasedUpload, one: SharedLimit, of_objects: bool, size: int) -> Held:
         self._begin_to_use(one.scope, of_objects)

@@ -6,9 +6,9 @@ The engine is in memory, time is a Clock for what is scheduled here, and the lea
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -29,7 +29,7 @@ from resticserver.service.shared_limits import (
 from resticserver.sizes import LEAST_RESERVE_OBJECTS, Amount, Limit
 from resticserver.storage.layout import Repository
 
-from ..support.memory import InlinePool
+from ..support.memory import HeldPool, InlinePool
 from ..support.memory_engine import MemoryEngine
 
 PREFIX = ".rest-server/quota/"
@@ -227,6 +227,18 @@ class SharedLimitsTests(SynchronousTestCase):
         quick.limits.ended(upload, Amount(), certain=False)
         quick.clock.advance(60)
         self.take(quick, limit, 900)
+
+    def test_client_gone(self) -> None:
+        """What is leased for a client that is gone by then is given back."""
+        pool = HeldPool()
+        self.one.limits._pool = cast(Any, pool)
+        limit = limit_of(Scope(repository=LAPTOP), 1000)
+        taken = Deferred.fromCoroutine(self.one.limits.take(LeasedUpload([limit], above=False), 900, 1))
+        waiting = Deferred.fromCoroutine(self.one.limits.take(LeasedUpload([limit], above=False), 900, 1))
+        taken.cancel()
+        self.failureResultOf(taken, CancelledError)
+        pool.release(20)
+        self.successResultOf(waiting)
 
     def test_engine_is_silent(self) -> None:
         """Without an answer nothing is known, so the client has to try again."""
