@@ -19,6 +19,7 @@ from ..config.settings import Settings
 from ..dates import date_text
 from ..errors import NotFound, ServerError, StartError
 from ..names import CONFIG
+from ..objects.engine import EngineError
 from ..sizes import Amount, format_size
 from ..storage.layout import Repository
 from ..storage.trash import KEPT_TYPES, Deleted, live_name
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except (ServerError, StartError, OSError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        if isinstance(error, EngineError) and error.detail:
+            reason += f" ({error.detail})"
         _complain(f"{parser.prog}: {reason}")
         return 1
     except KeyboardInterrupt:

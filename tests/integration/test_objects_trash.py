@@ -21,6 +21,8 @@ _VERSIONING = b'<VersioningConfiguration xmlns="http://s3.amazonaws.com/doc/2006
 _RULE = b"""<LifecycleConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Rule><ID>old</ID>
 <Filter><Prefix></Prefix></Filter><Status>Enabled</Status>
 <NoncurrentVersionExpiration><NoncurrentDays>%d</NoncurrentDays></NoncurrentVersionExpiration></Rule></LifecycleConfiguration>"""
+_LOCK = b"""<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ObjectLockEnabled>Enabled</ObjectLockEnabled>
+<Rule><DefaultRetention><Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>"""
 _DELAY = ("--delete-delay", "30d")
 
 
@@ -118,6 +120,22 @@ class TrashTests(VersionsCase):
             self.assertEqual(200, client.delete(f"/host/data/{name}").status)
             self.assertEqual(2, len(self.run_trash("list", "host")["objects"]))
             self.assertEqual(1, len(self.run_trash("restore", "host", name[:8])["restored"]))
+            self.assertEqual({name: 6}, client.list("data", "/host/"))
+
+    def test_locked(self) -> None:
+        """With Object Lock nothing can be removed for good; the command says so in one line."""
+        self.bucket = f"locked-{self.bucket}"[:60]
+        locked = {"x-amz-bucket-object-lock-enabled": "true"}
+        self.assertEqual(200, self.engine.request("PUT", f"/{self.bucket}", headers=locked).status)
+        self.assertEqual(200, self.engine.request("PUT", f"/{self.bucket}", "object-lock=", _LOCK).status)
+        server = self.serve(*_DELAY)
+        with server.client() as client:
+            client.create_repository("/host/")
+            name = client.save("data", b"a pack", "/host/")
+            self.assertEqual(200, client.delete(f"/host/data/{name}").status)
+            self.assertIsNone(self.run_trash("empty", "host", "--yes", status=1))
+            self.assertRegex(self.said, r"^rest-server trash empty: the object store refuses .*403 AccessDenied.*\n$")
+            self.assertEqual(1, len(self.run_trash("restore", "host")["restored"]))
             self.assertEqual({name: 6}, client.list("data", "/host/"))
 
 
