@@ -149,14 +149,13 @@ class SharedLimitTests(SharedLimitCase):
         filled = sum(self.stored().values())
         told = f"{KILLS} kills, {crowd.refused} refusals, {crowd.others} other answers"
         print(f"full for the first time: {filled:,} of {limit:,} bytes, {told}")
-        # Then what the killed servers had leased comes back, and is filled with small objects.
+        # Then what the killed servers had leased comes back, and is used.
         deadline_s = time.monotonic() + 2 * BACK_S + PATIENCE_S
-        seed = 1_000_000
         while limit - sum(self.stored().values()) >= LEAST_BYTES and time.monotonic() < deadline_s:
-            seed += 1
-            if crowd.post(seed % UPLOADERS, servers[seed % FRONT_ENDS], random_bytes(seed, LEAST_BYTES)) != 200:
-                time.sleep(0.2)
+            with concurrent.futures.ThreadPoolExecutor(UPLOADERS) as pool:
+                list(pool.map(crowd.upload, range(UPLOADERS)))
             most = max(most, sum(self.stored().values()))
+            time.sleep(1.0)
         stored = self.stored()
         print(f"at the end: {sum(stored.values()):,} of {limit:,} bytes")
         self.assertLessEqual(most, limit)
