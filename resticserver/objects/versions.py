@@ -81,12 +81,13 @@ class S3Versions:
 
     def kept_days(self, prefix: str) -> int | None:
         """
-        After how many days the bucket's own rules remove old versions below a prefix; C{None} if they do not, or the keys may
-        not ask.
+        After how many days the bucket's own rules remove old versions below a prefix; C{None} if they do not.
+
+        @raise AccessRefused: the keys may not ask that.
         """
         try:
             return self._requests.get({"lifecycle": ""}, lambda body: _shortest(body, prefix))
-        except (Absent, AccessRefused):
+        except Absent:
             return None
 
     def pages(self, prefix: str) -> Iterator[list[Version]]:
@@ -170,7 +171,10 @@ class VersionsKept:
                 return f"{name} does not keep old versions: enable its versioning", None
         except AccessRefused:
             return f"the keys may not ask whether {name} keeps versions (s3:GetBucketVersioning)", None
-        return "", self._versions.kept_days(self._prefix)
+        try:
+            return "", self._versions.kept_days(self._prefix)
+        except AccessRefused:
+            return f"the keys may not ask when {name} removes old versions (s3:GetLifecycleConfiguration)", None
 
 
 def _parsed(body: bytes, root_tag: str) -> ElementTree.Element:

@@ -178,7 +178,6 @@ class KeptTests(SynchronousTestCase):
         """With versions, and without a rule that is too short for what lies below the prefix."""
         for lifecycle in (
             Absent(),
-            AccessRefused(),
             rules(),
             rules(rule(30)),
             rules(rule(1, is_on=False), rule(31, "prefix/")),
@@ -192,6 +191,7 @@ class KeptTests(SynchronousTestCase):
         for text in ("", "<Status>Suspended</Status>"):
             self.assertIn("enable its versioning", self.problem(status(text)))
         self.assertIn("s3:GetBucketVersioning", self.problem(AccessRefused()))
+        self.assertIn("s3:GetLifecycleConfiguration", self.problem(ENABLED, AccessRefused()))
         for lifecycle in (
             rules(rule(60), rule(29)),
             rules(rule(29, "pre")),
