@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from figures import Need, Row, Sample, line, summary, table_of, title_line
 from harness import (
+    HERE,
     MIB,
     BenchmarkError,
     Load,
@@ -61,6 +63,8 @@ PHASES = (
 FIRST_MS, WHOLE_MS, LIST_MB = 100.0, 2500.0, 20 * MIB / 1e6
 #: MB that a process of this server may take at most, of a million bytes; the pages of the spool that are mapped are part of it.
 MOST_MB = 800
+#: How long a turn of the reactor may take, in ms.
+TURN_MS = 50
 #: So many uploads at once, and the anonymous memory that they may take, in MB.
 UPLOADS, UPLOADS_MB = 10, 120 * MIB / 1e6
 
@@ -71,10 +75,23 @@ def environment_of(engine: SeaweedFS) -> dict[str, str]:
 
 
 def this_server(engine: SeaweedFS, directory: Path) -> Server:
-    """This project's server, not started yet."""
+    """This project's server, with a watchdog for its reactor (see stalls.py), not started yet."""
+    directory.mkdir()
     command = [server_program(), "--path", f"s3://{BUCKET}/ours", "--state-dir", str(directory)]
     command += ["--listen", "127.0.0.1:0", "--no-auth"]
-    return Server("this server", command, r"start server on (127\.0\.0\.1:\d+)", False, environment_of(engine))
+    watched = {"RESTICSERVER_WATCHDOG": f"{directory}/watchdog", "PYTHONPATH": str(HERE / "watchdog")}
+    environment = environment_of(engine) | watched
+    return Server("this server", command, r"start server on (127\.0\.0\.1:\d+)", False, environment)
+
+
+def turns(directory: Path) -> str:
+    """What the watchdog has found, once the server has ended."""
+    reports = [json.loads(report.read_text()) for report in directory.glob("watchdog.*[0-9]")]
+    stalls = sorted((stall["own_ms"], stall["stack"][:1]) for report in reports for stall in report["stalls"])
+    longest = f"the longest {stalls[-1][0]:.0f} ms {' '.join(stalls[-1][1])}".rstrip() if stalls else "none"
+    verdict = "reached" if reports and (not stalls or stalls[-1][0] <= TURN_MS) else "missed"
+    number = sum(report["turns"] for report in reports)
+    return f"{number:,} turns of the reactor, {len(stalls)} of more than 20 ms, {longest} ({TURN_MS} asked: {verdict})."
 
 
 def rclone(engine: SeaweedFS) -> Server:
@@ -257,6 +274,7 @@ def main() -> int:
                 comparison = Comparison(client, {OURS: ours, THEIRS: theirs}, asked)
                 comparison.run()
                 lines = [comparison.uploads(), *comparison.lists(engine)]
+            lines.append(turns(directory / "state"))
         finally:
             engine.kill()
     print(title_line("Over SeaweedFS", asked.markdown))
