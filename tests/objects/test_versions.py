@@ -10,18 +10,23 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.errors import Forbidden, StartError
 from resticserver.objects.counting import BucketCounting
 from resticserver.objects.engine import Absent, AccessRefused, EngineError
 from resticserver.objects.layout import Keys
 from resticserver.objects.pages import BadPage
 from resticserver.objects.signed_requests import Asked
+from resticserver.objects.spool import Spool
+from resticserver.objects.store import ObjectStore
 from resticserver.objects.trash import BucketTrash, DeletedVersion
 from resticserver.objects.versions import DAY_S, SEEN_S, S3Versions, Version, VersionsKept
 from resticserver.objects.volume import BucketVolume
 from resticserver.sizes import Amount
 from resticserver.storage.layout import TRASH_CELL
 
+from ..contract.store import DEEP, save
 from ..support.memory_engine import MemoryEngine
+from .test_store import NAME, InMemory
 
 ID, OTHER = "ab" * 32, "cd" * 32
 _SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -213,6 +218,56 @@ class KeptTests(SynchronousTestCase):
         self.assertEqual(2, len(answers.asked))
         now[0] = SEEN_S
         self.assertIn("enable its versioning", kept.problem(DAY_S))
+
+
+class DelayTests(InMemory, SynchronousTestCase):
+    """A store that must keep what is deleted."""
+
+    def make_delayed(self, *answers: bytes | Exception) -> ObjectStore:
+        """
+        A store that keeps for 30 days, with a repository.
+
+        @param answers: of the bucket; none for one that knows no versions.
+        """
+        versions = versions_of(*answers)[0] if answers else None
+        store = ObjectStore(self.engine, "", Spool(self.directory, 0), versions=versions)
+        store.prepare()
+        store.create_repository(DEEP)
+        store.expect_kept(30 * DAY_S)
+        return store
+
+    def test_without_versions(self) -> None:
+        """As with Azure: the start fails, and a rule of a later policy lets nothing be removed."""
+        store = self.make_delayed()
+        self.assertRegex(str(self.assertRaises(StartError, store.look)), r"^--delete-delay: .*only works with s3://")
+        self.assert_refused(store)
+
+    def test_switched_off(self) -> None:
+        """While the server runs."""
+        store = self.make_delayed(status("<Status>Suspended</Status>"))
+        self.assert_refused(store)
+
+    def test_shorter(self) -> None:
+        """A rule that was set while the server runs."""
+        store = self.make_delayed(ENABLED, rules(rule(29)))
+        self.assert_refused(store)
+
+    def test_unknown(self) -> None:
+        """An engine that does not say whether it keeps versions."""
+        store = self.make_delayed(EngineError(), EngineError())
+        save(store, DEEP, "data", b"a pack")
+        self.assertRaises(EngineError, store.remove_object, DEEP, "data", NAME, DAY_S)
+        self.assertEqual(6, store.size_of(DEEP, "data", NAME))
+
+    def assert_refused(self, store: ObjectStore) -> None:
+        """Nothing is removed that is to be kept for 30 days; locks are."""
+        save(store, DEEP, "data", b"a pack")
+        save(store, DEEP, "locks", b"a pack")
+        self.assertRaises(Forbidden, store.remove_object, DEEP, "data", NAME, 30 * DAY_S)
+        self.assertRaises(Forbidden, store.delete_repository, DEEP, 30 * DAY_S)
+        self.assertEqual(6, store.size_of(DEEP, "data", NAME))
+        self.assertEqual(Amount(-6, -1), store.remove_object(DEEP, "locks", NAME, 30 * DAY_S))
+        self.assertEqual(Amount(-6, -1), store.remove_object(DEEP, "data", NAME))
 
 
 class FixedVersions:
