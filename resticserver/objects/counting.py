@@ -14,7 +14,7 @@ from ..storage.trash import KEPT_TYPES
 from ..storage.volume import FOLDER, Volume
 from .engine import Engine, Found
 from .layout import Keys, name_in
-from .versions import S3Versions
+from .versions import S3Versions, Version
 
 #: A repository with more pages is counted directory by directory: nothing may change in what is being counted, so uploads wait.
 _MOST_PAGES = 10
@@ -50,10 +50,12 @@ class BucketCounting:
     def _below(self, above: Repository, depth: int) -> Iterator[Repository]:
         prefix = self._keys.repository(above)
         folders, names = self._engine.list_folder(prefix)
-        if CONFIG in names or any(name in folders for name in TYPES) or self._has_marker(prefix, folders):
+        kept = [] if self.versions is None else self.versions.folders(prefix)
+        is_there = CONFIG in names or any(name in folders for name in TYPES) or self._has_marker(prefix, folders)
+        if is_there or self._has_trash(above, kept):
             yield above
         if depth:
-            for folder in folders:
+            for folder in sorted({*folders, *kept}):
                 if is_folder_name(folder):
                     yield from self._below((*above, folder), depth - 1)
 
@@ -62,6 +64,15 @@ class BucketCounting:
         if FOLDER not in folders:
             return False
         return self._keys.is_repository_marker(self._engine.list_folder(f"{prefix}{FOLDER}/")[1])
+
+    def _has_trash(self, repository: Repository, kept: list[str]) -> bool:
+        """
+        Whether a repository that was deleted as a whole has anything left.
+
+        @param kept: the folders in it that have versions, if only of what is deleted.
+        """
+        possible = [name for name in KEPT_TYPES if name == CONFIG or name in kept]
+        return any(True for _ in self._old_versions(repository, possible))
 
     # --- what is in them
 
@@ -114,19 +125,24 @@ class BucketCounting:
         return Amount(size_bytes, objects)
 
     def _trash(self, repository: Repository) -> Amount:
-        """The old versions of what restic stores. Locks have some too, which are not worth a look."""
         size_bytes = objects = 0
-        if self.versions is not None:
-            for object_type in KEPT_TYPES:
-                is_config = object_type == CONFIG
-                prefix = self._keys.repository(repository) + (CONFIG if is_config else f"{object_type}/")
-                for page in self.versions.pages(prefix):
-                    for one in page:
-                        is_object = not one.key if is_config else is_object_id(name_in(one.key, object_type))
-                        if is_object and not one.is_latest and not one.is_marker:
-                            size_bytes += one.size_bytes
-                            objects += 1
+        for one in self._old_versions(repository, KEPT_TYPES):
+            size_bytes += one.size_bytes
+            objects += 1
         return Amount(size_bytes, objects)
+
+    def _old_versions(self, repository: Repository, types: Iterable[str]) -> Iterator[Version]:
+        """The old versions of what restic stores. Locks have some too, which are not worth a look."""
+        if self.versions is None:
+            return
+        for object_type in types:
+            is_config = object_type == CONFIG
+            prefix = self._keys.repository(repository) + (CONFIG if is_config else f"{object_type}/")
+            for page in self.versions.pages(prefix):
+                for one in page:
+                    is_object = not one.key if is_config else is_object_id(name_in(one.key, object_type))
+                    if is_object and not one.is_latest and not one.is_marker:
+                        yield one
 
     def _config(self, repository: Repository) -> Found | None:
         """The config; C{None} if there is none."""

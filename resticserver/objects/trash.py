@@ -1,16 +1,19 @@
 """
 The trash of repositories in a bucket: old versions of objects that are deleted. A deletion is what it is without a trash, and the
 bucket keeps the version; for how long is said by the bucket's own rules. To restore an object is to remove the marker that says
-that it is deleted, so nothing is copied, and nothing that is there is ever replaced.
+that it is deleted, so nothing is copied but an older config, and nothing that is there is ever replaced.
 
 Blocking, for a pool or a command.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import NamedTuple
 
 from ..names import CONFIG, is_object_id
@@ -18,7 +21,7 @@ from ..sizes import Amount
 from ..storage.layout import Repository
 from ..storage.trash import KEPT_TYPES
 from .counting import BucketCounting
-from .engine import Absent, Engine
+from .engine import Absent, Engine, Exists
 from .layout import Keys, name_in
 from .versions import S3Versions, Version
 
@@ -29,7 +32,8 @@ class DeletedVersion(NamedTuple):
 
     @ivar name: its id; for a config the hash of its content.
     @ivar deleted_s: when it was deleted or replaced, in seconds since 1970.
-    @ivar markers: the ids of the markers that say that the object is deleted; empty if there is another version now.
+    @ivar markers: the ids of the markers that say that the object is deleted, the newest first; empty if something is there now.
+    @ivar is_newest: whether nothing was stored under the key after it.
     """
 
     repository: Repository
@@ -40,6 +44,7 @@ class DeletedVersion(NamedTuple):
     key: str
     version_id: str
     markers: tuple[str, ...]
+    is_newest: bool
 
     def ends_s(self, delay_s: float) -> float | None:
         """When it ends: the bucket's rules decide, not the delay of the server."""
@@ -60,7 +65,7 @@ class BucketTrash:
         self._counting = counting
 
     def repositories(self) -> list[Repository]:
-        """All that may have something in the trash. One that was deleted as a whole must be named."""
+        """All that may have something in the trash, also those that were deleted as a whole."""
         return self._counting.repositories()
 
     def has_repository(self, repository: Repository) -> bool:
@@ -84,24 +89,20 @@ class BucketTrash:
 
         @param versions: the newest first.
         """
-        markers: list[str] = []
+        markers = tuple(version.version_id for version in takewhile(lambda one: one.is_marker, versions))
         deleted_s = 0.0
         is_newest = True
         for version in versions:
-            if version.is_marker:
-                deleted_s = version.modified_s
-                if is_newest:
-                    markers.append(version.version_id)
-                continue
-            if not version.is_latest:
-                key = prefix + version.key
-                shown = self._hash_of(key, version) if object_type == CONFIG else name
-                on_top = tuple(markers) if is_newest else ()
-                yield DeletedVersion(
-                    repository, object_type, shown, version.size_bytes, deleted_s, key, version.version_id, on_top
-                )
+            if not version.is_marker:
+                if not version.is_latest:
+                    key, version_id = prefix + version.key, version.version_id
+                    shown = self._hash_of(key, version) if object_type == CONFIG else name
+                    size_bytes = version.size_bytes
+                    yield DeletedVersion(
+                        repository, object_type, shown, size_bytes, deleted_s, key, version_id, markers, is_newest
+                    )
+                is_newest = False
             deleted_s = version.modified_s
-            is_newest = False
 
     def _hash_of(self, key: str, version: Version) -> str:
         try:
@@ -111,15 +112,45 @@ class BucketTrash:
 
     def restore(self, deleted: DeletedVersion) -> bool:
         """
-        Make a deleted object be there again, if nothing has its name now.
+        Make a deleted object be there again, if nothing has its name now. Versions of one id have the same content, so the newest
+        stands for each of them; of a config that is not the newest a copy is stored.
 
-        @return: whether that was done; false if an object is there already.
+        @return: whether that was done; false if the same object is there already.
+        @raise FileExistsError: there is another config.
+        @raise FileNotFoundError: it is not in the trash any more.
         """
+        is_config = deleted.object_type == CONFIG
         if not deleted.markers:
+            if is_config:
+                self._check_same(deleted)
             return False
+        if is_config and not deleted.is_newest:
+            return self._restore_older(deleted)
         # The oldest first: while the newest is there the object stays deleted, so an interrupted restore has done nothing yet.
         for marker in reversed(deleted.markers):
             self._versions.remove(deleted.key, marker)
+        return True
+
+    def _check_same(self, config: DeletedVersion) -> None:
+        """
+        Check that it is this config that is there now.
+
+        @raise FileExistsError: it is another one.
+        """
+        if self.config_hash(config.repository) != config.name:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), config.key)
+
+    def _restore_older(self, config: DeletedVersion) -> bool:
+        """See L{restore}."""
+        try:
+            content = self._versions.content(config.key, config.version_id)
+        except Absent:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), config.key) from None
+        try:
+            self._engine.put_new(config.key, content)
+        except Exists:
+            self._check_same(config)
+            return False
         return True
 
     def remove(self, repository: Repository, objects: Sequence[DeletedVersion]) -> Amount:

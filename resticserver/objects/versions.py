@@ -9,7 +9,7 @@ U{https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetBucketLifecycleConfigur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -23,7 +23,7 @@ from .signed_requests import Asked
 _ROOT = "ListVersionsResult"
 _PARTS = frozenset(
     "Name Prefix KeyMarker VersionIdMarker NextKeyMarker NextVersionIdMarker MaxKeys IsTruncated EncodingType Version "
-    "DeleteMarker".split()
+    "DeleteMarker Delimiter CommonPrefixes".split()
 )
 _PAGE_VERSIONS = 1000
 
@@ -49,6 +49,17 @@ class Version(NamedTuple):
     modified_s: float
 
 
+class _Page(NamedTuple):
+    """
+    @ivar folders: without the prefix that was asked for, and without the slash; there are none unless they were asked for.
+    @ivar following: the markers with which the next page is asked for; C{None} if this is the last one.
+    """
+
+    versions: list[Version]
+    folders: list[str]
+    following: dict[str, str] | None
+
+
 class S3Versions:
     """
     The versions of one bucket. Blocking; safe from several threads. Each method may raise L{EngineError} and its subclasses.
@@ -70,27 +81,38 @@ class S3Versions:
 
     def kept_days(self, prefix: str) -> int | None:
         """
-        After how many days the bucket's own rules remove old versions below a prefix; C{None} if they do not, or the keys may
-        not ask.
+        After how many days the bucket's own rules remove old versions below a prefix; C{None} if they do not.
+
+        @raise AccessRefused: the keys may not ask that.
         """
         try:
             return self._requests.get({"lifecycle": ""}, lambda body: _shortest(body, prefix))
-        except (Absent, AccessRefused):
+        except Absent:
             return None
 
     def pages(self, prefix: str) -> Iterator[list[Version]]:
         """All versions below a prefix, the keys in order, and of each key the newest first."""
-        asked = {"versions": "", "encoding-type": "url", "max-keys": str(_PAGE_VERSIONS), "prefix": prefix}
-        query = asked
+        for page in self._pages({"prefix": prefix}):
+            if page.versions:
+                yield page.versions
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of the folders right below a prefix in which something is, or was."""
+        return [folder for page in self._pages({"prefix": prefix, "delimiter": "/"}) for folder in page.folders]
+
+    def _pages(self, scope: Mapping[str, str]) -> Iterator[_Page]:
+        asked = {"versions": "", "encoding-type": "url", "max-keys": str(_PAGE_VERSIONS), **scope}
+        following: dict[str, str] = {}
         while True:
-            found, following = self._requests.get(query, lambda body: _page(body, prefix))
-            if found:
-                yield found
-            if following is None:
+            page = self._requests.get(
+                asked | following, lambda body: _page(body, scope["prefix"], "delimiter" in scope)
+            )
+            yield page
+            if page.following is None:
                 return
-            if following == (query.get("key-marker"), query.get("version-id-marker")):
+            if page.following == following:
                 raise EngineError(detail="the list of versions does not come to an end")
-            query = asked | {"key-marker": following[0], "version-id-marker": following[1]}
+            following = page.following
 
     def content(self, key: str, version_id: str) -> bytes:
         """
@@ -135,20 +157,24 @@ class VersionsKept:
         @raise EngineError: the engine does not say.
         """
         if self._clock() - self._seen_s >= SEEN_S:
-            self._problem = self._look()
-            self._days = None if self._problem else self._versions.kept_days(self._prefix)
+            self._problem, self._days = self._look()
             self._seen_s = self._clock()
         if self._problem or self._days is None or self._days * DAY_S >= keep_s:
             return self._problem
         return f"a lifecycle rule of {self._versions.name} removes old versions after {self._days} days"
 
-    def _look(self) -> str:
+    def _look(self) -> tuple[str, int | None]:
+        """Why nothing is kept, and after how many days it is removed."""
+        name = self._versions.name
         try:
-            if self._versions.are_kept():
-                return ""
+            if not self._versions.are_kept():
+                return f"{name} does not keep old versions: enable its versioning", None
         except AccessRefused:
-            return f"the keys may not ask whether {self._versions.name} keeps versions (s3:GetBucketVersioning)"
-        return f"{self._versions.name} does not keep old versions: enable its versioning"
+            return f"the keys may not ask whether {name} keeps versions (s3:GetBucketVersioning)", None
+        try:
+            return "", self._versions.kept_days(self._prefix)
+        except AccessRefused:
+            return f"the keys may not ask when {name} removes old versions (s3:GetLifecycleConfiguration)", None
 
 
 def _parsed(body: bytes, root_tag: str) -> ElementTree.Element:
@@ -183,24 +209,44 @@ def _shortest(body: bytes, prefix: str) -> int | None:
     return min(days, default=None)
 
 
-def _page(body: bytes, prefix: str) -> tuple[list[Version], tuple[str, str] | None]:
-    """A page of versions, and where the next one begins."""
+def _page(body: bytes, prefix: str, by_folder: bool) -> _Page:
+    """A page of versions."""
     root = _parsed(body, _ROOT)
     if not all(element.tag in _PARTS for element in root):
         raise BadPage("the answer has something that no list of versions has")
     entries = [element for element in root if element.tag in ("Version", "DeleteMarker")]
+    folders = root.findall("CommonPrefixes")
+    if folders and not by_folder:
+        raise BadPage("keys are grouped, which was not asked for")
     is_encoded = root.findtext("EncodingType") == "url"
-    keys = decoded_keys([_text(entry, "Key") for entry in entries], is_encoded)
-    if not all(key.startswith(prefix) for key in keys):
+    keys = _below(prefix, [_text(entry, "Key") for entry in entries], is_encoded)
+    names = _below(prefix, [_text(folder, "Prefix") for folder in folders], is_encoded)
+    found = [_version(entry, key) for entry, key in zip(entries, keys, strict=True)]
+    return _Page(found, [name.rstrip("/") for name in names], _following(root, is_encoded, by_folder))
+
+
+def _below(prefix: str, keys: list[str], is_encoded: bool) -> list[str]:
+    """Keys without the prefix that was asked for."""
+    decoded = decoded_keys(keys, is_encoded)
+    if not all(key.startswith(prefix) for key in decoded):
         raise BadPage("a key does not begin with the prefix that was asked for")
-    found = [_version(entry, key[len(prefix) :]) for entry, key in zip(entries, keys, strict=True)]
+    return [key[len(prefix) :] for key in decoded]
+
+
+def _following(root: ElementTree.Element, is_encoded: bool, by_folder: bool) -> dict[str, str] | None:
+    """The markers with which the next page is asked for."""
     truncated = root.findtext("IsTruncated")
     if truncated == "false":
-        return found, None
-    following = root.findtext("NextKeyMarker"), root.findtext("NextVersionIdMarker")
-    if truncated != "true" or not following[0] or not following[1]:
-        raise BadPage("the list of versions goes on, and does not say where")
-    return found, (decoded_keys([following[0]], is_encoded)[0], following[1])
+        return None
+    key, version_id = root.findtext("NextKeyMarker"), root.findtext("NextVersionIdMarker")
+    if truncated == "true" and key:
+        markers = {"key-marker": decoded_keys([key], is_encoded)[0]}
+        if version_id:
+            return markers | {"version-id-marker": version_id}
+        # A folder has no version.
+        if by_folder:
+            return markers
+    raise BadPage("the list of versions goes on, and does not say where")
 
 
 def _version(entry: ElementTree.Element, key: str) -> Version:
@@ -217,5 +263,5 @@ def _version(entry: ElementTree.Element, key: str) -> Version:
 def _text(entry: ElementTree.Element, tag: str) -> str:
     found = entry.findall(tag)
     if len(found) != 1 or not found[0].text:
-        raise BadPage(f"a version has no {tag}, or several")
+        raise BadPage(f"an entry has no {tag}, or several")
     return found[0].text

@@ -104,6 +104,7 @@ def make_bucket_trash(settings: Settings, location: Location) -> BucketTrash:
     store = make_object_store(settings, location, state)
     store.volume.expect(state.marker())
     store.look()
+    store.counting.versions = versions
     return BucketTrash(store.engine, versions, Keys(location.prefix), store.counting)
 
 

@@ -11,6 +11,7 @@ from ..support.engines import CephRGW, RealEngine, start_engine
 from ..support.processes import process_test
 from ..support.restic import SKIP_WITHOUT_RESTIC
 from . import test_objects as cases
+from . import test_objects_trash as trash_cases
 
 MIB = 1 << 20
 _NOT_ALL = None if cases.ALL else "OBJECTS=all tries all engines"
@@ -58,6 +59,18 @@ class CephRequestsTests(OnCeph, cases.RequestsTests):
 @process_test
 class CephRefusedStartTests(OnCeph, cases.RefusedStartTests):
     """A bucket of Ceph that cannot be used."""
+
+
+@process_test
+class CephTrashTests(OnCeph, trash_cases.TrashTests):
+    """Old versions in a bucket of Ceph, which ignores the condition of an upload to it."""
+
+    conditions = False
+
+
+@process_test
+class CephRefusedTrashTests(OnCeph, trash_cases.RefusedTests):
+    """A bucket of Ceph that does not keep what is deleted for long enough."""
 
 
 @process_test

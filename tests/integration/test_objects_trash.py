@@ -10,11 +10,14 @@ import json
 from typing import Any
 
 from resticserver.commands import trash
+from resticserver.objects import versions
 
 from ..support.client import object_id
+from ..support.htpasswd import bcrypt_line
 from ..support.processes import process_test
-from ..support.restic import make_tree
+from ..support.restic import change_tree, make_tree
 from ..support.scratch import contents_below
+from ..support.server import ServerProcess
 from .test_objects import LIFE_BYTES, ObjectsCase, RefusedCase
 
 _VERSIONING = b'<VersioningConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Status>%s</Status></VersioningConfiguration>'
@@ -23,11 +26,29 @@ _RULE = b"""<LifecycleConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-0
 <NoncurrentVersionExpiration><NoncurrentDays>%d</NoncurrentDays></NoncurrentVersionExpiration></Rule></LifecycleConfiguration>"""
 _LOCK = b"""<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ObjectLockEnabled>Enabled</ObjectLockEnabled>
 <Rule><DefaultRetention><Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>"""
+_RULES = """[[rule]]
+users = ["*"]
+repositories = ["{user}/*"]
+rights = "full"
+create = true
+delete-repository = true
+delete-delay = "30d"
+"""
 _DELAY = ("--delete-delay", "30d")
 
 
 class VersionsCase(ObjectsCase):
-    """A bucket that keeps versions."""
+    """
+    A bucket that keeps versions.
+
+    @cvar conditions: whether uploads to such a bucket can be conditional.
+    """
+
+    conditions = True
+
+    def serve(self, *flags: str, **options: Any) -> ServerProcess:
+        """See L{ObjectsCase.serve}."""
+        return super().serve(*flags, *(() if self.conditions else ("--objects-unconditional",)), **options)
 
     def set_versioning(self, status: bytes = b"Enabled") -> None:
         """Switch it on or off."""
@@ -84,6 +105,68 @@ class TrashTests(VersionsCase):
         self.assert_whole(restic)
         self.assertEqual(before, restic.snapshots())
         self.assert_restores(restic, "latest", snapshots)
+
+    def test_prune_undone(self) -> None:
+        """After a forget and prune by mistake all snapshots are there again, and each can be restored."""
+        self.set_versioning()
+        server = self.serve(*_DELAY)
+        restic = self.restic(f"{server.url}/alice/host/")
+        make_tree(self.tree, seed=1, size_bytes=LIFE_BYTES // 4)
+        restic.succeed("init")
+        restic.succeed("backup", str(self.tree))
+        contents = contents_below(self.tree)
+        change_tree(self.tree, seed=2)
+        restic.succeed("backup", str(self.tree))
+        before = restic.snapshots()
+        restic.succeed("forget", "--keep-last", "1", "--prune")
+        self.assertEqual(1, len(restic.snapshots()))
+        # Small pages: of some objects there are versions on both sides of an end.
+        self.patch(versions, "_PAGE_VERSIONS", 2)
+        self.assertTrue(self.run_trash("restore", "alice/host", "--since", "2 hours ago")["restored"])
+        self.assertEqual(before, restic.snapshots())
+        self.assert_whole(restic)
+        self.assert_restores(restic, str(before[0]["id"]), contents)
+
+    def test_repository_deleted(self) -> None:
+        """A repository that was deleted by one request is found and counted, and is restored whole; a rule has the delay."""
+        self.set_versioning()
+        users, rules = self.scratch / "htpasswd", self.scratch / "rules.toml"
+        users.write_text(bcrypt_line("alice", "secret"))
+        rules.write_text(_RULES)
+        flags = ("--htpasswd-file", str(users), "--policy", str(rules))
+        server = self.serve(*flags)
+        url = f"http://alice:secret@127.0.0.1:{server.port}/alice/host/"
+        restic = self.restic(url)
+        make_tree(self.tree, seed=1, size_bytes=LIFE_BYTES // 8)
+        restic.succeed("init")
+        restic.succeed("backup", str(self.tree))
+        before, keys = restic.snapshots(), self.restic_keys()
+        with server.client("alice", "secret") as client:
+            self.assertEqual(200, client.delete("/alice/host/").status)
+            self.assertEqual(404, client.get("/alice/host/config").status)
+        self.assertEqual([], self.restic_keys())
+        server.stop()
+        server = self.serve(*flags, "--max-size", "64KiB", state="other", listen=f"127.0.0.1:{server.port}")
+        self.patch(versions, "_PAGE_VERSIONS", 1)
+        found = self.run_trash("list")["objects"]
+        self.assertEqual(({"alice/host"}, len(keys)), ({one["repository"] for one in found}, len(found)))
+        with server.client("alice", "secret") as client:
+            client.create_repository("/alice/other/")
+            body = b"x" * 1024
+            self.assertEqual(507, client.post(f"/alice/other/data/{object_id(body)}", body).status)
+        self.assertEqual(len(keys), len(self.run_trash("restore", "alice/host")["restored"]))
+        self.assertEqual(keys, self.restic_keys())
+        server.stop()
+        self.serve(*flags, listen=f"127.0.0.1:{server.port}")
+        self.assertEqual(before, restic.snapshots())
+        self.assert_whole(restic)
+
+    def restic_keys(self) -> list[str]:
+        """What of the repository is in the bucket, but locks."""
+        keys = self.engine.keys(self.bucket)
+        return [
+            key for key in keys if key.startswith("alice/host/") and key.split("/")[2] not in (".rest-server", "locks")
+        ]
 
     def test_counted(self) -> None:
         """The trash counts towards a limit, is shown apart, and can be emptied; an upload over a deleted object is possible."""

@@ -6,21 +6,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.errors import Forbidden, StartError
 from resticserver.objects.counting import BucketCounting
 from resticserver.objects.engine import Absent, AccessRefused, EngineError
 from resticserver.objects.layout import Keys
 from resticserver.objects.pages import BadPage
 from resticserver.objects.signed_requests import Asked
+from resticserver.objects.spool import Spool
+from resticserver.objects.store import ObjectStore
 from resticserver.objects.trash import BucketTrash, DeletedVersion
 from resticserver.objects.versions import DAY_S, SEEN_S, S3Versions, Version, VersionsKept
 from resticserver.objects.volume import BucketVolume
 from resticserver.sizes import Amount
 from resticserver.storage.layout import TRASH_CELL
 
+from ..contract.store import DEEP, save
 from ..support.memory_engine import MemoryEngine
+from .test_store import NAME, InMemory
 
 ID, OTHER = "ab" * 32, "cd" * 32
 _SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -98,12 +104,26 @@ class PageTests(SynchronousTestCase):
             ("p/a b", "2"), (answers.asked[1].query["key-marker"], answers.asked[1].query["version-id-marker"])
         )
 
+    def test_folders(self) -> None:
+        """The next page is asked for with a folder, which has no version."""
+        more = "<IsTruncated>true</IsTruncated><NextKeyMarker>p/alice/</NextKeyMarker>"
+        versions, answers = versions_of(
+            page_of(
+                entry("Version", "p/a", "1"), "<CommonPrefixes><Prefix>p/alice/</Prefix></CommonPrefixes>", end=more
+            ),
+            page_of("<CommonPrefixes><Prefix>p/bob/</Prefix></CommonPrefixes>"),
+        )
+        self.assertEqual(["alice", "bob"], versions.folders("p/"))
+        self.assertEqual({"p/alice/"}, {answers.asked[1].query["key-marker"]})
+        self.assertNotIn("version-id-marker", answers.asked[1].query)
+
     def test_none(self) -> None:
         """What is not exactly a page is refused."""
         for body, why in (
             (b"<Error><Code>x</Code></Error>", "not ListVersionsResult"),
             (page_of(entry("Version", "p/a", "1"), end=""), "does not say where"),
             (page_of(end="<IsTruncated>true</IsTruncated><NextKeyMarker>a</NextKeyMarker>"), "does not say where"),
+            (page_of("<CommonPrefixes><Prefix>p/a/</Prefix></CommonPrefixes>"), "not asked for"),
             (page_of("<Error/>"), "something that no list of versions has"),
             (page_of(entry("Version", "q/a", "1")), "does not begin with the prefix"),
             (page_of(entry("Version", "p/a", "")), "no VersionId"),
@@ -163,7 +183,6 @@ class KeptTests(SynchronousTestCase):
         """With versions, and without a rule that is too short for what lies below the prefix."""
         for lifecycle in (
             Absent(),
-            AccessRefused(),
             rules(),
             rules(rule(30)),
             rules(rule(1, is_on=False), rule(31, "prefix/")),
@@ -177,6 +196,7 @@ class KeptTests(SynchronousTestCase):
         for text in ("", "<Status>Suspended</Status>"):
             self.assertIn("enable its versioning", self.problem(status(text)))
         self.assertIn("s3:GetBucketVersioning", self.problem(AccessRefused()))
+        self.assertIn("s3:GetLifecycleConfiguration", self.problem(ENABLED, AccessRefused()))
         for lifecycle in (
             rules(rule(60), rule(29)),
             rules(rule(29, "pre")),
@@ -200,6 +220,56 @@ class KeptTests(SynchronousTestCase):
         self.assertIn("enable its versioning", kept.problem(DAY_S))
 
 
+class DelayTests(InMemory, SynchronousTestCase):
+    """A store that must keep what is deleted."""
+
+    def make_delayed(self, *answers: bytes | Exception) -> ObjectStore:
+        """
+        A store that keeps for 30 days, with a repository.
+
+        @param answers: of the bucket; none for one that knows no versions.
+        """
+        versions = versions_of(*answers)[0] if answers else None
+        store = ObjectStore(self.engine, "", Spool(self.directory, 0), versions=versions)
+        store.prepare()
+        store.create_repository(DEEP)
+        store.expect_kept(30 * DAY_S)
+        return store
+
+    def test_without_versions(self) -> None:
+        """As with Azure: the start fails, and a rule of a later policy lets nothing be removed."""
+        store = self.make_delayed()
+        self.assertRegex(str(self.assertRaises(StartError, store.look)), r"^--delete-delay: .*only works with s3://")
+        self.assert_refused(store)
+
+    def test_switched_off(self) -> None:
+        """While the server runs."""
+        store = self.make_delayed(status("<Status>Suspended</Status>"))
+        self.assert_refused(store)
+
+    def test_shorter(self) -> None:
+        """A rule that was set while the server runs."""
+        store = self.make_delayed(ENABLED, rules(rule(29)))
+        self.assert_refused(store)
+
+    def test_unknown(self) -> None:
+        """An engine that does not say whether it keeps versions."""
+        store = self.make_delayed(EngineError(), EngineError())
+        save(store, DEEP, "data", b"a pack")
+        self.assertRaises(EngineError, store.remove_object, DEEP, "data", NAME, DAY_S)
+        self.assertEqual(6, store.size_of(DEEP, "data", NAME))
+
+    def assert_refused(self, store: ObjectStore) -> None:
+        """Nothing is removed that is to be kept for 30 days; locks are."""
+        save(store, DEEP, "data", b"a pack")
+        save(store, DEEP, "locks", b"a pack")
+        self.assertRaises(Forbidden, store.remove_object, DEEP, "data", NAME, 30 * DAY_S)
+        self.assertRaises(Forbidden, store.delete_repository, DEEP, 30 * DAY_S)
+        self.assertEqual(6, store.size_of(DEEP, "data", NAME))
+        self.assertEqual(Amount(-6, -1), store.remove_object(DEEP, "locks", NAME, 30 * DAY_S))
+        self.assertEqual(Amount(-6, -1), store.remove_object(DEEP, "data", NAME))
+
+
 class FixedVersions:
     """Versions by their keys, the newest first: C{+} is an object, C{-} a marker."""
 
@@ -207,13 +277,19 @@ class FixedVersions:
         self.versions = versions
         self.removed: list[tuple[str, str]] = []
 
+    def _below(self, prefix: str) -> dict[str, str]:
+        keys = {f"host/data/{key[:2]}/{key}" if len(key) == 64 else f"host/{key}": key for key in sorted(self.versions)}
+        return {full[len(prefix) :]: self.versions[key] for full, key in keys.items() if full.startswith(prefix)}
+
     def pages(self, prefix: str) -> Iterator[list[Version]]:
         """See L{S3Versions.pages}; a page for each version."""
-        for key, kinds in sorted(self.versions.items()):
-            full = f"host/data/{key[:2]}/{key}" if len(key) == 64 else f"host/{key}"
-            if full.startswith(prefix):
-                for number, kind in enumerate(kinds):
-                    yield [Version(full[len(prefix) :], f"v{number}", kind == "-", number == 0, 7, 1000.0 - number)]
+        for key, kinds in self._below(prefix).items():
+            for number, kind in enumerate(kinds):
+                yield [Version(key, f"v{number}", kind == "-", number == 0, 7, 1000.0 - number)]
+
+    def folders(self, prefix: str) -> list[str]:
+        """See L{S3Versions.folders}."""
+        return sorted({key.partition("/")[0] for key in self._below(prefix) if "/" in key})
 
     def content(self, key: str, version_id: str) -> bytes:
         """See L{S3Versions.content}."""
@@ -229,11 +305,11 @@ class TrashTests(SynchronousTestCase):
 
     def use(self, **versions: str) -> None:
         """A repository with these versions."""
-        engine, keys = MemoryEngine(), Keys("")
+        self.engine, keys = MemoryEngine(), Keys("")
         self.versions = FixedVersions(**versions)
-        self.counting = BucketCounting(engine, keys, BucketVolume(engine, keys.volume_marker), 2)
+        self.counting = BucketCounting(self.engine, keys, BucketVolume(self.engine, keys.volume_marker), 2)
         self.counting.versions = self.versions  # type: ignore[assignment]
-        self.trash = BucketTrash(engine, self.versions, keys, self.counting)  # type: ignore[arg-type]
+        self.trash = BucketTrash(self.engine, self.versions, keys, self.counting)  # type: ignore[arg-type]
         self.found: list[DeletedVersion] = list(self.trash.objects(("host",)))
 
     def test_deleted(self) -> None:
@@ -246,13 +322,12 @@ class TrashTests(SynchronousTestCase):
         self.assertEqual([(f"host/data/ab/{ID}", "v0")], self.versions.removed)
 
     def test_deleted_twice(self) -> None:
-        """All markers above the newest version go, the newest one last; the older version is not restored."""
-        self.use(**{ID: "--+-+"})
-        newest, older = self.found
-        self.assertEqual((999.0, 997.0), (newest.deleted_s, older.deleted_s))
-        self.assertFalse(self.trash.restore(older))
-        self.assertTrue(self.trash.restore(newest))
-        self.assertEqual(["v1", "v0"], [version for _, version in self.versions.removed])
+        """All markers above the newest version go, the newest one last, whichever version is meant: they are the same object."""
+        for number in (0, 1):
+            self.use(**{ID: "--+-+"})
+            self.assertEqual([999.0, 997.0], [one.deleted_s for one in self.found])
+            self.assertTrue(self.trash.restore(self.found[number]))
+            self.assertEqual(["v1", "v0"], [version for _, version in self.versions.removed])
 
     def test_there_again(self) -> None:
         """What is there is not touched."""
@@ -268,6 +343,45 @@ class TrashTests(SynchronousTestCase):
         (one,) = self.found
         self.assertEqual(("config", "host/config"), (one.object_type, one.key))
         self.assertEqual(64, len(one.name))
+        self.assertTrue(self.trash.restore(one))
+        self.assertEqual([("host/config", "v0")], self.versions.removed)
+
+    def test_older_config(self) -> None:
+        """Of another repository that was at this path before; it is copied, and only where there is no config."""
+        self.use(config="-+-+")
+        newest, older = self.found
+        self.assertNotEqual(newest.name, older.name)
+        self.assertTrue(self.trash.restore(older))
+        self.assertEqual({"host/config": b"host/config v3"}, self.engine.objects)
+        self.assertEqual([], self.versions.removed)
+        self.assertFalse(self.trash.restore(older))
+        self.engine.objects["host/config"] = b"host/config v1"
+        self.assertRaises(FileExistsError, self.trash.restore, older)
+
+    def test_another_config(self) -> None:
+        """What was deleted is not what is there now."""
+        self.use(config="+-+")
+        (one,) = self.found
+        self.engine.objects["host/config"] = b"another"
+        self.assertRaises(FileExistsError, self.trash.restore, one)
+        self.engine.objects["host/config"] = b"host/config v2"
+        self.assertFalse(self.trash.restore(one))
+
+    def test_ended_meanwhile(self) -> None:
+        """A rule of the bucket has removed it."""
+        self.use(config="-+-+")
+        with mock.patch.object(self.versions, "content", side_effect=Absent()):
+            self.assertRaises(FileNotFoundError, self.trash.restore, self.found[1])
+
+    def test_repositories(self) -> None:
+        """One that was deleted as a whole is listed and counted, one of which only markers are left is not."""
+        for kinds, expected in (("-+", [("host",)]), ("-", []), ("+", [])):
+            self.use(**{ID: kinds})
+            self.assertEqual(expected, self.trash.repositories(), kinds)
+        self.use(config="-+")
+        self.assertEqual([("host",)], self.trash.repositories())
+        self.use(locks="-+")
+        self.assertEqual([], self.trash.repositories())
 
     def test_emptied(self) -> None:
         """Versions are removed, and no markers."""

@@ -805,6 +805,29 @@ class CephRGW(S3Engine):
             return False
         return True
 
+    def remove_bucket(self, name: str) -> None:
+        """See L{RealEngine.remove_bucket}; also of one that keeps old versions."""
+        for key, version_id in self._versions(name):
+            self.request("DELETE", f"/{name}/{urllib.parse.quote(key)}", f"versionId={version_id}")
+        super().remove_bucket(name)
+
+    def _versions(self, bucket: str) -> list[tuple[str, str]]:
+        """Keys with the ids of their versions, those of markers included."""
+        found: list[tuple[str, str]] = []
+        markers = ""
+        while True:
+            reply = self.request("GET", f"/{bucket}", f"{markers}versions=")
+            if reply.status == 404:
+                return found
+            assert reply.status == 200, reply
+            root = xml.etree.ElementTree.fromstring(reply.body)
+            for entry in (*root.findall("{*}Version"), *root.findall("{*}DeleteMarker")):
+                found.append((entry.findtext("{*}Key") or "", entry.findtext("{*}VersionId") or ""))
+            if root.findtext("{*}IsTruncated") != "true":
+                return found
+            key, version_id = (root.findtext(f"{{*}}{name}") or "" for name in ("NextKeyMarker", "NextVersionIdMarker"))
+            markers = f"key-marker={urllib.parse.quote(key, safe='')}&version-id-marker={version_id}&"
+
     def limit_bucket(self, bucket: str, size_bytes: int) -> None:
         """Give a bucket a quota, which the gateway follows after some seconds, since it caches."""
         scope = ("--quota-scope=bucket", f"--bucket={bucket}")
