@@ -46,7 +46,7 @@ def _versions(versions: S3Versions, prefix: str) -> Finding:
     try:
         if not versions.are_kept():
             return Finding(name, "versioning is off", vital=False)
+        days = versions.kept_days(prefix)
     except AccessRefused:
-        return Finding(name, "the keys may not ask (s3:GetBucketVersioning)", vital=False)
-    days = versions.kept_days(prefix)
+        return Finding(name, "the keys may not ask (s3:GetBucketVersioning, s3:GetLifecycleConfiguration)", vital=False)
     return Finding(name if days is None else f"{name} for {days} days, by a lifecycle rule", vital=False)
