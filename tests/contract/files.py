@@ -33,6 +33,7 @@ from resticserver.storage.interface import NotDurable, Outcome, RepositoryStore
 from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
 
+from ..support.descriptors import left_open, open_descriptors
 from ..support.scratch import scratch_directory
 from .store import DEEP, ROOT, StoreContract, at_once, entries, id_of, key_of, lines_of, load, save, write_all
 
@@ -132,9 +133,9 @@ class FileStoreContract(StoreContract):
     @contextmanager
     def no_descriptor_left(self) -> Iterator[None]:
         """Whatever happens inside, every descriptor is given back."""
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         yield
-        self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))
 
     # --- the data directory
 

@@ -20,6 +20,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Mechanisms, Publisher
 from resticserver.storage.readonly import ReadOnlyStore
 
+from ..support.descriptors import left_open, open_descriptors
 from ..support.memory import HeldPool
 
 LATE = "the data directory does not respond"
@@ -190,7 +191,7 @@ class FoundTests(ReadinessCase):
         store = self.make_store(min_free=FreeSpace(1, 0.0))
         readiness = self.readiness(store=store)
         self.assertEqual("", self.found(readiness))
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         with capturedLogs():
             for number in range(20):
                 self.clock.advance(FRESH_S)
@@ -198,7 +199,7 @@ class FoundTests(ReadinessCase):
                 full = number % 2
                 store.free_space.coming(1 << 60 if full else -(1 << 60) if number else 0)
                 self.assertEqual(bool(full), bool(self.found(readiness)))
-        self.assertEqual(before, len(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))
 
     def test_said_once(self) -> None:
         """The log says when it becomes not ready, and why, and when it is ready again, each once; and at the start nothing."""

@@ -22,6 +22,7 @@ from resticserver.sizes import Amount
 from resticserver.storage.layout import CELLS, TRASH_CELL
 from resticserver.storage.scrub_state import ScrubUnavailable
 
+from ..support.descriptors import left_open, open_descriptors
 from ..support.fault_cases import (
     LAPTOP,
     Found,
@@ -90,11 +91,6 @@ if ALL:
     atexit.register(print_table)
 
 
-def open_descriptors() -> list[str]:
-    """What this process has open."""
-    return sorted(os.listdir("/proc/self/fd"))
-
-
 class FaultTableTests(SynchronousTestCase):
     """All operations but those of the state file."""
 
@@ -129,8 +125,8 @@ class FaultTableTests(SynchronousTestCase):
             TABLE.runs[run] += 1
             if isinstance(caught, Wrong):
                 self.tell("wrong", run, caught)
-            if open_descriptors() != opened:
-                self.tell("leaks", run, set(open_descriptors()) - set(opened))
+            if left := left_open(opened):
+                self.tell("leaks", run, left)
             try:
                 after = self.check(operation, world, before, run, caught is None)
                 self.again(operation, world, after, run)

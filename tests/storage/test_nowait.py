@@ -15,6 +15,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from resticserver.errors import NotFound
 from resticserver.storage.local import LocalStore
 from resticserver.storage.nowait import FileSystemTraits, Nowait
+from tests.support.descriptors import left_open, open_descriptors
 from tests.support.scratch import scratch_directory
 
 NAME = "ab" * 32
@@ -126,10 +127,10 @@ class StoreTests(SynchronousTestCase):
     def test_failing_status(self) -> None:
         """A file whose status cannot be read is left to the pool, and is not left open."""
         self.store.size_of((), "data", NAME)
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         with mock.patch.object(os, "fstat", side_effect=OSError(errno.EIO, "no")):
             self.assertFalse(self.store.stored((), "data", NAME).open_nowait())
-        self.assertEqual(before, os.listdir("/proc/self/fd"))
+        self.assertEqual([], left_open(before))
 
     def test_no_file(self) -> None:
         """A directory, a FIFO or a dangling link of that name is no object."""
@@ -163,7 +164,7 @@ class StoreTests(SynchronousTestCase):
     def test_no_descriptor_is_left(self) -> None:
         """Whatever the answer."""
         self.store.size_of((), "data", NAME)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(10):
             self.size_nowait()
             stored = self.store.stored((), "data", NAME)
@@ -171,4 +172,4 @@ class StoreTests(SynchronousTestCase):
             stored.read_nowait(0, 10)
             stored.close()
             self.store.stored((), "data", "cd" * 32).open_nowait()
-        self.assertEqual(before, len(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import gc
 import os
 import threading
 import time
@@ -28,6 +27,7 @@ from resticserver.storage.publish import Mechanisms, Publisher, rename_noreplace
 from resticserver.storage.sweep import sweep
 
 from ..contract.files import failing
+from ..support.descriptors import left_open, open_descriptors
 from ..support.scratch import scratch_directory
 
 
@@ -148,7 +148,7 @@ class TemporaryFileTests(TemporaryCase):
 
     def test_mode_cannot_be_set(self) -> None:
         """A file whose mode cannot be set is given back at once."""
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for mechanisms in (Mechanisms(), Mechanisms(unnamed=False)):
             patch = self.patch(os, "fchmod", failing(errno.EPERM))
             try:
@@ -156,7 +156,7 @@ class TemporaryFileTests(TemporaryCase):
             finally:
                 patch.restore()
             self.assertEqual([], self.names())
-        self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))
 
     def test_sweep_before_the_lock(self) -> None:
         """A sweep that comes between the making of a file and its lock takes that file; the upload gets another one."""
@@ -171,9 +171,9 @@ class TemporaryFileTests(TemporaryCase):
             real_flock(fd, operation)
 
         self.patch(fcntl, "flock", flock)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         publisher, file = self.temporary(Mechanisms(unnamed=False))
-        self.assertEqual(before + 1, len(os.listdir("/proc/self/fd")))
+        self.assertEqual(1, len(left_open(before)))
         publisher.publish(file, "there")
         self.assertEqual((1, ["keys/there"]), (len(swept), self.names()))
 
@@ -211,17 +211,12 @@ class TemporaryFileTests(TemporaryCase):
 class FaultTests(TemporaryCase):
     """Calls that fail once a name is there, or before: what is stored counts, what is open is closed."""
 
-    def open_files(self) -> list[str]:
-        """The descriptors of this process, without those that are only waiting for the garbage collector."""
-        gc.collect()
-        return sorted(os.listdir("/proc/self/fd"))
-
     def test_each_call(self) -> None:
         """Whichever call fails, when a file is made, published or replaces another: no descriptor is left open."""
         failed = set()
         calls = ("fstat", "fchmod", "open", "link", "unlink", "rename", "stat", "lstat", "close", "fsync")
         for mechanisms, call, code, allowed in product(WAYS, calls, (errno.EIO, errno.EACCES, errno.EPERM), range(4)):
-            before = self.open_files()
+            before = open_descriptors()
             (self.directory / "damaged").write_bytes(b"x")
             patch = self.patch(os, call, failing_after(getattr(os, call), allowed, code))
             try:
@@ -231,7 +226,7 @@ class FaultTests(TemporaryCase):
                 failed.add(call)
             finally:
                 patch.restore()
-            self.assertEqual(before, self.open_files(), f"{mechanisms} {call} {errno.errorcode[code]} after {allowed}")
+            self.assertEqual([], left_open(before), f"{mechanisms} {call} {errno.errorcode[code]} after {allowed}")
             (self.directory / "there").unlink(missing_ok=True)
         self.assertLessEqual({"fstat", "fchmod", "open", "link", "rename"}, failed)
 
@@ -246,7 +241,7 @@ class FaultTests(TemporaryCase):
 
     def test_name_that_cannot_be_removed(self) -> None:
         """The file has its name and keeps it, and says which name is left over; the next start removes that."""
-        before = self.open_files()
+        before = open_descriptors()
         for number in range(8):
             publisher, file = self.temporary(Mechanisms(unnamed=False))
             patch = self.patch(os, "unlink", failing(errno.EIO))
@@ -258,7 +253,7 @@ class FaultTests(TemporaryCase):
                 patch.restore()
             self.assertEqual(["cannot remove {path} ({error}): it will be removed at the next start"], formats(events))
             self.assertTrue((self.directory / f"{number}").exists())
-        self.assertEqual(before, self.open_files())
+        self.assertEqual([], left_open(before))
         self.assertEqual(8, sweep(str(self.repository)))
         self.assertEqual([f"keys/{number}" for number in range(8)], self.names())
 
@@ -707,7 +702,7 @@ class SweepTests(SynchronousTestCase):
 
     def test_cannot_be_read(self) -> None:
         """A folder that cannot be read or changed is passed over, and nothing stays open."""
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for call in ("open", "listdir", "stat", "unlink"):
             for code in (errno.EACCES, errno.EIO):
                 patch = self.patch(os, call, failing(code))
@@ -716,7 +711,7 @@ class SweepTests(SynchronousTestCase):
                 finally:
                     patch.restore()
         self.assertEqual(2, len(list(self.folder.iterdir())))
-        self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))
 
 
 class SpaceErrorTests(SynchronousTestCase):

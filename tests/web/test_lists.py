@@ -22,6 +22,7 @@ from resticserver.storage.interface import Objects
 from resticserver.web import lists
 from resticserver.web.lists import CHUNK_BYTES, FIRST_CHUNK_BYTES, ListResponses, ListText
 from tests.contract.store import id_of
+from tests.support.descriptors import left_open, open_descriptors
 from tests.support.memory import Bench, HeldPool, request
 from tests.web.test_routes import unchunked
 
@@ -242,15 +243,14 @@ class SendTests(SynchronousTestCase):
             with open(os.path.join(bench.store.path, "index", id_of(b"%d" % number)), "wb"):
                 pass
         path = os.path.join(bench.store.path, "index")
-        before = sorted(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+        before = open_descriptors()
         connection = bench.ask(request("GET", "/index/", **ACCEPT_V2))
         pool.release(2)
         self.assertTrue(bench.store.snapshots.is_drafted(path))
         connection.lose()
         pool.release(3)
         self.assertFalse(bench.store.snapshots.is_drafted(path))
-        if before is not None:
-            self.assertEqual(before, sorted(os.listdir("/proc/self/fd")))
+        self.assertEqual([], left_open(before))
         self.assertEqual(["truncated"], [record.ending.value for record in bench.records])
 
     def test_failure_before_the_first_byte(self) -> None:

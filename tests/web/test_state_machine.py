@@ -52,6 +52,7 @@ from resticserver.storage.upload import LocalUpload
 from ..contract.store import id_of
 from ..service.test_quota_keeper import LatePool, Told
 from ..support.client import LIST_V2
+from ..support.descriptors import left_open, open_descriptors
 from ..support.memory import Bench, Connection, request
 from ..support.scratch import scratch_directory
 
@@ -424,7 +425,6 @@ class ServerMachine(RuleBasedStateMachine):
         self.exact = True
         self.ahead_s = 0.0
         self.pool = LatePool()
-        self.descriptors = len(os.listdir("/proc/self/fd"))
 
     # --- the server
 
@@ -480,6 +480,7 @@ class ServerMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         """A process begins."""
+        self.descriptors = open_descriptors()
         self.pool = LatePool()
         self.pool.inline = True
         self.state = StateFile(str(self.data))
@@ -1021,6 +1022,9 @@ class ServerMachine(RuleBasedStateMachine):
                     if path.is_file() and not {".trash", ".rest-server"} & set(path.parts)
                 }
                 assert known == found, (known, found)
+                # What the end of a process has left open it closes itself.
+                left = [file for file in left_open(self.descriptors) if file.startswith(str(self.data))]
+                assert not [file for file in left if "/.rest-server/" not in file], left
         finally:
             globalLogPublisher.removeObserver(self.faults)
             if hasattr(self, "store"):
