@@ -88,7 +88,8 @@ objects-check: $(VENV)/dev
 	test -e $(VENV)/azurite/node_modules || ! command -v npm || npm install --no-audit --no-fund --prefix $(VENV)/azurite azurite
 	OBJECTS=all $(VENV)/bin/python -Wd $(TRIAL) tests.objects tests.integration.test_objects \
 		tests.integration.test_objects_engines tests.integration.test_objects_quota tests.integration.test_objects_trash \
-		tests.integration.test_objects_scrub tests.integration.test_object_faults tests.commands.test_objects
+		tests.integration.test_objects_scrub tests.integration.test_object_faults tests.integration.test_azure_faults \
+		tests.commands.test_objects
 
 ship-check: $(VENV)/dev $(VENV)/docs
 	$(PARALLEL) --jobs 1 tests.shipping

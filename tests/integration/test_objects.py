@@ -29,7 +29,7 @@ from resticserver.service.object_store import PROVEN_FILE
 from ..support.certificates import make_certificate
 from ..support.client import Client, object_id, random_bytes
 from ..support.engines import RcloneS3, RealEngine, S3Engine, SeaweedFS, new_credentials, shared_engine, start_engine
-from ..support.faulty_engine import FaultyEngine, Ignored
+from ..support.faulty_engine import FaultyEngine, Ignored, Request
 from ..support.htpasswd import bcrypt_line
 from ..support.processes import process_test
 from ..support.proxy import _Relay
@@ -57,8 +57,13 @@ ANNOUNCEMENT = re.compile(r"Object store: |Authentication |Trying what s3://")
 
 
 class ObjectsCase(SynchronousTestCase):
-    """Servers in front of a bucket of this test."""
+    """
+    Servers in front of a bucket of this test.
 
+    @cvar ca_variable: the environment variable for certificates to trust.
+    """
+
+    ca_variable = "AWS_CA_BUNDLE"
     kind: type[RealEngine] = SeaweedFS
     skip = WITHOUT_SEAWEEDFS or SKIP_WITHOUT_RESTIC
 
@@ -137,6 +142,10 @@ class ObjectsCase(SynchronousTestCase):
         )
         server.wait_for_line(LISTENING)
         return server
+
+    def proxy(self, tls: ssl.SSLContext | None = None) -> FaultyEngine:
+        """A proxy in front of the engine, see L{FaultyEngine}."""
+        return FaultyEngine(self, self.engine, tls=tls)
 
     def restic(self, url: str, name: str = "restic", *flags: str) -> ImpatientRestic:
         """A restic with a directory of its own."""
@@ -233,8 +242,8 @@ class LifeCycleVariantsTests(LifeCycleCase):
         certificate = make_certificate(self.scratch)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)
-        faulty = FaultyEngine(self, self.s3, tls=context)
-        server = self.serve(faulty=faulty, extra={"AWS_CA_BUNDLE": str(certificate.authority)})
+        faulty = self.proxy(context)
+        server = self.serve(faulty=faulty, extra={self.ca_variable: str(certificate.authority)})
         self.live(self.restic(f"{server.url}/"))
         self.assertGreater(faulty.count("PUT", "^data/"), 0)
 
@@ -243,7 +252,7 @@ class LifeCycleVariantsTests(LifeCycleCase):
         certificate = make_certificate(self.scratch)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)
-        faulty = FaultyEngine(self, self.s3, tls=context)
+        faulty = self.proxy(context)
         server = self.launch(extra=faulty.environment())
         self.assertEqual(1, server.wait())
         self.assertIn("certificate", server.err[-1].lower())
@@ -355,7 +364,7 @@ class RequestsTests(ObjectsCase):
         A new object is one PUT and no HEAD, from the second on; a download and a part of one are one GET each, and a list
         is one; besides, the marker of the bucket is looked at once a second.
         """
-        faulty = FaultyEngine(self, self.s3)
+        faulty = self.proxy()
         server = self.serve(faulty=faulty)
         pack = random_bytes(1, 300_000)
         with server.client() as client:
@@ -375,7 +384,7 @@ class RequestsTests(ObjectsCase):
             self.assertEqual([("PUT", key)], requests(partial(client.save, "data", pack)))
             put = faulty.seen("PUT")[0].request
             self.assertEqual("*", put.headers["if-none-match"])
-            self.assertEqual(name, put.headers["x-amz-content-sha256"])
+            self.assert_hash_sent(put, name)
             self.assertEqual([("PUT", f"locks/{object_id(b'x')}")], requests(partial(client.save, "locks", b"x")))
 
             def download(headers: dict[str, str], expected: bytes) -> None:
@@ -389,6 +398,10 @@ class RequestsTests(ObjectsCase):
             self.assertEqual([("LIST", "")], requests(partial(client.list, "data")))
             wrong = requests(partial(client.post, f"/data/{object_id(b'y')}", b"z"))
             self.assertEqual([], [one for one in wrong if one[0] == "PUT"], "the engine has heard of wrong bytes")
+
+    def assert_hash_sent(self, put: Request, name: str) -> None:
+        """A PUT says what hash its bytes have."""
+        self.assertEqual(name, put.headers["x-amz-content-sha256"])
 
 
 class RefusedCase(ObjectsCase):
@@ -435,7 +448,7 @@ class RefusedStartTests(RefusedCase):
 
     def test_engine_down(self) -> None:
         """Nothing listens there."""
-        faulty = FaultyEngine(self, self.s3)
+        faulty = self.proxy()
         faulty.refuse_connections()
         begun_s = time.monotonic()
         self.assert_refused(self.launch(extra=faulty.environment()), f"s3://{self.bucket}", "refused")
@@ -448,7 +461,7 @@ class WithoutConditionsTests(RefusedCase):
 
     def ignoring(self) -> FaultyEngine:
         """A proxy as which the engine ignores conditions."""
-        faulty = FaultyEngine(self, self.s3)
+        faulty = self.proxy()
         faulty.when(Ignored("if-none-match"), kind="PUT", times=None)
         return faulty
 
@@ -663,6 +676,8 @@ class Journal:
     """
     Clients that upload without end, and what was acknowledged.
 
+    @ivar most: after how many acknowledged objects they wait, so that the time in which an engine starts is not spent on
+        thousands of them; C{None}: never.
     @ivar acknowledged: the names of objects by which a 200 came, with a seed for their bytes.
     @ivar statuses: all other answers, and C{None} for connections that broke.
     """
@@ -673,6 +688,7 @@ class Journal:
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._next = 0
+        self.most: int | None = None
         self.acknowledged: dict[str, int] = {}
         self.statuses: list[int | None] = []
         self._threads = [threading.Thread(target=self._upload, daemon=True) for _ in range(clients)]
@@ -687,7 +703,9 @@ class Journal:
         while not self._done.is_set():
             with self._server.client() as client:
                 while not self._done.is_set():
-                    if not self._upload_one(client):
+                    if self.most is not None and len(self.acknowledged) >= self.most:
+                        self._done.wait(0.05)
+                    elif not self._upload_one(client):
                         time.sleep(0.2)
                         break
 
@@ -750,6 +768,7 @@ class EngineKilledTests(OwnEngineCase):
         self.addCleanup(journal.end)
         for _ in range(ENGINE_KILLS):
             before = len(journal.acknowledged)
+            journal.most = None
             wait_until(lambda before=before: len(journal.acknowledged) > before + 20, what="uploads")  # type: ignore[misc]
             self.engine.kill()
             failed = len(journal.statuses)
@@ -758,8 +777,10 @@ class EngineKilledTests(OwnEngineCase):
                 self.assertEqual(503, client.get(f"/data/{next(iter(journal.acknowledged))}").status)
                 self.assertEqual(503, client.get("/data/").status)
                 self.assertEqual(503, client.get(f"/data/{'0' * 64}").status)
+            journal.most = len(journal.acknowledged) + 100
             self.engine.start()
         before = len(journal.acknowledged)
+        journal.most = None
         wait_until(lambda: len(journal.acknowledged) > before + 20, what="uploads after the last kill")
         journal.end()
         self.assertEqual({503}, set(journal.statuses))

@@ -6,10 +6,17 @@ They run with C{OBJECTS=all} (C{make objects-check}), where the engines are inst
 
 from __future__ import annotations
 
+import re
+import ssl
+
 from ..support.azurite import Azurite
+from ..support.client import object_id, random_bytes
 from ..support.engines import CephRGW, RealEngine, start_engine
+from ..support.faulty_azurite import FaultyAzurite
+from ..support.faulty_engine import FaultyEngine, Request
 from ..support.processes import process_test
 from ..support.restic import SKIP_WITHOUT_RESTIC
+from ..support.waiting import wait_until
 from . import test_objects as cases
 from . import test_objects_trash as trash_cases
 
@@ -28,7 +35,12 @@ class OnAzurite(cases.ObjectsCase):
     """With Azurite instead."""
 
     kind: type[RealEngine] = Azurite
+    ca_variable = "REQUESTS_CA_BUNDLE"
     skip = _NOT_ALL or Azurite.reason() or SKIP_WITHOUT_RESTIC
+
+    def proxy(self, tls: ssl.SSLContext | None = None) -> FaultyEngine:
+        """See L{cases.ObjectsCase.proxy}."""
+        return FaultyAzurite(self, self.engine, tls=tls)
 
 
 @process_test
@@ -115,13 +127,62 @@ class AzuriteLifeCycleTests(OnAzurite, cases.LifeCycleTests):
 
 
 @process_test
-class AzuriteWorkersTests(OnAzurite, cases.LifeCycleCase):
-    """The same with two worker processes."""
+class AzuriteLifeCycleVariantsTests(OnAzurite, cases.LifeCycleVariantsTests):
+    """The same over TLS, and with workers."""
 
-    def test_workers(self) -> None:
-        """With two worker processes."""
-        server = self.serve("--workers", "2")
-        self.live(self.restic(f"{server.url}/"))
+
+@process_test
+class AzuriteRequestsTests(OnAzurite, cases.RequestsTests):
+    """How many requests an operation is, as Azurite sees it."""
+
+    def assert_hash_sent(self, put: Request, name: str) -> None:
+        """Azure has no such header field."""
+
+
+class AccessLogCase(cases.ObjectsCase):
+    """
+    How many requests an upload is, by the engine's own log of them.
+
+    @cvar line: a line of that log: method and target.
+    """
+
+    line: re.Pattern[str]
+
+    def requests_for(self, name: str) -> list[str]:
+        """The methods of all requests so far whose target has a name in it."""
+        log = (self.engine.directory / self.log).read_text(errors="replace")
+        return [method for method, target in self.line.findall(log) if name in target]
+
+    log: str
+
+    def test_one_put(self) -> None:
+        """A new object is one PUT, and no HEAD."""
+        server = self.serve()
+        names = [object_id(random_bytes(seed, 1000 * seed)) for seed in range(1, 21)]
+        with server.client() as client:
+            client.create_repository()
+            for seed in range(1, 21):
+                client.save("data", random_bytes(seed, 1000 * seed))
+            self.assertEqual(random_bytes(1, 1000), client.get(f"/data/{names[0]}").body)
+        # The log has the line of the last request.
+        wait_until(lambda: self.requests_for(names[0]) == ["PUT", "GET"], what="the line of the last request")
+        self.assertEqual([["PUT"]] * 19, [self.requests_for(name) for name in names[1:]])
+
+
+@process_test
+class CephAccessLogTests(OnCeph, AccessLogCase):
+    """By the log of the RADOS gateway."""
+
+    log = "log/client.rgw.a.log"
+    line = re.compile(r'beast: .*"([A-Z]+) (\S+) HTTP/1\.1" 200 ')
+
+
+@process_test
+class AzuriteAccessLogTests(OnAzurite, AccessLogCase):
+    """By the log of Azurite."""
+
+    log = "azurite-blob.log"
+    line = re.compile(r'"([A-Z]+) (\S+) HTTP/1\.1" 20\d ')
 
 
 @process_test

@@ -26,6 +26,20 @@ from .engines import REQUEST_S, RealEngine
 
 #: Of the protocol.
 _VERSION = "2021-12-02"
+#: The header fields that are signed by their values alone, in their order.
+_SIGNED_FIELDS = (
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-md5",
+    "content-type",
+    "date",
+    "if-modified-since",
+    "if-match",
+    "if-none-match",
+    "if-unmodified-since",
+    "range",
+)
 #: Where C{make objects-check} installs it.
 _INSTALLED = Path(sys.executable).parent.parent / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 
@@ -63,7 +77,7 @@ class Azurite(RealEngine):
         data.mkdir(exist_ok=True)
         accounts = {"AZURITE_ACCOUNTS": f"{self.account}:{b64encode(self.key).decode()}"}
         place = ("--blobHost", "127.0.0.1", "--blobPort", str(ports[0]), "--location", str(data))
-        self._run(azurite, *place, "--disableTelemetry", "--silent", environment=accounts)
+        self._run(azurite, *place, "--disableTelemetry", environment=accounts)
 
     @property
     def endpoint(self) -> str:
@@ -94,18 +108,12 @@ class Azurite(RealEngine):
     ) -> Reply:
         """See L{RealEngine.request}. A PUT of a blob is answered 201."""
         path = f"/{self.account}{path}"
-        signed = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": _VERSION, **(headers or {})}
+        signed = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": _VERSION}
+        signed |= {name.lower(): value for name, value in (headers or {}).items()}
         if method == "PUT" and not query:
             signed["x-ms-blob-type"] = "BlockBlob"
-        length = str(len(body)) if body else ""
-        fields = "".join(
-            f"{name.lower()}:{value}\n" for name, value in sorted(signed.items()) if name.startswith("x-ms")
-        )
-        parameters = sorted(urllib.parse.parse_qsl(query, keep_blank_values=True))
-        resource = f"/{self.account}{path}" + "".join(f"\n{name}:{value}" for name, value in parameters)
-        text = f"{method}\n\n\n{length}\n\n\n\n\n\n\n\n\n{fields}{resource}"
-        signature = b64encode(hmac.digest(self.key, text.encode(), hashlib.sha256)).decode()
-        signed["Authorization"] = f"SharedKey {self.account}:{signature}"
+        length = {"content-length": str(len(body))}
+        signed["Authorization"] = self.authorization(method, path, query, {**signed, **length})
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=REQUEST_S)
         try:
             # Without this a body would get a Content-Type, which would have to be signed; an empty one needs its length.
@@ -119,6 +127,24 @@ class Azurite(RealEngine):
             return Reply(response.status, response.reason, response.headers, response.read())
         finally:
             connection.close()
+
+    def authorization(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> str:
+        """
+        The header field that signs a request with the account's key. Source:
+        U{https://learn.microsoft.com/en-us/rest/api/storageservices/authorize-with-shared-key}
+
+        @param path: percent-encoded, with the account.
+        @param query: percent-encoded.
+        @param headers: by name in lower case.
+        """
+        fields = {**headers, "content-length": headers.get("content-length", "").removeprefix("0")}
+        lines = [method, *(fields.get(name, "") for name in _SIGNED_FIELDS)]
+        lines += [f"{name}:{value}" for name, value in sorted(headers.items()) if name.startswith("x-ms-")]
+        lines.append(f"/{self.account}{path}")
+        parameters = sorted(urllib.parse.parse_qsl(query, keep_blank_values=True))
+        lines += [f"{name}:{value}" for name, value in parameters]
+        signature = b64encode(hmac.digest(self.key, "\n".join(lines).encode(), hashlib.sha256)).decode()
+        return f"SharedKey {self.account}:{signature}"
 
     def container_sas(self, container: str) -> str:
         """

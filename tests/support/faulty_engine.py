@@ -1,6 +1,7 @@
 """
-A proxy in front of a real S3 engine that answers chosen requests as engines do when something is wrong: it forgets, lies, cuts,
-waits. Everything else goes through unchanged, C{Host} included, which is part of the signature: the engine takes it for its own.
+A proxy in front of a real engine, of S3 or (L{tests.support.faulty_azurite}) of Azure, that answers chosen requests as engines
+do when something is wrong: it forgets, lies, cuts, waits. Everything else goes through unchanged, C{Host} included, which is a
+part of the signature: the engine takes it for its own.
 
 It runs in threads of the test's process, HTTP/1.1 with or without TLS towards the client, plain towards the engine::
 
@@ -20,18 +21,17 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import IO, Protocol
+from dataclasses import dataclass, field, replace
+from typing import IO, ClassVar, Protocol
 from xml.sax.saxutils import escape, unescape
 
 from .client import reset
-from .engines import S3Engine, environment, signed_headers
+from .engines import RealEngine, S3Engine, environment, signed_headers
 from .scratch import Cleans
 from .waiting import PATIENCE_S
 
 _PIECE_BYTES = 64 << 10
 _ANY_PORT = ("127.0.0.1", 0)
-_NEXT_TOKEN = re.compile(rb"<NextContinuationToken>([^<]*)</NextContinuationToken>")
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
 _TRUNCATED = re.compile(rb"<IsTruncated>true</IsTruncated>")
 _REASONS = {
@@ -53,14 +53,21 @@ class _Gone(Exception):
 @dataclass(frozen=True)
 class Request:
     """
-    A request as it came.
+    A request of S3 as it came.
 
+    @cvar ask_pages: how a further page of a list is asked for, the parameter of L{next_token} first.
+    @cvar page_size: the parameter for the number of keys of a page.
+    @cvar next_token: where a page of a list says how the next one is asked for.
     @ivar target: path and query, percent-encoded.
     @ivar path: the path alone, percent-encoded.
     @ivar query: decoded.
     @ivar headers: by name in lower case.
     @ivar page: for a list, which of its pages is asked for, from 1; for others 0.
     """
+
+    ask_pages: ClassVar[tuple[str, ...]] = ("continuation-token", "start-after")
+    page_size: ClassVar[str] = "max-keys"
+    next_token: ClassVar[re.Pattern[bytes]] = re.compile(rb"<NextContinuationToken>([^<]+)</NextContinuationToken>")
 
     method: str
     target: str
@@ -83,6 +90,15 @@ class Request:
     def kind(self) -> str:
         """The method, but C{LIST} for a GET of a bucket's list."""
         return "LIST" if self.method == "GET" and not self.key and "list-type" in self.query else self.method
+
+    @property
+    def removes(self) -> bool:
+        """Whether it removes objects; one or many."""
+        return self.method == "DELETE" or (self.method == "POST" and "delete" in self.query)
+
+    def error_headers(self, code: str) -> dict[str, str]:
+        """What an error has in its head besides the usual."""
+        return {"x-amz-request-id": "4442587FB7D0A2F9"}
 
     @property
     def body_bytes(self) -> int:
@@ -193,7 +209,7 @@ class Fault(Protocol):
 
 
 def error_answer(request: Request, status: int, code: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer with S3's body for errors; that of a HEAD has none."""
+    """An answer with S3's body for errors, of which Azure's is a part; that of a HEAD has none."""
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f"<Error><Code>{code}</Code><Message>from the tests</Message><Resource>{escape(request.path)}</Resource>"
@@ -205,8 +221,7 @@ def error_answer(request: Request, status: int, code: str, headers: Mapping[str,
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}",
         "Content-Type: application/xml",
         f"Content-Length: {len(body)}",
-        "x-amz-request-id: 4442587FB7D0A2F9",
-        *(f"{name}: {value}" for name, value in (headers or {}).items()),
+        *(f"{name}: {value}" for name, value in {**request.error_headers(code), **(headers or {})}.items()),
     ]
     return Answer(status, "\r\n".join([*lines, "", ""]).encode(), iter([body]), len(body))
 
@@ -322,9 +337,10 @@ class WithoutToken:
         """See L{Fault}."""
         answer = exchange.ask_engine()
         body = answer.whole()
-        if not _TRUNCATED.search(body) or not _NEXT_TOKEN.search(body):
+        next_token = exchange.request.next_token
+        if not _TRUNCATED.search(body) or not next_token.search(body):
             raise AssertionError(f"not a page with another one after it: {body[:500]!r}")
-        answer.replace(_NEXT_TOKEN.sub(b"", body))
+        answer.replace(next_token.sub(b"", body))
         exchange.tell(answer)
 
 
@@ -442,12 +458,15 @@ class FaultyEngine:
     """
     The proxy; closed after the test. A mistake in a fault or in the proxy itself fails the test then.
 
+    @cvar request_class: of the engine's protocol.
     @param page_size: how many keys a page of a list has at most; the requests for lists are signed anew with that.
     @param tls: for the client's side.
     """
 
+    request_class: ClassVar[type[Request]] = Request
+
     def __init__(
-        self, test: Cleans, engine: S3Engine, page_size: int | None = None, tls: ssl.SSLContext | None = None
+        self, test: Cleans, engine: RealEngine, page_size: int | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
         self.engine = engine
         self.page_size = page_size
@@ -477,8 +496,31 @@ class FaultyEngine:
         return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """See L{S3Engine.environment}."""
+        """See L{RealEngine.environment}."""
+        assert isinstance(self.engine, S3Engine)
         return environment(self.endpoint, self.engine.credentials)
+
+    def sign(self, method: str, target: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """
+        Sign a request anew that was changed.
+
+        @param target: path and query, percent-encoded.
+        @param headers: all, by name in lower case, those of the old signature among them.
+        @return: all with those of the new one.
+        """
+        assert isinstance(self.engine, S3Engine)
+        others = dict(headers)
+        authorization = re.search(r"SignedHeaders=([^,\s]+)", others.pop("authorization", ""))
+        assert authorization is not None, f"only requests signed by a header can be changed: {method} {target}"
+        names = [name for name in authorization[1].split(";") if name in others and name != "host"]
+        signed = signed_headers(
+            method,
+            f"http://{others['host']}{target}",
+            {name: others[name] for name in names},
+            self.engine.credentials,
+            others["x-amz-content-sha256"],
+        )
+        return {**others, **signed}
 
     def when(
         self,
@@ -642,7 +684,7 @@ class FaultyEngine:
         head = _read_head(reader)
         if not head:
             return False
-        request = self._with_page(_parse_request(head))
+        request = self._with_page(self._parse_request(head))
         seen = Seen(request)
         with self._lock:
             self._log.append(seen)
@@ -659,19 +701,25 @@ class FaultyEngine:
             exchange.close()
         return exchange.keeps_connection
 
+    def _parse_request(self, head: bytes) -> Request:
+        method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        parts = urllib.parse.urlsplit(target)
+        query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+        return self.request_class(method, target, parts.path, query, _parse_headers(head))
+
     def _with_page(self, request: Request) -> Request:
         if request.kind != "LIST":
             return request
-        asked = [(name, request.query[name]) for name in ("continuation-token", "start-after") if name in request.query]
+        asked = [(name, request.query[name]) for name in request.ask_pages if name in request.query]
         with self._lock:
             page = next((self._pages[each] for each in asked if each in self._pages), 1)
-        return Request(request.method, request.target, request.path, request.query, request.headers, page)
+        return replace(request, page=page)
 
     def note_page(self, request: Request, body: bytes) -> None:
         """Remember how the page after this one of a list will be asked for."""
         with self._lock:
-            for token in _NEXT_TOKEN.findall(body):
-                self._pages["continuation-token", unescape(token.decode())] = request.page + 1
+            for token in request.next_token.findall(body):
+                self._pages[request.ask_pages[0], unescape(token.decode())] = request.page + 1
             if _TRUNCATED.search(body):
                 for key in _KEY.findall(body)[-1:]:
                     self._pages["start-after", unescape(key.decode())] = request.page + 1
@@ -807,21 +855,12 @@ class _Exchange:
         target = self.request.target
         if page_size is not None:
             path, _, query = target.partition("?")
-            pairs = [pair for pair in query.split("&") if not pair.startswith("max-keys=")]
-            target = f"{path}?{'&'.join([*pairs, f'max-keys={page_size}'])}"
+            name = self.request.page_size
+            pairs = [pair for pair in query.split("&") if not pair.startswith(f"{name}=")]
+            target = f"{path}?{'&'.join([*pairs, f'{name}={page_size}'])}"
         headers = {name: value for name, value in self.request.headers.items() if name not in without}
-        authorization = re.search(r"SignedHeaders=([^,\s]+)", headers.pop("authorization", ""))
-        assert authorization is not None, f"only requests signed by a header can be changed: {self.request}"
-        names = [name for name in authorization[1].split(";") if name in headers and name != "host"]
-        signed = signed_headers(
-            self.request.method,
-            f"http://{headers['host']}{target}",
-            {name: headers[name] for name in names},
-            self._proxy.engine.credentials,
-            headers["x-amz-content-sha256"],
-        )
         lines = [f"{self.request.method} {target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in {**headers, **signed}.items()]
+        lines += [f"{name}: {value}" for name, value in self._proxy.sign(self.request.method, target, headers).items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def tell(self, answer: Answer, stop_after: int | None = None) -> None:
@@ -871,13 +910,6 @@ def _read_head(reader: IO[bytes]) -> bytes:
 def _parse_headers(head: bytes) -> dict[str, str]:
     lines = head.decode("latin-1").split("\r\n")[1:-2]
     return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _parse_request(head: bytes) -> Request:
-    method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-    parts = urllib.parse.urlsplit(target)
-    query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-    return Request(method, target, parts.path, query, _parse_headers(head))
 
 
 def _sized_pieces(reader: IO[bytes], size_bytes: int) -> Iterator[bytes]:
