@@ -140,49 +140,49 @@ class AzuriteRequestsTests(OnAzurite, cases.RequestsTests):
 
 
 class AccessLogCase(cases.ObjectsCase):
-    """
-    How many requests an upload is, by the engine's own log of them.
+    """How many requests an upload is, by the engine's own log of them."""
 
-    @cvar line: a line of that log: method and target.
-    """
+    def check_one_put(self, log: str, line: str) -> None:
+        """
+        A new object is one PUT, and no HEAD.
 
-    line: re.Pattern[str]
+        @param log: the file in the engine's directory.
+        @param line: a regular expression for its lines: method and target.
+        """
 
-    def requests_for(self, name: str) -> list[str]:
-        """The methods of all requests so far whose target has a name in it."""
-        log = (self.engine.directory / self.log).read_text(errors="replace")
-        return [method for method, target in self.line.findall(log) if name in target]
+        def requests_for(name: str) -> list[str]:
+            text = (self.engine.directory / log).read_text(errors="replace")
+            return [method for method, target in re.findall(line, text) if name in target]
 
-    log: str
-
-    def test_one_put(self) -> None:
-        """A new object is one PUT, and no HEAD."""
         server = self.serve()
-        names = [object_id(random_bytes(seed, 1000 * seed)) for seed in range(1, 21)]
+        bodies = [random_bytes(seed, 1000 * seed) for seed in range(1, 21)]
+        names = list(map(object_id, bodies))
         with server.client() as client:
             client.create_repository()
-            for seed in range(1, 21):
-                client.save("data", random_bytes(seed, 1000 * seed))
-            self.assertEqual(random_bytes(1, 1000), client.get(f"/data/{names[0]}").body)
+            for body in bodies:
+                client.save("data", body)
+            self.assertEqual(bodies[0], client.get(f"/data/{names[0]}").body)
         # The log has the line of the last request.
-        wait_until(lambda: self.requests_for(names[0]) == ["PUT", "GET"], what="the line of the last request")
-        self.assertEqual([["PUT"]] * 19, [self.requests_for(name) for name in names[1:]])
+        wait_until(lambda: requests_for(names[0]) == ["PUT", "GET"], what="the line of the last request")
+        self.assertEqual([["PUT"]] * 19, [requests_for(name) for name in names[1:]])
 
 
 @process_test
 class CephAccessLogTests(OnCeph, AccessLogCase):
     """By the log of the RADOS gateway."""
 
-    log = "log/client.rgw.a.log"
-    line = re.compile(r'beast: .*"([A-Z]+) (\S+) HTTP/1\.1" 200 ')
+    def test_one_put(self) -> None:
+        """A new object is one PUT, and no HEAD."""
+        self.check_one_put("log/client.rgw.a.log", r'beast: .*"([A-Z]+) (\S+) HTTP/1\.1" 200 ')
 
 
 @process_test
 class AzuriteAccessLogTests(OnAzurite, AccessLogCase):
     """By the log of Azurite."""
 
-    log = "azurite-blob.log"
-    line = re.compile(r'"([A-Z]+) (\S+) HTTP/1\.1" 20\d ')
+    def test_one_put(self) -> None:
+        """A new object is one PUT, and no HEAD."""
+        self.check_one_put("azurite-blob.log", r'"([A-Z]+) (\S+) HTTP/1\.1" 20\d ')
 
 
 @process_test
