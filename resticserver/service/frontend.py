@@ -21,6 +21,7 @@ from ..limits.bandwidth import Bandwidth, BothDirections
 from ..limits.connections import ConnectionLimits
 from ..limits.uploads import UploadGate
 from ..process.descriptors import bounds
+from ..storage import parallel_fsync
 from ..storage.interface import ServedStore
 from ..storage.state import StateFile
 from ..telemetry.accesslog import FORMATS, AccessLog, AccessLogService
@@ -129,7 +130,7 @@ class Frontend:
             alone, shared = (OBJECT_THREADS, SHARED_OBJECT_THREADS)
         disk_threads = alone if workers == 1 else shared
         self.disk = JobPool(reactor, "disk", disk_threads)
-        self._quick = QuickPool(reactor, "quick", disk_threads)
+        self._quick = QuickPool(reactor, "quick", disk_threads, together=parallel_fsync.is_available())
         self._writers = JobPool(reactor, "writers", max(LEAST_WRITER_THREADS, math.ceil(WRITER_THREADS / workers)))
         self._access_log = AccessLog()
         self.services: list[IService] = []

@@ -9,16 +9,23 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from twisted.logger import Logger
 
 from ..files import Stamp, is_directory, stamp_of
+from ..threads.steps import Steps, stepped_method
+from . import parallel_fsync
 
 #: A directory's times must be older than this before they prove that nothing in it has changed since: two changes in one
 #: step of a file system's clock look like one. The coarsest clock (FAT's) has 2 s.
 _STILL_NS = 3_000_000_000
+
+#: From this duration of an fsync on, in seconds, several at the same time take less time than one after the other.
+_WORTH_PARALLEL_S = 50e-6
+#: What the last fsync adds to the mean duration.
+_WEIGHT = 0.125
 
 #: How many directories are remembered whose names are durable; a forgotten one is fsynced again.
 _MOST_SETTLED = 10_000
@@ -38,6 +45,7 @@ class DurableDirectories:
         self.directory_mode = directory_mode
         self._fsync_works = True
         self.synced: Callable[[float], object] | None = None
+        self._mean_fsync_s = 0.0
         #: The stamp of each directory when its names were made durable; the oldest first.
         self._settled: dict[str, Stamp] = {}
         self._settled_guard = threading.Lock()
@@ -101,26 +109,58 @@ class DurableDirectories:
 
     def fsync(self, fd: int) -> None:
         """Make a file or directory durable. Where the file system does not support that, log it once and go on."""
-        synced = self.synced
-        began = time.perf_counter() if synced is not None else 0.0
+        began_s = time.perf_counter()
         try:
             os.fsync(fd)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
+            if not self._is_unsupported(error):
                 raise
-            if self._fsync_works:
-                self._fsync_works = False
-                _log.warn(
-                    "this file system does not support fsync ({error}): a power failure may lose recent uploads",
-                    error=error,
-                )
-        if synced is not None:
-            synced(time.perf_counter() - began)
+        self._note_fsync(time.perf_counter() - began_s)
 
-    def fsync_directory(self, path: str) -> None:
+    def fsync_all(self, fds: Sequence[int]) -> list[OSError | None]:
+        """
+        Do so with several descriptors, at the same time where an fsync takes longer than handing it over.
+
+        @return: the error of each.
+        """
+        if len(fds) == 1 or self._mean_fsync_s < _WORTH_PARALLEL_S or not parallel_fsync.is_available():
+            return list(map(self._error_of_fsync, fds))
+        began_s = time.perf_counter()
+        errors = parallel_fsync.fsync_all(fds)
+        took_s = time.perf_counter() - began_s
+        for _ in fds:
+            self._note_fsync(took_s)  # each of them has waited for so long
+        return [None if error is None or self._is_unsupported(error) else error for error in errors]
+
+    def _error_of_fsync(self, fd: int) -> OSError | None:
+        try:
+            self.fsync(fd)
+        except OSError as error:
+            return error
+        return None
+
+    def _note_fsync(self, took_s: float) -> None:
+        self._mean_fsync_s += (took_s - self._mean_fsync_s) * _WEIGHT
+        if self.synced is not None:
+            self.synced(took_s)
+
+    def _is_unsupported(self, error: OSError) -> bool:
+        """Whether an fsync failed because the file system does not support it; that is logged once."""
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
+            return False
+        if self._fsync_works:
+            self._fsync_works = False
+            _log.warn(
+                "this file system does not support fsync ({error}): a power failure may lose recent uploads",
+                error=error,
+            )
+        return True
+
+    @stepped_method
+    def fsync_directory(self, path: str) -> Steps[None]:
         """Make the names in a directory durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.fsync(fd)
+            yield self, fd
         finally:
             os.close(fd)

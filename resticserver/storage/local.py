@@ -18,6 +18,7 @@ from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerErro
 from ..files import is_directory, is_there
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
+from ..threads.steps import Steps, stepped_method, steps_of
 from .counting import Counting
 from .directories import DataDirectory, not_a_file
 from .directory_snapshots import Snapshots
@@ -384,7 +385,8 @@ class LocalStore(DataDirectory):
         snapshots = self._no_snapshots if object_type == "locks" else self.snapshots
         return LocalListing(self, snapshots, repository, object_type, with_sizes)
 
-    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Amount:
+    @stepped_method
+    def remove_object(self, repository: Repository, object_type: str, name: str, keep_s: float = 0) -> Steps[Amount]:
         """
         Remove an object and make that durable: restic removes an index before the packs that it names, and after a power cut
         the index must not come back without them. An object that is gone already gets its fsync too: another request, or a
@@ -435,9 +437,9 @@ class LocalStore(DataDirectory):
         try:
             try:
                 if kept is not None:
-                    self.trash.fsync_moved(kept, os.path.dirname(path))
+                    yield from steps_of(self.trash.fsync_moved, kept, os.path.dirname(path))
                 else:
-                    self.publisher.fsync_directory(os.path.dirname(path))
+                    yield from steps_of(self.publisher.fsync_directory, os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between
                 self.fsync_reached(repository, object_type, name)
         except OSError as error:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from ..errors import NotFound
 from ..files import is_link, is_there
 from ..names import CONFIG
+from ..threads.steps import Steps, stepped_method
 from .filesystem_types import renames_at_once
 from .free_space import space_errors
 from .layout import Repository
@@ -79,7 +80,8 @@ class TrashKeeper(TrashMoves):
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
 
-    def fsync_moved(self, kept: str, source_directory: str) -> None:
+    @stepped_method
+    def fsync_moved(self, kept: str, source_directory: str) -> Steps[None]:
         """
         Make durable that an object was moved to the trash.
 
@@ -95,7 +97,7 @@ class TrashKeeper(TrashMoves):
                 at_once = self._at_once[device] = renames_at_once(fd)
             if not at_once or self._copies:
                 self.fsync(kept)
-            self._publisher.fsync(fd)
+            yield self._publisher, fd
         finally:
             os.close(fd)
 

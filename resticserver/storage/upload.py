@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from ..errors import Forbidden, HashMismatch, InsufficientStorage, NoSuchRepository, NotFound
 from ..names import CONFIG
 from ..sizes import Amount
+from ..threads.steps import Steps, stepped_method
 from .directories import DataDirectory, as_missing
 from .free_space import FreeSpaceGuard, Sent, no_space, space_errors
 from .interface import Chunks, Outcome
@@ -171,7 +172,8 @@ class LocalUpload:
     def fence(self, check: Callable[[], object]) -> None:
         """Nothing: there are no other servers whose limits matter."""
 
-    def commit(self) -> Outcome:
+    @stepped_method
+    def commit(self) -> Steps[Outcome]:
         """
         Verify, fsync, publish without replacing, fsync the directory.
 
@@ -183,7 +185,7 @@ class LocalUpload:
         if self._outcome is None:
             try:
                 with space_errors():
-                    self._outcome = self._commit()
+                    self._outcome = yield from self._commit()
             except InsufficientStorage as error:
                 raise self._with_figures(error) from error.__cause__
             except FileNotFoundError:
@@ -204,7 +206,7 @@ class LocalUpload:
             return True
         return not os.path.samestat(there, os.fstat(self._directory_fd))
 
-    def _commit(self) -> Outcome:
+    def _commit(self) -> Steps[Outcome]:
         assert self._file is not None
         # Where a folder is found in other spellings, this path may lead to another repository by now.
         self._directories.find_repository(self._repository)
@@ -212,9 +214,9 @@ class LocalUpload:
             if os.path.lexists(os.path.join(self._file.directory, self._name)):
                 raise self._does_not_match()
             raise HashMismatch()
-        self._publisher.fsync(self._file.fd)
+        yield self._publisher, self._file.fd
         outcome = self._publish()
-        self._publisher.fsync(self._directory_fd)
+        yield self._publisher, self._directory_fd
         self._publisher.settle(self._file.directory, self._directories.path)
         return outcome
 

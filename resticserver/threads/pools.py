@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReac
 from twisted.python.failure import Failure
 
 from .interface import Pool
+from .steps import Stepped, run_together
 
 T = TypeVar("T")
 
@@ -150,6 +151,28 @@ class JobPool(Service):
         return waiting
 
 
+class _Evidence:
+    """
+    Whether jobs are slow: true for a while when the signs of it are more than those against it.
+
+    @cvar ENOUGH: by how many.
+    @ivar until_s: the end of that while, of the monotonic clock.
+    """
+
+    ENOUGH = 8
+
+    def __init__(self) -> None:
+        self._signs = 0
+        self.until_s = 0.0
+
+    def add(self, weight: int, lasts_s: float) -> None:
+        """Note a sign for it, or (negative) against it; it lasts for so many seconds if it is enough."""
+        self._signs = max(0, self._signs + weight)
+        if self._signs >= self.ENOUGH:
+            self._signs = 0
+            self.until_s = time.monotonic() + lasts_s
+
+
 class QuickPool(JobPool):
     """
     A pool for jobs that are short on a fast disk but wait on a slow one: small uploads and removals.
@@ -163,9 +186,15 @@ class QuickPool(JobPool):
     L{PATIENCE_S}. When most jobs take longer, each gets a thread immediately for the next L{SLOW_S}, so that many jobs
     can wait for a slow disk concurrently.
 
+    Jobs that wait for fsync in steps (L{resticserver.threads.steps}) need no threads of their own for that. When most of
+    them take longer, those that came while the thread was busy are run side by side: begun together, and waiting together.
+    Only if a single step takes long, which is more than an fsync of a fast disk, each gets a thread.
+
+    @param together: whether one thread can wait for several fsyncs at the same time.
     @cvar HOLD_S: how long a result may wait for the results of the jobs behind it.
     @cvar PATIENCE_S: how long a job waits for the one before it; up to twice as long in practice.
     @cvar QUICK_S: the longest duration of a quick job. With longer jobs, several threads are faster than one.
+    @cvar QUICK_STEPS_S: the same for a job with steps, if several can wait together.
     @cvar SLOW_S: how long the pool stays in slow mode. A slow phase that began by chance must not prolong itself by
         threads that slow each other down.
     """
@@ -173,14 +202,16 @@ class QuickPool(JobPool):
     HOLD_S = 0.001
     PATIENCE_S = 0.002
     QUICK_S = 0.0005
+    QUICK_STEPS_S = 0.0003
     SLOW_S = 1.0
 
-    #: The excess of slow jobs over quick ones that makes the pool slow; a wait that was too long counts twice.
-    _SIGNS = 8
+    #: How many jobs are run side by side at most.
+    MOST_TOGETHER = 32
 
-    def __init__(self, reactor: IReactorFromThreads, name: str, size: int) -> None:
+    def __init__(self, reactor: IReactorFromThreads, name: str, size: int, together: bool = False) -> None:
         super().__init__(reactor, name, size)
         self._clock = IReactorTime(reactor)
+        self._together = together
         #: Jobs that the reactor has not handed over yet, and jobs that no thread has taken yet.
         self._new: list[_Job] = []
         self._waiting: deque[_Job] = deque()
@@ -192,11 +223,13 @@ class QuickPool(JobPool):
         #: Guards the waiting jobs and the sleeping threads: no job may be added between a thread's last look and its
         #: sleep.
         self._guard = threading.Lock()
-        self._taken = 0
-        self._taken_before = 0
+        #: Counts what jobs have done: their begin and their steps.
+        self._moves = 0
+        self._moves_before = 0
         self._looking: IDelayedCall | None = None
-        self._signs = 0
-        self._slow_until = 0.0
+        #: Whether jobs need a thread each, and whether those with steps are to be run side by side.
+        self._slow = _Evidence()
+        self._slow_steps = _Evidence()
 
     def startService(self) -> None:
         """Start the threads."""
@@ -217,7 +250,7 @@ class QuickPool(JobPool):
         new, self._new = self._new, []
         with self._guard:
             self._waiting.extend(new)
-            if time.monotonic() < self._slow_until:
+            if time.monotonic() < self._slow.until_s:
                 self._wake(len(self._waiting))
             elif len(self._asleep) == self._size:
                 self._wake(1)
@@ -229,7 +262,7 @@ class QuickPool(JobPool):
             self._asleep.pop().put(True)
 
     def _look_later(self) -> None:
-        self._taken_before = self._taken
+        self._moves_before = self._moves
         self._looking = self._clock.callLater(self.PATIENCE_S, self._look)
 
     def _look(self) -> None:
@@ -238,9 +271,12 @@ class QuickPool(JobPool):
         """
         self._looking = None
         with self._guard:
-            if self._waiting and self._taken == self._taken_before:
-                self._wake(len(self._waiting))
-                self._sign(2)
+            if self._waiting and self._moves == self._moves_before:
+                if self._gathers(time.monotonic()):
+                    self._wake(1)  # it takes all; how slow steps are is known at the end of those that run
+                else:
+                    self._wake(len(self._waiting))
+                    self._evidence_of(self._waiting[0][1]).add(2, self.SLOW_S)  # as much as two slow jobs
         # Also deliver results that were held back for the job that takes so long.
         self._answer()
         if self._running:
@@ -264,7 +300,7 @@ class QuickPool(JobPool):
 
     def _work_off(self, bed: SimpleQueue[bool]) -> None:
         """Run jobs until none is left."""
-        told = ended = time.monotonic()
+        told = time.monotonic()
         quick = False
         while True:
             with self._guard:
@@ -273,29 +309,67 @@ class QuickPool(JobPool):
                 if not self._waiting or (quick and len(self._asleep) < self._size - 1):
                     self._asleep.append(bed)
                     break
-                waiting, job, args = self._waiting.popleft()
-                self._taken += 1
-            result: Any
-            try:
-                result = job(*args)
-            except BaseException:
-                result = Failure()
-            self._ended.append((waiting, result))
-            del waiting, job, args, result
-            began, ended = ended, time.monotonic()
-            took_s = ended - began
-            quick = ended >= self._slow_until
+                jobs = self._take()
+                self._moves += 1
+            if len(jobs) > 1:
+                longest_s, quick_s = self._run_together(jobs), self.PATIENCE_S
+                evidence = self._slow
+            else:
+                longest_s = self._run_one(*jobs[0])
+                evidence = self._evidence_of(jobs[0][1])
+                quick_s = self.QUICK_STEPS_S if evidence is self._slow_steps else self.QUICK_S
+            del jobs
+            ended = time.monotonic()
+            quick = ended >= self._slow.until_s
             # Concurrent jobs slow each other down, so their durations say nothing about the disk.
             if len(self._asleep) == self._size - 1:
-                self._sign(1 if took_s > self.QUICK_S else -1)
-            if took_s > self.QUICK_S or ended - told > self.HOLD_S:
+                evidence.add(1 if longest_s > quick_s else -1, self.SLOW_S)
+            if longest_s > self.QUICK_S or ended - told > self.HOLD_S:
                 told = ended
                 self._tell()
         self._tell()
 
-    def _sign(self, weight: int) -> None:
-        """Note evidence that jobs are slow, or that they are quick (negative weight)."""
-        self._signs = max(0, self._signs + weight)
-        if self._signs >= self._SIGNS:
-            self._signs = 0
-            self._slow_until = time.monotonic() + self.SLOW_S
+    def _take(self) -> list[_Job]:
+        """The next job, or several that can be run side by side."""
+        jobs = [self._waiting.popleft()]
+        now_s = time.monotonic()
+        if isinstance(jobs[0][1], Stepped) and self._gathers(now_s):
+            while self._waiting and len(jobs) < self.MOST_TOGETHER and isinstance(self._waiting[0][1], Stepped):
+                jobs.append(self._waiting.popleft())
+        return jobs
+
+    def _gathers(self, now_s: float) -> bool:
+        """Whether jobs are run side by side now."""
+        return self._together and self._slow.until_s <= now_s < self._slow_steps.until_s
+
+    def _evidence_of(self, job: Callable[..., Any]) -> _Evidence:
+        """What is known when a job is slow that ran by itself."""
+        return self._slow_steps if self._together and isinstance(job, Stepped) else self._slow
+
+    def _run_one(self, waiting: Deferred[Any], job: Callable[..., Any], args: tuple[Any, ...]) -> float:
+        """Run a job; how many seconds that took."""
+        began_s = time.monotonic()
+        result: Any
+        try:
+            result = job(*args)
+        except BaseException:
+            result = Failure()
+        self._ended.append((waiting, result))
+        return time.monotonic() - began_s
+
+    def _run_together(self, jobs: list[_Job]) -> float:
+        """Run jobs with steps; how many seconds the longest step took."""
+        last_s, longest_s = time.monotonic(), 0.0
+
+        def ended(waiting: Deferred[Any], result: Any) -> None:
+            self._ended.append((waiting, result))
+
+        def moved() -> None:
+            nonlocal last_s, longest_s
+            self._moves += 1
+            before_s, last_s = last_s, time.monotonic()
+            longest_s = max(longest_s, last_s - before_s)
+
+        # These have steps: _take takes no others together.
+        run_together([(waiting, job.steps(*args)) for waiting, job, args in jobs], ended, moved)  # type: ignore[attr-defined]
+        return longest_s

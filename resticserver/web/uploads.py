@@ -38,6 +38,7 @@ from ..telemetry.record import Effect, Operation
 from ..threads.interface import shielded
 from ..threads.pools import Pools
 from ..threads.serial_jobs import SerialJobs
+from ..threads.steps import Steps, stepped, steps_of
 from .http1.body import WAITING_BYTES
 from .http1.request import StreamingRequest
 from .transfer.body import receive_body
@@ -167,13 +168,14 @@ class UploadSession:
         return None
 
 
-def _open(upload: Upload, content: Chunks | None) -> Outcome | None:
+@stepped
+def _open(upload: Upload, content: Chunks | None) -> Steps[Outcome | None]:
     """In the pool: begin an upload; with its content, all of it."""
     upload.open()
     if content is None:
         return None
     upload.write(content)
-    return upload.commit()
+    return (yield from steps_of(upload.commit))
 
 
 async def remove_object(

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet import reactor
@@ -16,6 +17,7 @@ from twisted.trial.unittest import TestCase
 
 from resticserver.threads.pools import JobPool, QuickPool
 from resticserver.threads.serial_jobs import SerialJobs
+from resticserver.threads.steps import Steps, stepped
 
 #: No test waits so long; it only keeps a broken one from hanging for ever.
 PATIENCE_S = 60.0
@@ -258,7 +260,7 @@ class QuickPoolTests(JobPoolTests):
         for _ in range(10):
             await pool.run(lambda: None)
         self.assertEqual(3, await self.together(pool, 3, PATIENCE_S))
-        pool._slow_until = 0.0
+        pool._slow.until_s = 0.0
         pool.QUICK_S = PATIENCE_S
         self.assertEqual(1, await self.together(pool, 3))
 
@@ -275,11 +277,115 @@ class QuickPoolTests(JobPoolTests):
         slow = [pool.run(wait) for _ in range(3)]
         await self.until(lambda: len(began) == 3)
         pool.PATIENCE_S = PATIENCE_S
-        pool._slow_until = 0.0
+        pool._slow.until_s = 0.0
         more = [pool.run(threading.get_ident) for _ in range(100)]
         gate.set()
         await gatherResults(slow)
         self.assertLessEqual(len(set((await gatherResults(more))[5:])), 1)
+
+
+class GatedDisk:
+    """
+    Waits for a gate in each fsync.
+
+    @ivar calls: how many descriptors each call had.
+    """
+
+    def __init__(self, gate: threading.Event) -> None:
+        self.gate = gate
+        self.calls: list[int] = []
+
+    def fsync(self, fd: int) -> None:
+        """One."""
+        self.fsync_all([fd])
+
+    def fsync_all(self, fds: Sequence[int]) -> list[OSError | None]:
+        """Several."""
+        self.calls.append(len(fds))
+        self.gate.wait(PATIENCE_S)
+        return [OSError(5, "no") if fd == 13 else None for fd in fds]
+
+
+@stepped
+def store(disk: GatedDisk, fd: int) -> Steps[int]:
+    """A job with a step."""
+    yield disk, fd
+    return fd
+
+
+class SideBySideTests(JobPoolTests):
+    """L{QuickPool} with jobs that wait for fsync in steps."""
+
+    def started(self, size: int = 4, **attributes: float) -> QuickPool:
+        """See L{QuickPoolTests.started}; as if its jobs had been slow."""
+        pool = QuickPool(reactor, "jobs", size, together=True)  # type: ignore[arg-type]
+        for name, value in attributes.items():
+            setattr(pool, name, value)
+        pool._slow_steps.until_s = time.monotonic() + PATIENCE_S
+        pool.startService()
+        self.addCleanup(lambda: pool.stopService() if pool.running else None)
+        return pool
+
+    def disk(self) -> GatedDisk:
+        """A disk that waits."""
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        return GatedDisk(gate)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what threads do."""
+        while not condition():
+            await deferLater(reactor, 0.001)
+
+    async def test_side_by_side(self) -> None:
+        """What came meanwhile waits together, in one thread, and each has its own end."""
+        pool, disk = self.started(PATIENCE_S=PATIENCE_S), self.disk()
+        first = pool.run(store, disk, 1)
+        await self.until(lambda: len(disk.calls) == 1)
+        others = [pool.run(store, disk, fd) for fd in (2, 13, 4)]
+        plain = pool.run(threading.get_ident)
+        last = [pool.run(store, disk, fd) for fd in (5, 6)]
+        await deferLater(reactor, 0.01)
+        disk.gate.set()
+        self.assertEqual(1, await first)
+        self.assertEqual([2, 4], [await others[0], await others[2]])
+        with self.assertRaises(OSError):
+            await others[1]
+        await plain
+        self.assertEqual([5, 6], await gatherResults(last))
+        self.assertEqual([1, 3, 2], disk.calls)
+
+    async def test_quick(self) -> None:
+        """Where jobs are quick, one runs after the other."""
+        pool, disk = self.started(PATIENCE_S=PATIENCE_S, QUICK_STEPS_S=PATIENCE_S), self.disk()
+        disk.gate.set()
+        pool._slow_steps.until_s = 0.0
+        await gatherResults([pool.run(store, disk, fd) for fd in range(10)])
+        self.assertEqual([1] * 10, disk.calls)
+
+    async def test_slow_is_noticed(self) -> None:
+        """When they take longer, they are run side by side from then on."""
+        pool, disk = self.started(PATIENCE_S=PATIENCE_S, QUICK_STEPS_S=-1.0), self.disk()
+        disk.gate.set()
+        pool._slow_steps.until_s = 0.0
+        await gatherResults([pool.run(store, disk, fd) for fd in range(10)])
+        disk.calls.clear()
+        await gatherResults([pool.run(store, disk, fd) for fd in range(20, 30)])
+        self.assertEqual([10], disk.calls)
+
+    async def test_slow_steps(self) -> None:
+        """When single steps are slow, each has a thread; those behind one that waits do not wait for long."""
+        pool, disk = self.started(), self.disk()
+        first = pool.run(store, disk, 1)
+        await self.until(lambda: len(disk.calls) == 1)
+        second = [pool.run(store, disk, fd) for fd in (2, 3)]
+        await self.until(lambda: len(disk.calls) == 2)
+        pool._slow.until_s = time.monotonic() + PATIENCE_S
+        third = [pool.run(store, disk, fd) for fd in (4, 5)]
+        await self.until(lambda: len(disk.calls) == 4)
+        self.assertEqual([1, 2, 1, 1], disk.calls)
+        disk.gate.set()
+        await gatherResults([first, *second, *third])
 
 
 class HeldPool:
