@@ -20,6 +20,9 @@ from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from twisted.python.failure import Failure
 
 from resticserver.errors import ServerError
 from resticserver.names import CONFIG, TYPES
@@ -29,6 +32,7 @@ from resticserver.storage.local import LocalStore
 from resticserver.storage.publish import Publisher
 from resticserver.storage.state import RepositoryState, StateFile
 from resticserver.storage.trash import trash_days, trashed_objects
+from resticserver.threads.steps import Steps, run_together, stepped, steps_of
 
 from .client import Client, object_id
 from .fault_cases import DAY_S, LAPTOP, Key, Places, look_at
@@ -74,6 +78,18 @@ class Journal:
         self.acknowledged += verb == "done"
 
 
+@stepped
+def _put(store: LocalStore, key: Key, body: bytes) -> Steps[None]:
+    """Upload an object."""
+    upload = store.upload(LAPTOP, *key, len(body))
+    try:
+        upload.open()
+        upload.write([body])
+        yield from steps_of(upload.commit)
+    finally:
+        upload.abort()
+
+
 class Worker:
     """
     One thread of a process: it uploads, deletes, restores, expires and writes the state file, all with objects of its own.
@@ -108,6 +124,7 @@ class Worker:
         return {
             self._upload: 8,
             self._delete: 6,
+            self._several: 4,
             self._restore: 3,
             self._again: 1,
             self._expire: 1,
@@ -134,13 +151,32 @@ class Worker:
 
     def put(self, key: Key, body: bytes) -> None:
         """Upload."""
-        upload = self._store.upload(LAPTOP, *key, len(body))
-        try:
-            upload.open()
-            upload.write([body])
-            upload.commit()
-        finally:
-            upload.abort()
+        _put(self._store, key, body)
+
+    def _several(self) -> None:
+        """Upload and delete several that wait for their fsyncs together."""
+        jobs: list[tuple[tuple[Key, str], Steps[object]]] = []
+        for _ in range(self._random.randrange(2, 7)):
+            body = self._random.randbytes(1000)
+            key = (self._random.choice(("data", "index")), object_id(body))
+            jobs.append(((key, LIVE), _put.steps(self._store, key, body)))  # type: ignore[attr-defined]
+        live = [key for key, where in self._own.items() if where == LIVE]
+        for key in self._random.sample(live, min(2, len(live))):
+            after = GONE if key[0] == "locks" else TRASH
+            remove: Any = self._store.remove_object
+            jobs.append(((key, after), remove.steps(LAPTOP, *key, DAY_S)))
+        for (key, after), _ in jobs:
+            self._say(f"begin {key[0]} {key[1]} {after}")
+
+        def ended(which: tuple[Key, str], result: object) -> None:
+            if isinstance(result, Failure):
+                result.raiseException()
+            key, after = which
+            self._say(f"done {key[0]} {key[1]} {after}")
+            self._own[key] = after
+
+        self._store.publisher._mean_fsync_s = 1.0  # also on a disk in memory they are handed over together
+        run_together(jobs, ended, lambda: None)
 
     def _again(self) -> None:
         key = self._some(LIVE)
