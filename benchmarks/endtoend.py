@@ -1,5 +1,6 @@
 """
-Real restic with this server and with C{rclone serve restic}, step by step in turns: backup, check, restore, prune.
+Real restic with this server and with C{rclone serve restic}, step by step in turns: backup, check, restore, prune; at once or
+through a relay, as over a network.
 
 Everything lies in memory. restic itself does most of the work, so the times differ less than the servers do: this is what
 a user feels of them. See README.md here.
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from harness import (
     positive,
     program,
     rclone,
+    relay,
     run_main,
     scratch,
     server_program,
@@ -59,6 +62,8 @@ class Size:
 
 
 USUAL, QUICK = Size(4000, 24), Size(800, 6)
+#: Over a network: the rounds of requests count, not the bytes.
+DISTANT = Size(1500, 8)
 
 
 def content(source: random.Random, length: int) -> bytes:
@@ -156,12 +161,14 @@ class Restic:
     @ivar server: that it talks to.
     """
 
-    def __init__(self, server: Server, room: Path, stored: Path, certificate: Path | None) -> None:
+    def __init__(self, server: Server, room: Path, stored: Path, certificate: Path | None, url: str = "") -> None:
         """
         @param room: for its cache and what it restores.
         @param stored: the directory that is served.
+        @param url: where it asks, if that is not the server itself.
         """
         self.server = server
+        self._url = url or server.url
         self._restic = program("restic", "apt-get install restic")
         self._room, self._stored = room, stored
         self._certificate = certificate
@@ -197,11 +204,20 @@ class Restic:
         @raise BenchmarkError: it failed.
         """
         options = ["--cacert", str(self._certificate)] if self._certificate else []
-        repository = f"rest:{self.server.url}{self._repository}/"
+        repository = f"rest:{self._url}{self._repository}/"
         try:
             run_restic(self._restic, repository, self._room / "cache", [*options, *command], directory)
         except BenchmarkError as error:
             raise BenchmarkError(f"{self.server.name}: {error}; {self.server.last_words()}") from None
+
+    def init(self) -> None:
+        """Make another repository; it is removed at once."""
+        used, self._repository = self._repository, f"{self._repository}-init"
+        try:
+            self.run("init")
+            shutil.rmtree(self._stored / self._repository)
+        finally:
+            self._repository = used
 
     def timed(self, step: Callable[[Restic], None]) -> Sample:
         """What one step costs: seconds of the clock, and of the server's processor."""
@@ -212,8 +228,14 @@ class Restic:
         return Sample(took_s, self.server.cpu_s() - cpu_s, self.server.peak_mb())
 
 
-def steps(first: Path, second: Path) -> Iterator[tuple[str, Callable[[Restic], None]]]:
-    """The steps that are measured, in their order."""
+def steps(first: Path, second: Path, with_init: bool = False) -> Iterator[tuple[str, Callable[[Restic], None]]]:
+    """
+    The steps that are measured, in their order.
+
+    @param with_init: C{restic init} as well, most of whose time is scrypt's unless the server is far away.
+    """
+    if with_init:
+        yield "init", Restic.init
 
     def backup(restic: Restic) -> None:
         for directory in (first, second):
@@ -238,6 +260,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, help="rounds that count, after one that warms up (5; quick: 2)")
     parser.add_argument("--quick", action="store_true", help="a short run, to see that it works; not to quote")
     parser.add_argument("--tls", action="store_true", help="over TLS")
+    parser.add_argument(
+        "--delay", type=positive, default=0, metavar="MS", help="through a relay that takes so long in each direction"
+    )
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
     parser.add_argument(
         "--version",
@@ -248,7 +273,7 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="more flags for this server, after --")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (2 if arguments.quick else 5)
-    size = QUICK if arguments.quick else USUAL
+    size = QUICK if arguments.quick else DISTANT if arguments.delay else USUAL
     checkout: Path | None = arguments.version
     name_of_other = "the other" if checkout else "rclone"
     need = NEED_OF_VERSION if checkout else NEED
@@ -265,21 +290,30 @@ def main() -> int:
         template = empty_repository(directory)
         megabytes = sum(path.stat().st_size for path in first.rglob("*") if path.is_file()) / 1e6
         tls = certificate(directory) if arguments.tls else None
-        measured = {name: Row(name, "s", "step", need, slower_is_more=True) for name, _ in steps(first, second)}
+        measured = {
+            name: Row(name, "s", "step", need, slower_is_more=True)
+            for name, _ in steps(first, second, arguments.delay > 0)
+        }
         ours_at, theirs_at = directory / "ours", directory / "theirs"
         if checkout:
             beside = this_server(theirs_at, tls, arguments.flags, name_of_other, checkout=checkout)
         else:
             beside = rclone(theirs_at, tls)
-        with this_server(ours_at, tls, arguments.flags) as ours, beside as theirs:
-            both = {
-                "ours": Restic(ours, directory / "room-ours", ours_at, tls and tls[0]),
-                "theirs": Restic(theirs, directory / "room-theirs", theirs_at, tls and tls[0]),
-            }
+        with ExitStack() as running:
+            ours = running.enter_context(this_server(ours_at, tls, arguments.flags))
+            theirs = running.enter_context(beside)
+
+            def restic_of(server: Server, side: str, stored: Path) -> Restic:
+                url = server.url
+                if arguments.delay:
+                    url = running.enter_context(relay(server, arguments.delay)).url
+                return Restic(server, directory / f"room-{side}", stored, tls and tls[0], url)
+
+            both = {"ours": restic_of(ours, "ours", ours_at), "theirs": restic_of(theirs, "theirs", theirs_at)}
             for number in range(rounds + 1):
                 for restic in both.values():
                     restic.begin(number, template)
-                for name, step in steps(first, second):
+                for name, step in steps(first, second, arguments.delay > 0):
                     order = list(both) if number % 2 else list(both)[::-1]
                     samples: dict[str, Sample | None] = {side: both[side].timed(step) for side in order}
                     if number:
@@ -291,7 +325,8 @@ def main() -> int:
                 told = ", ".join(f"{name} {row.last('ours', 'theirs')} s" for name, row in measured.items() if number)
                 print(f"round {number}: {told}" if number else "warmed up, and restored the same", file=sys.stderr)
 
-    print(title_line(f"Real restic{', TLS' if tls else ''}", arguments.markdown))
+    way = f", {arguments.delay} ms each way" if arguments.delay else ""
+    print(title_line(f"Real restic{', TLS' if tls else ''}{way}", arguments.markdown))
     titles = {"ours": "this server", "theirs": name_of_other}
     print(table_of(list(measured.values()), titles, "ours", "theirs", arguments.markdown))
     print()

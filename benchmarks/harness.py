@@ -396,6 +396,17 @@ def rclone(directory: Path, tls: tuple[Path, Path] | None) -> Server:
     return Server("rclone", command, r"https?://(127\.0\.0\.1:\d+)", tls is not None, environment)
 
 
+def relay(server: Server, delay_ms: float) -> Server:
+    """
+    A way to a server that takes so many milliseconds in each direction (relay.py); not started yet.
+
+    @param server: has been started.
+    """
+    port = server.url.rpartition(":")[2].strip("/")
+    command = [sys.executable, str(HERE / "relay.py"), port, str(delay_ms)]
+    return Server(f"relay to {server.name}", command, r"relay on (127\.0\.0\.1:\d+)", server.url.startswith("https"))
+
+
 def nginx(directory: Path, tls: tuple[Path, Path] | None) -> Server:
     """nginx as the bound: static files, and WebDAV for what is stored; not started yet."""
     (directory / "files").mkdir(parents=True)

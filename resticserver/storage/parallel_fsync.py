@@ -99,7 +99,12 @@ class _Context:
         left = expected
         while left:
             got = self._syscall(
-                self._get_events, self._id, ctypes.c_long(left), ctypes.c_long(left), self._events, ctypes.c_void_p(None)
+                self._get_events,
+                self._id,
+                ctypes.c_long(left),
+                ctypes.c_long(left),
+                self._events,
+                ctypes.c_void_p(None),
             )
             if got < 0:
                 if ctypes.get_errno() == errno.EINTR:

@@ -187,8 +187,8 @@ class QuickPool(JobPool):
     can wait for a slow disk concurrently.
 
     Jobs that wait for fsync in steps (L{resticserver.threads.steps}) need no threads of their own for that. When most of
-    them take longer, those that came while the thread was busy are run side by side: begun together, and waiting together.
-    Only if a single step takes long, which is more than an fsync of a fast disk, each gets a thread.
+    them take longer, those that came while the thread was busy are run side by side: begun together, and waiting together;
+    while they wait, another thread begins what has come. Only if something else in a job takes long, each gets a thread.
 
     @param together: whether one thread can wait for several fsyncs at the same time.
     @cvar HOLD_S: how long a result may wait for the results of the jobs behind it.
@@ -230,6 +230,8 @@ class QuickPool(JobPool):
         #: Whether jobs need a thread each, and whether those with steps are to be run side by side.
         self._slow = _Evidence()
         self._slow_steps = _Evidence()
+        #: How many threads wait for several fsyncs now.
+        self._waits = 0
 
     def startService(self) -> None:
         """Start the threads."""
@@ -252,7 +254,7 @@ class QuickPool(JobPool):
             self._waiting.extend(new)
             if time.monotonic() < self._slow.until_s:
                 self._wake(len(self._waiting))
-            elif len(self._asleep) == self._size:
+            elif len(self._asleep) + self._waits >= self._size:
                 self._wake(1)
         if self._looking is None:
             self._look_later()
@@ -309,9 +311,9 @@ class QuickPool(JobPool):
                 if not self._waiting or (quick and len(self._asleep) < self._size - 1):
                     self._asleep.append(bed)
                     break
-                jobs = self._take()
+                jobs, together = self._take()
                 self._moves += 1
-            if len(jobs) > 1:
+            if together:
                 longest_s, quick_s = self._run_together(jobs), self.PATIENCE_S
                 evidence = self._slow
             else:
@@ -324,19 +326,19 @@ class QuickPool(JobPool):
             # Concurrent jobs slow each other down, so their durations say nothing about the disk.
             if len(self._asleep) == self._size - 1:
                 evidence.add(1 if longest_s > quick_s else -1, self.SLOW_S)
-            if longest_s > self.QUICK_S or ended - told > self.HOLD_S:
+            if together or longest_s > self.QUICK_S or ended - told > self.HOLD_S:
                 told = ended
                 self._tell()
         self._tell()
 
-    def _take(self) -> list[_Job]:
-        """The next job, or several that can be run side by side."""
+    def _take(self) -> tuple[list[_Job], bool]:
+        """The next job, or those that are to be run side by side, which may be one; and whether they are."""
         jobs = [self._waiting.popleft()]
-        now_s = time.monotonic()
-        if isinstance(jobs[0][1], Stepped) and self._gathers(now_s):
-            while self._waiting and len(jobs) < self.MOST_TOGETHER and isinstance(self._waiting[0][1], Stepped):
-                jobs.append(self._waiting.popleft())
-        return jobs
+        if not isinstance(jobs[0][1], Stepped) or not self._gathers(time.monotonic()):
+            return jobs, False
+        while self._waiting and len(jobs) < self.MOST_TOGETHER and isinstance(self._waiting[0][1], Stepped):
+            jobs.append(self._waiting.popleft())
+        return jobs, True
 
     def _gathers(self, now_s: float) -> bool:
         """Whether jobs are run side by side now."""
@@ -358,17 +360,27 @@ class QuickPool(JobPool):
         return time.monotonic() - began_s
 
     def _run_together(self, jobs: list[_Job]) -> float:
-        """Run jobs with steps; how many seconds the longest step took."""
+        """Run jobs with steps; how many seconds the longest step took, besides fsync."""
         last_s, longest_s = time.monotonic(), 0.0
+        waited = False
 
         def ended(waiting: Deferred[Any], result: Any) -> None:
             self._ended.append((waiting, result))
 
-        def moved() -> None:
-            nonlocal last_s, longest_s
+        def moved(waits: bool) -> None:
+            nonlocal last_s, longest_s, waited
             self._moves += 1
-            before_s, last_s = last_s, time.monotonic()
-            longest_s = max(longest_s, last_s - before_s)
+            now_s = time.monotonic()
+            if not waited:
+                longest_s = max(longest_s, now_s - last_s)
+            last_s = now_s
+            if waits == waited:
+                return
+            waited = waits
+            with self._guard:
+                self._waits += 1 if waits else -1
+                if waits and self._waiting:
+                    self._wake(1)  # while this thread waits, another one begins what has come
 
         # These have steps: _take takes no others together.
         run_together([(waiting, job.steps(*args)) for waiting, job, args in jobs], ended, moved)  # type: ignore[attr-defined]

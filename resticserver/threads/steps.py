@@ -85,14 +85,14 @@ def steps_of(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> S
 
 
 def run_together(
-    jobs: Sequence[tuple[T, Steps[Any]]], ended: Callable[[T, Any], object], moved: Callable[[], object]
+    jobs: Sequence[tuple[T, Steps[Any]]], ended: Callable[[T, Any], object], moved: Callable[[bool], object]
 ) -> None:
     """
     Run several in this thread: all up to where they wait, then what they wait for at the same time, and so on.
 
     @param jobs: each with something that tells it from the others.
     @param ended: called with that of each that has ended and its result, or a L{Failure} with what it has raised.
-    @param moved: called after each step of one.
+    @param moved: called after each step of one, and after they have waited; with whether they wait now.
     """
     running: list[tuple[T, Steps[Any], OSError | None]] = [(*job, None) for job in jobs]
     while running:
@@ -107,8 +107,11 @@ def run_together(
                 ended(which, Failure())
             else:
                 waiting.append((which, steps))
-            moved()
+            moved(False)
+        if wanted:
+            moved(True)
         errors = _sync(wanted)
+        moved(False)
         running = [(*one, error) for one, error in zip(waiting, errors, strict=True)]
 
 

@@ -230,7 +230,9 @@ class ObjectsTests(KernelCase):
         """Run jobs together: a stepped function with its arguments each. Their results; the types of errors."""
         found: dict[int, Any] = {}
         run_together(
-            [(index, job.steps(*args)) for index, (job, *args) in enumerate(jobs)], found.__setitem__, lambda: None
+            [(index, job.steps(*args)) for index, (job, *args) in enumerate(jobs)],
+            found.__setitem__,
+            lambda waits: None,
         )
         return [each.type if isinstance(each, Failure) else each for _, each in sorted(found.items())]
 

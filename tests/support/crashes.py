@@ -176,7 +176,7 @@ class Worker:
             self._own[key] = after
 
         self._store.publisher._mean_fsync_s = 1.0  # also on a disk in memory they are handed over together
-        run_together(jobs, ended, lambda: None)
+        run_together(jobs, ended, lambda waits: None)
 
     def _again(self) -> None:
         key = self._some(LIVE)

@@ -122,7 +122,7 @@ class TogetherTests(SynchronousTestCase):
         found: dict[int, Any] = {}
         self.moves = 0
 
-        def moved() -> None:
+        def moved(waits: bool) -> None:
             self.moves += 1
 
         run_together(list(enumerate(jobs)), found.__setitem__, moved)
@@ -144,7 +144,7 @@ class TogetherTests(SynchronousTestCase):
         )
         self.assertEqual(["a", "b", "c", "d"], found)
         self.assertEqual([[3, 5, 6], [4, 7], [8]], disk.calls)
-        self.assertEqual(3 + 2 + 1 + 4, self.moves)
+        self.assertEqual((3 + 2 + 1 + 4) + 2 * 3 + 1, self.moves)
 
     def test_error(self) -> None:
         """An error comes to the one whose it is; it may go on, and the others do."""
