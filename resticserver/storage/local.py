@@ -18,7 +18,7 @@ from ..errors import InsufficientStorage, NoSuchRepository, NotFound, ServerErro
 from ..files import is_directory, is_there
 from ..names import CONFIG, TYPES, is_object_id
 from ..sizes import Amount, FreeSpace
-from ..threads.steps import Steps, stepped_method, steps_of
+from ..threads.steps import Steps, stepped_method
 from .counting import Counting
 from .directories import DataDirectory, not_a_file
 from .directory_snapshots import Snapshots
@@ -437,9 +437,9 @@ class LocalStore(DataDirectory):
         try:
             try:
                 if kept is not None:
-                    yield from steps_of(self.trash.fsync_moved, kept, os.path.dirname(path))
+                    yield from self.trash.steps_of_move(kept, os.path.dirname(path))
                 else:
-                    yield from steps_of(self.publisher.fsync_directory, os.path.dirname(path))
+                    yield from self.publisher.steps_of_directory(os.path.dirname(path))
             except FileNotFoundError:  # it was removed in between
                 self.fsync_reached(repository, object_type, name)
         except OSError as error:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from ..errors import NotFound
 from ..files import is_link, is_there
 from ..names import CONFIG
-from ..threads.steps import Steps, stepped_method
+from ..threads.steps import Steps
 from .filesystem_types import renames_at_once
 from .free_space import space_errors
 from .layout import Repository
@@ -42,7 +42,7 @@ class TrashKeeper(TrashMoves):
 
     def keep(self, repository: Repository, object_type: str, source: str, delay_s: float) -> str | None:
         """
-        Move an object to the trash. That is not durable yet (L{fsync_moved}). Whatever fails, the object stays where it was.
+        Move an object to the trash. That is not durable yet (L{steps_of_move}). Whatever fails, the object stays where it was.
 
         @param source: its path.
         @param delay_s: how long it is to be kept at least.
@@ -80,8 +80,7 @@ class TrashKeeper(TrashMoves):
             return None
         raise OSError(errno.EIO, "cannot be moved to the trash", source)
 
-    @stepped_method
-    def fsync_moved(self, kept: str, source_directory: str) -> Steps[None]:
+    def steps_of_move(self, kept: str, source_directory: str) -> Steps[None]:
         """
         Make durable that an object was moved to the trash.
 

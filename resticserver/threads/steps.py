@@ -8,6 +8,7 @@ itself; a pool that knows such jobs (L{resticserver.threads.pools.QuickPool}) ru
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from types import MethodType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from twisted.python.failure import Failure
@@ -48,20 +49,20 @@ class Stepped:
         self.steps = steps
 
     def __get__(self, instance: Any, owner: type | None = None) -> Stepped:
-        return self if instance is None else Stepped(self.steps.__get__(instance, owner))  # type: ignore[attr-defined]
+        return self if instance is None else Stepped(MethodType(self.steps, instance))
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Run it to its end in this thread."""
         steps = self.steps(*args, **keywords)
-        error: OSError | None = None
         try:
+            disk, fd = next(steps)
             while True:
-                disk, fd = steps.send(None) if error is None else steps.throw(error)
-                error = None
                 try:
                     disk.fsync(fd)
-                except OSError as failed:
-                    error = failed
+                except OSError as error:
+                    disk, fd = steps.throw(error)
+                else:
+                    disk, fd = next(steps)
         except StopIteration as ended:
             return ended.value
 
