@@ -107,16 +107,19 @@ class JobPool(Service):
             item = self._jobs.get()
             if item is None:
                 return
-            waiting, job, args = item
-            result: Any
-            try:
-                result = job(*args)
-            except BaseException:
-                result = Failure()
-            self._ended.append((waiting, result))
+            self._run_one(*item)
             self._tell()
-            # Otherwise the arguments and the result of the last job would live until the next job.
-            del item, waiting, job, args, result
+            # Otherwise the arguments of the last job would live until the next job.
+            del item
+
+    def _run_one(self, waiting: Deferred[Any], job: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Run a job, and keep its result."""
+        result: Any
+        try:
+            result = job(*args)
+        except BaseException:
+            result = Failure()
+        self._ended.append((waiting, result))
 
     def _tell(self) -> None:
         """Schedule the delivery of results in the reactor's thread."""
@@ -308,7 +311,7 @@ class QuickPool(JobPool):
             with self._guard:
                 # One thread is enough as long as jobs are quick, and only a thread that runs alone can tell whether
                 # they are.
-                if not self._waiting or (quick and len(self._asleep) < self._size - 1):
+                if not self._waiting or (quick and len(self._asleep) + self._waits < self._size - 1):
                     self._asleep.append(bed)
                     break
                 jobs, together = self._take()
@@ -317,7 +320,9 @@ class QuickPool(JobPool):
                 longest_s, quick_s = self._run_together(jobs), self.PATIENCE_S
                 evidence = self._slow
             else:
-                longest_s = self._run_one(*jobs[0])
+                began_s = time.monotonic()
+                self._run_one(*jobs[0])
+                longest_s = time.monotonic() - began_s
                 evidence = self._evidence_of(jobs[0][1])
                 quick_s = self.QUICK_STEPS_S if evidence is self._slow_steps else self.QUICK_S
             del jobs
@@ -347,17 +352,6 @@ class QuickPool(JobPool):
     def _evidence_of(self, job: Callable[..., Any]) -> _Evidence:
         """What is known when a job is slow that ran by itself."""
         return self._slow_steps if self._together and isinstance(job, Stepped) else self._slow
-
-    def _run_one(self, waiting: Deferred[Any], job: Callable[..., Any], args: tuple[Any, ...]) -> float:
-        """Run a job; how many seconds that took."""
-        began_s = time.monotonic()
-        result: Any
-        try:
-            result = job(*args)
-        except BaseException:
-            result = Failure()
-        self._ended.append((waiting, result))
-        return time.monotonic() - began_s
 
     def _run_together(self, jobs: list[_Job]) -> float:
         """Run jobs with steps; how many seconds the longest step took, besides fsync."""
