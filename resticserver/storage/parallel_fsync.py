@@ -58,10 +58,14 @@ class _Event(ctypes.Structure):
 
 class _Context:
     """
-    What one thread hands over and gets back.
+    What one thread hands over and gets back. The system has a limit for these (C{fs.aio-max-nr}), so they are made when a
+    thread needs one, and the pool wakes the same few threads again and again.
 
     @raise OSError: the kernel has no asynchronous I/O, or none is allowed.
     """
+
+    #: None yet: what is not made has nothing to give back.
+    _id = ctypes.c_ulong(0)
 
     def __init__(self) -> None:
         # PyDLL would keep the interpreter's lock.
