@@ -1,5 +1,5 @@
 """
-The credentials for S3, from wherever botocore finds them: the environment, F{~/.aws/credentials} and F{~/.aws/config}, a web
+The credentials for S3, from wherever botocore finds them: the environment, C{~/.aws/credentials} and C{~/.aws/config}, a web
 identity, the metadata of a container or an instance. They are read again when they expire, when one of the files changes, and
 when the engine has refused them; a change needs no restart.
 

@@ -1,5 +1,5 @@
 """
-Where S3 is and how it is reached: endpoint, region and certificates, from the environment and F{~/.aws/config} as other tools
+Where S3 is and how it is reached: endpoint, region and certificates, from the environment and C{~/.aws/config} as other tools
 read them. Source: U{https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html}
 """
 

@@ -85,7 +85,7 @@ class LeasedUpload:
     """
     What one upload has taken.
 
-    @param above: whether it may use the reserve above a limit.
+    @ivar above: whether it may use the reserve above a limit.
     """
 
     limits: Sequence[SharedLimit]

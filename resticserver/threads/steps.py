@@ -92,7 +92,7 @@ def run_together(
     Run several in this thread: all up to where they wait, then what they wait for at the same time, and so on.
 
     @param jobs: each with something that tells it from the others.
-    @param ended: called with that of each that has ended and its result, or a L{Failure} with what it has raised.
+    @param ended: called with that of each that has ended and its result, or a Failure of Twisted with what it has raised.
     @param moved: called after each step of one, and after they have waited; with whether they wait now.
     """
     running: list[tuple[T, Steps[Any], OSError | None]] = [(*job, None) for job in jobs]
