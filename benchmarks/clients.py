@@ -2,7 +2,8 @@
 Many clients with small backups at once: this server and C{rclone serve restic} in turns.
 
 Each client has a connection and a repository of its own, and sends what restic sends for a small backup (loadgen/, Go): the
-lists, a lock, a pack, an index, a snapshot. What is measured is how long a backup takes, and memory. See README.md here.
+lists, a lock, a pack, an index, a snapshot. The repositories are made before. What is measured is how long a backup takes, and
+memory. See README.md here.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> int:
     asked = parser.parse_args()
     client = built_client()
     found: dict[str, list[Measured]] = {"this server": [], "rclone": []}
-    with scratch(2 * asked.clients * asked.backups * asked.size << 10) as directory:
+    with scratch(2 * asked.clients * (asked.backups + 1) * asked.size << 10) as directory:
         tls = certificate(directory) if asked.tls else None
 
         def start(name: str) -> Server:
@@ -95,10 +96,14 @@ def main() -> int:
 def measured_round(
     client: str, start: Callable[[str], Server], name: str, asked: argparse.Namespace, number: int, data: Path
 ) -> Measured:
-    """One round with one server, which is started for it."""
-    options = ["-n", str(asked.clients * asked.backups), "-c", str(asked.clients), "-size", str(asked.size << 10)]
+    """One round with one server, which is started for it. The first backups, which make the repositories, do not count."""
+    options = ["-c", str(asked.clients), "-size", str(asked.size << 10)]
     with start(name) as server:
-        measured = drive(client, server, "backup", [*options, "-seed", str(number)])
+        first = drive(client, server, "backup", [*options, "-n", str(asked.clients), "-seed", str(1000 + number)])
+        if first.failed:
+            return first
+        backups = str(asked.clients * asked.backups)
+        measured = drive(client, server, "backup", [*options, "-n", backups, "-seed", str(number)])
     shutil.rmtree(data)
     return measured
 
