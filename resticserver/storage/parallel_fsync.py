@@ -23,7 +23,6 @@ MOST = 32
 #: io_setup, io_destroy, io_submit and io_getevents of 64-bit processes.
 _NUMBERS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4), "riscv64": (0, 1, 2, 4)}
 _COMMAND_FSYNC = 2
-_UNKNOWN = OSError(errno.EIO, "the kernel does not say whether it is durable")
 
 
 class _Request(ctypes.Structure):
@@ -61,6 +60,8 @@ class _Context:
     What one thread hands over and gets back. The system has a limit for these (C{fs.aio-max-nr}), so they are made when a
     thread needs one, and the pool wakes the same few threads again and again.
 
+    @ivar is_broken: it may not be used again: results of the last use may still come, and would be taken for those of the
+        next.
     @raise OSError: the kernel has no asynchronous I/O, or none is allowed.
     """
 
@@ -68,6 +69,7 @@ class _Context:
     _id = ctypes.c_ulong(0)
 
     def __init__(self) -> None:
+        self.is_broken = False
         # PyDLL would keep the interpreter's lock.
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
         self._syscall.restype = ctypes.c_long
@@ -87,19 +89,20 @@ class _Context:
 
     def fsync(self, fds: Sequence[int]) -> list[OSError | None]:
         """Of at most L{MOST} descriptors."""
-        errors: list[OSError | None] = [None] * len(fds)
         for request, fd in zip(self._requests, fds, strict=False):
             request.fd = fd
         taken = max(0, self._syscall(self._submit, self._id, ctypes.c_long(len(fds)), self._pointers))
-        # Until it is known: an fsync that failed does not fail again.
-        errors[:taken] = [_UNKNOWN] * taken
-        self._wait(taken, errors)
+        errors = list(map(_error, self._wait(taken)))
         # The kernel stops at the first one that it does not take.
-        for index in range(taken, len(fds)):
-            errors[index] = _fsync(fds[index])
-        return errors
+        return errors + list(map(_fsync, fds[taken:]))
 
-    def _wait(self, expected: int, errors: list[OSError | None]) -> None:
+    def _wait(self, expected: int) -> list[int]:
+        """
+        Wait for all that were handed over.
+
+        @return: the error number of each. What is not known counts as failed: an fsync that failed does not fail again.
+        """
+        codes = [errno.EIO] * expected
         left = expected
         while left:
             got = self._syscall(
@@ -113,11 +116,16 @@ class _Context:
             if got < 0:
                 if ctypes.get_errno() == errno.EINTR:
                     continue  # a signal came in this thread
-                return
+                self.is_broken = True
+                break
             for event in self._events[:got]:
-                code = -event.result
-                errors[event.data] = OSError(code, os.strerror(code)) if code > 0 else None
+                codes[event.data] = -event.result
             left -= got
+        return codes
+
+
+def _error(code: int) -> OSError | None:
+    return OSError(code, os.strerror(code)) if code > 0 else None
 
 
 def _fsync(fd: int) -> OSError | None:
@@ -158,5 +166,10 @@ def fsync_all(fds: Sequence[int]) -> list[OSError | None]:
             return [_fsync(fd) for fd in fds]
     errors: list[OSError | None] = []
     for first in range(0, len(fds), MOST):
-        errors += context.fsync(fds[first : first + MOST])
+        if context.is_broken:
+            errors += map(_fsync, fds[first : first + MOST])
+        else:
+            errors += context.fsync(fds[first : first + MOST])
+    if context.is_broken:
+        del _of_thread.context
     return errors

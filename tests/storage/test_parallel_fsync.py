@@ -103,6 +103,25 @@ class FsyncAllTests(KernelCase):
             context, "_syscall", lambda number, *args: -1 if number is context._get_events else real(number, *args)
         ):
             self.assertEqual(["EIO"] * 3, codes_of(context.fsync(files)))
+        self.assertTrue(context.is_broken)
+
+    def test_broken_is_not_used_again(self) -> None:
+        """What comes late is not taken for the result of others: the next ones have another context."""
+        files = self.opened(parallel_fsync.MOST + 3)
+        context = parallel_fsync._Context()
+        real = context._syscall
+        failing = mock.patch.object(
+            context, "_syscall", lambda number, *args: -1 if number is context._get_events else real(number, *args)
+        )
+        of_thread = threading.local()
+        of_thread.context = context
+        self.patch(parallel_fsync, "_of_thread", of_thread)
+        with failing:
+            found = codes_of(parallel_fsync.fsync_all(files))
+        self.assertEqual(["EIO"] * parallel_fsync.MOST + [""] * 3, found)
+        self.assertFalse(hasattr(of_thread, "context"))
+        self.assertEqual([""] * 3, codes_of(parallel_fsync.fsync_all(files[:3])))
+        self.assertIsNot(context, of_thread.context)
 
     def test_not_taken(self) -> None:
         """What the kernel does not take is done one after the other, with its errors."""
