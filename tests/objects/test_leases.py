@@ -610,10 +610,12 @@ class SimulationTests(SynchronousTestCase):
         """With a part of the protocol broken, one of some runs exceeds the limit."""
         with mock.patch.object(what, name, broken):
             for seed in range(60):
-                try:
-                    self.simulate(seed)
-                except Exceeded:
-                    return
+                # What the broken part has written may be refused when it is read: that run shows nothing.
+                with contextlib.suppress(EngineError):
+                    try:
+                        self.simulate(seed)
+                    except Exceeded:
+                        return
         self.fail(f"nothing is found without {name}")
 
     def test_a_lease_that_is_not_checked_is_found(self) -> None:
