@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -377,5 +377,5 @@ class QuickPool(JobPool):
                     self._wake(1)  # while this thread waits, another one begins what has come
 
         # These have steps: _take takes no others together.
-        run_together([(waiting, job.steps(*args)) for waiting, job, args in jobs], ended, moved)  # type: ignore[attr-defined]
+        run_together([(waiting, cast("Stepped", job).steps(*args)) for waiting, job, args in jobs], ended, moved)
         return longest_s

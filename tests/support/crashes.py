@@ -156,10 +156,11 @@ class Worker:
     def _several(self) -> None:
         """Upload and delete several that wait for their fsyncs together."""
         jobs: list[tuple[tuple[Key, str], Steps[object]]] = []
+        put: Any = _put
         for _ in range(self._random.randrange(2, 7)):
             body = self._random.randbytes(1000)
             key = (self._random.choice(("data", "index")), object_id(body))
-            jobs.append(((key, LIVE), _put.steps(self._store, key, body)))  # type: ignore[attr-defined]
+            jobs.append(((key, LIVE), put.steps(self._store, key, body)))
         live = [key for key, where in self._own.items() if where == LIVE]
         for key in self._random.sample(live, min(2, len(live))):
             after = GONE if key[0] == "locks" else TRASH
