@@ -27,6 +27,16 @@ REASON = b"the data directory cannot be written: Read-only file system\n"
 NOT_READY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%s" % (len(REASON), REASON)
 
 
+def _request_of(connection: socket.socket) -> bytes:
+    """All that a client sends before it waits, in several pieces if the PROXY header is one; of TLS, what comes first."""
+    received = b""
+    while not received.endswith(b"\r\n\r\n") and (more := connection.recv(1 << 16)):
+        received += more
+        if received.startswith(b"\x16"):
+            break
+    return received
+
+
 class HealthCase(SynchronousTestCase):
     """Runs the command in an environment of its own."""
 
@@ -73,7 +83,7 @@ class HealthCase(SynchronousTestCase):
                     if context is not None:
                         connection = context.wrap_socket(connection, server_side=True)
                     with connection:
-                        self.received.append(connection.recv(1 << 16))
+                        self.received.append(_request_of(connection))
                         if isinstance(reply, bytes):
                             connection.sendall(reply)
                         else:
