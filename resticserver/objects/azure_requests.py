@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from ..dates import http_text
 from .azure_settings import CA_VARIABLE, AzureSettings
 from .engine import AccessRefused, BucketMissing, EngineError
-from .signed_requests import PASSING, Asked, Passing, Signed, SignedRequests, code_and_message
+from .signed_requests import PASSING, Asked, Passing, Signed, SignedRequests, code_and_detail
 
 #: Of Azure's protocol. The first one that encodes names in lists which XML cannot have is 2021-02-12.
 VERSION = "2021-12-02"
@@ -63,8 +63,7 @@ class AzureRequests(SignedRequests):
         return f"GET\n{standard}{fields}{resource}{parameters}".encode()
 
     def _failure(self, asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
-        code, message = code_and_message(body)
-        detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
+        code, detail = code_and_detail(status, body)
         if (status, code) in _NO_CONTAINER:
             return BucketMissing(detail=detail)
         if status in (401, 403):

@@ -134,7 +134,7 @@ class Credentials:
         url: str,
         region: str,
         credential: Credential | None = None,
-        body: bytes = b"",
+        sha256: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Mapping[str, str]:
         """
@@ -142,14 +142,19 @@ class Credentials:
 
         @param url: with its query, encoded as it is going to be sent.
         @param credential: by default the ones that are valid now.
+        @param sha256: of the content; C{None} if there is none.
         @param headers: further ones.
         @return: the header fields to be sent.
         """
         from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped,import-not-found]
         from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped,import-not-found]
 
-        request = AWSRequest(method, url, headers, body)
-        S3SigV4Auth(credential or self.current(), "s3", region).add_auth(request)
+        request = AWSRequest(method, url, headers)
+        signer = S3SigV4Auth(credential or self.current(), "s3", region)
+        if sha256 is not None:
+            # What botocore would calculate from the content.
+            signer.payload = lambda _: sha256.hex()
+        signer.add_auth(request)
         return {str(name): str(value) for name, value in request.headers.items()}
 
     def _frozen(self) -> Credential:

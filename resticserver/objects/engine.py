@@ -118,18 +118,20 @@ class Engine(Protocol):
     def endpoint(self) -> str:
         """The URL of the engine."""
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """
         Store an object if there is none of that key, in one request that the engine decides.
 
+        @param sha256: of the content, if it is known: other content is then refused where the engine verifies it.
         @raise Exists: there is one. It may be our own, if an earlier attempt has failed.
         @raise EngineFull: there is no space.
         """
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """
         Store an object, in the place of one that is there.
 
+        @param sha256: see L{put_new}.
         @raise EngineFull: there is no space.
         """
 

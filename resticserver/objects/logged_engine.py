@@ -165,13 +165,13 @@ class LoggedEngine:
         self.name = engine.name
         self.endpoint = engine.endpoint
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{Engine.put_new}."""
-        self.log.watch(STORE, lambda: self._engine.put_new(key, content))
+        self.log.watch(STORE, lambda: self._engine.put_new(key, content, sha256))
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{Engine.put}."""
-        self.log.watch(STORE, lambda: self._engine.put(key, content))
+        self.log.watch(STORE, lambda: self._engine.put(key, content, sha256))
 
     def size_of(self, key: str) -> int:
         """See L{Engine.size_of}."""

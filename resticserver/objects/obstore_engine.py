@@ -25,19 +25,9 @@ from obstore.exceptions import (
 
 from ..errors import StartError
 from ..storage.interface import WantedPart
-from .engine import (
-    WHOLE,
-    Absent,
-    AccessRefused,
-    BeyondTheEnd,
-    Body,
-    BucketMissing,
-    Content,
-    EngineError,
-    EngineFull,
-    Exists,
-    Found,
-)
+from .answers import meaning
+from .engine import WHOLE, Absent, AccessRefused, BeyondTheEnd, Body, Content, EngineError, EngineFull, Exists, Found
+from .signed_requests import CONNECT_TIMEOUT_S, STORE_TIMEOUT_S
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -45,11 +35,8 @@ if TYPE_CHECKING:
 #: How much of a body is handed on at a time, in bytes.
 PIECE_BYTES = 256 << 10
 
-#: For how long a request that stores something may take, in seconds: less than the five minutes of restic's patience.
-WRITE_S = 240.0
 #: For how long a body that is read may bring nothing, in seconds. All of it may take as long as the client takes.
 READ_S = 30.0
-CONNECT_S = 5.0
 
 #: The caller tries again, since only it knows whether that is safe.
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
@@ -58,35 +45,21 @@ _STATUS = re.compile(r"status code: (\d{3})")
 #: In an answer, or, in obstore's own words, of an object that was not removed by a request for several.
 _CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
-#: How engines say that they are full: Ceph, MinIO, Azure.
-_FULL = frozenset(("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "AccountLimitExceeded"))
-#: Codes of refused credentials that come with another status than 403 too: AWS's is 400 for those that were valid once, and a
-#: removal is answered 200 with the error in it.
-_REFUSED = frozenset(
-    (
-        "AccessDenied",
-        "AccountIsDisabled",
-        "AuthenticationFailed",
-        "AuthorizationFailure",
-        "AuthorizationPermissionMismatch",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InsufficientAccountPermissions",
-        "InvalidAccessKeyId",
-        "InvalidAuthenticationInfo",
-        "InvalidToken",
-        "KeyBasedAuthenticationNotPermitted",
-        "NoAuthenticationInformation",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    )
+#: The statuses that obstore tells by the class of its exception. (C{FileNotFoundError} and C{PermissionError} are its own too.)
+_STATUS_OF: tuple[tuple[type[Exception], int], ...] = (
+    (AlreadyExistsError, 409),
+    (PreconditionError, 412),
+    (FileNotFoundError, 404),
+    (NotFoundError, 404),
+    (PermissionError, 403),
+    (PermissionDeniedError, 403),
+    (UnauthenticatedError, 401),
 )
 #: How often an object is removed that a removal has not found, and that is there: it may have been uploaded meanwhile.
 _REMOVALS = 3
 
 #: obstore's own words where an engine answers a part that begins at the end with an empty one, as Azurite does.
 _BEGINS_TOO_LATE = "Wanted range starting at"
-_NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
 
 
 def client_options(
@@ -102,8 +75,8 @@ def client_options(
     @raise StartError: that file cannot be read.
     """
     options: ClientConfig = {
-        "connect_timeout": timedelta(seconds=CONNECT_S),
-        "timeout": timedelta(seconds=WRITE_S) if writes else timedelta(days=7),
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "timeout": timedelta(seconds=STORE_TIMEOUT_S) if writes else timedelta(days=7),
         "allow_http": endpoint.startswith("http:"),
     }
     if not writes:
@@ -158,19 +131,24 @@ class ObstoreEngine:
         self.list_folder = lists.list_folder
         self.check_bucket = lists.check_bucket
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put_new}."""
-        self._put(key, content, "create")
+        self._put(key, content, sha256, True)
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put}."""
-        self._put(key, content, "overwrite")
+        self._put(key, content, sha256, False)
 
-    def _put(self, key: str, content: Content, mode: Any) -> None:
+    def _put(self, key: str, content: Content, sha256: bytes | None, is_new: bool) -> None:
+        """
+        Store an object.
+
+        @param is_new: whether there must be none of that key.
+        """
         try:
-            obstore.put(self._writer, key, content, mode=mode, use_multipart=False)
+            obstore.put(self._writer, key, content, mode="create" if is_new else "overwrite", use_multipart=False)
         except (OSError, BaseError) as error:
-            raise self._meant(error, EngineFull, *((Exists,) if mode == "create" else ())) from None
+            raise self._meant(error, EngineFull, *((Exists,) if is_new else ())) from None
 
     def size_of(self, key: str) -> int:
         """See L{resticserver.objects.engine.Engine.size_of}."""
@@ -233,24 +211,22 @@ class ObstoreEngine:
         words = str(error).partition("\n\nDebug source:")[0]
         found = _CODE.search(words)
         code = (found.group(1) or found.group(2)) if found is not None else ""
-        found = _STATUS.search(words)
-        status = int(found.group(1)) if found is not None else 0
         detail = _detail(words, code)
-        meant: Exception = EngineError("", detail)
-        if code in _FULL or status == 507:
-            meant = EngineFull()
-        elif isinstance(error, (AlreadyExistsError, PreconditionError)):
-            meant = Exists()
-        elif code in _NO_BUCKET:
-            meant = BucketMissing("", detail)
-        elif code == "NoSuchKey" or isinstance(error, (FileNotFoundError, NotFoundError)):
-            meant = Absent()
-        elif code in _REFUSED or isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
+        meant = meaning(_status(error, words), code, detail)
+        if isinstance(meant, AccessRefused):
             self._refused()
-            meant = AccessRefused("", detail)
-        elif status == 416 or _BEGINS_TOO_LATE in words:
-            meant = BeyondTheEnd()
         return meant if isinstance(meant, (EngineError, *expected)) else EngineError("", detail)
+
+
+def _status(error: Exception, words: str) -> int:
+    """The status of the answer; 0 if there was none."""
+    for known, status in _STATUS_OF:
+        if isinstance(error, known):
+            return status
+    if _BEGINS_TOO_LATE in words:
+        return 416
+    found = _STATUS.search(words)
+    return int(found.group(1)) if found is not None else 0
 
 
 def _detail(words: str, code: str) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from base64 import b64encode
 
 from ..storage.volume import FOLDER
 from .engine import AccessRefused, Engine
 from .probe import Finding
-from .s3_requests import S3Requests
+from .s3_requests import S3Requests, checksum_field
+from .signed_requests import Answer
 from .versions import S3Versions
 
 _CONTENT, _OTHER = b"0123456789" * 10, b"9876543210" * 10
@@ -25,19 +25,21 @@ def s3_findings(engine: Engine, requests: S3Requests, prefix: str) -> list[Findi
     @raise EngineError: the engine does not answer as it should.
     """
     key = f"{prefix}{FOLDER}/probe/{secrets.token_hex(8)}/hash"
-    checksum = {"x-amz-checksum-sha256": b64encode(hashlib.sha256(_OTHER).digest()).decode("ascii")}
+    hash_, other = (hashlib.sha256(each).digest() for each in (_CONTENT, _OTHER))
     try:
         return [
-            _verified("the checksum of an upload is verified", requests.put(key, _CONTENT, _CONTENT, checksum)),
-            _verified("the signed hash of an upload is verified", requests.put(key, _CONTENT, _OTHER, {})),
+            _verified(
+                "the checksum of an upload is verified", requests.put(key, _CONTENT, hash_, checksum_field(other))
+            ),
+            _verified("the signed hash of an upload is verified", requests.put(key, _CONTENT, other, {})),
             _versions(S3Versions(engine.name, requests), prefix),
         ]
     finally:
         engine.remove(key)
 
 
-def _verified(name: str, status: int) -> Finding:
-    problem = f"wrong bytes are answered {status}" if status < 300 else ""
+def _verified(name: str, answer: Answer) -> Finding:
+    problem = f"wrong bytes are answered {answer.status}" if answer.status < 300 else ""
     return Finding(name, problem, vital=False)
 
 

@@ -1,9 +1,10 @@
 """
-Signed GET requests to a bucket of S3.
+Signed requests to a bucket of S3.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from urllib.parse import quote
 from .credentials import Credentials
 from .engine import Absent, AccessRefused, BucketMissing, EngineError
 from .s3_settings import S3Settings
-from .signed_requests import PASSING, Asked, Passing, Signed, SignedRequests, code_and_message
+from .signed_requests import PASSING, Answer, Asked, Passing, Signed, SignedRequests, code_and_detail
 
 #: What was asked for is not there; for a lifecycle that means that there are no rules.
 _ABSENT = frozenset(("NoSuchLifecycleConfiguration", "NoSuchVersion"))
@@ -31,25 +32,17 @@ class S3Requests(SignedRequests):
         self._settings = settings
         self._credentials = credentials
 
-    def put(self, key: str, content: bytes, signed: bytes, headers: Mapping[str, str]) -> int:
+    def put(self, key: str, content: bytes | memoryview, sha256: bytes, headers: Mapping[str, str]) -> Answer:
         """
         Store an object, by one attempt.
 
-        @param signed: the content that the signature is for.
-        @return: the status of the answer.
+        @param sha256: of the content. The signature is for it, and not for the content itself, which is not read for that.
         @raise EngineError: there was no answer.
         """
-        from urllib3.exceptions import HTTPError
-
         url = f"{self._settings.bucket_url}/{quote(key, safe='-_.~/')}"
-        signature = self._credentials.sign("PUT", url, self._settings.region, None, signed, headers)
-        try:
-            answer = self._connections.request(
-                "PUT", url, body=content, headers=signature, timeout=self._timeout, retries=False, redirect=False
-            )
-        except (HTTPError, OSError) as error:
-            raise EngineError(detail=type(error).__name__) from None
-        return answer.status
+        return self._store(
+            url, self._credentials.sign("PUT", url, self._settings.region, None, sha256, headers), content
+        )
 
     def _signed(self, asked: Asked) -> Signed:
         credential = self._credentials.current()
@@ -61,8 +54,7 @@ class S3Requests(SignedRequests):
         return Signed(asked.method, url, headers, lambda: self._credentials.reload(credential))
 
     def _failure(self, asked: Asked, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
-        code, message = code_and_message(body)
-        detail = f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
+        code, detail = code_and_detail(status, body)
         if region := headers.get("x-amz-bucket-region"):
             detail += f" (the bucket is in the region {ascii(region[:40])[1:-1]}: see AWS_REGION)"
         if status == 404 and code == "NoSuchBucket":
@@ -74,3 +66,8 @@ class S3Requests(SignedRequests):
         if status >= 500 or status in PASSING:
             return Passing(detail)
         return EngineError(detail=detail)
+
+
+def checksum_field(sha256: bytes) -> dict[str, str]:
+    """The header field from which an engine knows what an object's SHA-256 must be, apart from the signature."""
+    return {"x-amz-checksum-sha256": b64encode(sha256).decode("ascii")}

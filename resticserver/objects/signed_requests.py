@@ -1,27 +1,23 @@
 """
-Signed GET requests to an object store, for what obstore cannot do or does not do strictly: lists above all. A request has no
-effect, so that it may be made again; L{SignedRequests.get} does so.
+Signed requests to an object store, for what obstore cannot do or does not do strictly: lists above all, which have no effect,
+so that L{SignedRequests.get} makes them again; and uploads whose hash is known, which are made once.
 
 urllib3 is imported when the first of these objects is made, not before.
 """
 
 from __future__ import annotations
 
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
-from ..errors import StartError
 from .engine import AccessRefused, EngineError
 from .pages import MAX_PAGE_BYTES, BadPage
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import BaseHTTPResponse, Timeout
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
@@ -29,14 +25,14 @@ READ_TIMEOUT_S = 30.0
 #: How long one answer may take from its first byte to its last, in seconds: an engine that sends a byte now and then is stuck.
 ANSWER_TIMEOUT_S = 60.0
 
+#: For how long a request that stores something may take, in seconds: less than the five minutes of restic's patience.
+STORE_TIMEOUT_S = 240.0
+
 #: The pauses before a request is made again, in seconds.
 PAUSES_S = (0.2, 1.0, 4.0)
 
 #: No further attempt begins later than this after the first one, in seconds.
 ATTEMPTS_WITHIN_S = 30.0
-
-#: How many connections are kept open.
-_CONNECTIONS = 16
 
 _PIECE_BYTES = 256 << 10
 
@@ -80,6 +76,14 @@ class Signed(NamedTuple):
     renew: Callable[[], bool]
 
 
+class Answer(NamedTuple):
+    """What an engine has answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class SignedRequests(ABC):
     """
     Requests to one bucket, over connections that are kept open. Safe from several threads.
@@ -107,11 +111,13 @@ class SignedRequests(ABC):
     ) -> None:
         from urllib3 import Timeout
 
+        from .connections import connections_to
+
         self._timeout = Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._answer_timeout_s = answer_timeout_s
         self._pause = pause
         self._clock = clock
-        self._connections = _connections(endpoint, ca_file, self.ca_variable)
+        self._connections = connections_to(endpoint, ca_file, self.ca_variable)
 
     @abstractmethod
     def _signed(self, asked: Asked) -> Signed:
@@ -164,22 +170,54 @@ class SignedRequests(ABC):
         from urllib3.exceptions import HTTPError
 
         try:
-            answer = self._connections.request(
-                request.method,
-                request.url,
-                headers=request.headers,
-                timeout=self._timeout,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            body = self._body(answer)
+            answer = self._answer(request.method, request.url, request.headers, None, self._timeout)
         except (HTTPError, OSError) as error:
             raise Passing(_description(error)) from None
         if answer.status in _FINE:
-            return body
-        raise self._failure(asked, answer.status, answer.headers, body)
+            return answer.body
+        raise self._failure(asked, answer.status, answer.headers, answer.body)
+
+    def _store(self, url: str, headers: Mapping[str, str], content: bytes | memoryview) -> Answer:
+        """
+        Store an object, by one attempt of L{STORE_TIMEOUT_S} at most.
+
+        @param headers: with the signature.
+        @raise EngineError: there was no answer; it is not known what the engine has done.
+        """
+        from urllib3 import Timeout
+        from urllib3.exceptions import HTTPError
+
+        timeout = Timeout(connect=self._timeout.connect_timeout, total=STORE_TIMEOUT_S)
+        try:
+            return self._answer("PUT", url, headers, content, timeout)
+        except (HTTPError, OSError) as error:
+            raise EngineError(detail=_description(error)) from None
+        except Passing as error:
+            raise EngineError(detail=str(error)) from None
+
+    def _answer(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | memoryview | None, timeout: Timeout
+    ) -> Answer:
+        """
+        What a request is answered.
+
+        @raise HTTPError: urllib3's: there was no answer, or only a part of one.
+        @raise OSError: so.
+        @raise Passing: the answer is too large, or takes too long.
+        """
+        body: Any = content  # urllib3 sends whatever has a buffer; its types leave that out
+        answer = self._connections.request(
+            method,
+            url,
+            body=body,
+            headers=headers,
+            timeout=timeout,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        return Answer(answer.status, answer.headers, self._body(answer))
 
     def _body(self, answer: BaseHTTPResponse) -> bytes:
         """The whole body. The connection is used again only if the body was read to its end."""
@@ -201,49 +239,18 @@ class SignedRequests(ABC):
         return bytes(body)
 
 
-def _connections(endpoint: str, ca_file: str | None, ca_variable: str) -> PoolManager:
+def code_and_detail(status: int, body: bytes) -> tuple[str, str]:
     """
-    The connections: directly, or through the proxy that the environment names (obstore does the same). Certificates are
-    verified against the file that is set, or against what the system and C{SSL_CERT_FILE} say.
+    What an answer says that is an error.
 
-    @raise StartError: that file cannot be used.
+    @return: its code, which is empty if the body describes no error; and the status, the code and the message for the log. Other
+        elements of the description repeat the request with its credentials.
     """
-    from urllib3 import PoolManager, ProxyManager, make_headers
-
-    parts = urlsplit(endpoint)
-    tls = _tls(ca_file, ca_variable) if parts.scheme == "https" else None
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy is None or proxy_bypass(parts.netloc):
-        return PoolManager(num_pools=2, maxsize=_CONNECTIONS, ssl_context=tls)
-    proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    headers = None
-    if proxy_parts.username is not None:
-        pair = f"{unquote(proxy_parts.username)}:{unquote(proxy_parts.password or '')}"
-        headers = make_headers(proxy_basic_auth=pair)
-    url = f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
-    return ProxyManager(url, num_pools=2, maxsize=_CONNECTIONS, ssl_context=tls, proxy_headers=headers)
+    code, message = _code_and_message(body)
+    return code, f"{status} {code}: {message}" if message else f"{status} {code}".rstrip()
 
 
-def _tls(ca_file: str | None, ca_variable: str) -> ssl.SSLContext:
-    """
-    What certificates are verified against.
-
-    @raise StartError: the file with the authorities cannot be used.
-    """
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        # An ssl.SSLError has only the library's own words.
-        reason = "it has no valid certificates" if isinstance(error, ssl.SSLError) else error.strerror
-        raise StartError(f"--path: cannot read {ca_file} ({ca_variable}): {reason}") from None
-
-
-def code_and_message(body: bytes) -> tuple[str, str]:
-    """
-    What a description of an error says; both are empty if it is none. Only these two: other elements repeat the request
-    with its credentials.
-    """
+def _code_and_message(body: bytes) -> tuple[str, str]:
     try:
         if b"<!" in body:
             return "", ""
@@ -263,5 +270,9 @@ def _description(error: Exception) -> str:
     A failed connection, without the URL: the library's own text names it with the query, and a proxy's with a password.
     """
     reason = error.__cause__ or error.__context__
-    words = f": {reason.strerror}" if isinstance(reason, OSError) and reason.strerror else ""
+    words = ""
+    if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+        words = ": timed out"
+    elif isinstance(reason, OSError) and reason.strerror:
+        words = f": {reason.strerror}"
     return f"{type(error).__name__}{words}"

@@ -52,12 +52,12 @@ class Unconditional:
         self.list_folder = engine.list_folder
         self.check_bucket = engine.check_bucket
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{Engine.put_new}."""
         with self._locks.held(key):
             try:
                 self._engine.size_of(key)
             except Absent:
-                self._engine.put(key, content)
+                self._engine.put(key, content, sha256)
                 return
         raise Exists()

@@ -190,7 +190,7 @@ class ObjectUpload:
         while True:
             self._check()
             try:
-                self._store.engine.put_new(key, content)
+                self._store.engine.put_new(key, content, self._hash.digest())
             except (AccessRefused, BucketMissing, EngineFull):
                 raise
             except Exists:
@@ -241,7 +241,7 @@ class ObjectUpload:
         _log.warn("{key} was damaged; replaced by a verified upload", key=ascii(key)[1:-1])
         self._check()
         self.is_uncertain = True  # an error of this may come after it is done
-        self._store.engine.put(key, content)
+        self._store.engine.put(key, content, self._hash.digest())
         self.change = Amount(self.size_bytes - size_bytes, 0)
         return Outcome.HEALED
 

@@ -840,9 +840,9 @@ class ThreadedMemoryEngine(MemoryEngine):
         super().__init__(page_objects=1000)
         self._listing = threading.RLock()
 
-    def _store(self, key: str, content: Content) -> None:
+    def _store(self, key: str, content: Content, sha256: bytes | None) -> None:
         with self._listing:
-            super()._store(key, content)
+            super()._store(key, content, sha256)
 
     def remove(self, key: str) -> None:
         """See L{MemoryEngine.remove}."""

@@ -377,11 +377,11 @@ class StartTests(InMemory, SynchronousTestCase):
         """So is one that looks first and stores then, also if it was tried before."""
         calls = []
 
-        def put_new(key: str, content: bytes) -> None:
+        def put_new(key: str, content: bytes, sha256: bytes | None = None) -> None:
             calls.append(key)
             if "race" not in key and key in self.engine.objects:
                 raise Exists()
-            self.engine.put(key, content)
+            self.engine.put(key, content, sha256)
 
         self.patch(self.engine, "put_new", put_new)
         self.assertIn("8 of them succeeded", str(self.assertRaises(StartError, self.prepare)))

@@ -282,11 +282,11 @@ class Direct:
         """Make a request."""
         return self._world.carry_out(Request(kind, key, bytes(content), self._world.now_s))
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put_new}."""
         self.request("put_new", key, content)
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put}."""
         self.request("put", key, content)
 

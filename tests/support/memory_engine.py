@@ -5,11 +5,12 @@ with it call by call. The real engines are in L{tests.support.engines}.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from resticserver.objects.engine import WHOLE, Absent, BeyondTheEnd, Content, Exists, Found
+from resticserver.objects.engine import WHOLE, Absent, BeyondTheEnd, Content, EngineError, Exists, Found
 from resticserver.storage.interface import WantedPart
 
 #: Called before a call is carried out, or after it: may raise.
@@ -64,23 +65,25 @@ class MemoryEngine:
         if faults := self.after.get(name):
             faults.pop(0)()
 
-    def _store(self, key: str, content: Content) -> None:
+    def _store(self, key: str, content: Content, sha256: bytes | None) -> None:
+        if sha256 is not None and hashlib.sha256(content).digest() != sha256:
+            raise EngineError("", "400 BadDigest")
         self.objects[key] = bytes(content)
         self.modified_s[key] = time.time()
 
-    def put_new(self, key: str, content: Content) -> None:
+    def put_new(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put_new}."""
         self._call("put_new", key)
         with self._lock:
             if key in self.objects:
                 raise Exists()
-            self._store(key, content)
+            self._store(key, content, sha256)
         self._called("put_new")
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content, sha256: bytes | None = None) -> None:
         """See L{resticserver.objects.engine.Engine.put}."""
         self._call("put", key)
-        self._store(key, content)
+        self._store(key, content, sha256)
         self._called("put")
 
     def size_of(self, key: str) -> int:
