@@ -14,7 +14,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ..errors import StartError
-from .signed_requests import STORE_TIMEOUT_S
+from .timeouts import STORE_TIMEOUT_S
 
 #: How many connections are kept open.
 _CONNECTIONS = 16

@@ -27,7 +27,7 @@ from ..errors import StartError
 from ..storage.interface import WantedPart
 from .answers import meaning
 from .engine import WHOLE, Absent, AccessRefused, BeyondTheEnd, Body, Content, EngineError, EngineFull, Exists, Found
-from .signed_requests import CONNECT_TIMEOUT_S, STORE_TIMEOUT_S
+from .timeouts import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, STORE_TIMEOUT_S
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 #: How much of a body is handed on at a time, in bytes.
 PIECE_BYTES = 256 << 10
 
-#: For how long a body that is read may bring nothing, in seconds. All of it may take as long as the client takes.
-READ_S = 30.0
 
 #: The caller tries again, since only it knows whether that is safe.
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
@@ -80,7 +78,7 @@ def client_options(
         "allow_http": endpoint.startswith("http:"),
     }
     if not writes:
-        options["read_timeout"] = timedelta(seconds=READ_S)
+        options["read_timeout"] = timedelta(seconds=READ_TIMEOUT_S)
     if ca_file is not None:
         try:
             with open(ca_file, "rb") as file:

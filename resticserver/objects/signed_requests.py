@@ -15,18 +15,10 @@ from xml.etree import ElementTree
 
 from .engine import AccessRefused, EngineError
 from .pages import MAX_PAGE_BYTES, BadPage
+from .timeouts import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, STORE_TIMEOUT_S
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, Timeout
-
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 30.0
-
-#: How long one answer may take from its first byte to its last, in seconds: an engine that sends a byte now and then is stuck.
-ANSWER_TIMEOUT_S = 60.0
-
-#: For how long a request that stores something may take, in seconds: less than the five minutes of restic's patience.
-STORE_TIMEOUT_S = 240.0
 
 #: The pauses before a request is made again, in seconds.
 PAUSES_S = (0.2, 1.0, 4.0)
