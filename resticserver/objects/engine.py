@@ -94,7 +94,7 @@ class Body(Protocol):
     def end(self) -> int:
         """See C{start}."""
 
-    def read(self) -> bytes:
+    def read(self) -> bytes | memoryview:
         """
         The next bytes, as many as are convenient; empty at the end of the part.
 

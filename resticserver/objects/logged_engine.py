@@ -147,7 +147,7 @@ class _LoggedBody:
         self.start, self.end = body.start, body.end
         self.close = body.close
 
-    def read(self) -> bytes:
+    def read(self) -> bytes | memoryview:
         """See L{Body.read}."""
         try:
             return self._body.read()

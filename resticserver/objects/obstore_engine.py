@@ -251,12 +251,13 @@ class _ObstoreBody:
         self._stream: Any = iter(result.stream(min_chunk_size=PIECE_BYTES))
         self._meant = meant
 
-    def read(self) -> bytes:
+    def read(self) -> bytes | memoryview:
         """See L{resticserver.objects.engine.Body.read}."""
         if self._stream is None or not self._left_bytes:
             return b""
         try:
-            piece = bytes(next(self._stream))
+            # Of obstore's own memory: a copy would be a tenth of the time that a large object takes.
+            piece = memoryview(next(self._stream))
         except StopIteration:
             raise EngineError("", f"a body ended {self._left_bytes} bytes early") from None
         except (OSError, BaseError) as error:

@@ -44,7 +44,7 @@ class ObjectStored:
         self._name = name
         #: Where the body that is open goes on, and what was read of it and not given out.
         self._offset = 0
-        self._left = b""
+        self._left: bytes | memoryview = b""
 
     def open(self, wanted: WantedPart | None = None) -> None:
         """See L{resticserver.storage.interface.Stored.open}."""
@@ -77,7 +77,7 @@ class ObjectStored:
         """See L{resticserver.storage.interface.Stored.fileno}: there is none."""
         return -1
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes | memoryview:
         """See L{resticserver.storage.interface.Stored.read}."""
         if offset >= self.size_bytes or not length:
             return b""

@@ -190,7 +190,7 @@ class Stored(Protocol):
     def fileno(self) -> int:
         """The file's descriptor, for sendfile; -1 where there is none."""
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes | memoryview:
         """Up to C{length} bytes from C{offset}; empty only at the end."""
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:

@@ -86,4 +86,4 @@ def _open(stored: Stored, wanted: bytes | None) -> tuple[Part, bytes | None]:
         pieces.append(piece)
         offset += len(piece)
     stored.close()
-    return part, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return part, bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -80,7 +80,7 @@ class TlsWriter(SocketWriter):
         self._tls.read_on()
 
 
-def encrypt(connection: Connection, *pieces: bytes) -> bytes:
+def encrypt(connection: Connection, *pieces: bytes | memoryview) -> bytes:
     """
     Encrypt some bytes.
 

@@ -154,7 +154,7 @@ def reader(stored: Stored, part: Part) -> Callable[[], bytes]:
         nonlocal offset
         if offset == end:
             return b""
-        chunk = stored.read(offset, min(READ_BYTES, end - offset))
+        chunk = bytes(stored.read(offset, min(READ_BYTES, end - offset)))
         if not chunk:
             raise OSError(errno.EIO, "the file became shorter while it was sent")
         offset += len(chunk)

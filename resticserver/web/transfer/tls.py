@@ -60,7 +60,7 @@ class TlsSendTransfer(SendfileTransfer):
             raise ConnectionLost() from error
         return False
 
-    def _next_chunk(self) -> bytes:
+    def _next_chunk(self) -> bytes | memoryview:
         chunk = self._stored.read(self._offset, min(_CHUNK_BYTES, self._until_offset - self._offset))
         if not chunk and self._offset < self._until_offset:
             raise OSError(errno.EIO, "the file became shorter while it was sent")
