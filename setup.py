@@ -68,7 +68,7 @@ setup(
     ],
     extras_require={
         # Repositories in an object store (--path s3://bucket).
-        "objects": ["obstore >= 0.12", "botocore >= 1.35"],
+        "objects": ["obstore >= 0.12", "botocore >= 1.35", "urllib3 >= 2"],
         "dev": [
             "build",
             "coverage",

@@ -16,8 +16,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from ..errors import StartError
 from .timeouts import STORE_TIMEOUT_S
 
-#: How many connections are kept open.
-_CONNECTIONS = 16
+#: How many connections are kept open: as many as the server has threads for requests.
+_CONNECTIONS = 32
 
 
 def connections_to(endpoint: str, ca_file: str | None, ca_variable: str) -> PoolManager:
