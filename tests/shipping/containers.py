@@ -235,20 +235,26 @@ def make_base(sandbox: Sandbox, directory: Path) -> str:
 def make_context(directory: Path) -> Path:
     """The files of the checkout, and wheels of the server and all that it needs: what the image is built from."""
     context = copy_of_the_tree(directory)
-    succeed([sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", context / "wheels", context], directory)
+    succeed(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", context / "wheels", f"{context}[objects]"],
+        directory,
+    )
     return context
 
 
-def build_image(sandbox: Sandbox, context: Path, base: str, target: str, name: str, version: str = "") -> float:
+def build_image(
+    sandbox: Sandbox, context: Path, base: str, target: str, name: str, version: str = "", extras: str = ""
+) -> float:
     """
     Build a target of the shipped F{Dockerfile}.
 
     @param target: empty for the default one.
+    @param extras: of the package.
     @return: how many seconds it took.
     """
     flags = (f"--target={target}",) if target else ()
     begun = time.monotonic()
-    arguments = (f"--build-arg=BASE={base}", f"--build-arg=VERSION={version}")
+    arguments = (f"--build-arg=BASE={base}", f"--build-arg=VERSION={version}", f"--build-arg=EXTRAS={extras}")
     file = context / "etc" / "docker" / "Dockerfile"
     sandbox.succeed(
         *("buildah", "bud", "--quiet", "--format=docker", "--layers", f"--tag={name}", f"--file={file}"),

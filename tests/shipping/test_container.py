@@ -80,6 +80,21 @@ class ImageTests(BothCase):
             print(f"{name} built in {built_s(name):.1f} s")
         self.assertLessEqual(sizes[MINIMAL], MOST_MINIMAL_BYTES)
 
+    def test_object_stores(self) -> None:
+        """With C{EXTRAS=objects} the image has what an object store needs, and says so without."""
+        name = "localhost/resticserver:objects"
+        build_image(self.sandbox, images().context, images().base, "", name, resticserver.__version__, "objects")
+        keys = (
+            "--env=AWS_ACCESS_KEY_ID=a",
+            "--env=AWS_SECRET_ACCESS_KEY=b",
+            "--env=AWS_ENDPOINT_URL=http://127.0.0.1:1",
+        )
+        for image, words in ((name, "the object store does not answer"), (SLIM, "resticserver[objects]")):
+            status, said = self.run_once(*keys, "--", "rest-server", "objects", "probe", "s3://bucket", image=image)
+            self.assertEqual(1, len(said.splitlines()), said)
+            self.assertIn(words, said)
+            self.assertNotEqual(0, status)
+
     def test_other_version(self) -> None:
         """A version label that is not the program's is refused."""
         error = self.assertRaises(
