@@ -37,6 +37,8 @@ class Crowd:
     Uploaders at several servers, of which some are killed.
 
     @ivar acknowledged: the size of each object that was, by its name.
+    @ivar may_end: whether uploaders end that are refused. Before, what killed servers had leased may be all that is left, and
+        comes back.
     """
 
     def __init__(self, servers: list[ServerProcess]) -> None:
@@ -46,19 +48,21 @@ class Crowd:
         self.acknowledged: dict[str, int] = {}
         self.refused = 0
         self.others: dict[int | None, int] = {}
-        self.full = threading.Event()
+        self.may_end = threading.Event()
 
     def upload(self, number: int) -> None:
         """One uploader: until it was refused several times in a row, however small its objects are."""
         chosen = random.Random(number)
         refusals = 0
-        while refusals < REFUSALS:
+        while refusals < REFUSALS or not self.may_end.is_set():
             with self._lock:
                 seed = next(self._seeds)
             size = chosen.randint(LEAST_BYTES, MOST_BYTES if not refusals else LEAST_BYTES + 1)
             status = self.post(number, chosen.choice(self.servers), random_bytes(seed, size))
             if status == 507:
                 refusals += 1
+                if refusals >= REFUSALS:
+                    self.may_end.wait(0.1)
             elif status == 200:
                 refusals = 0
             else:
@@ -129,17 +133,21 @@ class SharedLimitTests(SharedLimitCase):
         most = 0
         with concurrent.futures.ThreadPoolExecutor(UPLOADERS) as pool:
             uploads = [pool.submit(crowd.upload, number) for number in range(UPLOADERS)]
-            for kill in range(KILLS):
-                part = limit * (kill + 1) // (KILLS + 2)
-                wait_until(
-                    lambda part=part: sum(list(crowd.acknowledged.values())) > part,  # type: ignore[misc]
-                    what="uploads before the next kill",
-                )
-                victim = kill % FRONT_ENDS
-                port = servers[victim].port
-                servers[victim].kill()
-                most = max(most, sum(self.stored().values()))
-                servers[victim] = self.serve_quickly(*flags, state=f"new-{kill}", listen=f"127.0.0.1:{port}")
+            try:
+                for kill in range(KILLS):
+                    part = limit * (kill + 1) // (KILLS + 2)
+                    wait_until(
+                        lambda part=part: sum(list(crowd.acknowledged.values())) > part,  # type: ignore[misc]
+                        timeout_s=2 * BACK_S + PATIENCE_S,
+                        what="uploads before the next kill",
+                    )
+                    victim = kill % FRONT_ENDS
+                    port = servers[victim].port
+                    servers[victim].kill()
+                    most = max(most, sum(self.stored().values()))
+                    servers[victim] = self.serve_quickly(*flags, state=f"new-{kill}", listen=f"127.0.0.1:{port}")
+            finally:
+                crowd.may_end.set()
             while not all(each.done() for each in uploads):
                 most = max(most, sum(self.stored().values()))
                 time.sleep(0.5)
