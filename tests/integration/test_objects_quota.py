@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.parse
 import xml.etree.ElementTree
+from functools import partial
 
 from ..support.client import object_id, random_bytes
 from ..support.htpasswd import bcrypt_line
@@ -49,6 +50,10 @@ class Crowd:
         self.refused = 0
         self.others: dict[int | None, int] = {}
         self.may_end = threading.Event()
+
+    def has_stored_more_than(self, size_bytes: int) -> bool:
+        """Whether more bytes were acknowledged."""
+        return sum(list(self.acknowledged.values())) > size_bytes
 
     def upload(self, number: int) -> None:
         """One uploader: until it was refused several times in a row, however small its objects are."""
@@ -137,7 +142,7 @@ class SharedLimitTests(SharedLimitCase):
                 for kill in range(KILLS):
                     part = limit * (kill + 1) // (KILLS + 2)
                     wait_until(
-                        lambda part=part: sum(list(crowd.acknowledged.values())) > part,  # type: ignore[misc]
+                        partial(crowd.has_stored_more_than, part),
                         timeout_s=2 * BACK_S + PATIENCE_S,
                         what="uploads before the next kill",
                     )

@@ -29,10 +29,12 @@ class CollectionsTests(SynchronousTestCase):
         class Knot:
             """Refers to itself."""
 
+            def __init__(self) -> None:
+                self.itself = self
+
         allocator.put_off_collections()
         self.assertFalse(gc.isenabled())
         knot = Knot()
-        knot.itself = knot  # type: ignore[attr-defined]
         remembered = weakref.ref(knot)
         del knot
         self.assertIsNotNone(remembered())

@@ -4,6 +4,7 @@ L{resticserver.process.start_signals}: signals before the server runs.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -44,4 +45,26 @@ class EndTests(SynchronousTestCase):
         process.registerReapProcessHandler(4711, Reaped())
         process.unregisterReapProcessHandler(4711, process.reapProcessHandlers[4711])
         self.assertEqual(["registerReapProcessHandler"], [frame.f_code.co_name for frame in frames])
+        self.assertTrue(start_signals.told_to_end())
+
+    def test_within_the_end_of_an_import(self) -> None:
+        """Python would print it with a traceback and go on, so it is only noted there."""
+        frames: list[FrameType] = []
+
+        def watch(frame: FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_globals.get("__name__") == "importlib._bootstrap" and not frames:
+                if frame.f_code.co_name == "cb":
+                    frames.append(frame)
+                    start_signals._end(signal.SIGTERM, frame)
+
+        ignored: list[object] = []
+        self.patch(sys, "unraisablehook", ignored.append)
+        sys.modules.pop("colorsys", None)
+        before = sys.getprofile()
+        sys.setprofile(watch)
+        try:
+            importlib.import_module("colorsys")
+        finally:
+            sys.setprofile(before)
+        self.assertEqual((1, []), (len(frames), ignored))
         self.assertTrue(start_signals.told_to_end())
