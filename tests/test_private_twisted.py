@@ -1,6 +1,6 @@
 """
-Every private name of Twisted and argparse that the package uses, and that it is still there: after an upgrade of Twisted or
-Python a failure here says what to look at first.
+Every private name of Twisted, pyOpenSSL and argparse that the package uses, and that it is still there: after an upgrade of
+these or of Python a failure here says what to look at first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 from collections import defaultdict
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import abstract, endpoints, tcp, unix
 from twisted.protocols import tls
 from twisted.protocols.haproxy import _v1parser, _v2parser, _wrapper
@@ -22,18 +23,22 @@ from .test_layers import MODULES
 #: By name, the classes that have it: as their own attribute, or set on their instances.
 ATTRIBUTES: dict[str, tuple[type[Any], ...]] = {
     "_aborted": (tls.TLSMemoryBIOProtocol,),
+    "_appSendBuffer": (tls.TLSMemoryBIOProtocol,),
     "_action_groups": (argparse.ArgumentParser,),
     "_backlog": (endpoints.TCP4ServerEndpoint, endpoints.TCP6ServerEndpoint),
     "_choices_actions": (argparse._SubParsersAction,),
     "_cleanup": (http.Request,),
     "_disconnected": (http.Request,),
+    "_from_ssl": (SSL.Connection,),
     "_fromListeningDescriptor": (tcp.Port, unix.Port),
     "_group_actions": (argparse._ArgumentGroup,),
     "_handshakeDone": (tls.TLSMemoryBIOProtocol,),
+    "_into_ssl": (SSL.Connection,),
     "_interface": (endpoints.TCP4ServerEndpoint, endpoints.TCP6ServerEndpoint),
     "_lostTLSConnection": (tls.TLSMemoryBIOProtocol,),
     "_port": (endpoints.TCP4ServerEndpoint, endpoints.TCP6ServerEndpoint),
     "_proxyInfo": (_wrapper.HAProxyProtocolWrapper,),
+    "_raise_ssl_error": (SSL.Connection,),
     "_shutdownTLS": (tls.TLSMemoryBIOProtocol,),
     "_sslContextFactory": (endpoints.SSL4ServerEndpoint,),
     "_tempDataBuffer": (abstract.FileDescriptor,),
@@ -69,7 +74,7 @@ def private_attributes() -> dict[str, set[str]]:
 
 
 class PrivateTests(SynchronousTestCase):
-    """What is private to Twisted or argparse, and used all the same."""
+    """What is private to a library, and used all the same."""
 
     def test_listed(self) -> None:
         """The list above has all of them, and none that is used no more."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
+
+if TYPE_CHECKING:
+    from .tls_records import TlsRecords  # OpenSSL takes its time to import
 
 #: A head and a body up to this size are joined, which costs a copy of both.
 JOINED_BYTES = 16 << 10
@@ -24,10 +27,10 @@ class SocketWriter:
     A plain socket.
 
     @param transport: Twisted's, of the socket itself.
-    @ivar openssl: OpenSSL's connection over the socket; C{None} without TLS.
+    @ivar records: what encrypts and decrypts; C{None} without TLS.
     """
 
-    openssl: Any = None
+    records: TlsRecords | None = None
 
     def __init__(self, transport: Any) -> None:
         self.socket_transport = transport

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
-from OpenSSL.SSL import Error, SysCallError, WantReadError, ZeroReturnError
+from OpenSSL.SSL import Error, SysCallError, ZeroReturnError
 from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IProtocolFactory, IReactorTime
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
@@ -22,7 +22,8 @@ from twisted.python.failure import Failure
 from .addresses import address_text
 from .replies import date_now
 from .socket_writer import SocketWriter
-from .tls_writer import RECORD_BYTES, TlsWriter, waiting_bytes
+from .tls_records import RECORD_BYTES, TlsRecords, records_of
+from .tls_writer import REACTOR_SPACE, TlsWriter, taken
 from .turns import Turns
 
 #: How many records one slice decrypts: a fifth of a millisecond if they are tiny. If the client fills them, a read brings 33 at
@@ -71,6 +72,7 @@ class TlsConnection(BufferingTLSTransport):
 
     transport: Any
     _writer: SocketWriter | None
+    _records: TlsRecords | None = None
 
     #: The first bytes, until they show whether this is TLS.
     _first = b""
@@ -112,14 +114,25 @@ class TlsConnection(BufferingTLSTransport):
         Send what OpenSSL has to send, at once if that is possible. While something waits to be written no transfer can begin, and
         session tickets are written just when the first request comes.
         """
-        said = waiting_bytes(self._tlsConnection)
+        said = taken(self.records)
         if said:
             (self._writer or self.transport).write(said)
+
+    @property
+    def records(self) -> TlsRecords:
+        """What encrypts and decrypts."""
+        if self._records is None:
+            self._records = records_of(self._tlsConnection)
+        return self._records
 
     # --- reading
 
     def dataReceived(self, data: bytes) -> None:
         """Twisted's call: bytes came in."""
+        if self._handshakeDone and not self._appSendBuffer:
+            self.records.feed(data)
+            self._flushReceiveBIO()
+            return
         if not self._begun:
             data, self._first = self._first + data, b""
             if _MAY_BE_PLAIN.match(data):
@@ -152,15 +165,13 @@ class TlsConnection(BufferingTLSTransport):
 
     def _decrypt_slice(self) -> bool:
         """Decrypt up to L{SLICE_RECORDS}. Returns whether that was all."""
+        records, space = self.records, REACTOR_SPACE
         data = b""
         for _ in range(SLICE_RECORDS):
             if self._lostTLSConnection or self._aborted or self._ended:
                 return True
             try:
-                data += self._tlsConnection.recv(RECORD_BYTES)
-            except WantReadError:
-                self._pass_on(data)
-                return True
+                length = records.decrypt(space, 0, RECORD_BYTES)
             except ZeroReturnError:
                 self._pass_on(data)
                 if self._resting:
@@ -171,6 +182,10 @@ class TlsConnection(BufferingTLSTransport):
                 failure = Failure()
                 self._pass_on(data)
                 self._tlsShutdownFinished(failure)
+                return True
+            data += space.view[:length]
+            if not length or records.is_drained():
+                self._pass_on(data)
                 return True
             if len(data) >= RECORD_BYTES:
                 self._pass_on(data)

@@ -1,36 +1,18 @@
 """
-Sends answers over TLS: encrypts them without a copy of each record, and sends them as on plain sockets.
+Sends answers over TLS: encrypts them, and sends them as on plain sockets.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from OpenSSL.SSL import Connection, Error, WantReadError
+from OpenSSL.SSL import Error
 
 from .socket_writer import SocketWriter
+from .tls_records import RECORD_BYTES, Space, TlsRecords, encrypted_bytes
 
-#: A TLS record holds so much at most (RFC 8446 section 5.1).
-RECORD_BYTES = 16 << 10
-#: How much OpenSSL may have to send besides the records.
-BIO_BYTES = 4 << 10
-#: A record's overhead is less than its bytes divided by this.
-_RECORDS_OVERHEAD = 100
-
-
-def waiting_bytes(connection: Connection, most_bytes: int = BIO_BYTES) -> bytes:
-    """
-    The bytes that OpenSSL has to send.
-
-    @param most_bytes: usually there are no more than these.
-    """
-    try:
-        piece = connection.bio_read(most_bytes)
-    except WantReadError:
-        return b""
-    if len(piece) < most_bytes:
-        return piece
-    return piece + waiting_bytes(connection, most_bytes)
+#: For what the reactor's thread encrypts and decrypts, all but the largest of it.
+REACTOR_SPACE = Space(encrypted_bytes(RECORD_BYTES))
 
 
 class Tls(Protocol):
@@ -43,8 +25,9 @@ class Tls(Protocol):
     transport: Any
     written: bool
 
-    def getHandle(self) -> Any:
-        """OpenSSL's connection."""
+    @property
+    def records(self) -> TlsRecords:
+        """What encrypts and decrypts."""
 
     def read_on(self) -> None:
         """A transfer may have left bytes in OpenSSL's connection."""
@@ -63,39 +46,39 @@ class TlsWriter(SocketWriter):
     def __init__(self, tls: Tls) -> None:
         super().__init__(tls.transport)
         self._tls = tls
-        self.openssl: Connection = tls.getHandle()
+        self.records: TlsRecords = tls.records
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Encrypt and send, now as far as possible."""
+        size_bytes = len(data) + len(body)
+        records = self.records
         try:
-            encrypted = encrypt(self.openssl, data, body)
+            if size_bytes <= RECORD_BYTES:
+                records.encrypt(data + body)
+                space = REACTOR_SPACE
+            else:
+                records.encrypt(data)
+                if body:
+                    records.encrypt(body)
+                space = Space(encrypted_bytes(size_bytes))
         except Error:
             self._tls.abortConnection()
         else:
             self._tls.written = True
-            super().write(encrypted)
+            super().write(taken(records, space))
 
     def read_on(self) -> None:
         """Read first what a transfer left in OpenSSL's connection."""
         self._tls.read_on()
 
 
-def encrypt(connection: Connection, *pieces: bytes | memoryview) -> bytes:
+def taken(records: TlsRecords, space: Space = REACTOR_SPACE) -> bytes:
     """
-    Encrypt some bytes.
+    All that OpenSSL has to send. In the reactor's thread.
 
-    @return: the bytes to send.
-    @raise OpenSSL.SSL.Error: the connection is broken. Some of the bytes may have been encrypted.
+    @param space: if there is room for all of it, this is quicker.
     """
-    size_bytes = 0
-    for piece in pieces:
-        if not piece:
-            continue
-        size_bytes += len(piece)
-        sent = connection.send(piece)
-        if sent < len(piece):
-            # This pyOpenSSL makes partial writes: send a record at a time.
-            view = memoryview(piece)[sent:]
-            while view:
-                view = view[connection.send(view[:RECORD_BYTES]) :]
-    return waiting_bytes(connection, size_bytes + size_bytes // _RECORDS_OVERHEAD + BIO_BYTES)
+    piece = records.take(space)
+    if len(piece) < len(space.view):
+        return bytes(piece)
+    return bytes(piece) + taken(records, space)

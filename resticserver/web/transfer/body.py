@@ -68,7 +68,7 @@ def _lent_socket(request: StreamingRequest, share: Share | None) -> LentSocket |
         request.stall,
         site.options.stall_timeout_s,
         site.pool_turns,
-        writer.openssl,
+        writer.records,
         share,
     )
 
@@ -113,7 +113,7 @@ async def receive_body(
         await body.deliver(lambda chunks: Deferred.fromCoroutine(write_covered(chunks)))
         return
     kind: type[ReceiveTransfer] = ReceiveTransfer
-    if lent.openssl is not None:
+    if lent.records is not None:
         from .tls import TlsReceiveTransfer as kind  # OpenSSL takes its time to import
     assert body.expected_bytes is not None
     first = body.take_waiting()
@@ -142,10 +142,10 @@ def send_part(request: StreamingRequest, jobs: SerialJobs, stored: Stored, part:
     if lent is None:
         return send_chunks(request, jobs, reader(stored, part))
     kind: type[SendfileTransfer] = SendfileTransfer
-    if lent.openssl is not None:
+    if lent.records is not None:
         from .tls import TlsSendTransfer as kind
     transfer = kind(lent, jobs.run, request.set_sent, request.take_head(), stored, part)
-    if lent.openssl is None:
+    if lent.records is None:
         return transfer.start()
     # OpenSSL's connection is for one thread at a time, so the reactor's side of it rests.
     channel.gate.lend(transfer)

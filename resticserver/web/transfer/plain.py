@@ -18,7 +18,7 @@ import struct
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
@@ -30,6 +30,9 @@ from ...storage.interface import Chunks, Stored
 from ...threads.reactor import IReactor
 from ..http1.ranges import Part
 from ..http1.turns import Turns
+
+if TYPE_CHECKING:
+    from ..http1.tls_records import TlsRecords  # OpenSSL takes its time to import
 
 #: How often a transfer checks whether its client has sent less than the low-water mark, of which the reactor does not tell.
 LOOK_S = 5.0
@@ -50,6 +53,8 @@ RunsJobs = Callable[[Callable[[], bool]], Deferred[bool]]
 
 _buffers = threading.local()
 
+B = TypeVar("B")
+
 
 class LentSocket(NamedTuple):
     """
@@ -58,7 +63,7 @@ class LentSocket(NamedTuple):
     @ivar duplicate: of the socket. The transfer closes it.
     @ivar abort: closes the connection; C{stall}: because the client moved no byte for C{stall_timeout_s}.
     @ivar turns: of transfers whose clients' bytes take long to decrypt.
-    @ivar openssl: OpenSSL's connection; C{None} without TLS.
+    @ivar records: what encrypts and decrypts; C{None} without TLS.
     @ivar share: grants the bytes that may be moved; C{None} without a limit.
     """
 
@@ -68,7 +73,7 @@ class LentSocket(NamedTuple):
     stall: Callable[[], None]
     stall_timeout_s: float
     turns: Turns
-    openssl: Any = None
+    records: TlsRecords | None = None
     share: Share | None = None
 
 
@@ -391,7 +396,7 @@ class ReceiveTransfer(SocketTransfer):
         return self._left_bytes == 0
 
     def _take(self) -> None:
-        buffer = thread_buffer("plain", _RECEIVE_BYTES)
+        buffer = thread_buffer("received", _RECEIVE_BYTES, _memory)
         until = min(self._until_bytes, self.taken_bytes + self.job_bytes)
         try:
             while self.taken_bytes < until and not self._stopped:
@@ -472,10 +477,19 @@ class ReceiveTransfer(SocketTransfer):
             self._look_later()
 
 
-def thread_buffer(name: str, size_bytes: int) -> memoryview:
-    """A buffer of this thread's own: so the number of threads bounds the memory, and not the number of uploads."""
-    buffer: memoryview | None = getattr(_buffers, name, None)
-    if buffer is None or len(buffer) < size_bytes:
-        buffer = memoryview(bytearray(size_bytes))
+def _memory(size_bytes: int) -> memoryview:
+    return memoryview(bytearray(size_bytes))
+
+
+def thread_buffer(name: str, size_bytes: int, make: Callable[[int], B]) -> B:
+    """
+    A buffer of this thread's own: so the number of threads bounds the memory, and not the number of uploads.
+
+    @param name: of what it is for, which always has the same size.
+    @param make: makes it.
+    """
+    buffer: B | None = getattr(_buffers, name, None)
+    if buffer is None:
+        buffer = make(size_bytes)
         setattr(_buffers, name, buffer)
     return buffer

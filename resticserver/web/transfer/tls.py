@@ -12,19 +12,23 @@ import errno
 import socket
 from collections.abc import Callable
 
-from OpenSSL.SSL import Error, WantReadError
+from OpenSSL.SSL import Error
 from twisted.internet.error import ConnectionLost
 
 from ...storage.interface import Chunks, Stored
 from ..http1.ranges import Part
-from ..http1.tls_writer import RECORD_BYTES, encrypt
+from ..http1.tls_records import RECORD_BYTES, Space, TlsRecords, encrypted_bytes
 from .plain import LentSocket, ReceiveTransfer, RunsJobs, SendfileTransfer, thread_buffer
 
 #: How much is read and encrypted before it is sent.
-_CHUNK_BYTES = 256 << 10
-#: How much of the socket's bytes is taken at a time, and how much is decrypted before it is written.
+_CHUNK_BYTES = 128 << 10
+#: How much of the socket's bytes is taken at a time, how much of it OpenSSL gets at a time (more leaves the processor's cache
+#: before it is decrypted), and how much is decrypted before it is written.
 _RAW_BYTES = 1 << 20
+_FED_BYTES = 128 << 10
 _PLAIN_BYTES = 1 << 20
+#: The longest head of an answer that is encrypted together with the first chunk.
+_HEAD_BYTES = 16 << 10
 #: How many records one job decrypts: more than its bytes need if the client fills them, and five milliseconds of work if it puts
 #: a byte into each. Then the transfer waits for its turn (L{LentSocket.turns}).
 _MOST_RECORDS = 1024
@@ -37,13 +41,15 @@ class TlsSendTransfer(SendfileTransfer):
         self, lent: LentSocket, run: RunsJobs, progress: Callable[[int], None], head: bytes, stored: Stored, part: Part
     ) -> None:
         super().__init__(lent, run, progress, head, stored, part)
-        self._openssl = lent.openssl
+        self._records = records_for(lent)
         self._stored = stored
         self._encrypted = memoryview(b"")
 
     def _move(self) -> bool:
         """In the pool: encrypt and send until the socket would block."""
         until_offset = self._until_offset
+        records = self._records
+        space = thread_buffer("encrypted", _HEAD_BYTES + encrypted_bytes(_CHUNK_BYTES), Space)
         self._more = False
         try:
             while not self._stopped:
@@ -52,10 +58,15 @@ class TlsSendTransfer(SendfileTransfer):
                 if self._offset == until_offset and not self._head:
                     self._more = True
                     return until_offset == self._end_offset
-                head, self._head = self._head, b""
-                self._encrypted = memoryview(encrypt(self._openssl, head, self._next_chunk()))
+                head, self._head = self._head[:_HEAD_BYTES], self._head[_HEAD_BYTES:]
+                if head:
+                    records.encrypt(head)
+                chunk = self._next_chunk()
+                if chunk:
+                    records.encrypt(chunk)
+                self._encrypted = records.take(space)
         except BlockingIOError:
-            pass
+            self._encrypted = memoryview(bytes(self._encrypted))  # the next job may have another thread, and its space
         except Error as error:
             raise ConnectionLost() from error
         return False
@@ -79,12 +90,13 @@ class TlsReceiveTransfer(ReceiveTransfer):
         self, lent: LentSocket, run: RunsJobs, first: Chunks, left_bytes: int, write: Callable[[Chunks], None]
     ) -> None:
         super().__init__(lent, run, first, left_bytes, write)
-        self._openssl = lent.openssl
+        self._records = records_for(lent)
 
     def _take(self) -> None:
         """In the pool: decrypt and write until the socket would block, or until it is other uploads' turn."""
-        openssl = self._openssl
-        raw, plain = thread_buffer("raw", _RAW_BYTES), thread_buffer("plain", _PLAIN_BYTES)
+        tls = self._records
+        raw, plain = thread_buffer("raw", _RAW_BYTES, Space), thread_buffer("plain", _PLAIN_BYTES, Space)
+        unfed = raw.view[:0]
         until = self.taken_bytes + self.job_bytes
         left_bytes = self._until_bytes - self.taken_bytes
         filled = 0
@@ -96,24 +108,35 @@ class TlsReceiveTransfer(ReceiveTransfer):
                 if records > _MOST_RECORDS:
                     self._crowded = True
                     break
-                try:
-                    wanted = min(left_bytes - filled, RECORD_BYTES)
-                    filled += openssl.recv_into(plain[filled:], wanted)
-                except WantReadError:
-                    if self.taken_bytes + filled >= until:
-                        break
-                    length = self._socket.recv_into(raw, 0, socket.MSG_DONTWAIT)
-                    if length == 0:
-                        raise ConnectionLost() from None
-                    openssl.bio_write(raw[:length])
+                length = tls.decrypt(plain, filled, min(left_bytes - filled, RECORD_BYTES))
+                if not length:
+                    if not unfed:
+                        if self.taken_bytes + filled >= until:
+                            break
+                        unfed = raw.view[: self._socket.recv_into(raw.view, 0, socket.MSG_DONTWAIT)]
+                        if not unfed:
+                            raise ConnectionLost()
+                    now, unfed = unfed[:_FED_BYTES], unfed[_FED_BYTES:]
+                    tls.feed(now)
+                    continue
+                filled += length
                 if filled + RECORD_BYTES > _PLAIN_BYTES:
                     whole, filled = filled, 0
                     left_bytes -= whole
-                    self._taken(plain[:whole])
+                    self._taken(plain.view[:whole])
             self._more = True
         except BlockingIOError:
             pass
         except Error as error:
             raise ConnectionLost() from error
+        finally:
+            if unfed:
+                tls.feed(unfed)  # of the next job, or of the next request
         if filled:
-            self._taken(plain[:filled])
+            self._taken(plain.view[:filled])
+
+
+def records_for(lent: LentSocket) -> TlsRecords:
+    """What encrypts and decrypts for a transfer over TLS."""
+    assert lent.records is not None
+    return lent.records

@@ -495,6 +495,32 @@ class SendTests(DirectCase):
 
         self.assertEqual(BODY, (await self.client(talk)).partition(b"\r\n\r\n")[2])
 
+    async def test_slow_clients(self) -> None:
+        """Several that stop reading now and then, served by one thread: each gets its own bytes."""
+        pool = JobPool(real, "one", 1)
+        pool.startService()
+        self.addCleanup(pool.stopService)
+        self.pool.run = pool.run  # type: ignore[method-assign]
+        objects = [random_bytes(seed=seed, length=8 * MIB) for seed in range(3)]
+        gets = [self.store_body(body) for body in objects]
+
+        def content(got: bytearray) -> bytearray:
+            return got.partition(b"\r\n\r\n")[2]
+
+        def talk(connection: socket.socket) -> list[bytes]:
+            with contextlib.ExitStack() as stack:
+                connections = [connection, *(stack.enter_context(self.connect()) for _ in gets[1:])]
+                for one, get in zip(connections, gets, strict=True):
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+                    one.sendall(get)
+                received = [bytearray() for _ in connections]
+                while left := [number for number, got in enumerate(received) if len(content(got)) < 8 * MIB]:
+                    for number in left:
+                        received[number] += connections[number].recv(512 << 10)
+                return [bytes(content(got)) for got in received]
+
+        self.assertEqual([True] * 3, [a == b for a, b in zip(await self.client(talk), objects, strict=True)])
+
     async def test_lost(self) -> None:
         """A client that goes away in the middle: one record that says so."""
         body = BODY * 8
