@@ -18,6 +18,13 @@ class Pool(Protocol):
     def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
         """Run C{job(*args)}; the Deferred fires with its result in the reactor's thread."""
 
+    def call(self, done: Callable[[Any], object], job: Callable[..., Any], *args: Any) -> None:
+        """
+        Run C{job(*args)}, and call C{done} in the reactor's thread with its result, or a Failure. A Deferred less for a caller
+        that has one of its own.
+        """
+        self.run(job, *args).addBoth(done)
+
 
 def shielded(running: Deferred[T]) -> Deferred[T]:
     """

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .interface import Pool
@@ -42,10 +43,13 @@ class Pools:
     quick: Pool
 
 
-_Job = tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]
+#: What to call with the result, the job, and its arguments.
+_Job = tuple[Callable[[Any], object], Callable[..., Any], tuple[Any, ...]]
+
+_log = Logger()
 
 
-class JobPool(Service):
+class JobPool(Service, Pool):
     """
     A thread pool as a service. All threads start with the service: starting one later would block the reactor for as
     long as busy threads keep it from the interpreter's lock.
@@ -63,7 +67,7 @@ class JobPool(Service):
         self._nice = nice
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._ended: deque[tuple[Deferred[Any], Any]] = deque()
+        self._ended: deque[tuple[Callable[[Any], object], Any]] = deque()
         #: True while a call of _answer is scheduled.
         self._told = False
         self._running = 0
@@ -86,10 +90,14 @@ class JobPool(Service):
 
     def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
         """Run C{job(*args)} in a thread; the Deferred fires with its result in the reactor's thread."""
-        self._running += 1
         waiting: Deferred[T] = Deferred()
-        self._jobs.put((waiting, job, args))
+        self.call(waiting.callback, job, *args)
         return waiting
+
+    def call(self, done: Callable[[Any], object], job: Callable[..., Any], *args: Any) -> None:
+        """See L{Pool.call}. What C{done} raises is logged."""
+        self._running += 1
+        self._jobs.put((done, job, args))
 
     def _end_threads(self) -> None:
         for _ in self._threads:
@@ -112,14 +120,14 @@ class JobPool(Service):
             # Otherwise the arguments of the last job would live until the next job.
             del item
 
-    def _run_one(self, waiting: Deferred[Any], job: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def _run_one(self, done: Callable[[Any], object], job: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Run a job, and keep its result."""
         result: Any
         try:
             result = job(*args)
         except BaseException:
             result = Failure()
-        self._ended.append((waiting, result))
+        self._ended.append((done, result))
 
     def _tell(self) -> None:
         """Schedule the delivery of results in the reactor's thread."""
@@ -135,9 +143,12 @@ class JobPool(Service):
         # Only the results that are available now: their callbacks may produce more results immediately, and the
         # sockets must get their turn.
         for _ in range(len(self._ended)):
-            waiting, result = self._ended.popleft()
-            # The callback may start another job, so only afterwards is it clear whether the pool is idle.
-            waiting.callback(result)
+            done, result = self._ended.popleft()
+            try:
+                done(result)
+            except Exception:
+                _log.failure("could not use the result of a job")
+            # That may have started another job, so only now is it clear whether the pool is idle.
             self._running -= 1
         if not self._running:
             idle, self._idle = self._idle, []
@@ -208,6 +219,8 @@ class QuickPool(JobPool):
     QUICK_STEPS_S = 0.0003
     SLOW_S = 1.0
 
+    #: For how many turns of the reactor new jobs are held back at most.
+    MOST_HOLDS = 4
     #: How many jobs are run side by side at most.
     MOST_TOGETHER = 32
 
@@ -223,6 +236,8 @@ class QuickPool(JobPool):
         self._wakeups: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
         self._asleep = list(self._wakeups)
         self._free_beds: list[SimpleQueue[bool]] = []
+        #: How many of the new jobs were held back for others, and for how many turns.
+        self._held = self._holds = 0
         #: Guards the waiting jobs and the sleeping threads: no job may be added between a thread's last look and its
         #: sleep.
         self._guard = threading.Lock()
@@ -241,17 +256,25 @@ class QuickPool(JobPool):
         self._free_beds = list(self._wakeups)
         super().startService()
 
-    def run(self, job: Callable[..., T], *args: Any) -> Deferred[T]:
-        """Run C{job(*args)} in a thread; the Deferred fires with its result in the reactor's thread."""
+    def call(self, done: Callable[[Any], object], job: Callable[..., Any], *args: Any) -> None:
+        """See L{Pool.call}."""
         self._running += 1
-        waiting: Deferred[T] = Deferred()
         if not self._new:
             self._clock.callLater(0, self._hand_over)
-        self._new.append((waiting, job, args))
-        return waiting
+        self._new.append((done, job, args))
 
     def _hand_over(self) -> None:
-        """Let the new jobs begin. Called in the reactor's thread, after it has served its sockets."""
+        """
+        Let the new jobs begin. Called in the reactor's thread, after it has served its sockets. While its turns bring more of
+        them they wait, for L{MOST_HOLDS} turns: clients that were answered together ask again within a few turns, and a
+        thread that has begun and the reactor's slow each other down.
+        """
+        if len(self._new) > self._held and self._holds < self.MOST_HOLDS and len(self._asleep) == self._size:
+            self._held = len(self._new)
+            self._holds += 1
+            self._clock.callLater(0, self._hand_over)
+            return
+        self._held = self._holds = 0
         new, self._new = self._new, []
         with self._guard:
             self._waiting.extend(new)
@@ -358,8 +381,8 @@ class QuickPool(JobPool):
         last_s, longest_s = time.monotonic(), 0.0
         waited = False
 
-        def ended(waiting: Deferred[Any], result: Any) -> None:
-            self._ended.append((waiting, result))
+        def ended(done: Callable[[Any], object], result: Any) -> None:
+            self._ended.append((done, result))
 
         def moved(waits: bool) -> None:
             nonlocal last_s, longest_s, waited
@@ -377,5 +400,5 @@ class QuickPool(JobPool):
                     self._wake(1)  # while this thread waits, another one begins what has come
 
         # These have steps: _take takes no others together.
-        run_together([(waiting, cast("Stepped", job).steps(*args)) for waiting, job, args in jobs], ended, moved)
+        run_together([(done, cast("Stepped", job).steps(*args)) for done, job, args in jobs], ended, moved)
         return longest_s

@@ -28,6 +28,8 @@ class SerialJobs:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._running = False
+        #: For the caller of the job that runs.
+        self._waiting: Deferred[Any] | None = None
         self._closing: Callable[[], None] | None = None
         self._then: Callable[[], None] | None = None
         self._closed = False
@@ -44,13 +46,16 @@ class SerialJobs:
         assert not self._running
         self._running = True
         waiting: Deferred[T] = Deferred()
-        (pool or self._pool).run(job, *args).addBoth(self._ended, waiting)
+        self._waiting = waiting
+        (pool or self._pool).call(self._ended, job, *args)
         return waiting
 
-    def _ended(self, result: Any, waiting: Deferred[Any]) -> None:
+    def _ended(self, result: Any) -> None:
+        waiting, self._waiting = self._waiting, None
         self._running = False
         if self._closing is not None:
             self._run_closing()
+        assert waiting is not None
         waiting.callback(result)
 
     def close(self, job: Callable[[], None], then: Callable[[], None] | None = None) -> None:

@@ -35,7 +35,6 @@ from ..storage.trash import is_kept
 from ..targets import Kind, Target
 from ..telemetry.events import Event, EventKind
 from ..telemetry.record import Effect, Operation
-from ..threads.interface import shielded
 from ..threads.pools import Pools
 from ..threads.serial_jobs import SerialJobs
 from ..threads.steps import Steps, stepped, steps_of
@@ -209,8 +208,16 @@ async def remove_object(
         request.release_record(Effect(Operation.DELETE, -done.size_bytes) if done != NOTHING else None)
         return change
 
-    removing = pools.quick.run(store.remove_object, target.repository, target.type, target.name, keep_s)
-    await shielded(removing.addBoth(ended))
+    removed: Deferred[Amount] = Deferred()
+    pools.quick.call(
+        lambda change: removed.callback(ended(change)),
+        store.remove_object,
+        target.repository,
+        target.type,
+        target.name,
+        keep_s,
+    )
+    await removed
 
 
 def event_of(kind: EventKind, words: str, request: StreamingRequest, target: Target) -> Event:

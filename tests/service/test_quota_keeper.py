@@ -31,6 +31,7 @@ from resticserver.storage.layout import Repository, cell_of
 from resticserver.storage.local import LocalStore
 from resticserver.storage.state import RepositoryState, StateFile
 from resticserver.targets import Kind, Target
+from resticserver.threads.interface import Pool
 
 from ..contract.store import id_of, save
 from ..support.memory import InlinePool
@@ -47,7 +48,7 @@ def target_of(repository: Repository, content: bytes, kind: str = "data") -> Tar
     return Target(repository, Kind.OBJECT, kind, id_of(content))
 
 
-class StepPool:
+class StepPool(Pool):
     """
     A pool whose jobs run when the test says so, one at a time.
 

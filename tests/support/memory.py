@@ -23,6 +23,7 @@ from resticserver.limits.uploads import UploadGate
 from resticserver.quota.admission import Admission
 from resticserver.storage.local import LocalStore
 from resticserver.telemetry.record import Record
+from resticserver.threads.interface import Pool
 from resticserver.threads.pools import Pools
 from resticserver.web.authentication import NoAuthentication
 from resticserver.web.http1.channel import StreamingChannel
@@ -31,7 +32,7 @@ from resticserver.web.http1.site import RepositorySite
 from resticserver.web.routes import Api, Repositories
 
 
-class InlinePool:
+class InlinePool(Pool):
     """Runs jobs at once, in the caller's thread."""
 
     def run(self, job: Callable[..., Any], *args: Any) -> Deferred[Any]:
@@ -39,7 +40,7 @@ class InlinePool:
         return maybeDeferred(job, *args)
 
 
-class HeldPool:
+class HeldPool(Pool):
     """Keeps jobs until C{release}."""
 
     def __init__(self) -> None:

@@ -8,13 +8,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
+from resticserver.threads.interface import Pool
 from resticserver.threads.pools import JobPool, QuickPool
 from resticserver.threads.serial_jobs import SerialJobs
 from resticserver.threads.steps import Steps, stepped
@@ -40,6 +42,15 @@ class JobPoolTests(TestCase):
         event = threading.Event()
         self.addCleanup(event.set)
         return event
+
+    async def test_broken_callback(self) -> None:
+        """A result that cannot be used is logged, and the others come all the same."""
+        pool = self.started()
+        pool.call(lambda result: result // 0, lambda: 1)
+        self.assertEqual(2, await pool.run(lambda: 2))
+        while pool._running:
+            await deferLater(reactor, 0.001)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
 
     async def test_result(self) -> None:
         """A job runs in another thread with its arguments; its result comes back in the reactor's."""
@@ -160,6 +171,30 @@ class JobPoolTests(TestCase):
         self.assertEqual([1, 2, 3, 4, 5], done)
 
 
+class Turns(Clock):
+    """A reactor whose turns a test counts, and that takes calls of threads when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: SimpleQueue[Callable[[], object]] = SimpleQueue()
+
+    def callFromThread(self, call: Callable[[], object]) -> None:
+        """Twisted's call."""
+        self.called.put(call)
+
+    def turn(self) -> None:
+        """One turn. A Clock itself would make those that follow from it as well."""
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+    def call_all(self) -> None:
+        """Do what threads want."""
+        while not self.called.empty():
+            self.called.get()()
+
+
 class QuickPoolTests(JobPoolTests):
     """L{QuickPool}: all that L{JobPool} does, and by how many threads."""
 
@@ -224,6 +259,30 @@ class QuickPoolTests(JobPoolTests):
         gate.set()
         await gatherResults([*jobs, last])
         self.assertEqual([0, 1, 2], ended)
+
+    def test_waits_for_more(self) -> None:
+        """New jobs are held back while each turn of the reactor brings more of them, but only for a few turns."""
+        turns = Turns()
+        pool = QuickPool(turns, "jobs", 2)  # type: ignore[arg-type]
+        pool.startService()
+        self.addCleanup(pool.stopService)
+        began: SimpleQueue[int] = SimpleQueue()
+        for number in range(2):
+            pool.call(began.put, began.put, number)
+            turns.turn()
+            self.assertEqual(number + 1, len(pool._new))
+        turns.turn()
+        self.assertEqual([], pool._new)
+        self.assertEqual([0, 1], [began.get(timeout=PATIENCE_S) for _ in range(2)])
+        while len(pool._asleep) < 2:
+            time.sleep(0.001)
+        for number in range(QuickPool.MOST_HOLDS + 1):
+            self.assertEqual(number, len(pool._new))
+            pool.call(began.put, began.put, number)
+            turns.turn()
+        self.assertEqual([], pool._new)
+        while pool._running:
+            turns.call_all()
 
     async def test_a_slow_one_holds_up_nobody(self) -> None:
         """Behind a job that takes long the others are done by other threads, and what ended before it comes back."""
@@ -388,7 +447,7 @@ class SideBySideTests(JobPoolTests):
         await gatherResults([first, *second, *third])
 
 
-class HeldPool:
+class HeldPool(Pool):
     """A pool whose jobs run when the test says so."""
 
     def __init__(self) -> None:

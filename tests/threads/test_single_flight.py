@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from resticserver.threads.interface import Pool
 from resticserver.threads.single_flight import CachedFlight, SingleFlight, TimedFlight, ended_within
 
 
@@ -115,7 +116,7 @@ class CachedFlightTests(SynchronousTestCase):
         self.assertEqual(2, len(runs))
 
 
-class HeldPool:
+class HeldPool(Pool):
     """A pool whose jobs run when the test says so."""
 
     def __init__(self) -> None:

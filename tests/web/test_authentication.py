@@ -20,6 +20,7 @@ from resticserver.access.throttle import Throttle
 from resticserver.errors import Forbidden, Unauthorized, Unavailable
 from resticserver.service import logins
 from resticserver.service.logins import CheckPools, PasswordChecker
+from resticserver.threads.interface import Pool
 from resticserver.web.authentication import (
     CertificateAuthentication,
     NoAuthentication,
@@ -129,7 +130,7 @@ class FakeUsers:
         return (user, password) == ("alice", b"secret")
 
 
-class HeldPool:
+class HeldPool(Pool):
     """A pool whose jobs run when the test says so."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ A request that begins at the end of its head, and leaves exactly one record howe
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,6 +24,7 @@ from .head import HeaderFields, RequestLine
 from .interfaces import Channel, Owner
 from .replies import date_now
 from .socket_writer import JOINED_BYTES
+from .waiting_route import WaitingRoute
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -39,25 +40,6 @@ def without_userinfo(uri: bytes) -> bytes:
         return uri  # a path: a folder may be called alice@example.org
     scheme, slashes, address = uri.partition(b"//")
     return scheme.rpartition(b"@")[2] + slashes + address.rpartition(b"@")[2]
-
-
-def _going_on(
-    coroutine: Coroutine[Deferred[Any], Any, None], waiting: Deferred[Any]
-) -> Generator[Deferred[Any], Any, None]:
-    """Continue a coroutine that has begun and waits for C{waiting}."""
-    try:
-        while True:
-            try:
-                result = yield waiting
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                waiting = coroutine.throw(error)
-            else:
-                waiting = coroutine.send(result)
-    except StopIteration:
-        return
 
 
 class StreamingRequest(Request):
@@ -102,7 +84,7 @@ class StreamingRequest(Request):
     _record: Record | None = None
     _record_held = False
     _head: bytes | None = None
-    _running: Deferred[None] | None = None
+    _running: WaitingRoute | None = None
     _recorded = False
 
     def __init__(self, channel: Channel, line: RequestLine | None, fields: HeaderFields | None = None) -> None:
@@ -153,25 +135,21 @@ class StreamingRequest(Request):
     def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
         """Run a route, and finish when it has ended. It is cancelled when the client goes away."""
         try:
-            # Many end at once, and a Deferred would cost more than all the rest here.
             waiting = coroutine.send(None)
         except StopIteration:
-            self._ran(None)
+            self._ran(None)  # as many do
         except Exception:
-            self._failed(Failure())
+            self._ran(Failure())
         else:
-            running = self._running = Deferred.fromCoroutine(_going_on(coroutine, waiting))
-            running.addCallbacks(self._ran, self._failed)
+            self._running = WaitingRoute(coroutine, waiting, self._ran)
 
-    def _ran(self, _: object) -> None:
+    def _ran(self, failure: Failure | None) -> None:
         self._running = None
-        # An aborted request is never finished: its connection is being closed.
-        if not self.aborted:
-            self.finish()
-
-    def _failed(self, failure: Failure) -> None:
-        self._running = None
-        if not failure.check(CancelledError):
+        if failure is None:
+            # An aborted request is never finished: its connection is being closed.
+            if not self.aborted:
+                self.finish()
+        elif not failure.check(CancelledError):
             self.processingFailed(failure)
 
     def refuse(self, error: ServerError) -> None:
