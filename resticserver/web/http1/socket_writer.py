@@ -69,6 +69,14 @@ class SocketWriter:
         if sent < len(data) + len(body):
             self._write_more(memoryview(data + body)[sent:])
 
+    def write_view(self, data: memoryview) -> None:
+        """Send these bytes, which are good only during the call, now as far as possible."""
+        transport = self.socket_transport
+        if transport.dataBuffer or transport._tempDataBuffer or not transport.connected:
+            transport.write(bytes(data))
+        else:
+            self._write_more(data)
+
     def _write_more(self, rest: memoryview) -> None:
         """Send what the socket still takes, and leave the rest to the transport."""
         try:

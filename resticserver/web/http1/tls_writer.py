@@ -11,8 +11,10 @@ from OpenSSL.SSL import Error
 from .socket_writer import SocketWriter
 from .tls_records import RECORD_BYTES, Space, TlsRecords, encrypted_bytes
 
-#: For what the reactor's thread encrypts and decrypts, all but the largest of it.
-REACTOR_SPACE = Space(encrypted_bytes(RECORD_BYTES))
+#: How much is encrypted before it is sent. OpenSSL keeps memory for so much in each connection.
+_PIECE_BYTES = 128 << 10
+#: For what the reactor's thread encrypts and decrypts.
+REACTOR_SPACE = Space(encrypted_bytes(_PIECE_BYTES))
 
 
 class Tls(Protocol):
@@ -50,35 +52,28 @@ class TlsWriter(SocketWriter):
 
     def write(self, data: bytes, body: bytes = b"") -> None:
         """Encrypt and send, now as far as possible."""
-        size_bytes = len(data) + len(body)
         records = self.records
+        self._tls.written = True
         try:
-            if size_bytes <= RECORD_BYTES:
+            if len(data) + len(body) <= RECORD_BYTES:
                 records.encrypt(data + body)
-                space = REACTOR_SPACE
-            else:
-                records.encrypt(data)
-                if body:
-                    records.encrypt(body)
-                space = Space(encrypted_bytes(size_bytes))
+                self.write_view(records.take(REACTOR_SPACE))
+                return
+            for part in (data, body):
+                view = memoryview(part)
+                while view:
+                    records.encrypt(view[:_PIECE_BYTES])
+                    view = view[_PIECE_BYTES:]
+                    self.write_view(records.take(REACTOR_SPACE))
         except Error:
             self._tls.abortConnection()
-        else:
-            self._tls.written = True
-            super().write(taken(records, space))
 
     def read_on(self) -> None:
         """Read first what a transfer left in OpenSSL's connection."""
         self._tls.read_on()
 
 
-def taken(records: TlsRecords, space: Space = REACTOR_SPACE) -> bytes:
-    """
-    All that OpenSSL has to send. In the reactor's thread.
-
-    @param space: if there is room for all of it, this is quicker.
-    """
-    piece = records.take(space)
-    if len(piece) < len(space.view):
-        return bytes(piece)
-    return bytes(piece) + taken(records, space)
+def taken(records: TlsRecords) -> bytes:
+    """All that OpenSSL has to send. In the reactor's thread."""
+    piece = bytes(records.take(REACTOR_SPACE))
+    return piece + taken(records) if len(piece) == len(REACTOR_SPACE.view) else piece
