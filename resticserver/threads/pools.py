@@ -213,7 +213,7 @@ class QuickPool(JobPool):
         threads that slow each other down.
     """
 
-    HOLD_S = 0.001
+    HOLD_S = 0.01
     PATIENCE_S = 0.002
     QUICK_S = 0.0005
     QUICK_STEPS_S = 0.0003
@@ -306,7 +306,8 @@ class QuickPool(JobPool):
                     self._wake(len(self._waiting))
                     self._evidence_of(self._waiting[0][1]).add(2, self.SLOW_S)  # as much as two slow jobs
         # Also deliver results that were held back for the job that takes so long.
-        self._answer()
+        if self._moves == self._moves_before:
+            self._answer()
         if self._running:
             self._look_later()
 
