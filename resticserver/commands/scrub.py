@@ -24,6 +24,7 @@ from ..dates import date_text, format_duration
 from ..errors import NoSuchRepository, ServerError, StartError
 from ..files import reason_of
 from ..objects.engine import EngineError
+from ..process.cores import usable_cores
 from ..process.idle import idle_disk
 from ..process.owner import act_as_owner_of
 from ..sizes import format_size, parse_bytes_per_second
@@ -304,7 +305,7 @@ def _work(run: ScrubRun, limit: RateLimit, least: int) -> None:
         except BaseException as error:
             errors.append(error)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = [threading.Thread(target=work, daemon=True) for _ in range(max(cores, least))]
     progress = _ProgressBar() if sys.stderr.isatty() else None
     for thread in threads:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from ..config.console import write_line
 from ..files import reason_of
 from ..names import is_user_name
+from ..process.cores import usable_cores
 from .user_file import Refused, added, change_users, changed, read_lines, users_of
 from .user_hash import BCRYPT_BYTES, hash_password, problem_of_password
 
@@ -217,7 +218,7 @@ def hash_all(rows: list[Row], cost: int) -> dict[str, bytes]:
     Hash the passwords, in a thread for each core (bcrypt releases the interpreter's lock). On a terminal the progress
     is shown.
     """
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cores())
     shown = sys.stderr.isatty()
     hashes = {}
     try:

@@ -117,7 +117,7 @@ PARAMETERS: list[list[Any]] = [
     ["bandwidth-up", None, None, "the same for uploads only (default --bandwidth)"],
     ["bandwidth-down", None, None, "the same for downloads only (default --bandwidth)"],
     ["cpu-profile", None, None, "write a CPU profile of the reactor's thread to this file"],
-    ["workers", None, "1", "number of worker processes, or auto for one per core"],
+    ["workers", None, "1", "number of worker processes, or auto to decide by the cores"],
     ["shutdown-timeout", None, "30", "seconds to wait for transfers when the server stops"],
 ]
 

@@ -23,6 +23,7 @@ from ..errors import StartError
 from ..files import runnable
 from ..names import MOST_FOLDERS
 from ..objects.location import is_location, parse_location
+from ..process.cores import default_workers, usable_cores
 from ..process.utf8 import as_text, use_utf8
 from ..sizes import parse_bandwidth, parse_bytes_per_second, parse_free_space, parse_size
 from ..targets import parse_prefix
@@ -448,7 +449,7 @@ def _command(text: str) -> tuple[str, ...]:
 
 def _workers(text: str) -> int:
     if text == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(default_workers(usable_cores()), MOST_WORKERS)
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
         raise usage.UsageError(f"--workers {text}: must be a number from 1 to {MOST_WORKERS}, or auto")
     return int(text)

@@ -105,7 +105,7 @@ REFERENCE = (
                 "N|auto",
                 "`1`",
                 """
-                The number of worker processes, up to 128; `auto` is one per core. See
+                The number of worker processes, up to 128; `auto` is 1 on one or two cores, and else one per core. See
                 [several processes](operations.md#several-processes).
                 """,
             ),

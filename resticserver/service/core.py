@@ -5,7 +5,6 @@ events.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,6 +16,7 @@ from ..access.policy import Policy
 from ..access.policyfile import PolicyFile
 from ..access.throttle import Throttle
 from ..config.settings import Settings
+from ..process.cores import usable_cores
 from ..storage.local import LocalStore
 from ..storage.scrub_survey import Survey
 from ..telemetry.metrics import Family, Tally, gauge
@@ -49,7 +49,7 @@ from .trash_expiry import Clock, Parts, TrashExpiry, elapsed
 #: How many password checks run concurrently; as many checks of guesses may run besides. Each check keeps a core busy.
 #: Checks of guesses have the lowest priority: a flood of guesses gets at most half the cores, and of these only what
 #: transfers leave.
-PASSWORD_THREADS = max(1, (os.cpu_count() or 1) // 2)
+PASSWORD_THREADS = max(1, usable_cores() // 2)
 GUESSES_NICE = 19
 #: Repositories are counted one at a time. The other threads are for the state file, and for counts that an upload
 #: waits for.

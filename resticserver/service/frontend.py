@@ -6,7 +6,6 @@ routes.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +19,7 @@ from ..config.settings import Settings
 from ..limits.bandwidth import Bandwidth, BothDirections
 from ..limits.connections import ConnectionLimits
 from ..limits.uploads import UploadGate
+from ..process.cores import usable_cores
 from ..process.descriptors import bounds
 from ..storage import parallel_fsync
 from ..storage.interface import ServedStore
@@ -51,7 +51,7 @@ OBJECT_THREADS, SHARED_OBJECT_THREADS = 32, 16
 #: Uploads that are hashed and written concurrently. Each keeps a core busy: with more uploads than cores, the reactor
 #: waits longer for the interpreter's lock, and total throughput drops by a tenth. Workers share the cores. One thread
 #: per worker gains nothing on two cores, and is slower if all large uploads are at one worker.
-WRITER_THREADS, LEAST_WRITER_THREADS = os.cpu_count() or 1, 2
+WRITER_THREADS, LEAST_WRITER_THREADS = usable_cores(), 2
 
 #: Metrics and status pages that are made concurrently. This touches no files, so pages work even if a disk hangs.
 PAGE_THREADS = 1

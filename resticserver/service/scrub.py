@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..errors import Unavailable
+from ..process.cores import usable_cores
 from ..process.idle import idle_disk, idle_processor
 from ..storage.object_check import KINDS
 from ..storage.scrub import Ended, Progress, ScrubRun
@@ -35,7 +36,7 @@ from ..threads.rate_limit import LEAST_STEP_BYTES, RateLimit, Stopped
 from ..threads.reactor import IReactor
 
 #: Threads that read and hash: hashing releases the interpreter's lock.
-THREADS = os.cpu_count() or 1
+THREADS = usable_cores()
 
 #: The first run begins so long after the start.
 START_S = 1.0

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from resticserver import __version__
 from resticserver.config.options import Options
 from resticserver.config.settings import Settings, default_path
+from resticserver.process.cores import default_workers, usable_cores
 from resticserver.telemetry.concerns import Thresholds
 
 #: Settings without a flag.
@@ -115,7 +116,7 @@ FLAGS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--shutdown-timeout", "90s"), {"shutdown_timeout_s": 90.0}),
     (("--workers", "1"), {}),
     (("--workers=4",), {"workers": 4}),
-    (("--workers", "auto"), {"workers": len(os.sched_getaffinity(0))}),
+    (("--workers", "auto"), {"workers": default_workers(usable_cores())}),
     (("--policy", "rules.toml"), {"policy": "./rules.toml"}),
     (("--max-depth", "0"), {"max_depth": 0}),
     (("--max-depth=16",), {"max_depth": 16}),
