@@ -1,3 +1,4 @@
 """
-What the server configures in its own process: encoding, signals, memory, descriptors, clock, children.
+What the server configures in its own process, or finds out about it: encoding, signals, memory, descriptors, clock, children,
+cores.
 """
