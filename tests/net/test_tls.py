@@ -130,6 +130,10 @@ class TlsTests(SynchronousTestCase):
         handshake(ConnectionCreator(context).serverConnectionForTLS(None), client)  # type: ignore[arg-type]
         return client
 
+    def test_idle_connections_keep_no_buffers(self) -> None:
+        """OpenSSL frees the buffers of a connection that is idle: that is half of its memory."""
+        self.assertTrue(self.server().set_mode(0) & SSL.MODE_RELEASE_BUFFERS)
+
     def test_versions(self) -> None:
         """TLS 1.2 and 1.3 are spoken, or 1.3 alone; nothing older ever."""
         old = (SSL.TLS1_VERSION, SSL.TLS1_1_VERSION)
