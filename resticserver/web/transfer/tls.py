@@ -20,8 +20,8 @@ from ..http1.ranges import Part
 from ..http1.tls_records import RECORD_BYTES, Space, TlsRecords, encrypted_bytes
 from .plain import LentSocket, ReceiveTransfer, RunsJobs, SendfileTransfer, thread_buffer
 
-#: How much is read and encrypted before it is sent.
-_CHUNK_BYTES = 128 << 10
+#: How much is read and encrypted before it is sent. OpenSSL keeps memory for it in each connection that was used so.
+_CHUNK_BYTES = 256 << 10
 #: How much of the socket's bytes is taken at a time, how much of it OpenSSL gets at a time (more leaves the processor's cache
 #: before it is decrypted), and how much is decrypted before it is written.
 _RAW_BYTES = 1 << 20
