@@ -21,6 +21,9 @@ from resticserver.threads.pools import JobPool, QuickPool
 from resticserver.threads.serial_jobs import SerialJobs
 from resticserver.threads.steps import Steps, stepped
 
+from ..support.waiting import wait_until
+from ..support.wires import as_reactor
+
 #: No test waits so long; it only keeps a broken one from hanging for ever.
 PATIENCE_S = 60.0
 
@@ -263,7 +266,7 @@ class QuickPoolTests(JobPoolTests):
     def test_waits_for_more(self) -> None:
         """New jobs are held back while each turn of the reactor brings more of them, but only for a few turns."""
         turns = Turns()
-        pool = QuickPool(turns, "jobs", 2)  # type: ignore[arg-type]
+        pool = QuickPool(as_reactor(turns), "jobs", 2)
         pool.startService()
         self.addCleanup(pool.stopService)
         began: SimpleQueue[int] = SimpleQueue()
@@ -274,8 +277,7 @@ class QuickPoolTests(JobPoolTests):
         turns.turn()
         self.assertEqual([], pool._new)
         self.assertEqual([0, 1], [began.get(timeout=PATIENCE_S) for _ in range(2)])
-        while len(pool._asleep) < 2:
-            time.sleep(0.001)
+        wait_until(lambda: len(pool._asleep) == 2)
         for number in range(QuickPool.MOST_HOLDS + 1):
             self.assertEqual(number, len(pool._new))
             pool.call(began.put, began.put, number)

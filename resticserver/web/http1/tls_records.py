@@ -52,7 +52,10 @@ class Space:
 
 
 def encrypted_bytes(size_bytes: int) -> int:
-    """The size of so many bytes when they are encrypted, at most, and of what OpenSSL has to send besides."""
+    """
+    The size of so many bytes when they are encrypted, and of what OpenSSL has to send besides. It is more if the client has asked
+    for short records (RFC 6066 section 4).
+    """
     return size_bytes + size_bytes // _RECORDS_OVERHEAD + _BIO_BYTES
 
 
@@ -100,7 +103,7 @@ class TlsRecords:
                 view = view[self._connection.send(view[:RECORD_BYTES]) :]
 
     def take(self, space: Space) -> memoryview:
-        """Take what OpenSSL has to send, as much as there is space for."""
+        """Take what OpenSSL has to send, as much as there is space for. If the space is full there may be more."""
         try:
             piece = self._connection.bio_read(len(space.view))
         except WantReadError:
@@ -125,6 +128,7 @@ class DirectRecords(TlsRecords):
 
     def decrypt(self, space: Space, start: int, most_bytes: int) -> int:
         """See L{TlsRecords.decrypt}."""
+        assert start + most_bytes <= len(space.view)  # OpenSSL would write behind it
         length: int = _lib.SSL_read(self._ssl, space.pointer + start, most_bytes)
         if length <= 0:
             if _lib.SSL_get_error(self._ssl, length) != _lib.SSL_ERROR_WANT_READ:

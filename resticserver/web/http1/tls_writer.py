@@ -57,16 +57,23 @@ class TlsWriter(SocketWriter):
         try:
             if len(data) + len(body) <= RECORD_BYTES:
                 records.encrypt(data + body)
-                self.write_view(records.take(REACTOR_SPACE))
+                self._send_encrypted()
                 return
             for part in (data, body):
                 view = memoryview(part)
                 while view:
                     records.encrypt(view[:_PIECE_BYTES])
                     view = view[_PIECE_BYTES:]
-                    self.write_view(records.take(REACTOR_SPACE))
+                    self._send_encrypted()
         except Error:
             self._tls.abortConnection()
+
+    def _send_encrypted(self) -> None:
+        full = True
+        while full:
+            piece = self.records.take(REACTOR_SPACE)
+            self.write_view(piece)
+            full = len(piece) == len(REACTOR_SPACE.view)
 
     def read_on(self) -> None:
         """Read first what a transfer left in OpenSSL's connection."""

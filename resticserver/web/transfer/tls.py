@@ -55,6 +55,9 @@ class TlsSendTransfer(SendfileTransfer):
             while not self._stopped:
                 while self._encrypted:
                     self._encrypted = self._encrypted[self._socket.send(self._encrypted, socket.MSG_DONTWAIT) :]
+                self._encrypted = records.take(space)  # what there was no space for before
+                if self._encrypted:
+                    continue
                 if self._offset == until_offset and not self._head:
                     self._more = True
                     return until_offset == self._end_offset

@@ -35,13 +35,15 @@ from resticserver.telemetry.limited import Limited
 from resticserver.telemetry.record import Ending, Record
 from resticserver.threads.pools import JobPool, Pools
 from resticserver.web.authentication import NoAuthentication
+from resticserver.web.http1 import tls_writer
 from resticserver.web.http1.options import STALL_TIMEOUT_S, SiteOptions
 from resticserver.web.http1.site import RepositorySite
 from resticserver.web.http1.tls_connection import behind_tls
+from resticserver.web.http1.tls_records import Space
 from resticserver.web.http1.turns import Turns
 from resticserver.web.routes import Api, Repositories
 from resticserver.web.transfer import body as bodies
-from resticserver.web.transfer import plain
+from resticserver.web.transfer import plain, tls
 
 from ...support.certificates import make_certificate
 from ...support.client import connect, object_id, random_bytes, read_reply
@@ -103,13 +105,15 @@ class DirectCase(TestCase):
     """A site on a port of its own."""
 
     timeout = 2 * PATIENCE_S
+    #: Of its pool.
+    threads = 4
 
     def setUp(self) -> None:
         self.path = scratch_directory(self) / "data"
         self.store = Store(str(self.path))
         self.store.prepare()
         self.store.create_repository(())
-        self.pool = JobPool(real, "jobs", 4)
+        self.pool = JobPool(real, "jobs", self.threads)
         self.pool.startService()
         self.addCleanup(self.pool.stopService)
         self.records: list[Record] = []
@@ -495,32 +499,6 @@ class SendTests(DirectCase):
 
         self.assertEqual(BODY, (await self.client(talk)).partition(b"\r\n\r\n")[2])
 
-    async def test_slow_clients(self) -> None:
-        """Several that stop reading now and then, served by one thread: each gets its own bytes."""
-        pool = JobPool(real, "one", 1)
-        pool.startService()
-        self.addCleanup(pool.stopService)
-        self.pool.run = pool.run  # type: ignore[method-assign]
-        objects = [random_bytes(seed=seed, length=8 * MIB) for seed in range(3)]
-        gets = [self.store_body(body) for body in objects]
-
-        def content(got: bytearray) -> bytearray:
-            return got.partition(b"\r\n\r\n")[2]
-
-        def talk(connection: socket.socket) -> list[bytes]:
-            with contextlib.ExitStack() as stack:
-                connections = [connection, *(stack.enter_context(self.connect()) for _ in gets[1:])]
-                for one, get in zip(connections, gets, strict=True):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-                    one.sendall(get)
-                received = [bytearray() for _ in connections]
-                while left := [number for number, got in enumerate(received) if len(content(got)) < 8 * MIB]:
-                    for number in left:
-                        received[number] += connections[number].recv(512 << 10)
-                return [bytes(content(got)) for got in received]
-
-        self.assertEqual([True] * 3, [a == b for a, b in zip(await self.client(talk), objects, strict=True)])
-
     async def test_lost(self) -> None:
         """A client that goes away in the middle: one record that says so."""
         body = BODY * 8
@@ -567,5 +545,56 @@ class SendTests(DirectCase):
         self.assertEqual([Ending.TRUNCATED], [record.ending for record in self.records])
 
 
+class ShortRecordTests(TlsCase):
+    """Clients may ask for short records (RFC 6066 section 4), and then an answer takes more space than was thought."""
+
+    async def test_all_is_sent(self) -> None:
+        """All of it is sent, by a transfer and by the reactor's thread."""
+        self.patch(tls, "encrypted_bytes", lambda size_bytes: 1000)
+        self.patch(tls_writer, "REACTOR_SPACE", Space(100))
+        get, small = self.store_body(BODY), self.store_body(BODY[: 100 << 10])
+
+        def talk(connection: socket.socket) -> bytes:
+            connection.sendall(get + small + b"GET /keys/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            with connection.makefile("rb") as replies:
+                return replies.read()
+
+        answers = (await self.client(talk)).split(b"HTTP/1.1 200 OK\r\n")[1:]
+        contents = [answer.partition(b"\r\n\r\n")[2] for answer in answers]
+        self.assertEqual([BODY, BODY[: 100 << 10], b"[]"], contents)
+
+
+class OneThreadTests(DirectCase):
+    """Transfers that share a thread, and its buffers."""
+
+    threads = 1
+
+    async def test_slow_clients(self) -> None:
+        """Several that stop reading now and then: each gets its own bytes."""
+        objects = [random_bytes(seed=seed, length=8 * MIB) for seed in range(3)]
+        gets = [self.store_body(body) for body in objects]
+
+        def content(got: bytearray) -> bytearray:
+            return got.partition(b"\r\n\r\n")[2]
+
+        def talk(connection: socket.socket) -> list[bytes]:
+            with contextlib.ExitStack() as stack:
+                connections = [connection, *(stack.enter_context(self.connect()) for _ in gets[1:])]
+                for one, get in zip(connections, gets, strict=True):
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+                    one.sendall(get)
+                received = [bytearray() for _ in connections]
+                while left := [number for number, got in enumerate(received) if len(content(got)) < 8 * MIB]:
+                    for number in left:
+                        received[number] += connections[number].recv(512 << 10)
+                return [bytes(content(got)) for got in received]
+
+        self.assertEqual([True] * 3, [a == b for a, b in zip(await self.client(talk), objects, strict=True)])
+
+
 class TlsSendTests(TlsCase, SendTests):
     """Downloads by L{directtls.TlsSendTransfer}."""
+
+
+class TlsOneThreadTests(TlsCase, OneThreadTests):
+    """The same over TLS."""
